@@ -1,0 +1,1 @@
+"""The directory that an export leaves: manifest, hashes, atomic commit."""

@@ -1,0 +1,189 @@
+"""The command line: each command parses, makes one library call, prints, and ends with the error's exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.markup import escape
+
+from samx import console
+from samx.errors import SamxError, UsageError
+
+app = typer.Typer(
+    name="samx", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Put the Segment Anything mask decoder on devices, with proof that it still computes the same masks.",
+    epilog="First steps:  samx export  ·  samx segment PICTURE.png --point 300,200 --model sam1-demo-onnx",
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda. Never changed silently.")]
+Threads = Annotated[Optional[int], typer.Option(help="CPU threads (default: all).", min=1)]
+
+
+@app.command(
+    epilog="samx export  ·  samx export sam_vit_b.pth --single -o vit-b  ·  samx export sam2.1_hiera_tiny.pt --opset 23"
+)
+def export(
+    checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
+    target: Annotated[str, typer.Option(help="Backend to export for; 'samx doctor' lists them.")] = "onnx",
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Directory to make.")] = None,
+    family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers.")] = False,
+    multimask: Annotated[bool, typer.Option("--multimask", help="Three masks a prompt (default).")] = False,
+    single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
+    all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
+    mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
+    image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
+    points: Annotated[int, typer.Option(help="Most points a prompt, padding counted; chooses the form.", min=1)] = 8,
+    opset: Annotated[int, typer.Option(help="ONNX opset: 18 (every backend) or 23 (Attention).")] = 18,
+    split: Annotated[bool, typer.Option("--split", help="An image graph and a prompt graph.")] = False,
+    simplify: Annotated[bool, typer.Option(help="Run onnxsim.")] = True,
+    embedding: Annotated[Optional[list[Path]], typer.Option(help="Judge on your own embedding files.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
+    from samx.export import ExportRequest
+    from samx.export import export as run
+
+    precision = _one_of("precision", {"fp16": fp16, "int8": int8}, "fp32")
+    masks = _one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}, "multimask")
+    name = checkpoint.name.partition(".")[0] if checkpoint else f"{family}-demo"
+    request = ExportRequest(
+        out=output or Path(f"{name}-{target}{'' if precision == 'fp32' else '-' + precision}"),
+        checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
+        mask_input=mask_input, image_size=image_size, embeddings=embedding or (), overwrite=force,
+        options={"opset": opset, "split": split, "simplify": simplify, "points": points},
+    )  # fmt: skip
+    with console.steps() as progress:
+        result = run(request, progress)
+    console.show(result, console.exported, as_json=json)
+
+
+@app.command(epilog="samx validate sam1-demo-onnx  ·  samx validate DIR --checkpoint sam_vit_b.pth --junit parity.xml")
+def validate(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Artifact to judge.")],
+    checkpoint: Annotated[Optional[Path], typer.Option(help="Compute the expectations anew from these weights.")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    junit: Annotated[Optional[Path], typer.Option(help="Write JUnit XML for CI here.")] = None,
+    report: Annotated[Optional[Path], typer.Option(help="Write the JSON report here.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare an artifact with PyTorch on this machine; exit code 3 if it differs."""
+    from samx.validate import validate as run
+
+    with console.steps() as progress:
+        progress(f"Judging {path}")
+        result = run(path, device=device, threads=threads, checkpoint=checkpoint)
+    console.save_reports(result, report, junit)
+    console.show(result, console.judged, as_json=json)
+    raise typer.Exit(0 if result.passed else 3)
+
+
+@app.command(
+    epilog="samx segment photo.jpg --point 300,200 --model sam1-demo-onnx -o overlay.png  ·  "
+    "samx segment photo.jpg --box 40,60,300,380 --model DIR --embedding photo.npz"
+)
+def segment(
+    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    model: Annotated[Path, typer.Option(help="Artifact directory.")],
+    point: Annotated[Optional[list[str]], typer.Option(help="x,y on the object; repeat for more.")] = None,
+    background: Annotated[Optional[list[str]], typer.Option(help="x,y off the object; repeat for more.")] = None,
+    box: Annotated[Optional[str], typer.Option(help="x0,y0,x1,y1 around the object.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Overlay picture to write.")] = Path("overlay.png"),
+    embedding: Annotated[Optional[Path], typer.Option(help="The picture's embedding: .npz or .npy.")] = None,
+    encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
+    pixels: Annotated[str, typer.Option(help="What that encoder takes: unit (0 to 1) or imagenet.")] = "unit",
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a picture that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Draw the best mask for a prompt over a picture."""
+    from samx.images import check_free, write_png
+    from samx.prompts import Prompt, parse_box, parse_point
+    from samx.segment import segment_picture
+
+    check_free(output, force)
+    prompt = Prompt.of_clicks(
+        [parse_point(text) for text in point or ()], [parse_point(text) for text in background or ()],
+        parse_box(box) if box else None,
+    )  # fmt: skip
+    with console.steps() as progress:
+        progress(f"Segmenting {image.name}")
+        result = segment_picture(
+            image, model, [prompt], embedding=embedding, encoder=encoder, pixels=pixels, device=device, threads=threads
+        )
+        write_png(output, result.draw(), overwrite=force)
+    console.show((output, result), console.segmented, as_json=json)
+
+
+@app.command(epilog="samx inspect sam1-demo-onnx  ·  samx inspect sam1-demo-onnx/decoder.onnx --json")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Artifact directory or ONNX file.")], json: Json = False
+) -> None:
+    """Say what an artifact is, without loading the model."""
+    from samx.inspect import inspect as run
+
+    console.show(run(path), console.inspected, as_json=json)
+
+
+@app.command(epilog="samx doctor  ·  samx doctor --json")
+def doctor(json: Json = False) -> None:
+    """Say which backends work here, and what to install for the others."""
+    from samx.doctor import doctor as run
+
+    console.show(run(), console.examined, as_json=json)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from samx import __version__
+
+        console.out.print(f"samx {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Take the options that belong to no command."""
+
+
+def _one_of(what: str, flags: dict[str, bool], default: str) -> str:
+    chosen = [name for name, is_set in flags.items() if is_set]
+    if len(chosen) > 1:
+        raise UsageError(f"more than one choice of {what}", found=" and ".join(chosen), expected="one")
+    return chosen[0] if chosen else default
+
+
+def run(command: Callable[[], Any], as_json: bool) -> int:
+    """Run a command and give its exit code; samx's own errors become one line."""
+    try:
+        command()
+    except SamxError as error:
+        if as_json:
+            console.print_json(error.to_json())
+        console.err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.err.print("stopped; nothing was left behind")
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Start samx from the shell."""
+    sys.exit(run(app, "--json" in sys.argv))
+
+
+if __name__ == "__main__":
+    main()

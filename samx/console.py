@@ -1,0 +1,144 @@
+"""What the commands show: tables and lines for people, one JSON document for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from samx.export import ExportResult
+    from samx.segment import Segmentation
+    from samx.validators.report import ParityReport
+
+out = Console()
+err = Console(stderr=True)
+MIB = 1024 * 1024
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Show which step is under way: a spinner in a terminal, a line each elsewhere."""
+    if not err.is_terminal:
+        yield lambda text: err.print(f"{text} ...", highlight=False)
+        return
+    with err.status("") as status:
+        yield lambda text: status.update(escape(text))
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document, undecorated."""
+    out.print(json.dumps(document, indent=2, default=str), markup=False, highlight=False, soft_wrap=True)
+
+
+def show(result: Any, view: Callable[[Any], tuple[Any, Callable[[], None]]], *, as_json: bool) -> None:
+    """Show a result through one of the views below: its data, or its picture for people."""
+    data, draw = view(result)
+    if as_json:
+        print_json(data)
+    else:
+        draw()
+
+
+def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
+    """View an export."""
+    from samx.validators.render import to_table
+
+    manifest = result.manifest
+    data = {"path": str(result.path), "manifest": manifest.to_json(), "parity": result.report.to_json()}
+
+    def draw() -> None:
+        out.print(to_table(result.report))
+        size = sum(entry.bytes for entry in manifest.files.values()) / MIB
+        out.print(f"[green]exported[/] {escape(manifest.checkpoint.kind)} to [bold]{escape(str(result.path))}[/] "
+                  f"({size:.1f} MiB); evidence: graph, on this machine", highlight=False)  # fmt: skip
+
+    return data, draw
+
+
+def judged(report: ParityReport) -> tuple[Any, Callable[[], None]]:
+    """View a parity report."""
+    from samx.validators.render import to_table
+
+    def draw() -> None:
+        out.print(to_table(report))
+        for line in report.all_failures():
+            out.print(f"[red]failed:[/] {escape(line)}", highlight=False)
+        out.print(escape(report.summary()), highlight=False)
+
+    return report.to_json(), draw
+
+
+def save_reports(report: ParityReport, json_file: Path | None, junit: Path | None) -> None:
+    """Write the reports that were asked for."""
+    from samx.artifacts.commit import write_file
+    from samx.validators.render import to_junit
+
+    if json_file is not None:
+        report.save(json_file)
+    if junit is not None:
+        write_file(junit, to_junit(report).encode())
+
+
+def segmented(result: tuple[Path, Segmentation]) -> tuple[Any, Callable[[], None]]:
+    """View a segmentation."""
+    path, found = result
+    masks = [
+        {"predicted_iou": m.predicted_iou, "stability": m.stability, "area_px": m.area_px, "box": m.box, "mask": m.index}
+        for m in found.masks
+    ]
+
+    def draw() -> None:
+        for mask in found.masks:
+            out.print(f"mask {mask.index}: predicted IoU {mask.predicted_iou:.3f}, stability {mask.stability:.3f}, "
+                      f"{mask.area_px} px", highlight=False)  # fmt: skip
+        out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
+
+    return {"overlay": str(path), "masks": masks}, draw
+
+
+def inspected(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
+    """View what an artifact is."""
+    return facts, lambda: out.print(_tree(facts))
+
+
+def examined(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
+    """View what this machine can do."""
+
+    def draw() -> None:
+        out.print(f"samx {facts['samx']}, Python {facts['python']}, {facts['platform']}", highlight=False)
+        table = Table("", "ability", "versions and devices", "why not, and what to do")
+        for ability in facts["abilities"]:
+            versions = [f"{name} {number}" for name, number in ability["versions"].items()]
+            devices = [f"devices: {', '.join(ability['devices'])}"] if ability["devices"] else []
+            advice = [text for text in (ability["reason"], ability["fix"]) if text]
+            mark = "[green]yes[/]" if ability["available"] else "[red]no[/]"
+            table.add_row(mark, escape(ability["name"]), escape("\n".join(versions + devices)), escape("\n".join(advice)))
+        out.print(table)
+
+    return facts, draw
+
+
+def _tree(facts: dict[str, Any]) -> Table:
+    """Lay nested facts out in two columns."""
+    table = Table(show_header=False, box=None)
+    for name, value in _flat(facts):
+        table.add_row(f"[bold]{escape(name)}[/]", escape(value))
+    return table
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for i, entry in enumerate(value):
+                yield from _flat(entry, f"{prefix}{name}[{i}].")
+        else:
+            yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

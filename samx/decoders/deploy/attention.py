@@ -1,0 +1,256 @@
+"""Cross-attentions between a few tokens and 4096 image cells, in three exact forms.
+
+Letters in the shape comments: N prompts, T tokens, L = G*G image cells, C = 256 channels, h heads of width d.
+
+- cached: the image side was projected once per image (layer 0 without a mask prompt).
+- absorbed: the projections move to the token side, 4096 x C x 8T products; cheaper while 8T < 128.
+- direct: the image side is projected for every prompt, as the reference does; cheaper for many points.
+
+Image tensors carry an extra axis of 1, (N, 1, L, C): ONNX Runtime fuses additions with layer norms on 3-D tensors into
+a kernel that is several times slower at this size.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samx.decoders.reference import Attention
+
+
+class Linear(nn.Module):
+    """Hold a linear layer as the (in, out) matrix that MatMul takes."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.t().contiguous())
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.get_buffer("weight")
+        return y if self.bias is None else y + self.bias
+
+
+def linear(layer: nn.Linear, scale: float = 1.0) -> Linear:
+    """Copy a linear layer, scaled."""
+    bias = None if layer.bias is None else layer.bias.detach() * scale
+    return Linear(layer.weight.detach() * scale, bias)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Separate heads. Shapes: (N, T, h*d) -> (N, h, T, d)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """Put heads back. Shapes: (N, h, T, d) -> (N, T, h*d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:
+    """Mix values by softmax(q k^T), scale already in q. Shapes: (N, h, Tq, d), (N, h, Tk, d) x 2 -> (N, h, Tq, d).
+
+    Fused, the exporter writes ONNX's Attention (opset 23 and later); else plain products.
+    """
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
+def query_scale(source: Attention) -> float:
+    """Give 1/sqrt(d), folded into the smaller side of the product."""
+    return 1 / math.sqrt(source.q_proj.out_features // source.heads)
+
+
+def per_head_rows(weight: Tensor, heads: int) -> Tensor:
+    """View a projection's weight by head. Shapes: (h*d, C) -> (h, d, C)."""
+    return weight.detach().unflatten(0, (heads, -1)).contiguous()
+
+
+class SelfAttention(nn.Module):
+    """Attend among the tokens."""
+
+    def __init__(self, source: Attention, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.fused = source.heads, fused
+        self.query = linear(source.q_proj, query_scale(source))
+        self.key = linear(source.k_proj)
+        self.value = linear(source.v_proj)
+        self.out = linear(source.out_proj)
+
+    def forward(self, positioned: Tensor, tokens: Tensor) -> Tensor:
+        """Shapes: (N, T, C) with the positional term, (N, T, C) without -> (N, T, C)."""
+        q = split_heads(self.query(positioned), self.heads)
+        k = split_heads(self.key(positioned), self.heads)
+        v = split_heads(self.value(tokens), self.heads)
+        out: Tensor = self.out(join_heads(attend(q, k, v, self.fused)))
+        return out
+
+
+class CellProjection(nn.Module):
+    """Project an image embedding as it comes, channels first: heads separate without moving anything."""
+
+    def __init__(self, layer: nn.Linear, offset: Tensor, heads: int) -> None:
+        """Take the layer and what is added to the image beforehand. Shapes: offset (L or 1, C)."""
+        super().__init__()
+        weight = layer.weight.detach().clone()
+        self.heads = heads
+        self.register_buffer("weight", weight)  # (h*d, C)
+        self.register_buffer("bias", weight @ offset.t() + layer.bias.detach().unsqueeze(1))  # (h*d, L or 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Shapes: (1, C, L) -> (1, h, d, L)."""
+        return (self.get_buffer("weight") @ image + self.get_buffer("bias")).unflatten(1, (self.heads, -1))
+
+
+class CachedTokenToImage(nn.Module):
+    """Attend to image keys and values that all prompts share."""
+
+    def __init__(self, source: Attention, no_mask: Tensor, position: Tensor) -> None:
+        super().__init__()
+        self.heads = source.heads
+        self.query = linear(source.q_proj, query_scale(source))
+        self.keys = CellProjection(source.k_proj, position + no_mask, self.heads)
+        self.values = CellProjection(source.v_proj, no_mask, self.heads)
+        self.out = linear(source.out_proj)
+
+    def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Shapes: (N, T, C), (1, h, d, L) x 2 -> (N, T, C). All prompts' tokens form one long query."""
+        n = tokens.shape[0]
+        q = split_heads(self.query(tokens).flatten(0, 1).unsqueeze(0), self.heads)  # (1, h, N*T, d)
+        mixed = (q @ keys).softmax(-1) @ values.transpose(-1, -2)
+        out: Tensor = self.out(join_heads(mixed).squeeze(0).unflatten(0, (n, -1)))
+        return out
+
+
+class AbsorbedTokenToImage(nn.Module):
+    """Attend to unprojected image cells: keys and values are projected on the token side."""
+
+    def __init__(self, source: Attention, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.fused = source.heads, fused
+        self.query = linear(source.q_proj, query_scale(source))
+        self.register_buffer("key", per_head_rows(source.k_proj.weight, self.heads))  # (h, d, C)
+        value = per_head_rows(source.v_proj.weight, self.heads).transpose(-1, -2)
+        self.register_buffer("value", value.contiguous())  # (h, C, d)
+        # The rows of the attention sum to one, so the value bias passes through to the output.
+        weight, bias = source.out_proj.weight.detach(), source.out_proj.bias.detach()
+        self.out = Linear(weight, bias + weight @ source.v_proj.bias.detach())
+
+    def forward(self, tokens: Tensor, image: Tensor, positioned: Tensor) -> Tensor:
+        """Shapes: (N, T, C), (N, 1, L, C), (N, 1, L, C) with the positional term -> (N, T, C)."""
+        q = split_heads(self.query(tokens), self.heads) @ self.get_buffer("key")  # (N, h, T, C)
+        mixed = attend(q.flatten(1, 2).unsqueeze(1), positioned, image, self.fused)  # (N, 1, h*T, C)
+        by_head = mixed.squeeze(1).unflatten(1, (self.heads, -1)) @ self.get_buffer("value")  # (N, h, T, d)
+        out: Tensor = self.out(join_heads(by_head))
+        return out
+
+
+class DirectTokenToImage(nn.Module):
+    """Attend to image cells projected for this prompt."""
+
+    def __init__(self, source: Attention, fused: bool) -> None:
+        super().__init__()
+        self.heads, self.fused = source.heads, fused
+        self.query = linear(source.q_proj, query_scale(source))
+        self.key = Linear(source.k_proj.weight.detach(), None)
+        self.value = linear(source.v_proj)
+        self.out = linear(source.out_proj)
+
+    def forward(self, tokens: Tensor, image: Tensor, positioned: Tensor) -> Tensor:
+        """Shapes: (N, T, C), (N, 1, L, C), (N, 1, L, C) with the positional term -> (N, T, C)."""
+        q = split_heads(self.query(tokens), self.heads)
+        k = split_heads(self.key(positioned).squeeze(1), self.heads)
+        v = split_heads(self.value(image).squeeze(1), self.heads)
+        out: Tensor = self.out(join_heads(attend(q, k, v, self.fused)))
+        return out
+
+
+class TokenSide(nn.Module):
+    """Prepare the tokens as keys and values of the image's queries."""
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        self.heads = source.heads
+        self.key = linear(source.k_proj, query_scale(source))
+        self.value = linear(source.v_proj)
+        # The output projection, by head; each head's attention rows sum to one, so each carries 1/h of the bias.
+        by_head = source.out_proj.weight.detach().t().unflatten(0, (self.heads, -1))
+        self.register_buffer("out", by_head.contiguous())  # (h, d, C)
+        self.register_buffer("out_bias", source.out_proj.bias.detach() / self.heads)
+
+    def keys(self, positioned: Tensor) -> Tensor:
+        """Shapes: (N, T, C) with the positional term -> (N, h, T, d)."""
+        return split_heads(self.key(positioned), self.heads)
+
+    def mix(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """Mix values that were projected all the way to the image's channels.
+
+        Shapes: scores (N, h, T, L), (N, T, C) -> update (N, 1, L, C).
+        """
+        values = split_heads(self.value(tokens), self.heads) @ self.get_buffer("out") + self.out_bias  # (N, h, T, C)
+        weights = softmax_over_tokens(scores).flatten(1, 2)  # (N, h*T, L)
+        return (weights.transpose(1, 2) @ values.flatten(1, 2)).unsqueeze(1)
+
+
+def softmax_over_tokens(scores: Tensor) -> Tensor:
+    """Normalise over the few tokens, cells innermost. Shapes: (N, h, T, L) -> the same.
+
+    Written out: softmax kernels want the axis last, where rows of 7 cost four times as much (ONNX Runtime, CPU).
+    """
+    grown = (scores - scores.amax(2, keepdim=True)).exp()
+    return grown / grown.sum(2, keepdim=True)
+
+
+class CachedImageToToken(nn.Module):
+    """Let image queries that all prompts share attend to the tokens."""
+
+    def __init__(self, source: Attention, no_mask: Tensor, position: Tensor) -> None:
+        super().__init__()
+        self.queries = CellProjection(source.q_proj, position + no_mask, source.heads)
+        self.tokens = TokenSide(source)
+
+    def forward(self, queries: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
+        """Shapes: (1, h, d, L), (N, T, C) x 2 -> update (N, 1, L, C)."""
+        return self.tokens.mix(self.tokens.keys(positioned_tokens) @ queries, tokens)
+
+
+class AbsorbedImageToToken(nn.Module):
+    """Let unprojected image cells attend to the tokens: the query projection moves to the token side."""
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        self.tokens = TokenSide(source)
+        self.register_buffer("query", per_head_rows(source.q_proj.weight, source.heads))  # (h, d, C)
+        bias = source.q_proj.bias.detach().unflatten(0, (source.heads, -1, 1))
+        self.register_buffer("query_bias", bias.contiguous())  # (h, d, 1)
+
+    def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
+        """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 -> update (N, 1, L, C)."""
+        keys = self.tokens.keys(positioned_tokens)  # (N, h, T, d)
+        absorbed = (keys @ self.get_buffer("query")).flatten(1, 2).unsqueeze(1)  # (N, 1, h*T, C)
+        scores = (absorbed @ positioned.transpose(-1, -2)).squeeze(1).unflatten(1, (self.tokens.heads, -1))
+        return self.tokens.mix(scores + keys @ self.get_buffer("query_bias"), tokens)
+
+
+class DirectImageToToken(nn.Module):
+    """Let image cells projected for this prompt attend to the tokens."""
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        self.heads = source.heads
+        self.query = linear(source.q_proj, query_scale(source))
+        self.key = linear(source.k_proj)
+        self.value = linear(source.v_proj)
+        self.out = linear(source.out_proj)
+
+    def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
+        """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 -> update (N, 1, L, C)."""
+        q = split_heads(self.query(positioned).squeeze(1), self.heads)  # (N, h, L, d)
+        k = split_heads(self.key(positioned_tokens), self.heads)  # (N, h, T, d)
+        v = split_heads(self.value(tokens), self.heads)
+        weights = softmax_over_tokens(k @ q.transpose(-1, -2))  # (N, h, T, L)
+        out: Tensor = self.out(join_heads(weights.transpose(-1, -2) @ v).unsqueeze(1))
+        return out

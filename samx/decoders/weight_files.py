@@ -1,0 +1,214 @@
+"""Open weight files of every supported format without reading more than is asked for, and without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samx.errors import CheckpointError
+from samx.extras import require
+
+HASH_CHUNK_BYTES = 1 << 20
+# {"state": {"model": {"module": {...}}}} is the deepest wrapping seen; also ends a mapping that holds itself.
+MAX_NESTING = 5
+# Files of a Hugging Face directory, in the order of preference; the second of a pair lists the shards of the first.
+DIRECTORY_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+INDEX_SUFFIX = ".index.json"
+GIT_LFS_START = b"version https://git-lfs"
+WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors or a Hugging Face model directory"
+DOWNLOAD_AGAIN = "Download it again and compare its size or hash with the publisher's."
+
+Reader = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """List the tensors of a checkpoint by key, each to be read when called for."""
+
+    path: Path
+    files: tuple[Path, ...]
+    readers: Mapping[str, Reader]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """A short name: the file's, or the directory's where the file has everybody's name."""
+        generic = self.path.is_dir() or self.path.name in DIRECTORY_FILES
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return folder.resolve().name if generic else self.path.stem
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weight file, or of all shards together."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def sha256(self) -> str:
+        """Hash the weight file; shards are hashed as one stream, in the order of their names."""
+        digest = hashlib.sha256()
+        for chunk in _chunks(self.files):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def open_weights(path: Path) -> WeightSource:
+    """Open a weight file or a Hugging Face model directory.
+
+    Raises: CheckpointError when it is missing, damaged or of another kind.
+    """
+    try:
+        if not path.is_file() and not path.is_dir():
+            raise CheckpointError(
+                f"checkpoint '{path}' does not exist or is no file", expected=WANTED, fix="Check the path."
+            )
+        weight_file = _directory_file(path) if path.is_dir() else path
+        files = _shards(weight_file) if weight_file.name.endswith(INDEX_SUFFIX) else (weight_file,)
+        readers: dict[str, Reader] = {}
+        metadata: dict[str, str] = {}
+        for file in files:
+            more, notes = _open_file(file)
+            readers |= more
+            metadata |= notes
+        return WeightSource(path, files, readers, metadata, _config(weight_file))
+    except OSError as cause:
+        raise CheckpointError(
+            f"checkpoint '{path}' cannot be read", found=cause.strerror or cause, fix="Check its permissions."
+        ) from cause
+
+
+def _directory_file(folder: Path) -> Path:
+    for name in DIRECTORY_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"no weights in directory '{folder}'",
+        found=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing",
+        expected=" or ".join(DIRECTORY_FILES),
+        fix="Name the weight file itself, or complete the download.",
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = _json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(
+            f"'{index}' does not list shards", expected="'weight_map' with file names", fix=DOWNLOAD_AGAIN
+        )
+    shards = tuple(index.parent / name for name in sorted(names))
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"shards of '{index}' are missing", found=f"no {', '.join(missing[:3])}", fix="Complete the download."
+        )
+    return shards
+
+
+def _config(weight_file: Path) -> Mapping[str, Any]:
+    path = weight_file.parent / "config.json"
+    belongs = weight_file.name in DIRECTORY_FILES  # beside other files it may be any program's
+    return _json(path) if belongs and path.is_file() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise CheckpointError(f"'{path}' is not valid JSON", found=cause, fix=DOWNLOAD_AGAIN) from cause
+    return data if isinstance(data, dict) else {}
+
+
+def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
+    with path.open("rb") as file:
+        start = file.read(max(len(GIT_LFS_START), 9))
+    if not start:
+        raise CheckpointError(f"checkpoint '{path}' is empty", found="0 bytes", expected=WANTED, fix=DOWNLOAD_AGAIN)
+    if start.startswith(GIT_LFS_START):
+        raise CheckpointError(
+            f"'{path}' is a Git LFS pointer, not the weights", expected=WANTED, fix="Fetch the file: git lfs pull."
+        )
+    # A safetensors file starts with the length of its JSON header, eight bytes, and then the header's brace.
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return _open_safetensors(path)
+    return _open_torch(path, is_zip=start.startswith(b"PK")), {}
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
+    safetensors = require("safetensors", "export", "reading a .safetensors checkpoint")
+    try:
+        handle = safetensors.safe_open(path, framework="pt")
+    except safetensors.SafetensorError as cause:
+        raise CheckpointError(
+            f"'{path}' is truncated or not a safetensors file", found=cause, expected=WANTED, fix=DOWNLOAD_AGAIN
+        ) from cause
+    readers: dict[str, Reader] = {key: partial(handle.get_tensor, key) for key in handle.keys()}  # noqa: SIM118
+    return readers, dict(handle.metadata() or {})
+
+
+def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
+    if is_zip and not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"checkpoint '{path}' is truncated", found="a zip file without its end", expected=WANTED, fix=DOWNLOAD_AGAIN
+        )
+    try:
+        # mmap reads only the tensors that are touched; the format before PyTorch 1.6 is no zip and cannot do it.
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as cause:
+        raise CheckpointError(
+            f"checkpoint '{path}' was not opened, because it is no plain weights file",
+            found="other bytes, or Python objects that could run code",
+            expected=WANTED,
+            fix="Where it comes from, save only the weights: safetensors.torch.save_file(model.state_dict(), ...).",
+        ) from cause
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as cause:
+        raise CheckpointError(
+            f"checkpoint '{path}' is damaged or no PyTorch file",
+            found=_first_sentence(cause),
+            expected=WANTED,
+            fix=DOWNLOAD_AGAIN,
+        ) from cause
+    return {key: partial(_same, tensor) for key, tensor in _flatten(data)}
+
+
+def _flatten(data: object, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Walk nested mappings; the names of the outer ones become prefixes of the keys."""
+    if not isinstance(data, Mapping) or level >= MAX_NESTING:
+        return
+    for key, value in data.items():
+        if not isinstance(key, str):  # optimiser state is keyed by number
+            continue
+        if isinstance(value, Tensor):
+            yield prefix + key, value
+        else:
+            yield from _flatten(value, f"{prefix}{key}.", level + 1)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _first_sentence(error: Exception) -> str:
+    # PyTorch's longer messages go on to suggest switching the safe loading off.
+    return str(error).strip().split("\n")[0].split(". ")[0][:120] or type(error).__name__
+
+
+def _chunks(files: tuple[Path, ...]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                yield chunk

@@ -1,0 +1,138 @@
+"""The demo model as one module, and the names under which its weights are stored."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from samx.decoders.reference import Attention, ReferenceDecoder
+from samx.decoders.spec import DecoderSpec, Family
+from samx.demo import demo_checkpoint
+from samx.demo.encoder import DemoEncoder
+
+FORMAT_TAG = "samx_demo"
+
+# The head start below: found by trying, on a few hundred steps.
+POSITION_SCALE = 1.5  # spread of the positional frequencies: the scenes' sub-parts are small
+LABEL_SCALE = 0.3  # label embeddings: they should not drown the position that they are added to
+ATTENTION_GAIN = 1.3
+
+# Module name -> name in Meta's checkpoints, first match wins.
+STORED_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "sam1": (("encoder.", "image_encoder."), ("decoder.", "")),
+    "sam2": (
+        ("encoder.conv_s", "sam_mask_decoder.conv_s"),
+        ("encoder.", "image_encoder."),
+        ("decoder.mask_decoder.", "sam_mask_decoder."),
+        ("decoder.prompt_encoder.", "sam_prompt_encoder."),
+    ),
+}
+SAM2_PARTS = ((".mlp.lin1.", ".mlp.layers.0."), (".mlp.lin2.", ".mlp.layers.1."))
+
+
+def demo_spec(family: str, grid: int = 64) -> DecoderSpec:
+    """Describe the demo decoder, every mask token kept, at a grid."""
+    sam2 = family == "sam2"
+    return DecoderSpec(
+        family=cast(Family, family), image_size=16 * grid, masks="all", iou_sigmoid=sam2, high_res_features=sam2,
+        object_score=sam2,
+    )  # fmt: skip
+
+
+class DemoModel(nn.Module):
+    """Hold the demo encoder and a full-size decoder at one grid."""
+
+    def __init__(self, family: str, grid: int = 64) -> None:
+        super().__init__()
+        self.family = family
+        self.spec = demo_spec(family, grid)
+        self.encoder = DemoEncoder(high_res=family == "sam2")
+        self.decoder = ReferenceDecoder(self.spec)
+
+    def decode(
+        self, features: tuple[Tensor, ...], coords: Tensor, labels: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Decode prompts with every token. Shapes: as ReferenceDecoder.all_masks."""
+        return self.decoder.all_masks(features[0], coords, labels, mask, None, *features[1:])
+
+
+def stored_name(family: str, name: str) -> str:
+    """Translate a parameter's module name into its name in the checkpoint."""
+    for ours, theirs in STORED_NAMES[family]:
+        if name.startswith(ours):
+            name = theirs + name[len(ours) :]
+            break
+    if family == "sam2":
+        for ours, theirs in SAM2_PARTS:
+            name = name.replace(ours, theirs)
+    return name
+
+
+def save_demo(model: DemoModel, path: Path, notes: dict[str, str]) -> None:
+    """Write the weights as float16, whole or not at all."""
+    state = {stored_name(model.family, k): v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    save_file(state, draft, metadata={"format": FORMAT_TAG, "family": model.family, **notes})
+    os.replace(draft, path)
+
+
+def load_demo(family: str, path: Path | None = None, grid: int = 64) -> DemoModel:
+    """Build the demo model of a family from a weights file (the shipped one by default), in float32."""
+    model = DemoModel(family, grid)
+    stored = load_file(path or demo_checkpoint(family))
+    state = {name: stored[stored_name(family, name)].float() for name in model.state_dict()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def demo_notes(path: Path) -> dict[str, str]:
+    """Read what a weights file says about itself."""
+    with safe_open(path, framework="pt") as handle:
+        return dict(handle.metadata() or {})
+
+
+def grow_to_sam2(sam1: DemoModel, grid: int) -> DemoModel:
+    """Start a SAM 2 model from a trained SAM 1 model, so that at first it predicts the same masks.
+
+    The high-resolution features start at zero; SAM 1's straight IoU y becomes sigmoid(4 y - 2), close to y.
+    """
+    sam2 = DemoModel("sam2", grid)
+    sam2.load_state_dict(sam1.state_dict(), strict=False)
+    with torch.no_grad():
+        for conv in (sam2.encoder.conv_s0, sam2.encoder.conv_s1):
+            assert conv is not None
+            assert conv.bias is not None
+            conv.weight.zero_()
+            conv.bias.zero_()
+        last = cast(nn.Linear, sam2.decoder.mask_decoder.iou_prediction_head.layers[-1])
+        last.weight.mul_(4.0)
+        last.bias.mul_(4.0).sub_(2.0)
+    return sam2
+
+
+@torch.no_grad()
+def head_start(decoder: ReferenceDecoder) -> None:
+    """Initialise the attentions between tokens and image so that like finds like from the first step.
+
+    Equal query and key weights make a click attend to where it lies and to what looks the same; the value's and
+    the output's weights undo each other, so that what is attended to arrives unchanged. From plain random
+    weights most of a short training would go into finding this.
+    """
+    decoder.prompt_encoder.pe_layer.get_buffer("positional_encoding_gaussian_matrix").mul_(POSITION_SCALE)
+    for embedding in (*decoder.prompt_encoder.point_embeddings, decoder.prompt_encoder.no_mask_embed):
+        cast(nn.Embedding, embedding).weight.mul_(LABEL_SCALE)
+    for module in decoder.mask_decoder.transformer.modules():
+        if isinstance(module, Attention) and module.q_proj.out_features < module.q_proj.in_features:
+            nn.init.orthogonal_(module.q_proj.weight, ATTENTION_GAIN)
+            module.k_proj.weight.copy_(module.q_proj.weight)
+            nn.init.orthogonal_(module.v_proj.weight)
+            module.out_proj.weight.copy_(module.v_proj.weight.T)
+            for linear in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
+                linear.bias.zero_()

@@ -1,0 +1,150 @@
+"""Export a decoder, prove it, and leave it as an artifact; or leave nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samx.artifacts.commit import seal, staging
+from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
+from samx.decoders.session import Feed
+from samx.decoders.spec import DecoderSpec, Family, MaskChoice
+from samx.demo import demo_checkpoint
+from samx.errors import ParityError
+from samx.extras import require
+from samx.images import read_embedding
+from samx.registry import Backend, backend, check_precision, load
+from samx.validators.cases import default_frames, parity_cases
+from samx.validators.child import SUITE_ROLE, gate_in_child
+from samx.validators.report import ParityReport
+from samx.validators.suite import ParitySuite
+
+if TYPE_CHECKING:
+    from samx.decoders.checkpoint import LoadedDecoder
+
+SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
+ENCODER_ROLE = "encoder"
+# Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
+MOST_EMBEDDINGS = 4
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Say what to export, how, and where to."""
+
+    out: Path
+    checkpoint: Path | None = None  # None: the demo model of `family`
+    family: Family = "sam1"
+    target: str = "onnx"
+    precision: str = "fp32"
+    masks: MaskChoice = "multimask"
+    mask_input: bool = False
+    image_size: int | None = None
+    embeddings: Sequence[Path] = ()
+    overwrite: bool = False
+    options: dict[str, object] = field(default_factory=dict)  # of ExportOptions: opset, split, simplify, points
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Hold what was left at the target, and the report that let it stay."""
+
+    path: Path
+    manifest: Manifest
+    report: ParityReport
+
+
+def export(request: ExportRequest, progress: Progress = lambda _: None) -> ExportResult:
+    """Export, judge and commit; on any failure the target is as it was.
+
+    Raises: UsageError, CheckpointError, ImageError, WriteError; ParityError when the export computes something else.
+    """
+    entry = backend(request.target)
+    check_precision(entry, request.precision)
+    for library in ("torch", "safetensors", "onnx"):
+        require(library, "export", "export")
+    entry.require_runtime()
+    with staging(request.out, overwrite=request.overwrite) as directory:
+        manifest, report = _fill(request, entry, directory, progress)
+    return ExportResult(request.out, manifest, report)
+
+
+def _fill(
+    request: ExportRequest, entry: Backend, directory: Path, progress: Progress
+) -> tuple[Manifest, ParityReport]:
+    """Write every file of the artifact into a directory that is not yet the target."""
+    from samx.decoders.checkpoint import load_checkpoint
+    from samx.exporters.encoder import ENCODER_FILE, export_encoder, is_demo
+    from samx.exporters.job import ExportJob, ExportOptions
+
+    checkpoint = request.checkpoint or demo_checkpoint(request.family)
+    progress(f"Reading {checkpoint.name}")
+    loaded = load_checkpoint(checkpoint, image_size=request.image_size)
+    spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
+    demo = is_demo(checkpoint)
+    images, source = _images(request, spec, checkpoint, demo)
+
+    progress(f"Exporting the {entry.title} graph")
+    options = ExportOptions(precision=request.precision, **request.options)  # type: ignore[arg-type]
+    exported = load(entry.exporter)(ExportJob(loaded, spec, options), directory)
+    roles = {**exported.files, SUITE_FILE: SUITE_ROLE}
+    if demo:
+        progress("Exporting the demo encoder")
+        export_encoder(checkpoint, spec, directory)
+        roles[ENCODER_FILE] = ENCODER_ROLE
+
+    progress("Asking the PyTorch reference")
+    suite = _suite(loaded, spec, images, source)
+    suite.save(directory / SUITE_FILE)
+    manifest = Manifest(
+        target=entry.target, precision=request.precision, spec=spec, options=dict(exported.options),
+        tools=dict(exported.tools),
+        checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
+    )  # fmt: skip
+    seal(directory, manifest, roles)
+
+    progress("Comparing the export with PyTorch")
+    report = judge(directory)
+    report.save(directory / REPORT_FILE)
+    evidence = Evidence(
+        level="graph", report=REPORT_FILE, passed=True, runtime=str(report.placement["runtime"]),
+        device=str(report.placement["requested"]), created=utc_now(),
+    )  # fmt: skip
+    proven = replace(manifest, evidence=(evidence,))
+    return seal(directory, proven, {**roles, REPORT_FILE: REPORT_ROLE}), report
+
+
+def _images(
+    request: ExportRequest, spec: DecoderSpec, checkpoint: Path, demo: bool
+) -> tuple[list[Feed] | None, str | None]:
+    """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""
+    from samx.exporters.encoder import demo_images
+
+    if request.embeddings:
+        paths = request.embeddings[:MOST_EMBEDDINGS]
+        return [read_embedding(path, spec) for path in paths], ", ".join(path.name for path in paths)
+    if demo:
+        return demo_images(checkpoint, spec), "demo scenes, demo encoder"
+    return None, None
+
+
+def _suite(loaded: LoadedDecoder, spec: DecoderSpec, images: list[Feed] | None, source: str | None) -> ParitySuite:
+    from samx.runtimes.torch import reference_session
+
+    cases = parity_cases(spec, frames=default_frames(spec, len(images))) if images else None
+    return ParitySuite.build(reference_session(loaded, spec), images, cases, source)
+
+
+def judge(directory: Path) -> ParityReport:
+    """Run the gate on a sealed directory.
+
+    Raises: ParityError with the report's first failure.
+    """
+    report = gate_in_child(directory, level="graph")
+    if not report.passed:
+        raise ParityError(report.summary(), fix="Nothing was written.", report=report)
+    return report

@@ -1,0 +1,73 @@
+"""The backends: one line each. Modules are named, not imported, so that this costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from samx.errors import UsageError
+from samx.extras import require
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Name a target's exporter, its runtime and what they need."""
+
+    target: str
+    title: str
+    exporter: str  # "module:function"
+    runtime: str  # "module:function"
+    devices: str  # "module:function" that names the devices this machine has for it
+    precisions: tuple[str, ...]
+    library: str
+    extra: str
+
+    def require_runtime(self) -> None:
+        """Check that what runs this target is installed.
+
+        Raises: MissingExtraError naming the extra.
+        """
+        require(self.library, self.extra, f"running target '{self.target}'")
+
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "onnx", "ONNX Runtime", "samx.exporters.onnx:export", "samx.runtimes.onnxruntime:open_artifact",
+        "samx.runtimes.onnxruntime:devices", ("fp32",), "onnxruntime", "onnxruntime",
+    ),
+)  # fmt: skip
+
+
+def backend(target: str) -> Backend:
+    """Look a target up.
+
+    Raises: UsageError for a name that no backend has.
+    """
+    known = {entry.target: entry for entry in BACKENDS}
+    if target not in known:
+        raise UsageError(
+            "unknown export target", found=repr(target), expected=" or ".join(known),
+            fix="Run 'samx doctor' to see the backends.",
+        )  # fmt: skip
+    return known[target]
+
+
+def check_precision(entry: Backend, precision: str) -> None:
+    """Refuse a precision that the target does not export.
+
+    Raises: UsageError naming the precisions it has.
+    """
+    if precision not in entry.precisions:
+        raise UsageError(
+            f"target '{entry.target}' does not export this precision", found=precision,
+            expected=" or ".join(entry.precisions), fix="samx never changes a precision silently; choose a listed one.",
+        )  # fmt: skip
+
+
+def load(reference: str) -> Callable[..., Any]:
+    """Import what a registry line names."""
+    module, _, name = reference.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found

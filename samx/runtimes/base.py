@@ -1,0 +1,114 @@
+"""Runtime: the checks and the chunking that every backend shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from samx.decoders.session import Feed, FloatArray, Outputs, Placement
+from samx.decoders.spec import DecoderSpec, TensorSpec
+from samx.errors import ImageError, PromptError, SamxError, UsageError
+
+# Prompts decoded at a time. A prompt's largest tensors are the two upscalings (4 and 8 MiB) and three copies of the
+# image tokens (4 MiB each); docs/architecture.md has the measured peak per prompt. More prompts a call gain nothing on
+# a CPU: the products are already thousands of rows long.
+DEFAULT_CHUNK = 8
+
+
+class Runtime(ABC):
+    """Decode prompts on one image; subclasses say how."""
+
+    def __init__(self, spec: DecoderSpec, chunk: int = DEFAULT_CHUNK) -> None:
+        if chunk < 1:
+            raise UsageError("chunk is too small", found=chunk, expected="at least 1 prompt at a time")
+        self._spec, self._chunk = spec, chunk
+        self._has_image = False
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """Tensors in and out."""
+        return self._spec
+
+    def set_image(self, image: Feed) -> None:
+        """Take one image's features and keep what does not depend on prompts.
+
+        Shapes: DecoderSpec.image_inputs.
+        Raises: ImageError when a tensor is missing, of another shape or not finite.
+        """
+        self._has_image = False
+        self._set_image(_checked(image, self._spec.image_inputs, ImageError))
+        self._has_image = True
+
+    def decode(self, prompts: Feed) -> Outputs:
+        """Decode N prompts on the image, a bounded number at a time.
+
+        Shapes: DecoderSpec.prompt_inputs -> DecoderSpec.outputs.
+        Raises: PromptError when a tensor is missing or wrong, or when there are no prompts.
+        """
+        if not self._has_image:
+            raise UsageError("no image is set", fix="Call set_image first.")
+        feed = _checked(prompts, self._spec.prompt_inputs, PromptError)
+        n = len(feed["point_coords"])
+        if n == 0:
+            raise PromptError("no prompts", found="N = 0", expected="at least one prompt")
+        outputs: Outputs = {}
+        for rows in _slices(n, self._chunk):
+            part = self._decode({name: value[rows] for name, value in feed.items()})
+            for name, value in part.items():
+                whole = outputs.setdefault(name, np.empty((n, *value.shape[1:]), value.dtype))
+                whole[rows] = value
+        return outputs
+
+    @abstractmethod
+    def placement(self) -> Placement:
+        """Report where the last image and prompts were computed."""
+
+    @abstractmethod
+    def _set_image(self, image: Feed) -> None: ...
+
+    @abstractmethod
+    def _decode(self, prompts: Feed) -> Outputs: ...
+
+
+def _slices(n: int, chunk: int) -> Iterator[slice]:
+    """Cut evenly: nine prompts in chunks of at most eight are five and four, not eight and one."""
+    parts = -(-n // chunk)
+    bounds = [n * i // parts for i in range(parts + 1)]
+    return (slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def _checked(feed: Feed, specs: Sequence[TensorSpec], error: type[SamxError]) -> dict[str, FloatArray]:
+    expected = [spec.name for spec in specs]
+    if set(feed) != set(expected):
+        raise error("wrong tensors", found=", ".join(sorted(feed)) or "none", expected=", ".join(expected))
+    sizes: dict[str, int] = {}
+    return {spec.name: _checked_tensor(np.asarray(feed[spec.name]), spec, sizes, error) for spec in specs}
+
+
+def _checked_tensor(
+    value: FloatArray, spec: TensorSpec, sizes: dict[str, int], error: type[SamxError]
+) -> FloatArray:
+    if value.dtype != np.float32:
+        raise error(f"{spec.name} has the wrong type", found=value.dtype, expected="float32")
+    if not _fits(value.shape, spec, sizes):
+        shape = tuple(sizes.get(d, d) if isinstance(d, str) else d for d in spec.shape)
+        raise error(f"{spec.name} has the wrong shape", found=value.shape, expected=_words(shape))
+    if not np.isfinite(value).all():
+        raise error(f"{spec.name} holds NaN or infinity", expected="finite values")
+    return np.ascontiguousarray(value)
+
+
+def _fits(shape: tuple[int, ...], spec: TensorSpec, sizes: dict[str, int]) -> bool:
+    """Compare shapes; a named axis takes its size from the first tensor that has it."""
+    if len(shape) != len(spec.shape):
+        return False
+    wanted = [sizes.setdefault(d, n) if isinstance(d, str) else d for n, d in zip(shape, spec.shape, strict=True)]
+    return list(shape) == wanted
+
+
+def _words(shape: Sequence[int | str]) -> str:
+    return "(" + ", ".join(str(d) for d in shape) + ")"
+
+

@@ -1,0 +1,116 @@
+"""Run an artifact's ONNX files in ONNX Runtime, on the device that was asked for or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from samx.artifacts.store import Artifact
+from samx.decoders.session import Feed, FloatArray, Outputs, Placement
+from samx.decoders.spec import DecoderSpec
+from samx.errors import ArtifactError, UnavailableError
+from samx.extras import require
+from samx.runtimes.base import DEFAULT_CHUNK, Runtime
+
+PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ROLES = ("image", "prompt")  # of a split artifact; else one file with the role 'decoder'
+
+
+def open_artifact(
+    artifact: Artifact, device: str = "cpu", threads: int | None = None, chunk: int = DEFAULT_CHUNK
+) -> OnnxRuntimeRuntime:
+    """Open a verified artifact.
+
+    Raises: UnavailableError when the device is not there; ArtifactError when a file cannot be loaded.
+    """
+    roles = ROLES if artifact.manifest.options.get("split") else ("decoder",)
+    names = [artifact.file_with_role(role) for role in roles]
+    sessions = [_session(name, artifact.read(name), device, threads) for name in names]
+    return OnnxRuntimeRuntime(artifact.manifest.spec, sessions, device, chunk)
+
+
+def run_encoder(model: bytes, name: str, frame: FloatArray, threads: int | None = None) -> Feed:
+    """Run an image encoder on one prepared picture. Shapes: (1, 3, S, S) -> the encoder's outputs by name.
+
+    Raises: ArtifactError when it does not take one picture of that size.
+    """
+    session = _session(name, model, "cpu", threads)
+    inputs = session.get_inputs()
+    shape = [d if isinstance(d, int) else n for d, n in zip(inputs[0].shape, frame.shape, strict=False)]
+    if len(inputs) != 1 or tuple(shape) != frame.shape:
+        found = ", ".join(f"{i.name} {i.shape}" for i in inputs)
+        raise ArtifactError(f"encoder '{name}' does not take this picture", found=found, expected=f"one {frame.shape}")
+    outputs = session.run(None, {inputs[0].name: frame})
+    return {output.name: value for output, value in zip(session.get_outputs(), outputs, strict=True)}
+
+
+class OnnxRuntimeRuntime(Runtime):
+    """Run one graph, or an image graph whose outputs are kept and a prompt graph."""
+
+    def __init__(self, spec: DecoderSpec, sessions: list[Any], device: str, chunk: int = DEFAULT_CHUNK) -> None:
+        super().__init__(spec, chunk)
+        self._sessions, self._device = sessions, device
+        self._kept: dict[str, Any] = {}
+
+    def placement(self) -> Placement:
+        """Count the graph nodes that each execution provider took."""
+        ort = require("onnxruntime", "onnxruntime", "running ONNX files")
+        counts: Counter[str] = Counter()
+        for session in self._sessions:
+            for part in session.get_provider_graph_assignment_info():
+                counts[_device_of(part.ep_name)] += len(part.get_nodes())
+        details = {
+            "onnxruntime": ort.__version__,
+            "providers": self._sessions[0].get_providers(),
+            "threads": self._sessions[0].get_session_options().intra_op_num_threads or os.cpu_count(),
+            "counted": "graph nodes",
+        }
+        return Placement("onnxruntime", self._device, dict(counts), details)
+
+    def _set_image(self, image: Feed) -> None:
+        if len(self._sessions) == 1:
+            self._kept = dict(image)
+            return
+        names = [output.name for output in self._sessions[0].get_outputs()]
+        self._kept = dict(zip(names, self._sessions[0].run(None, dict(image)), strict=True))
+
+    def _decode(self, prompts: Feed) -> Outputs:
+        names = [tensor.name for tensor in self.spec.outputs]
+        values = self._sessions[-1].run(names, {**self._kept, **prompts})
+        return dict(zip(names, [np.asarray(value) for value in values], strict=True))
+
+
+def devices() -> list[str]:
+    """Name the devices this installation of ONNX Runtime can be asked for."""
+    ort = require("onnxruntime", "onnxruntime", "running ONNX files")
+    available = ort.get_available_providers()
+    return [device for device, provider in PROVIDERS.items() if provider in available]
+
+
+def _device_of(provider: str) -> str:
+    return {name: device for device, name in PROVIDERS.items()}.get(provider, provider)
+
+
+def _session(name: str, model: bytes, device: str, threads: int | None) -> Any:
+    """Load bytes whose hash was checked; never fall back to another device."""
+    ort = require("onnxruntime", "onnxruntime", "running ONNX files")
+    provider = PROVIDERS.get(device)
+    if provider not in ort.get_available_providers():
+        raise UnavailableError(
+            f"ONNX Runtime cannot run on '{device}' here", found=", ".join(ort.get_available_providers()),
+            expected=provider or " or ".join(PROVIDERS), fix="Choose another --device, or run 'samx doctor'.",
+        )  # fmt: skip
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if device != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        return ort.InferenceSession(model, options, providers=[provider])
+    except Exception as cause:  # onnxruntime's own exceptions share no base class
+        raise ArtifactError(f"ONNX Runtime cannot load '{name}'", found=str(cause), fix="Export it again.") from cause

@@ -1,0 +1,63 @@
+"""Run a decoder module in PyTorch: the reference that everything is compared with, or the deploy form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from samx.decoders.checkpoint import LoadedDecoder, build_reference
+from samx.decoders.deploy.decoder import DeployDecoder
+from samx.decoders.reference import ReferenceDecoder
+from samx.decoders.session import Feed, Outputs, Placement
+from samx.decoders.spec import DecoderSpec
+from samx.errors import UnavailableError
+from samx.runtimes.base import DEFAULT_CHUNK, Runtime
+
+
+class TorchRuntime(Runtime):
+    """Run the reference or the deploy form on a torch device, in float32."""
+
+    def __init__(self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = DEFAULT_CHUNK) -> None:
+        super().__init__(module.spec, chunk)
+        self._device = _available(device)
+        self._module = module.eval().to(self._device)
+        self._image: dict[str, Tensor] = {}
+
+    def placement(self) -> Placement:
+        """Report the device that holds every parameter and buffer."""
+        devices = [tensor.device.type for tensor in (*self._module.parameters(), *self._module.buffers())]
+        counts = {name: devices.count(name) for name in sorted(set(devices))}
+        details = {"torch": torch.__version__, "form": type(self._module).__name__, "counted": "parameters and buffers"}
+        return Placement("torch", self._device.type, counts, details)
+
+    def _set_image(self, image: Feed) -> None:
+        self._image = self._tensors(image)
+
+    @torch.inference_mode()
+    def _decode(self, prompts: Feed) -> Outputs:
+        outputs = self._module(**self._image, **self._tensors(prompts))
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+    def _tensors(self, feed: Feed) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(value).to(self._device) for name, value in feed.items()}
+
+
+def _available(device: str) -> torch.device:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UnavailableError(
+            "PyTorch finds no CUDA device", found=f"device '{device}'", expected="a CUDA GPU and a CUDA build of torch",
+            fix="Use --device cpu, or run 'samx doctor'.",
+        )  # fmt: skip
+    return torch.device(device)
+
+
+def reference_session(
+    loaded: LoadedDecoder, spec: DecoderSpec, form: Literal["reference", "deploy"] = "reference"
+) -> TorchRuntime:
+    """Open a checkpoint's decoder in PyTorch, never through an exported file."""
+
+    reference = build_reference(replace(loaded, spec=spec))
+    return TorchRuntime(reference if form == "reference" else DeployDecoder(reference))

@@ -1,0 +1,1 @@
+"""Prompt cases, metrics and the parity gate."""

@@ -1,0 +1,149 @@
+"""Prompts and images that cross the edges people hit. NumPy only, so a device can make them too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samx.decoders.session import Feed, FloatArray
+from samx.decoders.spec import LABELS, DecoderSpec
+
+Frame = tuple[int, int]  # width, height in px of the part of the square frame that holds the picture
+PADDING, BACKGROUND, FOREGROUND = LABELS["padding"], LABELS["background"], LABELS["foreground"]
+BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
+
+MANY_POINTS = 16
+BATCHES = (7, 64)  # an odd small one and SAM's automatic mode's points per batch
+NON_SQUARE = 0.75  # height / width of the second picture: a 4:3 photograph
+MASK_LOGIT, EXTREME_LOGIT = 10.0, 32.0  # usual size of mask logits; where SAM 2 clamps those of its memory
+MASK_STEP = 0.125  # mask prompts are multiples of it: exact in float16, and they compress
+UNUSED_MASK_LOGIT = 7.5  # under has_mask_input = 0 the mask must not matter, so it is not zero
+
+
+@dataclass(frozen=True)
+class Case:
+    """Hold prompts for one of the suite's images."""
+
+    name: str
+    image: int
+    prompts: Feed
+
+
+def default_frames(spec: DecoderSpec, count: int) -> list[Frame]:
+    """Give each synthetic picture's valid part: SAM 1 pads what is not square, SAM 2 stretches it."""
+    size = spec.image_size
+    padded = (size, round(size * NON_SQUARE))
+    return [padded if spec.family == "sam1" and i % 2 else (size, size) for i in range(count)]
+
+
+def parity_cases(spec: DecoderSpec, seed: int = 0, frames: Sequence[Frame] | None = None) -> list[Case]:
+    """Make the cases for pictures with these valid parts (default: those of synthetic_images)."""
+    frames = frames or default_frames(spec, 2)
+    makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {})}
+    cases = []
+    for i, (name, make) in enumerate(makers.items()):
+        image = i % len(frames)  # alternating, so that a stale image shows
+        draw = Draw(spec, np.random.default_rng([seed, i]), *frames[image])
+        cases.append(Case(name, image, make(draw)))
+    return cases
+
+
+class Draw:
+    """Draw prompts inside one picture."""
+
+    def __init__(self, spec: DecoderSpec, rng: np.random.Generator, width: int, height: int) -> None:
+        self.spec = spec
+        self.rng = rng
+        self.extent = np.array([width, height], np.float32)
+
+    def points(self, prompts: int, labels: Sequence[int]) -> Feed:
+        """Draw points with these labels. Shapes: (N, P, 2), (N, P)."""
+        coords = self.rng.uniform(0, self.extent - 1, (prompts, len(labels), 2)).astype(np.float32)
+        return self.feed(coords, labels)
+
+    def boxes(self, prompts: int, point_labels: Sequence[int] = ()) -> Feed:
+        """Draw boxes, with points inside them."""
+        corner = self.rng.uniform(0, 0.5 * self.extent, (prompts, 1, 2))
+        side = self.rng.uniform(0.15 * self.extent, 0.5 * self.extent - 1, (prompts, 1, 2))
+        points = corner + side * self.rng.uniform(0.2, 0.8, (prompts, len(point_labels), 2))
+        coords = np.concatenate([points, corner, corner + side], axis=1).astype(np.float32)
+        return self.feed(coords, [*point_labels, *BOX_LABELS])
+
+    def feed(self, coords: FloatArray, labels: Sequence[int]) -> Feed:
+        """Order and pad the tokens as the family's predictor does. Shapes: (N, P, 2), (P,)."""
+        tokens = np.broadcast_to(np.array(labels, np.float32), coords.shape[:2])
+        is_box = np.isin(np.array(labels), BOX_LABELS)
+        pads = not is_box.any() and len(labels) > 0  # SAM 1: a box takes the padding's place
+        if self.spec.family == "sam2":  # box corners first, always one padding token
+            order = np.argsort(~is_box, kind="stable")
+            coords, tokens, pads = coords[:, order], tokens[:, order], True
+        if pads:
+            coords, tokens = _pad(coords, tokens)
+        return self.with_mask({"point_coords": np.ascontiguousarray(coords), "point_labels": tokens.copy()}, None, [0])
+
+    def with_mask(self, feed: Feed, masks: FloatArray | None, used: Sequence[int]) -> Feed:
+        """Add mask prompts, `used` in turn from prompt to prompt. Shapes: (N, 1, 4G, 4G)."""
+        if not self.spec.mask_input:
+            return feed
+        prompts, size = len(feed["point_coords"]), self.spec.mask_size
+        flags = np.resize(np.array(used, np.float32), prompts)
+        unused = np.full((prompts, 1, size, size), UNUSED_MASK_LOGIT, np.float32)
+        masks = unused if masks is None else np.where(flags[:, None, None, None] > 0, masks, unused)
+        return {**feed, "mask_input": masks, "has_mask_input": flags}
+
+    def blobs(self, prompts: int, logit: float) -> FloatArray:
+        """Draw smooth round masks with logits from -logit to +logit. Shapes: -> (N, 1, 4G, 4G)."""
+        size = self.spec.mask_size
+        centre = self.rng.uniform(0.25, 0.75, (prompts, 1, 1, 2)) * size
+        radius = self.rng.uniform(0.1, 0.3, (prompts, 1, 1)) * size
+        y, x = np.mgrid[:size, :size]
+        distance = np.hypot(x - centre[..., 0], y - centre[..., 1])
+        logits = np.clip(2 * logit * (1 - distance / radius), -logit, logit)
+        stepped: FloatArray = (np.round(logits / MASK_STEP) * MASK_STEP).astype(np.float32)
+        return stepped[:, None]
+
+    def borders(self) -> Feed:
+        """Put points on the picture's corners and a fraction of a pixel from its edges."""
+        width, height = self.extent
+        corners = [(0, 0), (width - 1, height - 1), (width - 1, 0), (0, height - 1)]
+        edges = [(width - 0.5, height / 2), (0.25, height / 3), (width / 2, height - 0.5), (width / 3, 0.25)]
+        return self.feed(np.array([[point] for point in [*corners, *edges]], np.float32), [FOREGROUND])
+
+    def padding(self) -> Feed:
+        """Give nothing but a padding token, at coordinates that must not matter."""
+        coords = np.broadcast_to(self.extent / 3, (1, 1, 2)).astype(np.float32)
+        only = {"point_coords": coords, "point_labels": np.full((1, 1), PADDING, np.float32)}
+        return self.with_mask(only, None, [0])
+
+
+def _pad(coords: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
+    coords = np.pad(coords, ((0, 0), (0, 1), (0, 0)))
+    return coords, np.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)
+
+
+Maker = Callable[[Draw], Feed]
+_POINT_CASES: dict[str, Maker] = {
+    "one_point": lambda draw: draw.points(1, [FOREGROUND]),
+    "one_point_again": lambda draw: draw.points(1, [FOREGROUND]),
+    "two_points": lambda draw: draw.points(1, [FOREGROUND, BACKGROUND]),
+    "box": lambda draw: draw.boxes(1),
+    "box_and_points": lambda draw: draw.boxes(2, [FOREGROUND, FOREGROUND, BACKGROUND]),
+    "negative_points": lambda draw: draw.points(1, [BACKGROUND, BACKGROUND]),
+    "many_points": lambda draw: draw.points(2, [FOREGROUND, BACKGROUND] * (MANY_POINTS // 2)),
+    "borders": Draw.borders,
+    "no_points": lambda draw: draw.feed(np.zeros((1, 0, 2), np.float32), []),
+    "padding_only": Draw.padding,
+    f"boxes_x{BATCHES[0]}": lambda draw: draw.boxes(BATCHES[0]),
+    f"points_x{BATCHES[1]}": lambda draw: draw.points(BATCHES[1], [FOREGROUND]),
+    f"points_x{BATCHES[0]}": lambda draw: draw.points(BATCHES[0], [FOREGROUND, BACKGROUND, FOREGROUND]),
+}
+_MASK_CASES: dict[str, Maker] = {
+    "mask_and_point": lambda draw: draw.with_mask(draw.points(1, [FOREGROUND]), draw.blobs(1, MASK_LOGIT), [1]),
+    "masks_on_and_off": lambda draw: draw.with_mask(draw.points(4, [FOREGROUND]), draw.blobs(4, MASK_LOGIT), [1, 0]),
+    "mask_and_box": lambda draw: draw.with_mask(draw.boxes(2), draw.blobs(2, EXTREME_LOGIT), [0, 1]),
+    "mask_only": lambda draw: draw.with_mask(
+        draw.feed(np.zeros((1, 0, 2), np.float32), []), draw.blobs(1, MASK_LOGIT), [1]
+    ),
+}

@@ -1,0 +1,179 @@
+"""The gate in a child process: a crash of somebody's driver is a finding, not the end of the command.
+
+Run by gate_in_child(); by hand: python -m samx.validators.child DIR --report FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import samx
+from samx.artifacts.manifest import LEVELS, Level
+from samx.artifacts.store import Artifact
+from samx.errors import ArtifactError, InputError, ParityError, SamxError
+from samx.registry import backend, load
+from samx.validators.bounds import bounds_for
+from samx.validators.gate import run_gate
+from samx.validators.report import ParityReport
+from samx.validators.suite import ParitySuite
+
+SUITE_ROLE = "parity_cases"
+DEFAULT_TIMEOUT_S = 1800.0  # the default suite takes seconds on a laptop and minutes on a small board
+PASSED, FAILED = 0, ParityError.exit_code
+TAIL_CHARACTERS = 300  # of the child's last words, in an error line
+CHILD = (sys.executable, "-m", "samx.validators.child")
+
+
+def gate_in_child(
+    artifact: Path,
+    *,
+    level: Level,
+    device: str = "cpu",
+    threads: int | None = None,
+    suite: Path | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    command: Sequence[str] = CHILD,
+) -> ParityReport:
+    """Judge an artifact in a process of its own and give its report, whether passed or failed.
+
+    Raises: ParityError naming what happened when the child did not report and exit as agreed.
+    """
+    nonce = os.urandom(16).hex()
+    with tempfile.TemporaryDirectory(prefix="samx-gate-") as folder:
+        report = Path(folder, "report.json")
+        arguments = [str(artifact), "--report", str(report), "--nonce", nonce, "--level", level, "--device", device]
+        arguments += ["--threads", str(threads)] if threads is not None else []
+        arguments += ["--suite", str(suite)] if suite is not None else []
+        code, words = _run([*command, *arguments], Path(folder, "output.txt"), timeout_s)
+        return _accept(report, nonce, code, words)
+
+
+def _run(command: Sequence[str], output: Path, timeout_s: float) -> tuple[int | None, str]:
+    """Run a command; gives its exit code (None: timed out) and its last words."""
+    with output.open("w+b") as words:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=_environment(), start_new_session=True
+        )
+        try:
+            code: int | None = child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # also when the user interrupts
+            _kill(child)
+    return code, " ".join(output.read_text(errors="replace").split())[-TAIL_CHARACTERS:]
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is not None:
+        return
+    if sys.platform == "win32":
+        child.kill()
+    else:
+        os.killpg(child.pid, signal.SIGKILL)  # with whatever it started
+    child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Let the child find this very samx, installed or not."""
+    paths = [str(Path(samx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _accept(path: Path, nonce: str, code: int | None, words: str) -> ParityReport:
+    """Take a report only from a child that ended as agreed, and only the one that this run asked for."""
+    if code not in (PASSED, FAILED):
+        raise _refusal(_ending(code), words)
+    try:
+        report = ParityReport.from_bytes(path.read_bytes(), "its report")
+    except (OSError, ArtifactError) as cause:
+        found = "it left no report" if isinstance(cause, OSError) else str(cause)
+        raise _refusal(f"exit code {code}, but {found}", words) from cause
+    if report.nonce != nonce:
+        raise _refusal(f"exit code {code}, but its report belongs to another run", words)
+    if report.passed is not (code == PASSED):
+        raise _refusal(f"exit code {code}, but its report says {'passed' if report.passed else 'failed'}", words)
+    return report
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "it did not finish in time and was stopped"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"it was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"it was killed by signal {-code}"
+
+
+def _refusal(what: str, words: str) -> ParityError:
+    return ParityError(
+        "the parity check's process gave no verdict",
+        found=f"{what}; its last words: {words}" if words else what,
+        expected=f"exit code {PASSED} or {FAILED} and a report",
+        fix="No parity was shown; treat the artifact as broken.",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge, report, and give the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        report = judge(options)
+        report.save(options.report)
+    except SamxError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - this is a program
+        return error.exit_code if error.exit_code != FAILED else InputError.exit_code  # FAILED promises a report
+    return PASSED if report.passed else FAILED
+
+
+def judge(options: argparse.Namespace) -> ParityReport:
+    """Open the artifact with its own runtime and run the gate."""
+    artifact = Artifact.open(options.artifact)
+    manifest = artifact.manifest
+    suite = _suite(artifact, options.suite)
+    if suite.spec != manifest.spec:
+        raise ArtifactError(f"the parity suite is for another decoder than {artifact.path}", fix="Export again.")
+    open_session = load(backend(manifest.target).runtime)
+    return run_gate(
+        open_session(artifact, device=options.device, threads=options.threads),
+        suite,
+        bounds_for(manifest.precision),
+        level=cast(Level, options.level),
+        subject=f"artifact {artifact.path.name or artifact.path}",
+        device=options.device,
+        nonce=options.nonce,
+    )
+
+
+def _suite(artifact: Artifact, path: Path | None) -> ParitySuite:
+    if path is None:
+        return ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)), f"{artifact.path}: parity suite")
+    try:
+        return ParitySuite.load(path.read_bytes(), str(path))
+    except OSError as cause:
+        raise ArtifactError(f"cannot read the parity suite {path}", found=cause.strerror) from cause
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m samx.validators.child", description=main.__doc__)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--suite", type=Path, help="instead of the one in the artifact")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--level", choices=LEVELS, default="graph")
+    parser.add_argument("--nonce")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The parity gate: a verdict that is positive and total. Whatever was not shown to be right is wrong."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samx.artifacts.manifest import Level, utc_now
+from samx.decoders.session import Feed, Outputs, Placement, Session
+from samx.validators.bounds import Bounds
+from samx.validators.cases import Case
+from samx.validators.environment import environment
+from samx.validators.metrics import CaseMetrics, Expected, measure, suite_values
+from samx.validators.report import CaseResult, ParityReport
+from samx.validators.suite import ParitySuite, output_problems
+
+MESSAGE_CHARACTERS = 400  # of an exception, in a report
+UNKNOWN = Placement(runtime="unknown", requested="unknown", operations={}, details={})
+
+
+def run_gate(
+    session: Session,
+    suite: ParitySuite,
+    bounds: Bounds,
+    *,
+    level: Level,
+    subject: str = "session",
+    runtime: str | None = None,
+    device: str | None = None,
+    nonce: str | None = None,
+) -> ParityReport:
+    """Ask the session every case and compare. Failures of the session are findings, never exceptions."""
+    failures = _preconditions(session, suite)
+    runs = [] if failures else _Run(session, suite, bounds, runtime, device).all_cases()
+    measured = [metrics for _, metrics, _ in runs if metrics is not None]
+    totals = suite_values(measured) if measured else {}
+    return ParityReport(
+        subject=subject,
+        level=level,
+        nonce=nonce or secrets.token_hex(16),
+        created=utc_now(),
+        bounds=bounds,
+        suite=_facts(suite),
+        placement=_placement_json(runs[-1][2] if runs else UNKNOWN),
+        environment=environment(),
+        metrics=totals,
+        failures=(*failures, *bounds.violations(totals)),
+        cases=tuple(result for result, _, _ in runs),
+    )
+
+
+def _preconditions(session: Session, suite: ParitySuite) -> list[str]:
+    """Say what makes any comparison worthless."""
+    failures = [] if suite.cases else ["the suite has no case"]
+    if session is suite.reference_session:
+        failures.append("the candidate is the reference itself")
+    try:
+        same_spec = session.spec == suite.spec
+    except Exception as error:
+        return [*failures, f"the session has no spec: {_message(error)}"]
+    return failures if same_spec else [*failures, "the session decodes another spec than the suite's"]
+
+
+Judged = tuple[CaseResult, CaseMetrics | None, Placement]
+
+
+@dataclass
+class _Run:
+    """Hold one session's way through the suite."""
+
+    session: Session
+    suite: ParitySuite
+    bounds: Bounds
+    runtime: str | None
+    device: str | None
+    image: int | None = None  # the one that the session holds
+
+    def all_cases(self) -> list[Judged]:
+        return [self._judge(*pair) for pair in zip(self.suite.cases, self.suite.expected, strict=True)]
+
+    def _judge(self, case: Case, expected: Expected) -> Judged:
+        metrics = None
+        try:
+            outputs = self._ask(case)
+        except Exception as error:
+            failures = [_message(error)]
+        else:
+            failures = output_problems(self.suite.spec, outputs, len(case.prompts["point_coords"]))
+            failures = failures or _borrowed(outputs, expected)
+            metrics = None if failures else measure(self.suite.spec, expected, outputs, self.bounds)
+        if metrics is not None:
+            failures = self.bounds.violations(metrics.values())
+        placement, misplaced = self._placement()
+        return _result(case, [*failures, *misplaced], metrics), metrics, placement
+
+    def _ask(self, case: Case) -> Outputs:
+        if case.image != self.image:
+            self.image = None  # whatever it holds if the next line fails
+            self.session.set_image(_copy(self.suite.images[case.image]))
+            self.image = case.image
+        return self.session.decode(_copy(case.prompts))
+
+    def _placement(self) -> tuple[Placement, list[str]]:
+        try:
+            placement = self.session.placement()
+        except Exception as error:
+            return UNKNOWN, [f"the session cannot say where it ran: {_message(error)}"]
+        return placement, _misplaced(placement, self.runtime, self.device)
+
+
+def _misplaced(placement: Placement, runtime: str | None, device: str | None) -> list[str]:
+    """Say where the work ran, if that is not where it was asked to run."""
+    failures = []
+    if runtime is not None and placement.runtime != runtime:
+        failures.append(f"ran in {placement.runtime}, asked for {runtime}")
+    if device is not None and placement.requested != device:
+        failures.append(f"the session was opened for {placement.requested}, asked for {device}")
+    if not placement.honoured or not all(count > 0 for count in placement.operations.values()):
+        ran = ", ".join(f"{count} operations on {name}" for name, count in placement.operations.items())
+        failures.append(f"asked for {placement.requested}, ran {ran or 'nothing that was counted'}")
+    return failures
+
+
+def _borrowed(outputs: Outputs, expected: Expected) -> list[str]:
+    """Refuse the reference's own arrays: they agree with themselves."""
+    own = [expected.logits, *expected.scores.values()]
+    shared = [name for name, value in outputs.items() if any(np.may_share_memory(value, array) for array in own)]
+    return [f"{name} is the reference's own array" for name in shared]
+
+
+def _result(case: Case, failures: Sequence[str], metrics: CaseMetrics | None) -> CaseResult:
+    prompts, points = case.prompts["point_labels"].shape
+    return CaseResult(
+        name=case.name,
+        image=case.image,
+        prompts=prompts,
+        points=points,
+        failures=tuple(failures),
+        metrics=metrics.values() if metrics else {},
+        mask_iou=metrics.mask_iou if metrics else (),
+        undecided_pixels=metrics.undecided if metrics else 0,
+    )
+
+
+def _copy(feed: Feed) -> Feed:
+    return {name: value.copy() for name, value in feed.items()}  # a session may write into what it is given
+
+
+def _facts(suite: ParitySuite) -> dict[str, object]:
+    return {
+        "cases": len(suite.cases),
+        "images": len(suite.images),
+        "image_source": suite.image_source,
+        "reference": suite.reference,
+        "form": "stored" if suite.reference_session is None else "live",
+    }
+
+
+def _placement_json(placement: Placement) -> dict[str, object]:
+    return {
+        "runtime": placement.runtime,
+        "requested": placement.requested,
+        "operations": dict(placement.operations),
+        "details": dict(placement.details),
+    }
+
+
+def _message(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE_CHARACTERS]

@@ -1,0 +1,91 @@
+"""A small real decoder behind the Session protocol, and ways to break it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samx.decoders.reference import ReferenceDecoder
+from samx.decoders.session import Feed, Outputs, Placement
+from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+
+IMAGE_SIZE = 128  # an eighth of the released one: the same graph, 64 times less work
+SPECS = {
+    "sam1": sam1_spec(image_size=IMAGE_SIZE, mask_input=True),
+    "sam2": sam2_spec(image_size=IMAGE_SIZE, mask_input=True),
+}
+ON_CPU = Placement("toy", "cpu", {"cpu": 1}, {"torch": torch.__version__})
+MASK_LOGIT_GAIN, IOU_GAIN = 60.0, 6.0  # bring random weights to the logits (about 10) and IoU spread of trained ones
+
+
+def toy_decoder(spec: DecoderSpec) -> ReferenceDecoder:
+    """Make a decoder with random weights whose outputs are as large as trained ones."""
+    torch.manual_seed(7)
+    decoder = ReferenceDecoder(spec).eval()
+    heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[union-attr,index]
+    scaled = [(head, MASK_LOGIT_GAIN) for head in heads]
+    scaled.append((decoder.mask_decoder.iou_prediction_head.layers[-1], IOU_GAIN))
+    if spec.object_score:
+        scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[union-attr,index]
+    with torch.no_grad():
+        for layer, gain in scaled:
+            assert isinstance(layer, nn.Linear)
+            layer.weight.mul_(gain)
+    return decoder
+
+
+class ToySession:
+    """Decode with PyTorch. Answers are remembered by their question, because many tests ask the same."""
+
+    def __init__(self, spec: DecoderSpec, memory: dict[str, Outputs] | None = None) -> None:
+        self.spec = spec
+        self.decoder = toy_decoder(spec)
+        self.memory = {} if memory is None else memory
+        self.image: Feed = {}
+
+    def set_image(self, image: Feed) -> None:
+        self.image = image
+
+    def decode(self, prompts: Feed) -> Outputs:
+        feed = {**self.image, **prompts}
+        key = hashlib.sha256(b"".join(feed[name].tobytes() for name in sorted(feed))).hexdigest()
+        if key not in self.memory:
+            tensors: dict[str, Tensor] = {name: torch.from_numpy(value.copy()) for name, value in feed.items()}
+            with torch.inference_mode():
+                answers: dict[str, Tensor] = self.decoder(**tensors)
+            self.memory[key] = {name: value.numpy() for name, value in answers.items()}
+        return {name: value.copy() for name, value in self.memory[key].items()}
+
+    def placement(self) -> Placement:
+        return ON_CPU
+
+
+class FaultySession(ToySession):
+    """Spoil the prompts, the image or the answers of an honest session."""
+
+    def __init__(
+        self,
+        honest: ToySession,
+        *,
+        prompts: Callable[[Feed], Feed] = lambda feed: feed,
+        answers: Callable[[Outputs], Outputs] = lambda outputs: outputs,
+        placement: Placement = ON_CPU,
+    ) -> None:
+        self.__dict__.update(honest.__dict__)
+        self.image = {}
+        self.spoil_prompts, self.spoil_answers, self.place = prompts, answers, placement
+
+    def decode(self, prompts: Feed) -> Outputs:
+        return self.spoil_answers(super().decode(self.spoil_prompts(prompts)))
+
+    def placement(self) -> Placement:
+        return self.place
+
+
+def logits_of(outputs: Outputs) -> np.ndarray:  # type: ignore[type-arg]
+    """Give the mask logits, to be spoiled in place."""
+    return outputs["low_res_masks"]
