@@ -69,7 +69,9 @@ def export(
 @app.command(epilog="samx validate sam1-demo-onnx  ·  samx validate DIR --checkpoint sam_vit_b.pth --junit parity.xml")
 def validate(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="Artifact to judge.")],
-    checkpoint: Annotated[Optional[Path], typer.Option(help="Compute the expectations anew from these weights.")] = None,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="Compute the expectations anew from these weights.")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     junit: Annotated[Optional[Path], typer.Option(help="Write JUnit XML for CI here.")] = None,
@@ -126,9 +128,7 @@ def segment(
 
 
 @app.command(epilog="samx inspect sam1-demo-onnx  ·  samx inspect sam1-demo-onnx/decoder.onnx --json")
-def inspect(
-    path: Annotated[Path, typer.Argument(help="Artifact directory or ONNX file.")], json: Json = False
-) -> None:
+def inspect(path: Annotated[Path, typer.Argument(help="Artifact directory or ONNX file.")], json: Json = False) -> None:
     """Say what an artifact is, without loading the model."""
     from samx.inspect import inspect as run
 

@@ -90,7 +90,13 @@ def segmented(result: tuple[Path, Segmentation]) -> tuple[Any, Callable[[], None
     """View a segmentation."""
     path, found = result
     masks = [
-        {"predicted_iou": m.predicted_iou, "stability": m.stability, "area_px": m.area_px, "box": m.box, "mask": m.index}
+        {
+            "predicted_iou": m.predicted_iou,
+            "stability": m.stability,
+            "area_px": m.area_px,
+            "box": m.box,
+            "mask": m.index,
+        }
         for m in found.masks
     ]
 
@@ -119,7 +125,9 @@ def examined(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
             devices = [f"devices: {', '.join(ability['devices'])}"] if ability["devices"] else []
             advice = [text for text in (ability["reason"], ability["fix"]) if text]
             mark = "[green]yes[/]" if ability["available"] else "[red]no[/]"
-            table.add_row(mark, escape(ability["name"]), escape("\n".join(versions + devices)), escape("\n".join(advice)))
+            table.add_row(
+                mark, escape(ability["name"]), escape("\n".join(versions + devices)), escape("\n".join(advice))
+            )
         out.print(table)
 
     return facts, draw

@@ -8,9 +8,7 @@ class SamxError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, what: str, *, found: object = None, expected: object = None, fix: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, found: object = None, expected: object = None, fix: str | None = None) -> None:
         self.what = what
         self.found = None if found is None else str(found)
         self.expected = None if expected is None else str(expected)

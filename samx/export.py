@@ -73,9 +73,7 @@ def export(request: ExportRequest, progress: Progress = lambda _: None) -> Expor
     return ExportResult(request.out, manifest, report)
 
 
-def _fill(
-    request: ExportRequest, entry: Backend, directory: Path, progress: Progress
-) -> tuple[Manifest, ParityReport]:
+def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Progress) -> tuple[Manifest, ParityReport]:
     """Write every file of the artifact into a directory that is not yet the target."""
     from samx.decoders.checkpoint import load_checkpoint
     from samx.exporters.encoder import ENCODER_FILE, export_encoder, is_demo

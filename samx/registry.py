@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from samx.errors import UsageError
+from samx.errors import UnavailableError, UsageError
 from samx.extras import require
 
 
@@ -30,6 +30,19 @@ class Backend:
         Raises: MissingExtraError naming the extra.
         """
         require(self.library, self.extra, f"running target '{self.target}'")
+
+    def require_device(self, device: str) -> None:
+        """Check that this machine has the device for this target.
+
+        Raises: MissingExtraError; UnavailableError naming the devices that are there.
+        """
+        self.require_runtime()
+        found = load(self.devices)()
+        if device not in found:
+            raise UnavailableError(
+                f"target '{self.target}' cannot run on '{device}' here", found=", ".join(found) or "no device",
+                fix="Choose another --device, or run 'samx doctor'.",
+            )  # fmt: skip
 
 
 BACKENDS: tuple[Backend, ...] = (

@@ -64,7 +64,7 @@ def segment_picture(
     source = Source(embedding, encoder, pixels)
     features = _features(artifact, picture, frame, source, threads)
     entry = backend(artifact.manifest.target)
-    entry.require_runtime()
+    entry.require_device(device)
     session: Session = load(entry.runtime)(artifact, device=device, threads=threads)
     session.set_image(features)
     outputs = decode_prompts(session, prompts, frame)

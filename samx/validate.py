@@ -23,8 +23,7 @@ def validate(
     Raises: ArtifactError, MissingExtraError, UnavailableError; ParityError when the check gives no verdict.
     """
     artifact = Artifact.open(path)
-    entry = backend(artifact.manifest.target)
-    entry.require_runtime()
+    backend(artifact.manifest.target).require_device(device)
     if checkpoint is None:
         return gate_in_child(path, level="graph", device=device, threads=threads)
     with tempfile.TemporaryDirectory(prefix="samx-validate-") as folder:

@@ -7,6 +7,7 @@ P points per prompt, S sparse tokens (= P), T tokens, G grid cells per side, C =
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class MLP(nn.Module):
     def __init__(self, width_in: int, hidden: int, width_out: int, depth: int, sigmoid: bool = False) -> None:
         super().__init__()
         widths = [width_in] + [hidden] * (depth - 1) + [width_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.sigmoid = sigmoid
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,13 +105,17 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(channels, width, 1),
         )
 
+    def point_weights(self) -> list[Tensor]:
+        """List the embeddings of POINT_LABELS. Shapes: 4 x (1, C)."""
+        return [embedding.get_parameter("weight") for embedding in self.point_embeddings]
+
     def points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Embed points and box corners. Shapes: (N, P, 2) px, (N, P) -> (N, P, C)."""
         position = self.pe_layer((coords + 0.5) / self.image_size)
         is_padding = (labels == LABELS["padding"])[..., None]
         tokens = torch.where(is_padding, self.not_a_point_embed.weight, position)
-        for name, embedding in zip(POINT_LABELS, self.point_embeddings, strict=True):
-            tokens = tokens + (labels == LABELS[name])[..., None] * embedding.weight
+        for name, embedding in zip(POINT_LABELS, self.point_weights(), strict=True):
+            tokens = tokens + (labels == LABELS[name])[..., None] * embedding
         return tokens
 
     def dense(self, prompts: int, mask: Tensor | None, has_mask: Tensor | None) -> Tensor:
@@ -218,9 +223,7 @@ class MaskDecoder(nn.Module):
             nn.GELU(),
         )
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, width // 8, 3) for _ in range(count))
-        self.iou_prediction_head = MLP(
-            width, spec.iou_head_width, count, spec.iou_head_depth, sigmoid=spec.iou_sigmoid
-        )
+        self.iou_prediction_head = MLP(width, spec.iou_head_width, count, spec.iou_head_depth, sigmoid=spec.iou_sigmoid)
 
     def learned_tokens(self) -> Tensor:
         """Stack [object score,] IoU and mask tokens. Shapes: -> (5 or 6, C)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from math import isfinite
+from typing import Any, Literal, get_args
 
 from samx.errors import ArtifactError
 
@@ -16,6 +17,7 @@ IMAGE_PATCH_PX = 16  # image pixels per cell of the embedding grid
 UPSCALING = 4  # low-resolution mask pixels per cell of the embedding grid
 HIGH_RES_CHANNELS = (32, 64)  # of high_res_features_0 and _1: width / 8 and width / 4
 SCHEMA_VERSION = 1
+MOST = 8192  # of anything counted in a spec; the largest released number is the MLP's 2048
 
 LABELS: Mapping[str, int] = {
     "padding": -1,
@@ -92,16 +94,16 @@ class DecoderSpec:
     def image_inputs(self) -> tuple[TensorSpec, ...]:
         """What the image encoder hands over, once per image."""
         grid, size = self.grid, self.mask_size
-        inputs = (
-            TensorSpec("image_embeddings", (1, self.width, grid, grid), "1", "image encoder output"),
-        )
+        inputs = (TensorSpec("image_embeddings", (1, self.width, grid, grid), "1", "image encoder output"),)
         if not self.high_res_features:
             return inputs
         fine, coarse = HIGH_RES_CHANNELS
         return (
             *inputs,
             TensorSpec("high_res_features_0", (1, fine, size, size), "1", "stride-4 features after conv_s0"),
-            TensorSpec("high_res_features_1", (1, coarse, size // 2, size // 2), "1", "stride-8 features after conv_s1"),
+            TensorSpec(
+                "high_res_features_1", (1, coarse, size // 2, size // 2), "1", "stride-8 features after conv_s1"
+            ),
         )
 
     @property
@@ -152,22 +154,40 @@ class DecoderSpec:
         version = values.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise ArtifactError(
-                "decoder spec has another schema version", found=version, expected=SCHEMA_VERSION,
+                "decoder spec has another schema version",
+                found=version,
+                expected=SCHEMA_VERSION,
                 fix="Use the samx version that wrote it, or export again.",
             )
         defaults = {field.name: field.default for field in fields(cls)}
         if set(values) != set(defaults):
             raise ArtifactError(
-                "decoder spec has other fields", found=sorted(set(values) ^ set(defaults)) or "none",
+                "decoder spec has other fields",
+                found=sorted(set(values) ^ set(defaults)) or "none",
                 fix="Export again with this version of samx.",
             )
-        for name, default in defaults.items():
-            if type(values[name]) is not type(default):
-                raise ArtifactError(
-                    f"decoder spec field '{name}' has the wrong type",
-                    found=repr(values[name]), expected=type(default).__name__, fix="Export again.",
-                )
+        for name, value in values.items():
+            _check_field(name, value, defaults[name])
         return cls(**values)
+
+
+def _check_field(name: str, value: object, default: object) -> None:
+    """Refuse a value of another type, or one that no decoder has."""
+    choices = {"family": get_args(Family), "masks": get_args(MaskChoice)}.get(name)
+    expected = " or ".join(choices) if choices else type(default).__name__
+    fits = type(value) is type(default) and (choices is None or value in choices)
+    if isinstance(value, int) and not isinstance(value, bool):
+        expected = f"1 to {MOST}"
+        fits = fits and 1 <= value <= MOST
+    if isinstance(value, float):
+        fits = fits and isfinite(value)
+    if name == "image_size" and fits:
+        expected = f"a multiple of {IMAGE_PATCH_PX}"
+        fits = int(str(value)) % IMAGE_PATCH_PX == 0
+    if not fits:
+        raise ArtifactError(
+            f"decoder spec field '{name}' cannot be", found=repr(value), expected=expected, fix="Export again."
+        )
 
 
 def sam1_spec(**changes: Any) -> DecoderSpec:

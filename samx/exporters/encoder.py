@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from samx.decoders.session import Feed
 from samx.decoders.spec import DecoderSpec
 from samx.demo.model import FORMAT_TAG, DemoModel, demo_notes, load_demo
 from samx.demo.scenes import generate_scene
+from samx.exporters.tracing import to_onnx
 from samx.frames import Frame
 from samx.images import to_frame
 
@@ -47,11 +47,5 @@ def export_encoder(checkpoint: Path, spec: DecoderSpec, directory: Path) -> None
     encoder = load_demo(spec.family, checkpoint, spec.grid).encoder
     example = torch.zeros(1, 3, spec.image_size, spec.image_size)
     names = [tensor.name for tensor in spec.image_inputs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            encoder, (example,), dynamo=True, verbose=False, opset_version=ENCODER_OPSET,
-            input_names=["picture"], output_names=names,
-        )  # fmt: skip
-    assert program is not None
-    (directory / ENCODER_FILE).write_bytes(program.model_proto.SerializeToString())
+    model = to_onnx(encoder, (example,), opset=ENCODER_OPSET, inputs=["picture"], outputs=names)
+    (directory / ENCODER_FILE).write_bytes(model.SerializeToString())

@@ -18,9 +18,7 @@ FORBIDDEN = frozenset({
 })  # fmt: skip
 
 
-def broken_rules(
-    model: onnx.ModelProto, opset: int, inputs: Sequence[TensorSpec], outputs: Sequence[str]
-) -> list[str]:
+def broken_rules(model: onnx.ModelProto, opset: int, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> list[str]:
     """List every rule that a graph breaks, in words; empty when it is in order."""
     return [
         *_opset(model, opset),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +18,7 @@ from samx.decoders.spec import LABELS, DecoderSpec, TensorSpec
 from samx.errors import SamxError, UsageError
 from samx.exporters.graph_rules import broken_rules
 from samx.exporters.job import OPSETS, Exported, ExportJob, ExportOptions
+from samx.exporters.tracing import to_onnx
 from samx.extras import require
 
 if TYPE_CHECKING:
@@ -143,14 +141,10 @@ def _write(graph: Graph, options: ExportOptions) -> onnx.ModelProto:
     """Trace and convert one module."""
     dims = {name: torch.export.Dim(name) for name in EXAMPLE_SIZES}
     shapes = [{i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, str)} or None for spec in graph.inputs]
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            graph.module.eval(), _examples(graph.inputs), dynamo=True, verbose=False,
-            opset_version=options.opset, dynamic_shapes=(tuple(shapes),),
-            input_names=[spec.name for spec in graph.inputs], output_names=list(graph.outputs),
-        )  # fmt: skip
-    assert program is not None
-    model = program.model_proto
+    model = to_onnx(
+        graph.module, _examples(graph.inputs), opset=options.opset, dynamic_shapes=(tuple(shapes),),
+        inputs=[spec.name for spec in graph.inputs], outputs=graph.outputs,
+    )  # fmt: skip
     return _simplified(model) if options.simplify else model
 
 
@@ -201,17 +195,3 @@ def metadata(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
             "stability_delta": spec.stability_delta,
         },
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's internal notices away from the user; its errors still come."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

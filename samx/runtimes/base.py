@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def _slices(n: int, chunk: int) -> Iterator[slice]:
     """Cut evenly: nine prompts in chunks of at most eight are five and four, not eight and one."""
     parts = -(-n // chunk)
     bounds = [n * i // parts for i in range(parts + 1)]
-    return (slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    return (slice(a, b) for a, b in pairwise(bounds))
 
 
 def _checked(feed: Feed, specs: Sequence[TensorSpec], error: type[SamxError]) -> dict[str, FloatArray]:
@@ -87,9 +88,7 @@ def _checked(feed: Feed, specs: Sequence[TensorSpec], error: type[SamxError]) ->
     return {spec.name: _checked_tensor(np.asarray(feed[spec.name]), spec, sizes, error) for spec in specs}
 
 
-def _checked_tensor(
-    value: FloatArray, spec: TensorSpec, sizes: dict[str, int], error: type[SamxError]
-) -> FloatArray:
+def _checked_tensor(value: FloatArray, spec: TensorSpec, sizes: dict[str, int], error: type[SamxError]) -> FloatArray:
     if value.dtype != np.float32:
         raise error(f"{spec.name} has the wrong type", found=value.dtype, expected="float32")
     if not _fits(value.shape, spec, sizes):
@@ -110,5 +109,3 @@ def _fits(shape: tuple[int, ...], spec: TensorSpec, sizes: dict[str, int]) -> bo
 
 def _words(shape: Sequence[int | str]) -> str:
     return "(" + ", ".join(str(d) for d in shape) + ")"
-
-

@@ -99,7 +99,7 @@ def _session(name: str, model: bytes, device: str, threads: int | None) -> Any:
     """Load bytes whose hash was checked; never fall back to another device."""
     ort = require("onnxruntime", "onnxruntime", "running ONNX files")
     provider = PROVIDERS.get(device)
-    if provider not in ort.get_available_providers():
+    if provider is None or provider not in ort.get_available_providers():
         raise UnavailableError(
             f"ONNX Runtime cannot run on '{device}' here", found=", ".join(ort.get_available_providers()),
             expected=provider or " or ".join(PROVIDERS), fix="Choose another --device, or run 'samx doctor'.",

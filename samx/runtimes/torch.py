@@ -20,7 +20,9 @@ from samx.runtimes.base import DEFAULT_CHUNK, Runtime
 class TorchRuntime(Runtime):
     """Run the reference or the deploy form on a torch device, in float32."""
 
-    def __init__(self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = DEFAULT_CHUNK) -> None:
+    def __init__(
+        self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = DEFAULT_CHUNK
+    ) -> None:
         super().__init__(module.spec, chunk)
         self._device = _available(device)
         self._module = module.eval().to(self._device)
@@ -42,7 +44,7 @@ class TorchRuntime(Runtime):
         return {name: value.cpu().numpy() for name, value in outputs.items()}
 
     def _tensors(self, feed: Feed) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(value).to(self._device) for name, value in feed.items()}
+        return {name: torch.tensor(value, device=self._device) for name, value in feed.items()}
 
 
 def _available(device: str) -> torch.device:

@@ -20,7 +20,7 @@ from samx.validators import child
 from samx.validators.report import ParityReport
 
 TARGET = "fake"
-BACKEND = registry.Backend(TARGET, "Fake", "fake_child:none", "fake_child:open_replay", ("fp32",), "numpy", "fake")
+BACKEND = replace(registry.BACKENDS[0], target=TARGET, runtime="fake_child:open_replay")
 BEHAVIOUR = "honest"
 
 

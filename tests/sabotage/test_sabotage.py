@@ -119,7 +119,7 @@ BROKEN_ANSWERS: dict[str, tuple[Callable[[Outputs], Any], str]] = {
     "shape upscaled": (spoil(MASKS, lambda masks: masks.repeat(2, 2).repeat(2, 3)), "low_res_masks has shape"),
     "float64": (spoil(MASKS, lambda masks: masks.astype(np.float64)), "has type float64"),
     "float16": (spoil(MASKS, lambda masks: masks.astype(np.float16)), "has type float16"),
-    "masked array": (spoil(MASKS, lambda masks: np.ma.masked_all_like(masks)), "has type MaskedArray"),
+    "masked array": (spoil(MASKS, lambda masks: masks.view(np.ma.MaskedArray)), "has type MaskedArray"),
     "list for an array": (spoil(IOU, lambda iou: iou.tolist()), "has type list"),
     "one NaN": (in_place(lambda out: put(out, MASKS, (0, 0, 1, 0), np.nan)), "1 values that are not finite"),
     "one infinity": (in_place(lambda out: put(out, MASKS, (-1, -1, -1, -1), np.inf)), "1 values that are not finite"),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samx.decoders.reference import ReferenceDecoder
-from samx.decoders.session import Feed, Outputs, Placement
+from samx.decoders.session import Feed, FloatArray, Outputs, Placement
 from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
 
 IMAGE_SIZE = 128  # an eighth of the released one: the same graph, 64 times less work
@@ -26,11 +25,11 @@ def toy_decoder(spec: DecoderSpec) -> ReferenceDecoder:
     """Make a decoder with random weights whose outputs are as large as trained ones."""
     torch.manual_seed(7)
     decoder = ReferenceDecoder(spec).eval()
-    heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[union-attr,index]
+    heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[index]
     scaled = [(head, MASK_LOGIT_GAIN) for head in heads]
     scaled.append((decoder.mask_decoder.iou_prediction_head.layers[-1], IOU_GAIN))
     if spec.object_score:
-        scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[union-attr,index]
+        scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[index]
     with torch.no_grad():
         for layer, gain in scaled:
             assert isinstance(layer, nn.Linear)
@@ -86,6 +85,6 @@ class FaultySession(ToySession):
         return self.place
 
 
-def logits_of(outputs: Outputs) -> np.ndarray:  # type: ignore[type-arg]
+def logits_of(outputs: Outputs) -> FloatArray:
     """Give the mask logits, to be spoiled in place."""
     return outputs["low_res_masks"]

@@ -23,13 +23,16 @@ from samx.decoders.reference import Attention
 class Linear(nn.Module):
     """Hold a linear layer as the (in, out) matrix that MatMul takes."""
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("weight", weight.t().contiguous())
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.get_buffer("weight")
+        y = x @ self.weight
         return y if self.bias is None else y + self.bias
 
 
@@ -92,6 +95,9 @@ class SelfAttention(nn.Module):
 class CellProjection(nn.Module):
     """Project an image embedding as it comes, channels first: heads separate without moving anything."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, layer: nn.Linear, offset: Tensor, heads: int) -> None:
         """Take the layer and what is added to the image beforehand. Shapes: offset (L or 1, C)."""
         super().__init__()
@@ -102,7 +108,7 @@ class CellProjection(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Shapes: (1, C, L) -> (1, h, d, L)."""
-        return (self.get_buffer("weight") @ image + self.get_buffer("bias")).unflatten(1, (self.heads, -1))
+        return (self.weight @ image + self.bias).unflatten(1, (self.heads, -1))
 
 
 class CachedTokenToImage(nn.Module):
@@ -128,6 +134,9 @@ class CachedTokenToImage(nn.Module):
 class AbsorbedTokenToImage(nn.Module):
     """Attend to unprojected image cells: keys and values are projected on the token side."""
 
+    key: Tensor
+    value: Tensor
+
     def __init__(self, source: Attention, fused: bool) -> None:
         super().__init__()
         self.heads, self.fused = source.heads, fused
@@ -141,9 +150,9 @@ class AbsorbedTokenToImage(nn.Module):
 
     def forward(self, tokens: Tensor, image: Tensor, positioned: Tensor) -> Tensor:
         """Shapes: (N, T, C), (N, 1, L, C), (N, 1, L, C) with the positional term -> (N, T, C)."""
-        q = split_heads(self.query(tokens), self.heads) @ self.get_buffer("key")  # (N, h, T, C)
+        q = split_heads(self.query(tokens), self.heads) @ self.key  # (N, h, T, C)
         mixed = attend(q.flatten(1, 2).unsqueeze(1), positioned, image, self.fused)  # (N, 1, h*T, C)
-        by_head = mixed.squeeze(1).unflatten(1, (self.heads, -1)) @ self.get_buffer("value")  # (N, h, T, d)
+        by_head = mixed.squeeze(1).unflatten(1, (self.heads, -1)) @ self.value  # (N, h, T, d)
         out: Tensor = self.out(join_heads(by_head))
         return out
 
@@ -171,6 +180,9 @@ class DirectTokenToImage(nn.Module):
 class TokenSide(nn.Module):
     """Prepare the tokens as keys and values of the image's queries."""
 
+    out: Tensor
+    out_bias: Tensor
+
     def __init__(self, source: Attention) -> None:
         super().__init__()
         self.heads = source.heads
@@ -190,7 +202,7 @@ class TokenSide(nn.Module):
 
         Shapes: scores (N, h, T, L), (N, T, C) -> update (N, 1, L, C).
         """
-        values = split_heads(self.value(tokens), self.heads) @ self.get_buffer("out") + self.out_bias  # (N, h, T, C)
+        values = split_heads(self.value(tokens), self.heads) @ self.out + self.out_bias  # (N, h, T, C)
         weights = softmax_over_tokens(scores).flatten(1, 2)  # (N, h*T, L)
         return (weights.transpose(1, 2) @ values.flatten(1, 2)).unsqueeze(1)
 
@@ -220,6 +232,9 @@ class CachedImageToToken(nn.Module):
 class AbsorbedImageToToken(nn.Module):
     """Let unprojected image cells attend to the tokens: the query projection moves to the token side."""
 
+    query: Tensor
+    query_bias: Tensor
+
     def __init__(self, source: Attention) -> None:
         super().__init__()
         self.tokens = TokenSide(source)
@@ -230,9 +245,9 @@ class AbsorbedImageToToken(nn.Module):
     def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
         """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 -> update (N, 1, L, C)."""
         keys = self.tokens.keys(positioned_tokens)  # (N, h, T, d)
-        absorbed = (keys @ self.get_buffer("query")).flatten(1, 2).unsqueeze(1)  # (N, 1, h*T, C)
+        absorbed = (keys @ self.query).flatten(1, 2).unsqueeze(1)  # (N, 1, h*T, C)
         scores = (absorbed @ positioned.transpose(-1, -2)).squeeze(1).unflatten(1, (self.tokens.heads, -1))
-        return self.tokens.mix(scores + keys @ self.get_buffer("query_bias"), tokens)
+        return self.tokens.mix(scores + keys @ self.query_bias, tokens)
 
 
 class DirectImageToToken(nn.Module):

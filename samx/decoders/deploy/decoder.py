@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import copy
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,9 @@ class Layer(nn.Module):
         self.mlp = source.mlp
         self.norm1, self.norm2, self.norm3, self.norm4 = source.norm1, source.norm2, source.norm3, source.norm4
 
-    def forward(self, tokens: Tensor, token_pe: Tensor, image: Tensor, sides: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, token_pe: Tensor, image: Tensor, sides: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
         """Run the layer. Shapes: (N, T, C) x 2, (N, 1, L, C) -> tokens (N, T, C), image (N, 1, L, C).
 
         `sides` holds the cached keys, values and queries, or the image with its positional term.
@@ -102,8 +105,13 @@ class Layer(nn.Module):
 class DeployDecoder(nn.Module):
     """Compute exactly what the reference computes, with the image's work done once and the rest rearranged."""
 
+    no_mask: Tensor
+    position: Tensor
+    learned_tokens: Tensor
+
     def __init__(self, reference: ReferenceDecoder, form: Form = "absorbed", fused: bool = False) -> None:
         super().__init__()
+        reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
         spec, source = reference.spec, reference.mask_decoder
         self.spec, self.form = spec, form
         self.points = PointEmbedding(reference.prompt_encoder)
@@ -128,24 +136,28 @@ class DeployDecoder(nn.Module):
         assert isinstance(source, TwoWayAttentionBlock)
         to_image, to_token = source.cross_attn_token_to_image, source.cross_attn_image_to_token
         if source.first and not self.spec.mask_input:
-            constants = (self.get_buffer("no_mask"), self.get_buffer("position").flatten(0, 2))
+            constants = (self.no_mask, self.position.flatten(0, 2))
             cached = (CachedTokenToImage(to_image, *constants), CachedImageToToken(to_token, *constants))
             return Layer(source, *cached, fused)
         per_prompt = (TOKEN_TO_IMAGE[self.form](to_image, fused), IMAGE_TO_TOKEN[self.form](to_token))
         return Layer(source, *per_prompt, fused)
 
     def image_state(
-        self, image_embeddings: Tensor, high_res_features_0: Tensor | None = None, high_res_features_1: Tensor | None = None
+        self,
+        image_embeddings: Tensor,
+        high_res_features_0: Tensor | None = None,
+        high_res_features_1: Tensor | None = None,
     ) -> ImageState:
         """Do the image's work. Shapes: DecoderSpec.image_inputs -> ImageState."""
         cells = image_embeddings.flatten(2)  # (1, C, L)
         tokens = cells.transpose(1, 2).unsqueeze(1)  # (1, 1, L, C)
         skips = self._skips(high_res_features_0, high_res_features_1)
-        first = self.layers[0]
-        if not first.cached:
+        first = cast(Layer, self.layers[0])
+        to_image, to_token = first.token_to_image, first.image_to_token
+        if not isinstance(to_image, CachedTokenToImage) or not isinstance(to_token, CachedImageToToken):
             return ImageState(tokens, None, None, None, *skips)
-        keys, values = first.token_to_image.keys(cells), first.token_to_image.values(cells)
-        return ImageState(tokens + self.no_mask, keys, values, first.image_to_token.queries(cells), *skips)
+        projected = (to_image.keys(cells), to_image.values(cells), to_token.queries(cells))
+        return ImageState(tokens + self.no_mask, *projected, *skips)
 
     def _skips(self, fine: Tensor | None, coarse: Tensor | None) -> tuple[Tensor, ...]:
         if fine is None or coarse is None:
@@ -162,7 +174,7 @@ class DeployDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Do the prompts' work. Shapes: ImageState, DecoderSpec.prompt_inputs -> DecoderSpec.outputs in order."""
         prompt = self.points(point_coords, point_labels)
-        learned = self.get_buffer("learned_tokens").expand(prompt.shape[0], -1, -1)
+        learned = self.learned_tokens.expand(prompt.shape[0], -1, -1)
         image = state.image_tokens
         if self.masks is not None:
             image = image + self.masks(mask_input, has_mask_input)
@@ -171,7 +183,7 @@ class DeployDecoder(nn.Module):
 
     def _transform(self, token_pe: Tensor, image: Tensor, state: ImageState) -> tuple[Tensor, Tensor]:
         """Shapes: (N, T, C), (1|N, 1, L, C) -> output tokens (N, K, C), image (N, 1, L, C)."""
-        tokens, position = token_pe, self.get_buffer("position")
+        tokens, position = token_pe, self.position
         for layer in self.layers:
             cached = (state.image_keys, state.image_values, state.image_queries)
             sides = cached if layer.cached else (image + position,)

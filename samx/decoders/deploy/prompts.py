@@ -12,26 +12,31 @@ from samx.decoders.spec import LABELS
 class PointEmbedding(nn.Module):
     """Embed points and box corners by comparing labels with a table: no gather, no one-hot node."""
 
+    table: Tensor
+    codes: Tensor
+
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
         self.image_size = source.image_size
         self.pe_layer = source.pe_layer
-        rows = [source.not_a_point_embed.weight, *(e.weight for e in source.point_embeddings)]
+        rows = [source.not_a_point_embed.weight, *source.point_weights()]
         codes = [LABELS["padding"], *(LABELS[name] for name in POINT_LABELS)]
         self.register_buffer("table", torch.cat(rows).detach().clone())  # (5, C)
-        self.register_buffer("codes", torch.tensor(codes, dtype=self.get_buffer("table").dtype))
+        self.register_buffer("codes", torch.tensor(codes, dtype=self.table.dtype))
 
     def forward(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Shapes: (N, P, 2) px, (N, P) -> (N, P, C)."""
-        dtype = self.get_buffer("table").dtype
-        chosen = (labels.unsqueeze(-1) == self.get_buffer("codes")).to(dtype)  # (N, P, 5)
+        dtype = self.table.dtype
+        chosen = (labels.unsqueeze(-1) == self.codes).to(dtype)  # (N, P, 5)
         is_point = (labels != LABELS["padding"]).to(dtype).unsqueeze(-1)
         position: Tensor = self.pe_layer((coords + 0.5) / self.image_size)
-        return position * is_point + chosen @ self.get_buffer("table")
+        return position * is_point + chosen @ self.table
 
 
 class MaskEmbedding(nn.Module):
     """Embed a previous mask, or its absence, prompt by prompt."""
+
+    absent: Tensor
 
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
@@ -41,4 +46,4 @@ class MaskEmbedding(nn.Module):
     def forward(self, mask: Tensor, has_mask: Tensor) -> Tensor:
         """Shapes: (N, 1, 4G, 4G), (N,) -> (N, 1, L, C)."""
         present = self.downscaling(mask).flatten(2).transpose(1, 2).unsqueeze(1)
-        return torch.where((has_mask > 0).reshape(-1, 1, 1, 1), present, self.get_buffer("absent"))
+        return torch.where((has_mask > 0).reshape(-1, 1, 1, 1), present, self.absent)

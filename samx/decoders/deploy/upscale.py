@@ -45,6 +45,11 @@ def gelu(x: Tensor) -> Tensor:
 class MaskHead(nn.Module):
     """Turn image tokens and mask weights into logits."""
 
+    grow1_weight: Tensor
+    grow1_bias: Tensor
+    grow2_weight: Tensor
+    grow2_bias: Tensor
+
     def __init__(self, source: MaskDecoder) -> None:
         super().__init__()
         grow1, norm, _, grow2, _ = source.output_upscaling
@@ -60,12 +65,12 @@ class MaskHead(nn.Module):
 
     def upscale(self, image: Tensor, skips: tuple[Tensor, Tensor] | None) -> Tensor:
         """Shapes: (N, 1, L, C) [, (1, 2, 2, 16*L/4, C/8), (1, 2, 4*L/2, C/4)] -> (N, dy1, dy2, 4*L, C/8)."""
-        x = image @ self.get_buffer("grow1_weight") + self.grow1_bias  # (N, dy1, L, dx1 * C/4)
+        x = image @ self.grow1_weight + self.grow1_bias  # (N, dy1, L, dx1 * C/4)
         x = x.unflatten(3, (2, -1)).flatten(2, 3)  # (N, dy1, 2*L, C/4)
         if skips is not None:
             x = x + skips[1]
         x = gelu(F.layer_norm(x, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
-        x = x.unsqueeze(2) @ self.get_buffer("grow2_weight") + self.grow2_bias  # (N, dy1, dy2, 2*L, dx2 * C/8)
+        x = x.unsqueeze(2) @ self.grow2_weight + self.grow2_bias  # (N, dy1, dy2, 2*L, dx2 * C/8)
         if skips is None:
             return gelu(x).unflatten(4, (2, -1)).flatten(3, 4)
         return gelu(x.unflatten(4, (2, -1)).flatten(3, 4) + skips[0])

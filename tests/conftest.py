@@ -1,0 +1,33 @@
+"""Artifacts that many tests look at: exported once by the real command, never changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from samx.export import ExportRequest, export
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the SAM 1 demo model with its gate, as `samx export` does."""
+    out = tmp_path_factory.mktemp("demo") / "sam1"
+    export(ExportRequest(out=out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def sam2_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the SAM 2 demo model, split in two graphs, with mask prompts and Attention operators."""
+    out = tmp_path_factory.mktemp("demo") / "sam2"
+    options: dict[str, object] = {"split": True, "opset": 23}
+    export(ExportRequest(out=out, family="sam2", mask_input=True, options=options))
+    return out
+
+
+@pytest.fixture
+def artifact_copy(demo_artifact: Path, tmp_path: Path) -> Path:
+    """Give a copy to damage."""
+    return Path(shutil.copytree(demo_artifact, tmp_path / "artifact"))

@@ -1,0 +1,138 @@
+"""The deploy form computes what the reference computes, to rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from toys import image_tensors, prompt_tensors, toy_decoder
+
+from samx.decoders.deploy.decoder import DeployDecoder, Form, ImageState, choose_form
+from samx.decoders.reference import ReferenceDecoder
+from samx.decoders.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
+
+EXACT = 1e-10  # float64: the rewriting is algebra, what is left is rounding
+CLOSE = 1e-5  # float32, relative to the largest output
+SMALL = 128  # px: the same graph on an 8x8 grid
+SPECS = {"sam1": sam1_spec(image_size=SMALL), "sam2": sam2_spec(image_size=SMALL)}
+PROMPTS = {
+    "none": [],
+    "padding": [-1],
+    "point": [1],
+    "point_padded": [1, -1],
+    "negative": [0, -1],
+    "box": [2, 3],
+    "box_and_points": [2, 3, 1, 0, -1],
+    "many": [1, 0] * 8,
+}
+
+
+def error(spec: DecoderSpec, reference: ReferenceDecoder, deploy: DeployDecoder, feed: dict[str, Tensor]) -> float:
+    """Give the largest difference, relative to the largest value, over all outputs."""
+    expected, found = reference(**feed), deploy(**feed)
+    assert list(found) == [tensor.name for tensor in spec.outputs]
+    differences = []
+    for name, want in expected.items():
+        assert found[name].shape == want.shape
+        differences.append(float((found[name] - want).abs().max() / want.abs().max()))
+    return max(differences)
+
+
+def pair(spec: DecoderSpec, dtype: torch.dtype, form: Form, fused: bool) -> tuple[ReferenceDecoder, DeployDecoder]:
+    reference = toy_decoder(spec).to(dtype)
+    return reference, DeployDecoder(reference, form, fused)
+
+
+@pytest.mark.parametrize("labels", PROMPTS.values(), ids=list(PROMPTS))
+@pytest.mark.parametrize("mask_input", [False, True], ids=["no_mask", "mask"])
+@pytest.mark.parametrize("form", ["absorbed", "direct"])
+@pytest.mark.parametrize("family", SPECS)
+def test_every_prompt_kind_is_exact_in_float64(family: str, form: Form, mask_input: bool, labels: list[int]) -> None:
+    spec = replace(SPECS[family], masks="all", mask_input=mask_input)
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, labels, torch.float64)}
+    assert error(spec, *pair(spec, torch.float64, form, fused=False), feed) < EXACT
+
+
+@pytest.mark.parametrize("masks", ["multimask", "single", "all"])
+@pytest.mark.parametrize("fused", [False, True], ids=["products", "attention"])
+@pytest.mark.parametrize("family", SPECS)
+def test_every_choice_of_masks_is_exact(family: str, fused: bool, masks: MaskChoice) -> None:
+    spec = replace(SPECS[family], masks=masks)
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 5, [1, -1], torch.float64)}
+    assert error(spec, *pair(spec, torch.float64, "absorbed", fused), feed) < EXACT
+
+
+@pytest.mark.parametrize("points", [1, 2, 5, 16])
+@pytest.mark.parametrize("prompts", [1, 7, 64])
+@pytest.mark.parametrize("family", SPECS)
+def test_float32_stays_close_for_any_number_of_prompts_and_points(family: str, prompts: int, points: int) -> None:
+    spec = SPECS[family]
+    feed = {**image_tensors(spec), **prompt_tensors(spec, prompts, [1, 0] * (points // 2) + [1] * (points % 2))}
+    form = choose_form(spec, points)
+    assert error(spec, *pair(spec, torch.float32, form, fused=False), feed) < CLOSE
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_the_full_grid_is_close_in_float32(family: str) -> None:
+    spec = replace(SPECS[family], image_size=1024)
+    feed = {**image_tensors(spec), **prompt_tensors(spec, 2, [2, 3, -1])}
+    assert error(spec, *pair(spec, torch.float32, "absorbed", fused=False), feed) < CLOSE
+
+
+def test_both_branches_of_the_stability_fallback_are_taken() -> None:
+    # The bounds are moved until the toy's masks fall on both sides.
+    spec = replace(SPECS["sam2"], masks="single", stability_delta=2.0, stability_threshold=0.885)
+    reference, deploy = pair(spec, torch.float64, "absorbed", fused=False)
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 16, [1, -1], torch.float64)}
+    masks, _, _ = reference.all_masks(**feed)
+    is_first = (reference(**feed)["low_res_masks"][:, 0] == masks[:, 0]).all(-1).all(-1)
+    assert is_first.any()
+    assert not is_first.all()
+    assert error(spec, reference, deploy, feed) < EXACT
+
+
+def test_an_unused_mask_changes_nothing() -> None:
+    spec = replace(SPECS["sam1"], mask_input=True)
+    _, deploy = pair(spec, torch.float64, "absorbed", fused=False)
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 3, [1, -1], torch.float64)}
+    feed["has_mask_input"] = torch.zeros(3, dtype=torch.float64)
+    other = {**feed, "mask_input": feed["mask_input"] * -7 + 1}
+    assert torch.equal(deploy(**feed)["low_res_masks"], deploy(**other)["low_res_masks"])
+
+
+def test_a_wrong_weight_is_seen() -> None:
+    """The comparison above can fail: one attention bias of the deploy form is spoiled."""
+    spec = SPECS["sam1"]
+    reference, deploy = pair(spec, torch.float64, "absorbed", fused=False)
+    spoiled = deploy.layers[1].image_to_token.tokens.out_bias  # type: ignore[union-attr]
+    assert isinstance(spoiled, Tensor)
+    spoiled[3] += 1e-4  # all channels alike would vanish in the normalisation
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, [1, -1], torch.float64)}
+    assert error(spec, reference, deploy, feed) > EXACT
+
+
+def test_the_forms_share_no_weights() -> None:
+    reference, deploy = pair(SPECS["sam1"], torch.float32, "absorbed", fused=False)
+    before = reference.mask_decoder.transformer.norm_final_attn.weight.clone()
+    deploy.double()
+    assert reference.mask_decoder.transformer.norm_final_attn.weight.dtype == torch.float32
+    assert torch.equal(reference.mask_decoder.transformer.norm_final_attn.weight, before)
+
+
+def test_the_form_follows_the_number_of_tokens() -> None:
+    spec = sam1_spec()
+    assert choose_form(spec, 11) == "absorbed"  # 8 heads x 16 tokens = 128 columns, as wide as the projections
+    assert choose_form(spec, 12) == "direct"
+
+
+@pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("mask_input", [False, True])
+def test_the_image_state_has_the_names_it_says(family: str, mask_input: bool) -> None:
+    spec = replace(SPECS[family], mask_input=mask_input)
+    _, deploy = pair(spec, torch.float32, "absorbed", fused=False)
+    state = deploy.image_state(**image_tensors(spec))
+    present = [name for name, tensor in state._asdict().items() if tensor is not None]
+    assert present == list(ImageState.names(spec))
+    assert len(state.tensors()) == len(present)

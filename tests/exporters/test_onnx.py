@@ -1,0 +1,193 @@
+"""The exported graphs: what they hold, and that they compute what the reference computes at sizes never traced."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from conftest import Exports
+from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
+
+from samx.decoders.session import Feed, Outputs
+from samx.decoders.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
+from samx.errors import UsageError
+from samx.exporters.graph_rules import FORBIDDEN, broken_rules
+from samx.exporters.job import ExportJob, ExportOptions
+from samx.exporters.onnx import EXAMPLE_SIZES, export
+
+CLOSE = 1e-5  # float32, relative to the largest output
+SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
+# Chosen so that every pair of choices stands beside each other once: an export takes seconds.
+VARIANTS = [
+    ("sam1", ExportOptions(opset=18), False),
+    ("sam1", ExportOptions(opset=23, split=True), True),
+    ("sam2", ExportOptions(opset=18), True),
+    ("sam2", ExportOptions(opset=18, split=True), False),
+    ("sam2", ExportOptions(opset=23), False),
+]
+IDS = [f"{f}-opset{o.opset}{'-split' if o.split else ''}{'-mask' if m else ''}" for f, o, m in VARIANTS]
+
+
+def run(models: dict[str, onnx.ModelProto], feed: Feed) -> Outputs:
+    """Run the graphs one after the other, as any client could: by name, in plain ONNX Runtime."""
+    known = dict(feed)
+    for model in models.values():
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        taken = {value.name: known[value.name] for value in session.get_inputs()}
+        known |= dict(zip([o.name for o in session.get_outputs()], session.run(None, taken), strict=True))
+    return known
+
+
+@pytest.mark.parametrize(("family", "options", "mask_input"), VARIANTS, ids=IDS)
+def test_graphs_compute_the_reference_at_any_size(
+    exports: Exports, family: str, options: ExportOptions, mask_input: bool
+) -> None:
+    spec = replace(SPECS[family], mask_input=mask_input)
+    models = exports(spec, options)
+    reference = toy_decoder(spec)
+    for prompts, labels in [(1, []), (1, [1]), (1, [2, 3]), (2, [1, -1]), (5, [1, 0, 1, 0, -1]), (7, [2, 3, 1, -1])]:
+        tensors = {**image_tensors(spec), **prompt_tensors(spec, prompts, labels)}
+        outputs = run(models, arrays(tensors))
+        for name, want in reference(**tensors).items():
+            assert outputs[name].shape == want.shape
+            np.testing.assert_allclose(outputs[name], want, rtol=0, atol=CLOSE * float(want.abs().max()))
+
+
+@pytest.mark.parametrize(("family", "masks"), [("sam1", "single"), ("sam2", "single"), ("sam2", "all")])
+def test_single_and_all_masks(exports: Exports, family: str, masks: MaskChoice) -> None:
+    spec = replace(SPECS[family], masks=masks, stability_delta=2.0, stability_threshold=0.885)
+    tensors = {**image_tensors(spec), **prompt_tensors(spec, 6, [1, -1])}
+    outputs = run(exports(spec, ExportOptions()), arrays(tensors))
+    for name, want in toy_decoder(spec)(**tensors).items():
+        np.testing.assert_allclose(outputs[name], want, rtol=0, atol=CLOSE * float(want.abs().max()))
+
+
+@pytest.mark.parametrize(("family", "options", "mask_input"), VARIANTS, ids=IDS)
+def test_graphs_hold_nothing_that_breaks_builders(
+    exports: Exports, family: str, options: ExportOptions, mask_input: bool
+) -> None:
+    for model in exports(replace(SPECS[family], mask_input=mask_input), options).values():
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", options.opset)]
+        assert not {node.op_type for node in model.graph.node} & FORBIDDEN
+        assert not model.functions
+        types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+        assert set(types.values()) == {onnx.TensorProto.FLOAT}, "a shape tensor is an integer input"
+
+
+def test_no_example_size_is_baked_in(exports: Exports) -> None:
+    """A traced size would stand as a constant where a shape is computed, or in a named axis."""
+    spec = SPECS["sam1"]
+    graph = exports(spec, ExportOptions())["decoder.onnx"].graph
+    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
+    assert axes["point_coords"] == ["prompts", "points", 2]
+    assert axes["point_labels"] == ["prompts", "points"]
+    inferred = onnx.shape_inference.infer_shapes(exports(spec, ExportOptions())["decoder.onnx"]).graph
+    firsts = [v.type.tensor_type.shape.dim[0] for v in inferred.value_info if v.type.tensor_type.shape.dim]
+    assert EXAMPLE_SIZES["prompts"] not in {dim.dim_value for dim in firsts}
+
+
+def test_attention_is_an_operator_from_opset_23(exports: Exports) -> None:
+    def operators(spec: DecoderSpec, opset: int) -> set[str]:
+        return {n.op_type for n in exports(spec, ExportOptions(opset=opset))["decoder.onnx"].graph.node}
+
+    assert "Attention" not in operators(SPECS["sam1"], 18)
+    assert "Attention" in operators(SPECS["sam2"], 23)
+
+
+def test_metadata_tells_a_client_what_it_needs(exports: Exports) -> None:
+    spec = SPECS["sam2"]
+    model = exports(spec, ExportOptions(opset=23))["decoder.onnx"]
+    found: dict[str, Any] = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert DecoderSpec.from_json(found["samx.spec"]) == spec
+    assert found["samx.labels"]["padding"] == -1
+    assert found["samx.preprocessing"]["image_size_px"] == 128
+    assert found["samx.thresholds"] == {"mask": 0.0, "stability": 0.98, "stability_delta": 0.05}
+    assert [entry["name"] for entry in found["samx.inputs"]] == [value.name for value in model.graph.input]
+
+
+def test_nothing_of_this_machine_is_left_in_the_file(exports: Exports) -> None:
+    data = exports(SPECS["sam1"], ExportOptions())["decoder.onnx"].SerializeToString()
+    assert str(Path(__file__).parents[2]).encode() not in data
+    assert b"site-packages" not in data
+
+
+def test_simplification_is_optional(exports: Exports) -> None:
+    spec = SPECS["sam1"]
+    tensors = {**image_tensors(spec), **prompt_tensors(spec, 2, [1, -1])}
+    plain = run(exports(spec, ExportOptions(simplify=False)), arrays(tensors))
+    simplified = run(exports(spec, ExportOptions()), arrays(tensors))
+    np.testing.assert_allclose(plain["low_res_masks"], simplified["low_res_masks"], rtol=0, atol=1e-4)
+
+
+def test_the_form_follows_the_points_and_says_why(tmp_path: Path) -> None:
+    spec = SPECS["sam1"]
+    exported = export(ExportJob(toy_checkpoint(spec), spec, ExportOptions(points=40)), tmp_path)
+    assert exported.options["form"] == "direct"
+    assert "360 columns" in exported.options["form_reason"]
+
+
+def test_an_unknown_opset_is_refused(tmp_path: Path) -> None:
+    spec = SPECS["sam1"]
+    with pytest.raises(UsageError, match="found 17, expected 18 or 23"):
+        export(ExportJob(toy_checkpoint(spec), spec, ExportOptions(opset=17)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+class TestRules:
+    """Each rule is seen to catch what it is there for."""
+
+    @pytest.fixture
+    def model(self, exports: Exports) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(exports(SPECS["sam1"], ExportOptions())["decoder.onnx"])
+        return copy
+
+    def broken(self, model: onnx.ModelProto) -> str:
+        spec = SPECS["sam1"]
+        return "; ".join(broken_rules(model, 18, spec.inputs, [tensor.name for tensor in spec.outputs]))
+
+    def test_a_sound_graph_breaks_none(self, model: onnx.ModelProto) -> None:
+        assert self.broken(model) == ""
+
+    @pytest.mark.parametrize("operator", sorted(FORBIDDEN))
+    def test_forbidden_operators(self, model: onnx.ModelProto, operator: str) -> None:
+        model.graph.node[0].op_type = operator
+        assert f"operator {operator}" in self.broken(model)
+
+    def test_forbidden_operators_inside_functions(self, model: onnx.ModelProto) -> None:
+        model.functions.add(name="hidden")
+        assert "local functions" in self.broken(model)
+
+    def test_another_opset(self, model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 17
+        assert "opset imports" in self.broken(model)
+
+    def test_a_custom_domain(self, model: onnx.ModelProto) -> None:
+        model.opset_import.add(domain="com.microsoft", version=1)
+        assert "opset imports" in self.broken(model)
+
+    def test_a_dynamic_axis_that_became_a_number(self, model: onnx.ModelProto) -> None:
+        model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 3
+        assert "point_coords has shape (3, 'points', 2)" in self.broken(model)
+
+    def test_a_shape_tensor_input(self, model: onnx.ModelProto) -> None:
+        model.graph.input[2].type.tensor_type.elem_type = onnx.TensorProto.INT64
+        assert "point_labels is not float32" in self.broken(model)
+
+    def test_a_missing_input(self, model: onnx.ModelProto) -> None:
+        del model.graph.input[2]
+        assert "inputs are" in self.broken(model)
+
+    def test_a_renamed_output(self, model: onnx.ModelProto) -> None:
+        model.graph.output[0].name = "masks"
+        assert "outputs are" in self.broken(model)
+
+    def test_an_output_of_another_type(self, model: onnx.ModelProto) -> None:
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+        assert "output low_res_masks is not float32" in self.broken(model)

@@ -1,0 +1,335 @@
+"""The commands as a user runs them: what they leave, what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samx import cli, console
+from samx.demo import demo_checkpoint
+from samx.demo.scenes import generate_scene
+from samx.validators.child import gate_in_child
+
+
+@dataclass
+class Ended:
+    """Hold how a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Samx:
+    """Run commands in this process, with the real argument parser and the real exit codes."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys, self.monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *arguments: str | Path) -> Ended:
+        words = ["samx", *map(str, arguments)]
+        self.monkeypatch.setattr(sys, "argv", words)
+        for name in ("out", "err"):
+            stream = sys.stdout if name == "out" else sys.stderr
+            self.monkeypatch.setattr(getattr(console, name), "file", stream)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = self.capsys.readouterr()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+
+@pytest.fixture
+def samx(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Samx:
+    return Samx(capsys, monkeypatch)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    Image.fromarray(generate_scene(900_003, (400, 300)).image).save(path)
+    return path
+
+
+def assert_one_error_line(ended: Ended, code: int, words: str) -> None:
+    errors = [line for line in ended.err.splitlines() if not line.endswith("...")]
+    assert ended.code == code, ended.err
+    assert len(errors) == 1, ended.err
+    assert errors[0].startswith("error: ")
+    assert words in errors[0]
+    assert "Traceback" not in ended.err
+
+
+# export
+
+
+def test_an_export_leaves_a_proven_artifact(samx: Samx, demo_artifact: Path) -> None:
+    facts = samx("inspect", demo_artifact, "--json").json
+    manifest = facts["manifest"]
+    roles = {entry["role"] for entry in manifest["files"].values()}
+    assert roles == {"decoder", "encoder", "parity_cases", "parity_report"}
+    assert [(entry["level"], entry["passed"]) for entry in manifest["evidence"]] == [("graph", True)]
+    report = json.loads((demo_artifact / "parity_report.json").read_text())
+    assert report["passed"]
+    assert report["suite"]["image_source"] == "demo scenes, demo encoder"
+    assert report["metrics"]["mask_iou_mean"] >= 0.9999
+
+
+def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in artifact_copy.iterdir())
+    assert_one_error_line(samx("export", "-o", artifact_copy), 7, "--force")
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in artifact_copy.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--target", "tflite"], 2, "unknown export target: found 'tflite'"),
+        (["--fp16"], 2, "does not export this precision: found fp16, expected fp32"),
+        (["--int8"], 2, "found int8"),
+        (["--fp16", "--int8"], 2, "more than one choice of precision"),
+        (["--single", "--all-masks"], 2, "more than one choice of masks"),
+        (["--opset", "17"], 2, "opset is not offered: found 17"),
+        (["--family", "sam9"], 2, "no demo weights for this family"),
+        (["missing.pth"], 6, "missing.pth"),
+        (["--image-size", "1000"], 6, "1000"),
+        (["--embedding", "missing.npz"], 6, "missing.npz"),
+    ],
+)
+def test_bad_requests_leave_nothing(
+    samx: Samx, tmp_path: Path, arguments: Sequence[str], code: int, words: str
+) -> None:
+    target = tmp_path / "out"
+    assert_one_error_line(samx("export", *arguments, "-o", target), code, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_gate_leaves_nothing_and_exits_3(
+    samx: Samx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter is sabotaged: one attention bias of the deploy form is off."""
+    from samx.decoders.deploy.decoder import DeployDecoder
+    from samx.exporters import onnx
+
+    def spoiled(*arguments: Any, **options: Any) -> DeployDecoder:
+        decoder = DeployDecoder(*arguments, **options)
+        decoder.head.grow1_bias[5] += 1.0
+        return decoder
+
+    monkeypatch.setattr(onnx, "DeployDecoder", spoiled)
+    ended = samx("export", "-o", tmp_path / "out")
+    assert_one_error_line(ended, 3, "parity failed")
+    assert "Nothing was written" in ended.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_place_exits_7(samx: Samx, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert_one_error_line(samx("export", "-o", tmp_path / "file" / "out"), 7, "cannot write")
+
+
+# validate
+
+
+def test_validate_needs_no_torch(samx: Samx, demo_artifact: Path, tmp_path: Path) -> None:
+    ended = samx(
+        "validate", demo_artifact, "--json", "--junit", tmp_path / "p.xml", "--report", tmp_path / "p.json"
+    )
+    assert ended.code == 0
+    assert ended.json["passed"]
+    assert "torch" not in ended.json["environment"]
+    suite = ElementTree.parse(tmp_path / "p.xml").getroot()
+    assert suite.get("failures") == "0"
+    assert int(suite.get("tests", 0)) == len(ended.json["cases"]) + 1
+    assert json.loads((tmp_path / "p.json").read_text())["passed"]
+
+
+def test_validate_against_the_checkpoint(samx: Samx, sam2_artifact: Path) -> None:
+    ended = samx("validate", sam2_artifact, "--checkpoint", demo_checkpoint("sam2"), "--json")
+    assert ended.code == 0
+    assert ended.json["suite"]["reference"].startswith("torch")
+
+
+def test_validate_refuses_another_checkpoint(samx: Samx, demo_artifact: Path) -> None:
+    ended = samx("validate", demo_artifact, "--checkpoint", demo_checkpoint("sam2"))
+    assert_one_error_line(ended, 6, "was made from another checkpoint")
+
+
+def test_validate_exits_3_on_another_decoder_and_says_where(
+    samx: Samx, artifact_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is replaced and the manifest made to agree: the hashes hold, the masks do not."""
+    import hashlib
+
+    import onnx
+
+    model = onnx.load(str(artifact_copy / "decoder.onnx"))
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = np.frombuffer(weights.raw_data, np.float32).copy()
+    values *= 1.01
+    weights.raw_data = values.tobytes()
+    data = model.SerializeToString()
+    (artifact_copy / "decoder.onnx").write_bytes(data)
+    manifest = json.loads((artifact_copy / "manifest.json").read_text())
+    manifest["files"]["decoder.onnx"].update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    (artifact_copy / "manifest.json").write_text(json.dumps(manifest))
+    ended = samx("validate", artifact_copy)
+    assert ended.code == 3
+    assert "failed: case" in ended.out
+    assert "parity failed" in ended.out
+
+
+def test_validate_refuses_a_swapped_file(samx: Samx, artifact_copy: Path) -> None:
+    data = bytearray((artifact_copy / "decoder.onnx").read_bytes())
+    data[-1] ^= 1
+    (artifact_copy / "decoder.onnx").write_bytes(bytes(data))
+    assert_one_error_line(samx("validate", artifact_copy), 6, "was altered")
+
+
+def test_validate_refuses_a_device_that_is_not_there(samx: Samx, demo_artifact: Path) -> None:
+    assert_one_error_line(samx("validate", demo_artifact, "--device", "npu"), 5, "cannot run on 'npu' here")
+
+
+def test_every_graph_passes_its_gate_again(sam2_artifact: Path) -> None:
+    report = gate_in_child(sam2_artifact, level="graph", threads=1)
+    assert report.passed
+    assert report.placement["operations"].keys() == {"cpu"}
+
+
+# segment
+
+
+def test_segment_draws_a_mask(samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "overlay.png"
+    ended = samx("segment", picture, "--box", "50,40,250,240", "--model", demo_artifact, "-o", out, "--json")
+    assert ended.code == 0, ended.err
+    (mask,) = ended.json["masks"]
+    assert mask["area_px"] > 100
+    drawn = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    assert drawn.shape == (300, 400, 3)
+    assert (np.abs(drawn - np.asarray(Image.open(picture)).astype(int)).max(-1) > 8).mean() > 0.01
+
+
+def test_segment_takes_an_embedding_and_gives_the_same(
+    samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path
+) -> None:
+    from samx.artifacts.store import Artifact
+    from samx.frames import Frame
+    from samx.images import read_image, to_frame
+    from samx.runtimes.onnxruntime import run_encoder
+
+    artifact, image = Artifact.open(demo_artifact), read_image(picture)
+    frame = Frame.of(artifact.manifest.spec, image.shape[1], image.shape[0])
+    features = run_encoder(artifact.read("encoder.onnx"), "encoder", to_frame(image, frame))
+    np.savez(tmp_path / "picture.npz", **features)
+    prompt = ["--point", "120,90", "--background", "5,5", "--model", str(demo_artifact), "--json"]
+    own = samx("segment", picture, *prompt, "-o", tmp_path / "a.png")
+    given = samx("segment", picture, *prompt, "-o", tmp_path / "b.png", "--embedding", tmp_path / "picture.npz")
+    encoder = ["--encoder", str(demo_artifact / "encoder.onnx")]
+    named = samx("segment", picture, *prompt, "-o", tmp_path / "c.png", *encoder)
+    assert own.json["masks"] == given.json["masks"] == named.json["masks"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--point", "1,2,3"], 6, "point cannot be read"),
+        (["--point", "nan,1"], 6, "point cannot be read"),
+        (["--point", "5000,10"], 6, "outside the picture"),
+        (["--box", "100,100,20,20"], 6, "swapped corners"),
+        ([], 6, "says nothing"),
+        (["--point", "9,9", "--embedding", "missing.npz"], 6, "missing.npz"),
+        (["--point", "9,9", "--encoder", "missing.onnx"], 6, "missing.onnx"),
+        (["--point", "9,9", "--pixels", "bgr"], 2, "unknown pixel normalisation"),
+    ],
+)
+def test_bad_segment_requests(
+    samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path, arguments: Sequence[str], code: int, words: str
+) -> None:
+    out = tmp_path / "overlay.png"
+    ended = samx("segment", picture, "--model", demo_artifact, "-o", out, *arguments)
+    assert_one_error_line(ended, code, words)
+    assert not out.exists()
+
+
+def test_segment_keeps_a_picture_that_is_there(samx: Samx, demo_artifact: Path, picture: Path) -> None:
+    before = picture.read_bytes()
+    ended = samx("segment", picture, "--point", "9,9", "--model", demo_artifact, "-o", picture)
+    assert_one_error_line(ended, 7, "exists already")
+    assert picture.read_bytes() == before
+
+
+# inspect, doctor, the rest
+
+
+def test_inspect_reads_an_onnx_file(samx: Samx, demo_artifact: Path) -> None:
+    facts = samx("inspect", demo_artifact / "decoder.onnx", "--json").json
+    assert facts["inputs"] == ["image_embeddings", "point_coords", "point_labels"]
+    assert facts["samx"]["spec"]["family"] == "sam1"
+
+
+def test_inspect_refuses_other_things(samx: Samx, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    assert_one_error_line(samx("inspect", tmp_path / "notes.txt"), 6, "cannot inspect")
+    assert_one_error_line(samx("inspect", tmp_path / "nothing"), 6, "found nothing")
+    assert_one_error_line(samx("inspect", tmp_path), 6, "manifest.json")
+
+
+def test_inspect_for_people_names_the_checkpoint(samx: Samx, demo_artifact: Path) -> None:
+    ended = samx("inspect", demo_artifact)
+    assert ended.code == 0
+    assert "sam1.safetensors" in ended.out
+
+
+def test_doctor_names_what_is_here(samx: Samx) -> None:
+    abilities = {entry["name"]: entry for entry in samx("doctor", "--json").json["abilities"]}
+    assert abilities["export"]["available"]
+    assert "cpu" in abilities["run onnx (ONNX Runtime)"]["devices"]
+    assert samx("doctor").code == 0
+
+
+def test_doctor_says_what_to_install(samx: Samx, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    hidden = lambda name, *rest: None if name in ("onnxruntime", "torch") else real(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    abilities = {entry["name"]: entry for entry in samx("doctor", "--json").json["abilities"]}
+    assert abilities["export"]["fix"] == "pip install 'samx[export]'"
+    assert abilities["run onnx (ONNX Runtime)"]["fix"] == "pip install 'samx[onnxruntime]'"
+
+
+def test_errors_are_json_too(samx: Samx, tmp_path: Path) -> None:
+    ended = samx("inspect", tmp_path / "nothing", "--json")
+    assert ended.code == 6
+    assert ended.json["error"] == "InputError"
+    assert ended.json["exit_code"] == 6
+
+
+def test_version_and_usage(samx: Samx) -> None:
+    from samx import __version__
+
+    assert samx("--version").out.strip() == f"samx {__version__}"
+    assert samx("frobnicate").code == 2
+    assert samx("--help").code == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file permissions differ")
+def test_progress_goes_to_stderr_only(samx: Samx, demo_artifact: Path) -> None:
+    ended = samx("validate", demo_artifact, "--json")
+    assert "Judging" in ended.err
+    assert "Judging" not in ended.out

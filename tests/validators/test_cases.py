@@ -1,0 +1,112 @@
+"""The cases cross the edges, and follow each family's rules for padding and order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from samx.decoders.session import Feed
+from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.validators.cases import Case, default_frames, parity_cases
+
+SPECS = [sam1_spec(), sam1_spec(mask_input=True), sam2_spec(), sam2_spec(mask_input=True)]
+
+
+def by_name(spec: DecoderSpec) -> dict[str, Feed]:
+    return {case.name: case.prompts for case in parity_cases(spec)}
+
+
+def labels(spec: DecoderSpec, name: str) -> list[float]:
+    return list(by_name(spec)[name]["point_labels"][0])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_feeds_fit_the_spec(spec: DecoderSpec) -> None:
+    for case in parity_cases(spec):
+        sizes = dict(zip(("prompts", "points"), case.prompts["point_labels"].shape, strict=True))
+        assert list(case.prompts) == [tensor.name for tensor in spec.prompt_inputs]
+        for tensor in spec.prompt_inputs:
+            value = case.prompts[tensor.name]
+            shape = tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+            assert value.shape == shape, (case.name, tensor.name)
+            assert value.dtype == np.float32
+            assert np.isfinite(value).all()
+
+
+def test_padding_and_order_of_sam1() -> None:
+    spec = sam1_spec()
+    assert labels(spec, "one_point") == [1, -1]
+    assert labels(spec, "box") == [2, 3]
+    assert labels(spec, "box_and_points") == [1, 1, 0, 2, 3]
+    assert labels(spec, "no_points") == []
+    assert labels(spec, "padding_only") == [-1]
+
+
+def test_padding_and_order_of_sam2() -> None:
+    spec = sam2_spec()
+    assert labels(spec, "one_point") == [1, -1]
+    assert labels(spec, "box") == [2, 3, -1]
+    assert labels(spec, "box_and_points") == [2, 3, 1, 1, 0, -1]
+    assert labels(spec, "no_points") == [-1]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_edges_are_there(spec: DecoderSpec) -> None:
+    cases = parity_cases(spec)
+    assert {1, 7, 64} <= {len(case.prompts["point_labels"]) for case in cases}
+    assert max(case.prompts["point_labels"].shape[1] for case in cases) >= 16
+    assert {-1, 0, 1, 2, 3} == {label for case in cases for label in case.prompts["point_labels"].ravel()}
+    assert {case.image for case in cases} == {0, 1}
+    negative = by_name(spec)["negative_points"]["point_labels"]
+    assert set(negative.ravel()) == {0, -1}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_points_stay_in_the_picture_and_boxes_are_ordered(spec: DecoderSpec) -> None:
+    frames = default_frames(spec, 2)
+    for case in parity_cases(spec):
+        coords, codes = case.prompts["point_coords"], case.prompts["point_labels"]
+        assert (coords >= 0).all()
+        assert (coords < np.array(frames[case.image])).all(), case.name
+        corners = coords[np.isin(codes, (2, 3))].reshape(-1, 2, 2)
+        assert (corners[:, 0] < corners[:, 1]).all()
+
+
+def test_border_points_of_a_picture_that_is_not_square() -> None:
+    case = next(case for case in parity_cases(sam1_spec()) if case.name == "borders")
+    assert default_frames(sam1_spec(), 2)[case.image] == (1024, 768)
+    points = {(float(x), float(y)) for x, y in case.prompts["point_coords"][:, 0]}
+    assert {(0, 0), (1023, 767), (1023, 0), (0, 767)} <= points
+
+
+def test_mask_prompts_are_on_and_off_within_a_batch() -> None:
+    cases = by_name(sam1_spec(mask_input=True))
+    flags = cases["masks_on_and_off"]["has_mask_input"]
+    masks = cases["masks_on_and_off"]["mask_input"]
+    assert list(flags) == [1, 0, 1, 0]
+    assert masks[0].min() == -10
+    assert masks[0].max() == 10
+    assert masks[1].min() != 0  # unused, and would show if it were used
+    assert np.abs(cases["mask_and_box"]["mask_input"]).max() == 32
+    assert cases["mask_only"]["point_coords"].shape == (1, 0, 2)
+    assert "mask_only" not in by_name(sam1_spec())
+
+
+def test_half_precision_holds_mask_prompts() -> None:
+    for feed in by_name(sam2_spec(mask_input=True)).values():
+        assert (feed["mask_input"] == feed["mask_input"].astype(np.float16)).all()
+
+
+def _same(a: list[Case], b: list[Case]) -> bool:
+    return all((x.prompts["point_coords"] == y.prompts["point_coords"]).all() for x, y in zip(a, b, strict=True))
+
+
+def test_seed_decides() -> None:
+    assert _same(parity_cases(sam1_spec(), 3), parity_cases(sam1_spec(), 3))
+    assert not _same(parity_cases(sam1_spec(), 3), parity_cases(sam1_spec(), 4))
+
+
+def test_given_frames_are_used() -> None:
+    for case in parity_cases(sam1_spec(), frames=[(100, 40)]):
+        assert case.image == 0
+        assert (case.prompts["point_coords"] < (100, 40)).all()
