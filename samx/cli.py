@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
-from rich.markup import escape
 
 from samx import console
-from samx.errors import SamxError, UsageError
+from samx.errors import UsageError
 
 app = typer.Typer(
     name="samx", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -41,6 +39,9 @@ def export(
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
     image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
     points: Annotated[int, typer.Option(help="Most points a prompt, padding counted; chooses the form.", min=1)] = 8,
+    prompts: Annotated[
+        int, typer.Option(help="Prompts in a usual call; from 3 the image is projected once.", min=1)
+    ] = 1,
     opset: Annotated[int, typer.Option(help="ONNX opset: 18 (every backend) or 23 (Attention).")] = 18,
     split: Annotated[bool, typer.Option("--split", help="An image graph and a prompt graph.")] = False,
     simplify: Annotated[bool, typer.Option(help="Run onnxsim.")] = True,
@@ -59,7 +60,7 @@ def export(
         out=output or Path(f"{name}-{target}{'' if precision == 'fp32' else '-' + precision}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
         mask_input=mask_input, image_size=image_size, embeddings=embedding or (), overwrite=force,
-        options={"opset": opset, "split": split, "simplify": simplify, "points": points},
+        options={"opset": opset, "split": split, "simplify": simplify, "points": points, "prompts": prompts},
     )  # fmt: skip
     with console.steps() as progress:
         result = run(request, progress)
@@ -165,24 +166,9 @@ def _one_of(what: str, flags: dict[str, bool], default: str) -> str:
     return chosen[0] if chosen else default
 
 
-def run(command: Callable[[], Any], as_json: bool) -> int:
-    """Run a command and give its exit code; samx's own errors become one line."""
-    try:
-        command()
-    except SamxError as error:
-        if as_json:
-            console.print_json(error.to_json())
-        console.err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.err.print("stopped; nothing was left behind")
-        return 130
-    return 0
-
-
 def main() -> None:
     """Start samx from the shell."""
-    sys.exit(run(app, "--json" in sys.argv))
+    sys.exit(console.run(app, as_json="--json" in sys.argv))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from samx.errors import SamxError
+
 if TYPE_CHECKING:
     from samx.export import ExportResult
     from samx.segment import Segmentation
@@ -35,6 +37,21 @@ def steps() -> Iterator[Callable[[str], None]]:
 def print_json(document: Any) -> None:
     """Print one JSON document, undecorated."""
     out.print(json.dumps(document, indent=2, default=str), markup=False, highlight=False, soft_wrap=True)
+
+
+def run(command: Callable[[], Any], as_json: bool) -> int:
+    """Run a command and give its exit code; samx's own errors become one line."""
+    try:
+        command()
+    except SamxError as error:
+        if as_json:
+            print_json(error.to_json())
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return error.exit_code
+    except KeyboardInterrupt:
+        err.print("stopped; nothing was left behind")
+        return 130
+    return 0
 
 
 def show(result: Any, view: Callable[[Any], tuple[Any, Callable[[], None]]], *, as_json: bool) -> None:

@@ -118,9 +118,7 @@ def test_bad_requests_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_gate_leaves_nothing_and_exits_3(
-    samx: Samx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter is sabotaged: one attention bias of the deploy form is off."""
     from samx.decoders.deploy.decoder import DeployDecoder
     from samx.exporters import onnx
@@ -146,9 +144,7 @@ def test_an_unwritable_place_exits_7(samx: Samx, tmp_path: Path) -> None:
 
 
 def test_validate_needs_no_torch(samx: Samx, demo_artifact: Path, tmp_path: Path) -> None:
-    ended = samx(
-        "validate", demo_artifact, "--json", "--junit", tmp_path / "p.xml", "--report", tmp_path / "p.json"
-    )
+    ended = samx("validate", demo_artifact, "--json", "--junit", tmp_path / "p.xml", "--report", tmp_path / "p.json")
     assert ended.code == 0
     assert ended.json["passed"]
     assert "torch" not in ended.json["environment"]
@@ -235,7 +231,7 @@ def test_segment_takes_an_embedding_and_gives_the_same(
     artifact, image = Artifact.open(demo_artifact), read_image(picture)
     frame = Frame.of(artifact.manifest.spec, image.shape[1], image.shape[0])
     features = run_encoder(artifact.read("encoder.onnx"), "encoder", to_frame(image, frame))
-    np.savez(tmp_path / "picture.npz", **features)
+    np.savez(tmp_path / "picture.npz", image_embeddings=features["image_embeddings"])
     prompt = ["--point", "120,90", "--background", "5,5", "--model", str(demo_artifact), "--json"]
     own = samx("segment", picture, *prompt, "-o", tmp_path / "a.png")
     given = samx("segment", picture, *prompt, "-o", tmp_path / "b.png", "--embedding", tmp_path / "picture.npz")

@@ -20,11 +20,11 @@ def toy_decoder(spec: DecoderSpec, seed: int = 7) -> ReferenceDecoder:
     """Make a decoder with random weights at trained-like output scale."""
     torch.manual_seed(seed)
     decoder = ReferenceDecoder(spec).eval().requires_grad_(False)
-    heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[union-attr,index]
+    heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[index]
     scaled = [(head, MASK_LOGIT_GAIN) for head in heads]
     scaled.append((decoder.mask_decoder.iou_prediction_head.layers[-1], IOU_GAIN))
     if spec.object_score:
-        scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[union-attr,index]
+        scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[index]
     for layer, gain in scaled:
         assert isinstance(layer, nn.Linear)
         layer.weight.mul_(gain)

@@ -1,0 +1,1 @@
+"""How fast decoders run, measured side by side."""

@@ -27,8 +27,6 @@ LABELS: Mapping[str, int] = {
     "box_bottom_right": 3,
 }
 
-MASKS_KEPT: Mapping[MaskChoice, int] = {"multimask": 3, "single": 1, "all": 4}
-
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -83,7 +81,7 @@ class DecoderSpec:
     @property
     def masks_out(self) -> int:
         """Masks per prompt that the export returns."""
-        return self.mask_tokens if self.masks == "all" else MASKS_KEPT[self.masks]
+        return {"multimask": self.mask_tokens - 1, "single": 1, "all": self.mask_tokens}[self.masks]
 
     @property
     def output_tokens(self) -> int:

@@ -32,6 +32,7 @@ INDEX_SUFFIX = ".index.json"
 GIT_LFS_START = b"version https://git-lfs"
 WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors or a Hugging Face model directory"
 DOWNLOAD_AGAIN = "Download it again and compare its size or hash with the publisher's."
+SAVE_WEIGHTS_ONLY = "Where it comes from, save the weights alone: safetensors.torch.save_file(model.state_dict(), ...)."
 
 Reader = Callable[[], Tensor]
 
@@ -161,10 +162,8 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
 
 
 def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
-    if is_zip and not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"checkpoint '{path}' is truncated", found="a zip file without its end", expected=WANTED, fix=DOWNLOAD_AGAIN
-        )
+    if is_zip:
+        _check_zip(path)
     try:
         # mmap reads only the tensors that are touched; the format before PyTorch 1.6 is no zip and cannot do it.
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -173,16 +172,30 @@ def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
             f"checkpoint '{path}' was not opened, because it is no plain weights file",
             found="other bytes, or Python objects that could run code",
             expected=WANTED,
-            fix="Where it comes from, save only the weights: safetensors.torch.save_file(model.state_dict(), ...).",
+            fix=SAVE_WEIGHTS_ONLY,
         ) from cause
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as cause:
+    # What PyTorch raises on damaged bytes; its messages are left out, some suggest switching the safe loading off.
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as cause:
         raise CheckpointError(
             f"checkpoint '{path}' is damaged or no PyTorch file",
-            found=_first_sentence(cause),
+            found=f"bytes that PyTorch cannot read ({type(cause).__name__})",
             expected=WANTED,
             fix=DOWNLOAD_AGAIN,
         ) from cause
     return {key: partial(_same, tensor) for key, tensor in _flatten(data)}
+
+
+def _check_zip(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"checkpoint '{path}' is truncated", found="a zip file without its end", expected=WANTED, fix=DOWNLOAD_AGAIN
+        )
+    with zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in members):
+        raise CheckpointError(
+            f"'{path}' is a TorchScript program, not a weights file", expected=WANTED, fix=SAVE_WEIGHTS_ONLY
+        )
 
 
 def _flatten(data: object, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -200,11 +213,6 @@ def _flatten(data: object, prefix: str = "", level: int = 0) -> Iterator[tuple[s
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _first_sentence(error: Exception) -> str:
-    # PyTorch's longer messages go on to suggest switching the safe loading off.
-    return str(error).strip().split("\n")[0].split(". ")[0][:120] or type(error).__name__
 
 
 def _chunks(files: tuple[Path, ...]) -> Iterator[bytes]:

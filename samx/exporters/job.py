@@ -11,6 +11,7 @@ from samx.decoders.spec import DecoderSpec
 
 OPSETS = (18, 23)
 DEFAULT_OPSET = 18  # every backend reads it; 23 adds Attention and Gelu as operators
+DEFAULT_PROMPTS = 1  # prompts in a usual call: a click
 DEFAULT_POINTS = 8  # largest point count that the graph's form is chosen for, padding counted
 
 
@@ -23,6 +24,7 @@ class ExportOptions:
     split: bool = False
     simplify: bool = True
     points: int = DEFAULT_POINTS
+    prompts: int = DEFAULT_PROMPTS
 
     def to_json(self) -> dict[str, Any]:
         """Give the options as plain data."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samx.decoders.checkpoint import build_reference
-from samx.decoders.deploy.decoder import DeployDecoder, Form, ImageState, choose_form
+from samx.decoders.deploy.decoder import CACHE_FROM_PROMPTS, DeployDecoder, ImageState, choose_form
 from samx.decoders.spec import LABELS, DecoderSpec, TensorSpec
 from samx.errors import SamxError, UsageError
 from samx.exporters.graph_rules import broken_rules
@@ -71,7 +71,7 @@ class PromptGraph(nn.Module):
 
     def __init__(self, decoder: DeployDecoder) -> None:
         super().__init__()
-        self.decoder, self.names = decoder, ImageState.names(decoder.spec)
+        self.decoder, self.names = decoder, ImageState.names(decoder.spec, decoder.cached)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         state = ImageState(**dict(zip(self.names, inputs, strict=False)))
@@ -89,7 +89,8 @@ def export(job: ExportJob, directory: Path) -> Exported:
     onnx = require("onnx", "export", "ONNX export")
     form = choose_form(job.spec, options.points)
     reference = build_reference(replace(job.loaded, spec=job.spec))
-    decoder = DeployDecoder(reference, form, fused=options.opset >= ATTENTION_OPSET)
+    cached = options.split or options.prompts >= CACHE_FROM_PROMPTS
+    decoder = DeployDecoder(reference, form, fused=options.opset >= ATTENTION_OPSET, cached=cached)
     files = {}
     for graph in _graphs(decoder, options.split):
         model = _write(graph, options)
@@ -97,13 +98,15 @@ def export(job: ExportJob, directory: Path) -> Exported:
         (directory / graph.file).write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(directory / graph.file), full_check=True)
         files[graph.file] = graph.role
-    return Exported(files, {**options.to_json(), **_form_facts(job.spec, options, form)}, _tools(options))
+    return Exported(files, {**options.to_json(), **_form_facts(decoder, options)}, _tools(options))
 
 
-def _form_facts(spec: DecoderSpec, options: ExportOptions, form: Form) -> dict[str, str]:
+def _form_facts(decoder: DeployDecoder, options: ExportOptions) -> dict[str, str | bool]:
+    spec = decoder.spec
     tokens = spec.output_tokens + options.points
     columns = f"{spec.heads} heads x {tokens} tokens = {spec.heads * tokens} columns"
-    return {"form": form, "form_reason": f"{columns} against a projection width of {spec.cross_attention_width}"}
+    reason = f"{columns} against a projection width of {spec.cross_attention_width}"
+    return {"form": decoder.form, "form_reason": reason, "cached": decoder.cached}
 
 
 def _tools(options: ExportOptions) -> dict[str, str]:
@@ -127,7 +130,7 @@ def _graphs(decoder: DeployDecoder, split: bool) -> list[Graph]:
 def _state_specs(decoder: DeployDecoder) -> tuple[TensorSpec, ...]:
     with torch.no_grad():
         tensors = decoder.image_state(*_examples(decoder.spec.image_inputs)).tensors()
-    named = zip(ImageState.names(decoder.spec), tensors, strict=True)
+    named = zip(ImageState.names(decoder.spec, decoder.cached), tensors, strict=True)
     return tuple(TensorSpec(name, tuple(tensor.shape), "1", "kept between prompts") for name, tensor in named)
 
 

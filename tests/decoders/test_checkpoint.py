@@ -20,8 +20,8 @@ from samx.decoders.checkpoint import LoadedDecoder, build_reference, load_checkp
 from samx.decoders.spec import sam2_spec
 
 State = dict[str, Tensor]
-ENCODER_MIB = 400  # of the memory test: a stand-in for ViT-H's 2400
-ALLOWED_GROWTH_MIB = 100  # of the resident peak while loading a 16 MiB decoder; the file is four times that
+ENCODER_MIB = 200  # of the memory test: a stand-in for ViT-H's 2400
+ALLOWED_GROWTH_MIB = 100  # of the resident peak while loading a 16 MiB decoder; the file is twice that
 
 
 def prefixed(prefix: str) -> Callable[[State], object]:

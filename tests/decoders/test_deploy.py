@@ -40,9 +40,11 @@ def error(spec: DecoderSpec, reference: ReferenceDecoder, deploy: DeployDecoder,
     return max(differences)
 
 
-def pair(spec: DecoderSpec, dtype: torch.dtype, form: Form, fused: bool) -> tuple[ReferenceDecoder, DeployDecoder]:
+def pair(
+    spec: DecoderSpec, dtype: torch.dtype, form: Form, fused: bool, cached: bool = True
+) -> tuple[ReferenceDecoder, DeployDecoder]:
     reference = toy_decoder(spec).to(dtype)
-    return reference, DeployDecoder(reference, form, fused)
+    return reference, DeployDecoder(reference, form, fused=fused, cached=cached)
 
 
 @pytest.mark.parametrize("labels", PROMPTS.values(), ids=list(PROMPTS))
@@ -53,6 +55,15 @@ def test_every_prompt_kind_is_exact_in_float64(family: str, form: Form, mask_inp
     spec = replace(SPECS[family], masks="all", mask_input=mask_input)
     feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, labels, torch.float64)}
     assert error(spec, *pair(spec, torch.float64, form, fused=False), feed) < EXACT
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+@pytest.mark.parametrize("form", ["absorbed", "direct"])
+@pytest.mark.parametrize("family", SPECS)
+def test_an_image_that_is_not_cached_is_exact(family: str, form: Form, prompts: int) -> None:
+    spec = SPECS[family]
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, prompts, [1, -1], torch.float64)}
+    assert error(spec, *pair(spec, torch.float64, form, fused=False, cached=False), feed) < EXACT
 
 
 @pytest.mark.parametrize("masks", ["multimask", "single", "all"])
@@ -128,11 +139,13 @@ def test_the_form_follows_the_number_of_tokens() -> None:
 
 
 @pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("mask_input", [False, True])
-def test_the_image_state_has_the_names_it_says(family: str, mask_input: bool) -> None:
+def test_the_image_state_has_the_names_it_says(family: str, mask_input: bool, cached: bool) -> None:
     spec = replace(SPECS[family], mask_input=mask_input)
-    _, deploy = pair(spec, torch.float32, "absorbed", fused=False)
+    _, deploy = pair(spec, torch.float32, "absorbed", fused=False, cached=cached)
+    assert deploy.cached is (cached and not mask_input)
     state = deploy.image_state(**image_tensors(spec))
     present = [name for name, tensor in state._asdict().items() if tensor is not None]
-    assert present == list(ImageState.names(spec))
+    assert present == list(ImageState.names(spec, deploy.cached))
     assert len(state.tensors()) == len(present)

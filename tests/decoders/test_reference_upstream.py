@@ -18,6 +18,9 @@ from torch import Tensor
 from samx.decoders.checkpoint import LoadedDecoder, build_reference, load_checkpoint
 from samx.decoders.reference import ReferenceDecoder, stability_scores
 from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.errors import CheckpointError
+from samx.frames import Frame
+from samx.prompts import PromptBatch
 
 transformers = pytest.importorskip("transformers")
 
@@ -235,6 +238,21 @@ def test_one_padding_token_more_or_less_shows(pair: Pair) -> None:
             assert_agree(pair.ours()(**image, **wrong), expected)
 
 
+@pytest.mark.parametrize("case", ["one point", "negative points", "many points", "box", "box and points"])
+def test_prompt_batch_pads_as_upstream_does(pair: Pair, case: str) -> None:
+    torch.manual_seed(10)
+    image, prompt = images(pair.spec, 1), CASES[case]()
+    none = torch.zeros(PROMPTS, 0, 2)
+    batch = PromptBatch(
+        (none if prompt.points is None else prompt.points).double().numpy(),
+        (none[..., 0] if prompt.labels is None else prompt.labels).double().numpy(),
+        None if prompt.boxes is None else prompt.boxes.double().numpy(),
+    )
+    arrays = batch.feed(pair.spec, Frame.of(pair.spec, SIZE_PX, SIZE_PX))
+    given = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert_agree(pair.ours()(**image, **given), run_upstream(pair, image, prompt, multimask=True))
+
+
 @pytest.mark.parametrize("boxed", [False, True])
 def test_several_prompts_on_one_image(pair: Pair, boxed: bool) -> None:
     torch.manual_seed(3)
@@ -341,8 +359,6 @@ def test_a_wrong_weight_shows(pair: Pair) -> None:
 
 
 def test_two_different_position_matrices_are_refused(tmp_path: Path) -> None:
-    from samx.errors import CheckpointError
-
     model = build_upstream("sam2", SIZE_PX)
     model.prompt_encoder.shared_embedding.positional_embedding.data = torch.randn(2, 128)
     model.save_pretrained(tmp_path)

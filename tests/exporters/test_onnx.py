@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from conftest import Exports
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
 from samx.decoders.session import Feed, Outputs
@@ -29,9 +29,28 @@ VARIANTS = [
     ("sam1", ExportOptions(opset=23, split=True), True),
     ("sam2", ExportOptions(opset=18), True),
     ("sam2", ExportOptions(opset=18, split=True), False),
-    ("sam2", ExportOptions(opset=23), False),
+    ("sam2", ExportOptions(opset=23, prompts=16), False),
 ]
 IDS = [f"{f}-opset{o.opset}{'-split' if o.split else ''}{'-mask' if m else ''}" for f, o, m in VARIANTS]
+
+
+Exports = Callable[[DecoderSpec, ExportOptions], dict[str, onnx.ModelProto]]
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Export a toy decoder and give its models by file name."""
+    made: dict[tuple[DecoderSpec, ExportOptions], dict[str, onnx.ModelProto]] = {}
+
+    def make(spec: DecoderSpec, options: ExportOptions) -> dict[str, onnx.ModelProto]:
+        if (spec, options) not in made:
+            folder: Path = tmp_path_factory.mktemp("export")
+            checkpoint = toy_checkpoint(replace(spec, masks="multimask", mask_input=False))
+            exported = export(ExportJob(checkpoint, spec, options), folder)
+            made[spec, options] = {name: onnx.load(str(folder / name)) for name in exported.files}
+        return made[spec, options]
+
+    return make
 
 
 def run(models: dict[str, onnx.ModelProto], feed: Feed) -> Outputs:
@@ -93,16 +112,16 @@ def test_no_example_size_is_baked_in(exports: Exports) -> None:
 
 
 def test_attention_is_an_operator_from_opset_23(exports: Exports) -> None:
-    def operators(spec: DecoderSpec, opset: int) -> set[str]:
-        return {n.op_type for n in exports(spec, ExportOptions(opset=opset))["decoder.onnx"].graph.node}
+    def operators(spec: DecoderSpec, options: ExportOptions) -> set[str]:
+        return {n.op_type for n in exports(spec, options)["decoder.onnx"].graph.node}
 
-    assert "Attention" not in operators(SPECS["sam1"], 18)
-    assert "Attention" in operators(SPECS["sam2"], 23)
+    assert "Attention" not in operators(SPECS["sam1"], ExportOptions())
+    assert "Attention" in operators(SPECS["sam2"], ExportOptions(opset=23, prompts=16))
 
 
 def test_metadata_tells_a_client_what_it_needs(exports: Exports) -> None:
     spec = SPECS["sam2"]
-    model = exports(spec, ExportOptions(opset=23))["decoder.onnx"]
+    model = exports(spec, ExportOptions(opset=23, prompts=16))["decoder.onnx"]
     found: dict[str, Any] = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert DecoderSpec.from_json(found["samx.spec"]) == spec
     assert found["samx.labels"]["padding"] == -1

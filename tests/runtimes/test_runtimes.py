@@ -139,7 +139,7 @@ def test_a_device_that_is_not_there_is_no_other_device() -> None:
 
 
 def test_a_file_that_is_no_model_is_one_line() -> None:
-    with pytest.raises(ArtifactError, match="ONNX Runtime cannot load 'decoder.onnx'") as caught:
+    with pytest.raises(ArtifactError, match="ONNX Runtime cannot load") as caught:
         onnxruntime._session("decoder.onnx", b"not a model", "cpu", None)
     assert "\n" not in str(caught.value)
 

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from toys import toy_decoder
 
-from samx.decoders.reference import ReferenceDecoder
 from samx.decoders.session import Feed, FloatArray, Outputs, Placement
 from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
 
@@ -18,23 +18,6 @@ SPECS = {
     "sam2": sam2_spec(image_size=IMAGE_SIZE, mask_input=True),
 }
 ON_CPU = Placement("toy", "cpu", {"cpu": 1}, {"torch": torch.__version__})
-MASK_LOGIT_GAIN, IOU_GAIN = 60.0, 6.0  # bring random weights to the logits (about 10) and IoU spread of trained ones
-
-
-def toy_decoder(spec: DecoderSpec) -> ReferenceDecoder:
-    """Make a decoder with random weights whose outputs are as large as trained ones."""
-    torch.manual_seed(7)
-    decoder = ReferenceDecoder(spec).eval()
-    heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[index]
-    scaled = [(head, MASK_LOGIT_GAIN) for head in heads]
-    scaled.append((decoder.mask_decoder.iou_prediction_head.layers[-1], IOU_GAIN))
-    if spec.object_score:
-        scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[index]
-    with torch.no_grad():
-        for layer, gain in scaled:
-            assert isinstance(layer, nn.Linear)
-            layer.weight.mul_(gain)
-    return decoder
 
 
 class ToySession:

@@ -35,6 +35,11 @@ IMAGE_TO_TOKEN: dict[Form, type[AbsorbedImageToToken] | type[DirectImageToToken]
 }
 
 
+# From this many prompts a call, projecting the image for layer 0 costs less than absorbing the projections: 134 million
+# multiply-adds an image against 54 a prompt, for each of three projections, at a box's 7 tokens.
+CACHE_FROM_PROMPTS = 3
+
+
 def choose_form(spec: DecoderSpec, points: int) -> Form:
     """Pick the form with fewer operations for this many points per prompt, padding counted.
 
@@ -47,8 +52,8 @@ def choose_form(spec: DecoderSpec, points: int) -> Form:
 class ImageState(NamedTuple):
     """Hold what depends on the image alone; names and order of the image graph's outputs.
 
-    Shapes: image_tokens (1, 1, L, C); image_keys, image_values and image_queries (1, h, d, L), all three
-        absent with mask prompts; skips (1, 2, 2, 4*L, C/8) and (1, 2, 2*L, C/4), absent in SAM 1.
+    Shapes: image_tokens (1, 1, L, C); image_keys, image_values and image_queries (1, h, d, L), all three only
+        where layer 0 is cached; skips (1, 2, 2, 4*L, C/8) and (1, 2, 2*L, C/4), absent in SAM 1.
     """
 
     image_tokens: Tensor
@@ -59,11 +64,11 @@ class ImageState(NamedTuple):
     image_skips_1: Tensor | None = None
 
     @staticmethod
-    def names(spec: DecoderSpec) -> tuple[str, ...]:
-        """Give the names of the tensors that are present for this spec."""
-        cached = () if spec.mask_input else ("image_keys", "image_values", "image_queries")
+    def names(spec: DecoderSpec, cached: bool) -> tuple[str, ...]:
+        """Give the names of the tensors that are present."""
+        projections = ("image_keys", "image_values", "image_queries") if cached else ()
         skips = ("image_skips_0", "image_skips_1") if spec.high_res_features else ()
-        return ("image_tokens", *cached, *skips)
+        return ("image_tokens", *projections, *skips)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Give the tensors that are present, in order."""
@@ -103,17 +108,24 @@ class Layer(nn.Module):
 
 
 class DeployDecoder(nn.Module):
-    """Compute exactly what the reference computes, with the image's work done once and the rest rearranged."""
+    """Compute exactly what the reference computes, rearranged for inference.
+
+    With `cached`, layer 0's projections of the image are computed once for all prompts. A mask prompt changes the
+    image's tokens prompt by prompt, so a decoder that takes masks cannot cache them.
+    """
 
     no_mask: Tensor
     position: Tensor
     learned_tokens: Tensor
 
-    def __init__(self, reference: ReferenceDecoder, form: Form = "absorbed", fused: bool = False) -> None:
+    def __init__(
+        self, reference: ReferenceDecoder, form: Form = "absorbed", *, fused: bool = False, cached: bool = True
+    ) -> None:
         super().__init__()
         reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
         spec, source = reference.spec, reference.mask_decoder
         self.spec, self.form = spec, form
+        self.cached = cached and not spec.mask_input
         self.points = PointEmbedding(reference.prompt_encoder)
         self.masks = MaskEmbedding(reference.prompt_encoder) if spec.mask_input else None
         self.register_buffer("no_mask", reference.prompt_encoder.no_mask_embed.weight.detach().clone())
@@ -135,7 +147,7 @@ class DeployDecoder(nn.Module):
     def _layer(self, source: nn.Module, fused: bool) -> Layer:
         assert isinstance(source, TwoWayAttentionBlock)
         to_image, to_token = source.cross_attn_token_to_image, source.cross_attn_image_to_token
-        if source.first and not self.spec.mask_input:
+        if source.first and self.cached:
             constants = (self.no_mask, self.position.flatten(0, 2))
             cached = (CachedTokenToImage(to_image, *constants), CachedImageToToken(to_token, *constants))
             return Layer(source, *cached, fused)
@@ -152,12 +164,13 @@ class DeployDecoder(nn.Module):
         cells = image_embeddings.flatten(2)  # (1, C, L)
         tokens = cells.transpose(1, 2).unsqueeze(1)  # (1, 1, L, C)
         skips = self._skips(high_res_features_0, high_res_features_1)
+        if self.masks is None:
+            tokens = tokens + self.no_mask
         first = cast(Layer, self.layers[0])
         to_image, to_token = first.token_to_image, first.image_to_token
         if not isinstance(to_image, CachedTokenToImage) or not isinstance(to_token, CachedImageToToken):
             return ImageState(tokens, None, None, None, *skips)
-        projected = (to_image.keys(cells), to_image.values(cells), to_token.queries(cells))
-        return ImageState(tokens + self.no_mask, *projected, *skips)
+        return ImageState(tokens, to_image.keys(cells), to_image.values(cells), to_token.queries(cells), *skips)
 
     def _skips(self, fine: Tensor | None, coarse: Tensor | None) -> tuple[Tensor, ...]:
         if fine is None or coarse is None:

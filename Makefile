@@ -1,0 +1,87 @@
+# Everything a developer does here, one word each. 'make' alone lists them.
+# 'make demo' and 'make test' need Python 3.10 or newer and the network once; they set up the rest themselves.
+
+PYTHON ?= python3
+
+# On Linux the default torch brings CUDA along, several gigabytes that nothing here needs. To take a CPU build instead,
+# give pip the index that pytorch.org names for it:  make demo TORCH='torch==2.13.0 --index-url URL'
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
+INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.installed-bench
+
+DEMO := demo-out
+POINT := 737,290
+BOX := 79,127,534,624
+
+# Quiet where a command says enough by itself.
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs picture bench train evaluate clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## Export the demo decoders with proof, then segment a picture
+	@mkdir -p $(DEMO)
+	@echo "== SAM 1 form"
+	@$(BIN)/samx export --output $(DEMO)/sam1 --force
+	@echo "== SAM 2 form"
+	@$(BIN)/samx export --family sam2 --output $(DEMO)/sam2 --force
+	@echo "== A picture that the demo model was not trained on, a point and a box"
+	@$(BIN)/python -m samx.demo.picture $(DEMO)/scene.png
+	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam1 --point $(POINT) --output $(DEMO)/point.png --force
+	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam2 --box $(BOX) --output $(DEMO)/box.png --force
+	@echo "Look at $(DEMO)/point.png (SAM 1 form) and $(DEMO)/box.png (SAM 2 form)."
+
+test: lint ## Run every check: lint, types, tests
+	@$(BIN)/pytest -q
+
+lint: $(INSTALLED) ## Check style, format and types
+	@echo "== ruff, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+docs: $(INSTALLED) ## Write docs/cli.md anew from the commands
+	@$(BIN)/python docs/cli_reference.py
+
+picture: $(INSTALLED) ## Write docs/images/demo.png anew with the demo model
+	@mkdir -p $(DEMO)
+	@$(BIN)/samx export --output $(DEMO)/sam1 --force
+	@$(BIN)/python -m samx.demo.picture $(DEMO)/scene.png
+	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam1 --point $(POINT) --output docs/images/demo.png --force
+
+bench: $(BENCH_INSTALLED) ## Measure against Meta's own ONNX export, side by side
+	@$(BIN)/python -m samx.benchmarks.meta_onnx
+
+train: $(INSTALLED) ## Train the demo model from nothing (about 75 minutes on two cores)
+	@$(BIN)/python -m samx.demo.train
+
+evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
+	@$(BIN)/python -m samx.demo.evaluate
+
+clean: ## Remove the environment and everything that was made
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find samx tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp, so that installing happens once and again when what is needed changes.
+$(INSTALLED): pyproject.toml requirements/dev.txt | $(BIN)/python
+	@echo "== Installing PyTorch ($(TORCH)); this takes a few minutes, once"
+	@$(PIP) install $(TORCH)
+	@echo "== Installing samx and what its checks need"
+	@$(PIP) install --constraint requirements/dev.txt --editable '.[dev]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	@echo "== Installing what the comparison needs"
+	@$(PIP) install --constraint requirements/dev.txt --editable '.[dev,bench]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(f"samx needs Python 3.10 or newer, found {sys.version.split()[0]}; name one with: make PYTHON=..." if sys.version_info < (3, 10) else 0)'
+	@echo "== Making $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)

@@ -1,0 +1,23 @@
+"""Box prompts at random, the same for everybody who asks for the same round."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from samx.decoders.session import Feed
+from samx.decoders.spec import LABELS, DecoderSpec
+
+SEED = 20
+MIN_SIDE_PX = 16  # one cell of the embedding grid
+
+
+def box_feed(spec: DecoderSpec, number: int, count: int) -> Feed:
+    """Draw boxes inside the frame. Shapes: -> DecoderSpec.prompt_inputs without masks, two points a prompt."""
+    rng = np.random.default_rng([SEED, number, count])
+    top_left = rng.uniform(0, spec.image_size - MIN_SIDE_PX, (count, 2))
+    bottom_right = rng.uniform(top_left + MIN_SIDE_PX, spec.image_size)
+    corners = [LABELS["box_top_left"], LABELS["box_bottom_right"]]
+    return {
+        "point_coords": np.stack([top_left, bottom_right], axis=1).astype(np.float32),
+        "point_labels": np.tile(np.array(corners, np.float32), (count, 1)),
+    }

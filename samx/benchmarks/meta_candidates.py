@@ -1,0 +1,194 @@
+"""The decoders that are measured beside Meta's: exported once per opset, opened once per thread count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samx.artifacts.commit import seal
+from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.artifacts.store import Artifact
+from samx.benchmarks.agreement import OUTPUTS, Parts, one_by_one
+from samx.benchmarks.boxes import box_feed
+from samx.benchmarks.interleave import Candidate
+from samx.benchmarks.peers.meta import MetaFiles
+from samx.decoders.checkpoint import LoadedDecoder
+from samx.decoders.session import Feed
+from samx.decoders.spec import DecoderSpec
+from samx.exporters.job import ExportJob, ExportOptions
+from samx.exporters.onnx import export
+from samx.extras import require
+from samx.runtimes.base import Runtime
+from samx.runtimes.onnxruntime import open_artifact
+
+MANY, MORE = 16, 64
+
+META_WHOLE = "Meta, as exported"  # resizes the masks to the picture inside the graph
+META = "Meta, decoder only"  # the same graph, cut before the resizing: what ours computes
+ONE_GRAPH = "samx, one graph"
+IMAGE_KEPT = "samx, image part kept"
+MASK_INPUT = "samx, with mask input"  # as Meta's graph, which always has one
+META_MANY = f"Meta, {MANY} calls, N=1"
+ONE_GRAPH_MANY = f"samx, one graph, N={MANY}"
+RUNTIME_MANY = f"samx runtime, N={MANY}"
+RUNTIME_MORE = f"samx runtime, N={MORE}"
+
+# How many times faster than Meta's decoder (same weights, same machine, same threads) samx claims to be.
+CLAIMS = {ONE_GRAPH: 1.8, IMAGE_KEPT: 2.0, ONE_GRAPH_MANY: 2.0}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Say which candidates take turns, and which of them the others are compared with."""
+
+    title: str
+    baseline: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Hold samx's exports of one opset, all of them with the four masks that Meta's graph returns."""
+
+    whole: Artifact
+    split: Artifact
+    mask_input: Artifact
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Hold every decoder, opened with the same session options."""
+
+    spec: DecoderSpec
+    meta_whole: Any
+    meta: Any
+    whole: Any
+    image: Any
+    prompt: Any
+    mask_input: Any
+    runtime: Runtime
+
+
+def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> Exports:
+    """Export what is measured: one graph, the image's part apart, and one graph that takes mask prompts."""
+    return Exports(
+        _artifact(loaded, opset, directory / "whole"),
+        _artifact(loaded, opset, directory / "split", split=True),
+        _artifact(loaded, opset, directory / "mask_input", mask_input=True),
+    )
+
+
+def _artifact(
+    loaded: LoadedDecoder, opset: int, directory: Path, *, split: bool = False, mask_input: bool = False
+) -> Artifact:
+    directory.mkdir(parents=True)
+    spec = replace(loaded.spec, masks="all", mask_input=mask_input)
+    exported = export(ExportJob(loaded, spec, ExportOptions(opset=opset, split=split)), directory)
+    checkpoint = CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes)
+    manifest = Manifest("onnx", "fp32", spec, checkpoint, exported.options, exported.tools)
+    seal(directory, manifest, exported.files)
+    return Artifact.open(directory)
+
+
+def open_sessions(meta: MetaFiles, exports: Exports, threads: int) -> Sessions:
+    """Load every graph in ONNX Runtime on the CPU."""
+
+    def ours(artifact: Artifact, role: str) -> Any:
+        return _session(artifact.read(artifact.file_with_role(role)), threads)
+
+    return Sessions(
+        spec=exports.whole.manifest.spec,
+        meta_whole=_session(meta.whole.read_bytes(), threads),
+        meta=_session(meta.decoder.read_bytes(), threads),
+        whole=ours(exports.whole, "decoder"),
+        image=ours(exports.split, "image"),
+        prompt=ours(exports.split, "prompt"),
+        mask_input=ours(exports.mask_input, "decoder"),
+        runtime=open_artifact(exports.whole, threads=threads),
+    )
+
+
+def _session(model: bytes, threads: int) -> Any:
+    ort = require("onnxruntime", "onnxruntime", "measuring ONNX files")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Else a session's idle threads spin on into the next candidate's time.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def groups(sessions: Sessions, image: Feed) -> list[Group]:
+    """Bind the decoders to one image. Shapes: image DecoderSpec.image_inputs."""
+    sessions.runtime.set_image(image)
+    return [
+        Group("one prompt", META, tuple(_one_prompt(sessions, image))),
+        Group("many prompts", META_MANY, tuple(_many_prompts(sessions, image))),
+    ]
+
+
+def _one_prompt(sessions: Sessions, image: Feed) -> list[Candidate]:
+    kept = dict(zip(_names(sessions.image.get_outputs()), sessions.image.run(None, dict(image)), strict=True))
+    original_size = {"orig_im_size": np.full(2, sessions.spec.image_size, np.float32)}
+    no_mask = no_mask_feed(sessions.spec)
+    calls = {
+        META_WHOLE: _call(sessions.meta_whole, {**image, **no_mask, **original_size}),
+        META: meta_call(sessions, image),
+        ONE_GRAPH: _call(sessions.whole, image),
+        IMAGE_KEPT: _call(sessions.prompt, kept),
+        MASK_INPUT: _call(sessions.mask_input, {**image, **no_mask}),
+    }
+    return [_candidate(sessions.spec, name, 1, call) for name, call in calls.items()]
+
+
+def _many_prompts(sessions: Sessions, image: Feed) -> list[Candidate]:
+    peer = meta_call(sessions, image)
+
+    def meta_many(prompts: Feed) -> Parts:
+        return [part for row in one_by_one(prompts) for part in peer(row)]
+
+    def through_runtime(prompts: Feed) -> Parts:
+        outputs = sessions.runtime.decode(prompts)
+        return [[outputs[name] for name in OUTPUTS]]
+
+    return [
+        _candidate(sessions.spec, META_MANY, MANY, meta_many),
+        _candidate(sessions.spec, ONE_GRAPH_MANY, MANY, _call(sessions.whole, image)),
+        _candidate(sessions.spec, RUNTIME_MANY, MANY, through_runtime),
+        _candidate(sessions.spec, RUNTIME_MORE, MORE, through_runtime),
+    ]
+
+
+def meta_call(sessions: Sessions, image: Feed) -> Callable[[Feed], Parts]:
+    """Give Meta's decoder on one image: what everything is compared with."""
+    return _call(sessions.meta, {**image, **no_mask_feed(sessions.spec)})
+
+
+def no_mask_feed(spec: DecoderSpec) -> Feed:
+    """Say in the graph's own inputs that there is no mask prompt."""
+    size = spec.mask_size
+    return {"mask_input": np.zeros((1, 1, size, size), np.float32), "has_mask_input": np.zeros(1, np.float32)}
+
+
+def _call(session: Any, fixed: Feed) -> Callable[[Feed], Parts]:
+    """Run one graph with what stays and what changes; every output is computed, as its users get it."""
+    names = _names(session.get_outputs())
+    places = [names.index(name) for name in OUTPUTS]
+
+    def call(prompts: Feed) -> Parts:
+        outputs = session.run(None, {**fixed, **prompts})
+        return [[outputs[place] for place in places]]
+
+    return call
+
+
+def _names(tensors: Any) -> list[str]:
+    return [tensor.name for tensor in tensors]
+
+
+def _candidate(spec: DecoderSpec, name: str, prompts: int, call: Callable[[Feed], Parts]) -> Candidate:
+    return Candidate(name, prompts, call, lambda number: box_feed(spec, number, prompts))

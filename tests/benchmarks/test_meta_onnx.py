@@ -1,0 +1,110 @@
+"""The script: its claims, its table, its report, its exit codes; with fake decoders and no clock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_candidates import samples
+from rich.console import Console
+
+from samx.benchmarks import meta_onnx
+from samx.benchmarks.claims import judge
+from samx.benchmarks.meta_candidates import CLAIMS, IMAGE_KEPT, META, META_MANY, ONE_GRAPH
+from samx.benchmarks.meta_onnx import GroupResult, Report, enforce
+from samx.benchmarks.summary import speedup
+from samx.benchmarks.table import group_table
+from samx.cli import run
+from samx.errors import BenchmarkError, ParityError, UsageError
+
+
+def result(ours_ms: float, calls: int = 10) -> GroupResult:
+    """Measure nothing: the peer takes 20 ms."""
+    peer, ours = samples(META, *[20.0] * calls), samples(ONE_GRAPH, *[ours_ms] * calls)
+    ratios = {ONE_GRAPH: speedup(peer, ours)}
+    return GroupResult("one prompt", 18, 1, META, [peer, ours], ratios, judge(CLAIMS, ratios))
+
+
+def report(*results: GroupResult) -> Report:
+    facts = {"cpu": "a processor", "load_1min": "0.10", "cpus_usable": "2"}
+    agreement = [{"candidate": ONE_GRAPH, "prompts": 1, "logit_error": 1e-6, "iou_error": 1e-7}]
+    return Report(["meta_onnx.py"], "toy", "0" * 64, "synthetic", facts, agreement=agreement, results=list(results))
+
+
+def drawn(found: GroupResult) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(group_table(found.title, found.samples, found.ratios, found.verdicts))
+    return capture.get()
+
+
+def test_claims_compare_with_the_decoder_alone() -> None:
+    assert CLAIMS == {ONE_GRAPH: 1.8, "samx, image part kept": 2.0, "samx, one graph, N=16": 2.0}
+    assert "decoder only" in META
+    assert META_MANY not in CLAIMS
+
+
+def test_table_says_met_and_not_met_and_fits() -> None:
+    fast, slow = drawn(result(10.0)), drawn(result(12.0))
+    assert "1.8 met" in fast
+    assert "2.00" in fast
+    assert "1.8 not met" in slow
+    assert "1.67" in slow
+    assert "n/a" in fast
+    assert "…" not in fast + slow
+    assert "n/a" not in drawn(result(10.0, calls=64)).replace("n/a: too few", "")
+
+
+def test_the_widest_row_fits_into_80_columns() -> None:
+    peer, ours = samples(META, *[150.0, 250.0] * 40), samples(IMAGE_KEPT, *[110.0, 130.0] * 40)
+    ratios = {IMAGE_KEPT: speedup(peer, ours)}
+    text = drawn(GroupResult("one prompt", 18, 1, META, [peer, ours], ratios, judge(CLAIMS, ratios)))
+    assert "2.0 not met" in text
+    assert "250.0" in text
+    assert "…" not in text
+
+
+def test_claims_that_are_not_met_are_an_error_only_when_enforced() -> None:
+    enforce([result(10.0)])
+    with pytest.raises(BenchmarkError, match=r"samx, one graph 1\.67 instead of 1\.8 \(opset 18, 1 thread") as caught:
+        enforce([result(10.0), result(12.0)])
+    assert caught.value.exit_code == 4
+
+
+def script(monkeypatch: pytest.MonkeyPatch, outcome: Report | Exception, **options: Any) -> int:
+    def compare(*_: Any) -> Report:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(meta_onnx, "compare", compare)
+    return run(lambda: meta_onnx.meta_onnx(**{"opset": "18", **options}), as_json=False)
+
+
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script(monkeypatch, report(result(12.0))) == 0
+    assert script(monkeypatch, report(result(12.0)), check=True) == 4
+    assert script(monkeypatch, report(result(10.0)), check=True) == 0
+    capsys.readouterr()
+    assert script(monkeypatch, ParityError("low_res_masks differs")) == 3
+    assert capsys.readouterr().out == ""  # no table
+
+
+def test_report_keeps_the_raw_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    assert script(monkeypatch, report(result(12.0)), json_file=target) == 0
+    document = json.loads(target.read_text())
+    (group,) = document["results"]
+    assert group["samples"][0]["call_ns"] == [20_000_000] * 10
+    assert group["samples"][1]["median_ms"] == 12.0
+    assert group["verdicts"][0]["met"] is False
+    assert document["agreement"][0]["logit_error"] == 1e-6
+    assert document["command"]
+    assert document["environment"]["cpu"] == "a processor"
+
+
+def test_unknown_opset_is_refused() -> None:
+    with pytest.raises(UsageError, match="18 or 23 or both"):
+        meta_onnx.meta_onnx(opset="17")
