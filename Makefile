@@ -11,7 +11,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 INSTALLED := $(VENV)/.installed
-BENCH_INSTALLED := $(VENV)/.installed-bench
 
 DEMO := demo-out
 POINT := 737,290
@@ -55,7 +54,7 @@ picture: $(INSTALLED) ## Write docs/images/demo.png anew with the demo model
 	@$(BIN)/python -m samx.demo.picture $(DEMO)/scene.png
 	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam1 --point $(POINT) --output docs/images/demo.png --force
 
-bench: $(BENCH_INSTALLED) ## Measure against Meta's own ONNX export, side by side
+bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
 	@$(BIN)/python -m samx.benchmarks.meta_onnx
 
 train: $(INSTALLED) ## Train the demo model from nothing (about 75 minutes on two cores)
@@ -74,11 +73,6 @@ $(INSTALLED): pyproject.toml requirements/dev.txt | $(BIN)/python
 	@$(PIP) install $(TORCH)
 	@echo "== Installing samx and what its checks need"
 	@$(PIP) install --constraint requirements/dev.txt --editable '.[dev]'
-	@touch $@
-
-$(BENCH_INSTALLED): $(INSTALLED)
-	@echo "== Installing what the comparison needs"
-	@$(PIP) install --constraint requirements/dev.txt --editable '.[dev,bench]'
 	@touch $@
 
 $(BIN)/python:

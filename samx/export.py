@@ -12,7 +12,7 @@ from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
 from samx.decoders.session import Feed
 from samx.decoders.spec import DecoderSpec, Family, MaskChoice
 from samx.demo import demo_checkpoint
-from samx.errors import ParityError
+from samx.errors import ParityError, UsageError
 from samx.extras import require
 from samx.images import read_embedding
 from samx.registry import Backend, backend, check_precision, load
@@ -76,58 +76,68 @@ def export(request: ExportRequest, progress: Progress = lambda _: None) -> Expor
 def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Progress) -> tuple[Manifest, ParityReport]:
     """Write every file of the artifact into a directory that is not yet the target."""
     from samx.decoders.checkpoint import load_checkpoint
-    from samx.exporters.encoder import ENCODER_FILE, export_encoder, is_demo
     from samx.exporters.job import ExportJob, ExportOptions
 
     checkpoint = request.checkpoint or demo_checkpoint(request.family)
     progress(f"Reading {checkpoint.name}")
     loaded = load_checkpoint(checkpoint, image_size=request.image_size)
     spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
-    demo = is_demo(checkpoint)
-    images, source = _images(request, spec, checkpoint, demo)
+    images, source = _images(request, spec, checkpoint)
 
     progress(f"Exporting the {entry.title} graph")
     options = ExportOptions(precision=request.precision, **request.options)  # type: ignore[arg-type]
     exported = load(entry.exporter)(ExportJob(loaded, spec, options), directory)
-    roles = {**exported.files, SUITE_FILE: SUITE_ROLE}
-    if demo:
-        progress("Exporting the demo encoder")
-        export_encoder(checkpoint, spec, directory)
-        roles[ENCODER_FILE] = ENCODER_ROLE
+    roles = {**exported.files, **_own_encoder(checkpoint, spec, directory, progress), SUITE_FILE: SUITE_ROLE}
 
     progress("Asking the PyTorch reference")
-    suite = _suite(loaded, spec, images, source)
-    suite.save(directory / SUITE_FILE)
+    _suite(loaded, spec, images, source).save(directory / SUITE_FILE)
     manifest = Manifest(
         target=entry.target, precision=request.precision, spec=spec, options=dict(exported.options),
         tools=dict(exported.tools),
         checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
     )  # fmt: skip
-    seal(directory, manifest, roles)
-
     progress("Comparing the export with PyTorch")
-    report = judge(directory)
+    return _prove(directory, manifest, roles, f"artifact {request.out.name}")
+
+
+def _prove(directory: Path, manifest: Manifest, roles: dict[str, str], subject: str) -> tuple[Manifest, ParityReport]:
+    """Judge the sealed files, and seal them again with the report as evidence.
+
+    Raises: ParityError with the report's first failure.
+    """
+    seal(directory, manifest, roles)
+    report = gate_in_child(directory, level="graph", subject=subject)
+    if not report.passed:
+        raise ParityError(report.summary(), fix="Nothing was written.", report=report)
     report.save(directory / REPORT_FILE)
     evidence = Evidence(
         level="graph", report=REPORT_FILE, passed=True, runtime=str(report.placement["runtime"]),
         device=str(report.placement["requested"]), created=utc_now(),
     )  # fmt: skip
-    proven = replace(manifest, evidence=(evidence,))
-    return seal(directory, proven, {**roles, REPORT_FILE: REPORT_ROLE}), report
+    return seal(directory, replace(manifest, evidence=(evidence,)), {**roles, REPORT_FILE: REPORT_ROLE}), report
 
 
-def _images(
-    request: ExportRequest, spec: DecoderSpec, checkpoint: Path, demo: bool
-) -> tuple[list[Feed] | None, str | None]:
+def _own_encoder(checkpoint: Path, spec: DecoderSpec, directory: Path, progress: Progress) -> dict[str, str]:
+    """Export the encoder that a demo checkpoint carries; gives its file's role."""
+    from samx.exporters.encoder import ENCODER_FILE, export_encoder, is_demo
+
+    if not is_demo(checkpoint):
+        return {}
+    progress("Exporting the demo encoder")
+    export_encoder(checkpoint, spec, directory)
+    return {ENCODER_FILE: ENCODER_ROLE}
+
+
+def _images(request: ExportRequest, spec: DecoderSpec, checkpoint: Path) -> tuple[list[Feed] | None, str | None]:
     """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""
-    from samx.exporters.encoder import demo_images
+    from samx.exporters.encoder import demo_images, is_demo
 
-    if request.embeddings:
-        paths = request.embeddings[:MOST_EMBEDDINGS]
+    paths = request.embeddings
+    if len(paths) > MOST_EMBEDDINGS:
+        raise UsageError("too many embeddings to judge on", found=len(paths), expected=f"at most {MOST_EMBEDDINGS}")
+    if paths:
         return [read_embedding(path, spec) for path in paths], ", ".join(path.name for path in paths)
-    if demo:
-        return demo_images(checkpoint, spec), "demo scenes, demo encoder"
-    return None, None
+    return (demo_images(checkpoint, spec), "demo scenes, demo encoder") if is_demo(checkpoint) else (None, None)
 
 
 def _suite(loaded: LoadedDecoder, spec: DecoderSpec, images: list[Feed] | None, source: str | None) -> ParitySuite:
@@ -135,14 +145,3 @@ def _suite(loaded: LoadedDecoder, spec: DecoderSpec, images: list[Feed] | None, 
 
     cases = parity_cases(spec, frames=default_frames(spec, len(images))) if images else None
     return ParitySuite.build(reference_session(loaded, spec), images, cases, source)
-
-
-def judge(directory: Path) -> ParityReport:
-    """Run the gate on a sealed directory.
-
-    Raises: ParityError with the report's first failure.
-    """
-    report = gate_in_child(directory, level="graph")
-    if not report.passed:
-        raise ParityError(report.summary(), fix="Nothing was written.", report=report)
-    return report

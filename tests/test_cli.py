@@ -89,6 +89,32 @@ def test_an_export_leaves_a_proven_artifact(samx: Samx, demo_artifact: Path) -> 
     assert report["metrics"]["mask_iou_mean"] >= 0.9999
 
 
+def test_a_checkpoint_of_ones_own_is_exported_alike(samx: Samx, tmp_path: Path) -> None:
+    """A SAM 2 fine-tune as a trainer leaves it: wrapped, prefixed, half precision, another frame size."""
+    import torch
+    from toys import toy_decoder
+
+    from samx.decoders.spec import sam2_spec
+
+    weights = {}
+    for name, value in toy_decoder(sam2_spec(image_size=256)).state_dict().items():
+        meta = name.replace("mlp.lin1", "mlp.layers.0").replace("mlp.lin2", "mlp.layers.1")
+        weights[f"module.sam_{meta}"] = value.half()
+    weights["module.sam_mask_decoder.conv_s0.weight"] = torch.zeros(32, 256, 1, 1)
+    weights["module.sam_mask_decoder.conv_s1.weight"] = torch.zeros(64, 256, 1, 1)
+    torch.save({"model": weights, "epoch": 3}, tmp_path / "tuned.pt")
+    flags = ["--image-size", "256", "--single", "--mask-input"]
+    ended = samx("export", tmp_path / "tuned.pt", *flags, "-o", tmp_path / "out", "--json")
+    assert ended.code == 0, ended.err
+    manifest = ended.json["manifest"]
+    assert manifest["spec"]["family"] == "sam2"
+    assert manifest["spec"]["image_size"] == 256
+    assert manifest["spec"]["masks"] == "single"
+    assert ended.json["parity"]["passed"]
+    assert ended.json["parity"]["suite"]["image_source"].startswith("synthetic")
+    assert sorted(manifest["files"]) == ["decoder.onnx", "parity_cases.npz", "parity_report.json"]
+
+
 def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in artifact_copy.iterdir())
     assert_one_error_line(samx("export", "-o", artifact_copy), 7, "--force")

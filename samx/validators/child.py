@@ -39,6 +39,7 @@ def gate_in_child(
     device: str = "cpu",
     threads: int | None = None,
     suite: Path | None = None,
+    subject: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     command: Sequence[str] = CHILD,
 ) -> ParityReport:
@@ -52,6 +53,7 @@ def gate_in_child(
         arguments = [str(artifact), "--report", str(report), "--nonce", nonce, "--level", level, "--device", device]
         arguments += ["--threads", str(threads)] if threads is not None else []
         arguments += ["--suite", str(suite)] if suite is not None else []
+        arguments += ["--subject", subject] if subject is not None else []
         code, words = _run([*command, *arguments], Path(folder, "output.txt"), timeout_s)
         return _accept(report, nonce, code, words)
 
@@ -148,7 +150,7 @@ def judge(options: argparse.Namespace) -> ParityReport:
         suite,
         bounds_for(manifest.precision),
         level=cast(Level, options.level),
-        subject=f"artifact {artifact.path.name or artifact.path}",
+        subject=options.subject or f"artifact {artifact.path.name or artifact.path}",
         device=options.device,
         nonce=options.nonce,
     )
@@ -168,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--suite", type=Path, help="instead of the one in the artifact")
+    parser.add_argument("--subject", help="what the report calls the artifact; its directory's name by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--level", choices=LEVELS, default="graph")

@@ -77,12 +77,15 @@ def test_every_choice_of_masks_is_exact(family: str, fused: bool, masks: MaskCho
 
 @pytest.mark.parametrize("points", [1, 2, 5, 16])
 @pytest.mark.parametrize("prompts", [1, 7, 64])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, EXACT), (torch.float32, CLOSE)], ids=["f64", "f32"])
 @pytest.mark.parametrize("family", SPECS)
-def test_float32_stays_close_for_any_number_of_prompts_and_points(family: str, prompts: int, points: int) -> None:
+def test_any_number_of_prompts_and_points(
+    family: str, dtype: torch.dtype, bound: float, prompts: int, points: int
+) -> None:
     spec = SPECS[family]
-    feed = {**image_tensors(spec), **prompt_tensors(spec, prompts, [1, 0] * (points // 2) + [1] * (points % 2))}
-    form = choose_form(spec, points)
-    assert error(spec, *pair(spec, torch.float32, form, fused=False), feed) < CLOSE
+    labels = [1, 0] * (points // 2) + [1] * (points % 2)
+    feed = {**image_tensors(spec, dtype), **prompt_tensors(spec, prompts, labels, dtype)}
+    assert error(spec, *pair(spec, dtype, choose_form(spec, points), fused=False), feed) < bound
 
 
 @pytest.mark.parametrize("family", SPECS)
