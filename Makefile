@@ -57,7 +57,7 @@ picture: $(INSTALLED) ## Write docs/images/demo.png anew with the demo model
 bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
 	@$(BIN)/python -m samx.benchmarks.meta_onnx
 
-train: $(INSTALLED) ## Train the demo model from nothing (about 75 minutes on two cores)
+train: $(INSTALLED) ## Train the demo model from nothing (about 85 minutes on two cores)
 	@$(BIN)/python -m samx.demo.train
 
 evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samx.decoders.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
+from samx.decoders.reference import Attention, LayerNorm2d, ReferenceDecoder, TwoWayAttentionBlock
 
 Features = tuple[Tensor, ...]
 
@@ -49,7 +49,8 @@ def _cells(embedding: Tensor, mask: Tensor | None, decoder: ReferenceDecoder) ->
     if mask is None:
         return embedding.flatten(2).transpose(1, 2) + prompts.no_mask_embed.weight
     dense = prompts.mask_downscaling(mask)
-    return (_spread(embedding, len(mask)) + dense).flatten(2).transpose(1, 2)
+    cells: Tensor = (_spread(embedding, len(mask)) + dense).flatten(2).transpose(1, 2)
+    return cells
 
 
 def _spread(per_image: Tensor, prompts: int) -> Tensor:
@@ -78,7 +79,8 @@ def _transform(decoder: ReferenceDecoder, tokens: Tensor, image: Tensor, pe: Ten
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (N, h, T, d)
+    split: Tensor = x.unflatten(-1, (heads, -1)).transpose(1, 2)  # (N, h, T, d)
+    return split
 
 
 def _tokens_read_shared(attention: Attention, query: Tensor, placed: Tensor, image: Tensor) -> Tensor:
@@ -122,7 +124,8 @@ def _cells_read(attention: Attention, placed: Tensor, keys: Tensor, tokens: Tens
     weights = (scores + bias.flatten(1)[:, None]).unflatten(2, (heads, -1)).softmax(-1).flatten(2)
     out = attention.out_proj.weight.T.unflatten(0, (heads, -1))  # (h, d, C)
     values = (_heads(attention.v_proj(tokens), heads) @ out).flatten(1, 2)  # (N, hT, C)
-    return weights @ values + attention.out_proj.bias
+    told: Tensor = weights @ values + attention.out_proj.bias
+    return told
 
 
 def _paint(decoder: ReferenceDecoder, image: Tensor, weights: Tensor, high_res: Features) -> Tensor:
@@ -135,12 +138,13 @@ def _paint(decoder: ReferenceDecoder, image: Tensor, weights: Tensor, high_res: 
     x = _grow(grow1, image)  # (N, GG, 4, C/4)
     if high_res:
         x = x + _spread(_by_cell(high_res[1], grid, 1), n)
-    x = _grow(grow2, act1(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)))
+    x = _grow(grow2, act1(_normed(norm, x)))
     if high_res:
         x = x + _spread(_by_cell(high_res[0], grid, 2), n)
     planes = act2(x).flatten(1, 3) @ weights.transpose(1, 2)  # (N, GG * 16, 4)
     ordered = planes.reshape(n, grid, grid, 2, 2, 2, 2, -1).permute(0, 7, 1, 3, 5, 2, 4, 6)
-    return ordered.reshape(n, -1, 4 * grid, 4 * grid)
+    out: Tensor = ordered.reshape(n, -1, 4 * grid, 4 * grid)
+    return out
 
 
 def _grow(conv: nn.Module, x: Tensor) -> Tensor:
@@ -148,7 +152,14 @@ def _grow(conv: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(conv, nn.ConvTranspose2d)
     assert conv.bias is not None
     matrix = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 B, A): row, column, channel
-    return (x @ matrix.T).unflatten(-1, (4, -1)) + conv.bias
+    grown: Tensor = (x @ matrix.T).unflatten(-1, (4, -1)) + conv.bias
+    return grown
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply the channel norm where the channels come last. Shapes: (..., C) -> (..., C)."""
+    assert isinstance(norm, LayerNorm2d)
+    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
 
 def _by_cell(feature: Tensor, grid: int, doublings: int) -> Tensor:

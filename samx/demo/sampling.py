@@ -54,7 +54,8 @@ def bounding_box(mask: Array) -> tuple[int, int, int, int]:
 def erode(mask: Array) -> Array:
     """Take one pixel off a mask's border; the picture's border counts as outside."""
     padded = np.pad(mask, 1)
-    return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    inner: Array = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inner
 
 
 def centre_pixel(mask: Array) -> tuple[int, int]:

@@ -139,7 +139,8 @@ def _outline(rng: Rng, x: float, y: float, radius: float) -> Array:
     points = np.stack([np.cos(angles) * reach, np.sin(angles) * reach * stretch], axis=1)
     points *= radius / np.abs(reach).max()
     spin = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    return points @ spin.T + (x, y)
+    outline: Array = points @ spin.T + (x, y)
+    return outline
 
 
 def _hsv(hue: float, saturation: float, value: float) -> list[float]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 from samx.demo import demo_checkpoint
 from samx.demo.batches import Sample, batch_loss
@@ -101,7 +102,7 @@ class Trainer:
             group["lr"] = self.rate() * group["speed"]
         loss = self._loss(pool)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._share_gradients()
         nn.utils.clip_grad_norm_([*self.model.parameters(), *self.hints.parameters()], MOST_GRADIENT)
         self.optimiser.step()
@@ -127,7 +128,7 @@ class Trainer:
         size_px = self.model.spec.mask_size
         pictures, samples = draw_batch(pool, self.rng, self.stage.images, size_px, self.stage.crop)
         features = self.model.encoder.encode_picture(pictures)
-        loss = batch_loss(self.model, features, samples, self.rng, self.stage.counts)
+        loss: torch.Tensor = batch_loss(self.model, features, samples, self.rng, self.stage.counts)
         loss = loss + HINT_WEIGHT * self.hints(features[0], np.stack([sample.ids for sample in samples]))
         if self.stage.more_pictures:
             pictures, samples = draw_batch(pool, self.rng, self.stage.more_pictures, size_px, self.stage.crop)
@@ -165,7 +166,8 @@ def draw_batch(
     pool: ScenePool, rng: np.random.Generator, images: int, size_px: int, crop: tuple[float, float]
 ) -> tuple[torch.Tensor, list[Sample]]:
     """Draw pictures that show something. Shapes: -> (B, 3, S, S), B samples."""
-    pictures, samples = [], []
+    pictures: list[torch.Tensor] = []
+    samples: list[Sample] = []
     while len(samples) < images:
         picture, ids = pool.sample(rng, size_px, crop)
         regions = find_regions(ids)
@@ -272,7 +274,7 @@ def main() -> None:
     options = parser.parse_args()
     ScenePool(options.folder, options.scenes, say)
     port = _free_port()
-    torch.multiprocessing.spawn(work, (port, options.folder, options.out, options.scenes), nprocs=WORKERS)
+    spawn(work, (port, options.folder, options.out, options.scenes), nprocs=WORKERS)
 
 
 def _free_port() -> int:

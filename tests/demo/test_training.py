@@ -60,7 +60,7 @@ def test_a_batch_of_every_kind_of_prompt_has_a_finite_loss_and_gradient(family: 
     sample = Sample(ids, find_regions(ids))
     features = model.encoder.encode_picture(torch.rand(2, 3, 64, 64))
     loss = batch_loss(model, features, [sample, sample], np.random.default_rng(0), (2, 2, 1, 1))
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert bool(torch.isfinite(loss))
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
