@@ -29,7 +29,9 @@ Threads = Annotated[Optional[int], typer.Option(help="CPU threads (default: all)
 def export(
     checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
     target: Annotated[str, typer.Option(help="Backend to export for; 'samx doctor' lists them.")] = "onnx",
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Directory to make; default NAME-TARGET.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Directory to make; default NAME-TARGET.")
+    ] = None,
     family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers.")] = False,

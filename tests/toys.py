@@ -49,7 +49,10 @@ def prompt_tensors(
     """Draw prompts with these labels each; with mask input, every second prompt brings a mask."""
     generator = torch.Generator().manual_seed(seed)
     coords = torch.rand(prompts, len(labels), 2, generator=generator, dtype=dtype) * spec.image_size
-    feed = {"point_coords": coords, "point_labels": torch.tensor([labels] * prompts, dtype=dtype).reshape(prompts, -1)}
+    feed = {
+        "point_coords": coords,
+        "point_labels": torch.tensor([labels] * prompts, dtype=dtype).reshape(prompts, len(labels)),
+    }
     if not spec.mask_input:
         return feed
     mask = 5 * torch.randn(prompts, 1, spec.mask_size, spec.mask_size, generator=generator, dtype=dtype)

@@ -1,6 +1,6 @@
 """Trains the demo model from nothing: `python -m samx.demo.train`.
 
-Both families take about an hour on two processor cores. Training climbs a ladder of grids, small frames first:
+Both families take about an hour and a half on two processor cores. Training climbs a ladder of grids, small first:
 the decoder's weights do not depend on the grid, and a prompt costs a quarter on half the grid. Stages are measured
 in minutes, so that a busy machine takes no longer but gets less far; a run that was stopped goes on where it was.
 The SAM 2 model starts from the trained SAM 1 model.

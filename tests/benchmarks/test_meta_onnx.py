@@ -16,7 +16,7 @@ from samx.benchmarks.meta_candidates import CLAIMS, IMAGE_KEPT, META, META_MANY,
 from samx.benchmarks.meta_onnx import GroupResult, Report, enforce
 from samx.benchmarks.summary import speedup
 from samx.benchmarks.table import group_table
-from samx.cli import run
+from samx.console import run
 from samx.errors import BenchmarkError, ParityError, UsageError
 
 
