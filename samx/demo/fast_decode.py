@@ -90,7 +90,7 @@ def _tokens_read_shared(attention: Attention, query: Tensor, placed: Tensor, ima
     """
     n, tokens, width = query.shape
     gathered = query.reshape(len(image), -1, width)
-    return attention(gathered, placed, image).reshape(n, tokens, width)  # type: ignore[no-any-return]
+    return attention(gathered, placed, image).reshape(n, tokens, width)
 
 
 def _tokens_read(attention: Attention, query: Tensor, placed: Tensor, image: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _tokens_read(attention: Attention, query: Tensor, placed: Tensor, image: Ten
     value = attention.v_proj.weight.unflatten(0, (heads, -1)).transpose(1, 2)  # (h, C, d)
     mixed = (seen @ value).transpose(1, 2).flatten(2) + attention.v_proj.bias
     assert width == attention.out_proj.out_features
-    return attention.out_proj(mixed)  # type: ignore[no-any-return]
+    return attention.out_proj(mixed)
 
 
 def _cells_read(attention: Attention, placed: Tensor, keys: Tensor, tokens: Tensor) -> Tensor:
