@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 def steps() -> Iterator[Callable[[str], None]]:
     """Show which step is under way: a spinner in a terminal, a line each elsewhere."""
     if not err.is_terminal:
-        yield lambda text: err.print(f"{text} ...", highlight=False)
+        yield lambda text: err.print(f"{escape(text)} ...", highlight=False, soft_wrap=True)
         return
     with err.status("") as status:
         yield lambda text: status.update(escape(text))
@@ -128,7 +128,12 @@ def segmented(result: tuple[Path, Segmentation]) -> tuple[Any, Callable[[], None
 
 def inspected(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
     """View what an artifact is."""
-    return facts, lambda: out.print(_tree(facts))
+
+    def draw() -> None:
+        for name, value in _flat(facts):
+            out.print(f"[bold]{escape(name)}[/]  {escape(value)}", highlight=False, soft_wrap=True)
+
+    return facts, draw
 
 
 def examined(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
@@ -148,14 +153,6 @@ def examined(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
         out.print(table)
 
     return facts, draw
-
-
-def _tree(facts: dict[str, Any]) -> Table:
-    """Lay nested facts out in two columns."""
-    table = Table(show_header=False, box=None)
-    for name, value in _flat(facts):
-        table.add_row(f"[bold]{escape(name)}[/]", escape(value))
-    return table
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import onnx
 
 ATTENTION_OPSET = 23  # first opset with the Attention operator
-# torch.export specialises on sizes 0 and 1, and takes equal sizes for related ones: examples avoid both.
-EXAMPLE_SIZES = {"prompts": 3, "points": 4}
+# torch.export specialises on sizes 0 and 1, and takes equal sizes for related ones: examples avoid both, and every
+# size that the decoder has of its own, so that a test sees an example's size if it is baked in.
+EXAMPLE_SIZES = {"prompts": 13, "points": 7}
 IR_VERSIONS = {18: 9, 23: 11}  # of the ONNX release that introduced the opset, so that runtimes of its time read it
 METADATA_PREFIX = "samx."
 

@@ -99,16 +99,30 @@ def test_graphs_hold_nothing_that_breaks_builders(
         assert set(types.values()) == {onnx.TensorProto.FLOAT}, "a shape tensor is an integer input"
 
 
-def test_no_example_size_is_baked_in(exports: Exports) -> None:
-    """A traced size would stand as a constant where a shape is computed, or in a named axis."""
-    spec = SPECS["sam1"]
-    graph = exports(spec, ExportOptions())["decoder.onnx"].graph
-    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
-    assert axes["point_coords"] == ["prompts", "points", 2]
-    assert axes["point_labels"] == ["prompts", "points"]
-    inferred = onnx.shape_inference.infer_shapes(exports(spec, ExportOptions())["decoder.onnx"]).graph
-    firsts = [v.type.tensor_type.shape.dim[0] for v in inferred.value_info if v.type.tensor_type.shape.dim]
-    assert EXAMPLE_SIZES["prompts"] not in {dim.dim_value for dim in firsts}
+def sizes(model: onnx.ModelProto) -> set[int]:
+    """Collect every number that stands as an axis or in a small integer constant."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    axes = {dim.dim_value for value in values for dim in value.type.tensor_type.shape.dim}
+    integers = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64]
+    return axes | {int(number) for tensor in integers for number in onnx.numpy_helper.to_array(tensor).ravel()}
+
+
+@pytest.mark.parametrize(("family", "options", "mask_input"), VARIANTS, ids=IDS)
+def test_no_example_size_is_baked_in(exports: Exports, family: str, options: ExportOptions, mask_input: bool) -> None:
+    spec = replace(SPECS[family], mask_input=mask_input)
+    prompts, points = EXAMPLE_SIZES["prompts"], EXAMPLE_SIZES["points"]
+    tokens = points + spec.output_tokens
+    traced = {prompts, points, tokens, prompts * tokens, spec.heads * tokens, prompts * points}
+    for model in exports(spec, options).values():
+        assert not sizes(model) & traced
+
+
+def test_a_baked_size_is_seen(exports: Exports) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(exports(SPECS["sam1"], ExportOptions())["decoder.onnx"])
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = EXAMPLE_SIZES["prompts"]
+    assert EXAMPLE_SIZES["prompts"] in sizes(model)
 
 
 def test_attention_is_an_operator_from_opset_23(exports: Exports) -> None:
