@@ -29,7 +29,7 @@ VARIANTS = [
     ("sam1", ExportOptions(opset=23, split=True), True),
     ("sam2", ExportOptions(opset=18), True),
     ("sam2", ExportOptions(opset=18, split=True), False),
-    ("sam2", ExportOptions(opset=23, prompts=16), False),
+    ("sam2", ExportOptions(opset=23), False),
 ]
 IDS = [f"{f}-opset{o.opset}{'-split' if o.split else ''}{'-mask' if m else ''}" for f, o, m in VARIANTS]
 
@@ -130,12 +130,12 @@ def test_attention_is_an_operator_from_opset_23(exports: Exports) -> None:
         return {n.op_type for n in exports(spec, options)["decoder.onnx"].graph.node}
 
     assert "Attention" not in operators(SPECS["sam1"], ExportOptions())
-    assert "Attention" in operators(SPECS["sam2"], ExportOptions(opset=23, prompts=16))
+    assert "Attention" in operators(SPECS["sam2"], ExportOptions(opset=23))
 
 
 def test_metadata_tells_a_client_what_it_needs(exports: Exports) -> None:
     spec = SPECS["sam2"]
-    model = exports(spec, ExportOptions(opset=23, prompts=16))["decoder.onnx"]
+    model = exports(spec, ExportOptions(opset=23))["decoder.onnx"]
     found: dict[str, Any] = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert DecoderSpec.from_json(found["samx.spec"]) == spec
     assert found["samx.labels"]["padding"] == -1
@@ -150,10 +150,10 @@ def test_nothing_of_this_machine_is_left_in_the_file(exports: Exports) -> None:
     assert b"site-packages" not in data
 
 
-def test_simplification_is_optional(exports: Exports) -> None:
+def test_neither_simplification_nor_caching_changes_the_masks(exports: Exports) -> None:
     spec = SPECS["sam1"]
     tensors = {**image_tensors(spec), **prompt_tensors(spec, 2, [1, -1])}
-    plain = run(exports(spec, ExportOptions(simplify=False)), arrays(tensors))
+    plain = run(exports(spec, ExportOptions(simplify=False, prompts=16)), arrays(tensors))
     simplified = run(exports(spec, ExportOptions()), arrays(tensors))
     np.testing.assert_allclose(plain["low_res_masks"], simplified["low_res_masks"], rtol=0, atol=1e-4)
 

@@ -151,7 +151,10 @@ class DeployDecoder(nn.Module):
             constants = (self.no_mask, self.position.flatten(0, 2))
             cached = (CachedTokenToImage(to_image, *constants), CachedImageToToken(to_token, *constants))
             return Layer(source, *cached, fused)
-        per_prompt = (TOKEN_TO_IMAGE[self.form](to_image, fused), IMAGE_TO_TOKEN[self.form](to_token))
+        # All prompts share the image until layer 0 has changed it, and ONNX's Attention takes no shared keys.
+        shared = source.first and not self.spec.mask_input
+        to_image_form = TOKEN_TO_IMAGE[self.form](to_image, fused and not shared)
+        per_prompt = (to_image_form, IMAGE_TO_TOKEN[self.form](to_token))
         return Layer(source, *per_prompt, fused)
 
     def image_state(
