@@ -19,7 +19,7 @@ from samx.benchmarks.peers.meta import MetaFiles
 from samx.decoders.checkpoint import LoadedDecoder
 from samx.decoders.session import Feed
 from samx.decoders.spec import DecoderSpec
-from samx.exporters.job import ExportJob, ExportOptions
+from samx.exporters.job import DEFAULT_PROMPTS, ExportJob, ExportOptions
 from samx.exporters.onnx import export
 from samx.extras import require
 from samx.runtimes.base import Runtime
@@ -55,6 +55,7 @@ class Exports:
     """Hold samx's exports of one opset, all of them with the four masks that Meta's graph returns."""
 
     whole: Artifact
+    batch: Artifact
     split: Artifact
     mask_input: Artifact
 
@@ -67,6 +68,7 @@ class Sessions:
     meta_whole: Any
     meta: Any
     whole: Any
+    batch: Any
     image: Any
     prompt: Any
     mask_input: Any
@@ -74,20 +76,28 @@ class Sessions:
 
 
 def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> Exports:
-    """Export what is measured: one graph, the image's part apart, and one graph that takes mask prompts."""
+    """Export what is measured: a graph for clicks, one for batches, the image's part apart, one with mask prompts."""
     return Exports(
         _artifact(loaded, opset, directory / "whole"),
+        _artifact(loaded, opset, directory / "batch", prompts=MANY),
         _artifact(loaded, opset, directory / "split", split=True),
         _artifact(loaded, opset, directory / "mask_input", mask_input=True),
     )
 
 
 def _artifact(
-    loaded: LoadedDecoder, opset: int, directory: Path, *, split: bool = False, mask_input: bool = False
+    loaded: LoadedDecoder,
+    opset: int,
+    directory: Path,
+    *,
+    split: bool = False,
+    mask_input: bool = False,
+    prompts: int = DEFAULT_PROMPTS,
 ) -> Artifact:
     directory.mkdir(parents=True)
     spec = replace(loaded.spec, masks="all", mask_input=mask_input)
-    exported = export(ExportJob(loaded, spec, ExportOptions(opset=opset, split=split)), directory)
+    options = ExportOptions(opset=opset, split=split, prompts=prompts)
+    exported = export(ExportJob(loaded, spec, options), directory)
     checkpoint = CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes)
     manifest = Manifest("onnx", "fp32", spec, checkpoint, exported.options, exported.tools)
     seal(directory, manifest, exported.files)
@@ -105,10 +115,11 @@ def open_sessions(meta: MetaFiles, exports: Exports, threads: int) -> Sessions:
         meta_whole=_session(meta.whole.read_bytes(), threads),
         meta=_session(meta.decoder.read_bytes(), threads),
         whole=ours(exports.whole, "decoder"),
+        batch=ours(exports.batch, "decoder"),
         image=ours(exports.split, "image"),
         prompt=ours(exports.split, "prompt"),
         mask_input=ours(exports.mask_input, "decoder"),
-        runtime=open_artifact(exports.whole, threads=threads),
+        runtime=open_artifact(exports.batch, threads=threads),
     )
 
 
@@ -157,7 +168,7 @@ def _many_prompts(sessions: Sessions, image: Feed) -> list[Candidate]:
 
     return [
         _candidate(sessions.spec, META_MANY, MANY, meta_many),
-        _candidate(sessions.spec, ONE_GRAPH_MANY, MANY, _call(sessions.whole, image)),
+        _candidate(sessions.spec, ONE_GRAPH_MANY, MANY, _call(sessions.batch, image)),
         _candidate(sessions.spec, RUNTIME_MANY, MANY, through_runtime),
         _candidate(sessions.spec, RUNTIME_MORE, MORE, through_runtime),
     ]
