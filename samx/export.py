@@ -46,7 +46,7 @@ class ExportRequest:
     image_size: int | None = None
     embeddings: Sequence[Path] = ()
     overwrite: bool = False
-    options: dict[str, object] = field(default_factory=dict)  # of ExportOptions: opset, split, simplify, points
+    options: dict[str, object] = field(default_factory=dict)  # the fields of ExportOptions but precision
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -351,7 +350,6 @@ def test_version_and_usage(samx: Samx) -> None:
     assert samx("--help").code == 0
 
 
-@pytest.mark.skipif(os.name == "nt", reason="file permissions differ")
 def test_progress_goes_to_stderr_only(samx: Samx, demo_artifact: Path) -> None:
     ended = samx("validate", demo_artifact, "--json")
     assert "Judging" in ended.err
