@@ -14,14 +14,17 @@ from samx.decoders.reference import ReferenceDecoder
 from samx.decoders.session import Feed, Outputs, Placement
 from samx.decoders.spec import DecoderSpec
 from samx.errors import UnavailableError
-from samx.runtimes.base import DEFAULT_CHUNK, Runtime
+from samx.runtimes.base import Runtime
+
+# PyTorch asks the system for every large tensor anew: in chunks of sixteen, half of the time goes into fresh pages.
+TORCH_CHUNK = 2
 
 
 class TorchRuntime(Runtime):
     """Run the reference or the deploy form on a torch device, in float32."""
 
     def __init__(
-        self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = DEFAULT_CHUNK
+        self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK
     ) -> None:
         super().__init__(module.spec, chunk)
         self._device = _available(device)
