@@ -150,7 +150,7 @@ def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, mo
 
     def spoiled(*arguments: Any, **options: Any) -> DeployDecoder:
         decoder = DeployDecoder(*arguments, **options)
-        decoder.head.grow1_bias[5] += 1.0
+        decoder.head.bias[5] += 1.0
         return decoder
 
     monkeypatch.setattr(onnx, "DeployDecoder", spoiled)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samx.decoders.checkpoint import build_reference
-from samx.decoders.deploy.decoder import CACHE_FROM_PROMPTS, DeployDecoder, ImageState, choose_form
+from samx.decoders.deploy.decoder import CACHE_FROM_PROMPTS, DeployDecoder, choose_form
 from samx.decoders.spec import LABELS, DecoderSpec, TensorSpec
 from samx.errors import SamxError, UsageError
 from samx.exporters.graph_rules import broken_rules
@@ -64,18 +64,18 @@ class ImageGraph(nn.Module):
         self.decoder = decoder
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return self.decoder.image_state(*inputs).tensors()
+        return tuple(self.decoder.image_state(*inputs).values())
 
 
 class PromptGraph(nn.Module):
     """Take the image graph's outputs and prompts, give masks."""
 
-    def __init__(self, decoder: DeployDecoder) -> None:
+    def __init__(self, decoder: DeployDecoder, names: Sequence[str]) -> None:
         super().__init__()
-        self.decoder, self.names = decoder, ImageState.names(decoder.spec, decoder.cached)
+        self.decoder, self.names = decoder, tuple(names)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        state = ImageState(**dict(zip(self.names, inputs, strict=False)))
+        state = dict(zip(self.names, inputs, strict=False))
         return self.decoder.decode(state, *inputs[len(self.names) :])
 
 
@@ -88,9 +88,9 @@ def export(job: ExportJob, directory: Path) -> Exported:
     if options.opset not in OPSETS:
         raise UsageError("opset is not offered", found=options.opset, expected=" or ".join(map(str, OPSETS)))
     onnx = require("onnx", "export", "ONNX export")
-    form = choose_form(job.spec, options.points)
-    reference = build_reference(replace(job.loaded, spec=job.spec))
     cached = options.split or options.prompts >= CACHE_FROM_PROMPTS
+    form = choose_form(job.spec, options.points, cached)
+    reference = build_reference(replace(job.loaded, spec=job.spec))
     decoder = DeployDecoder(reference, form, fused=options.opset >= ATTENTION_OPSET, cached=cached)
     files = {}
     for graph in _graphs(decoder, options.split):
@@ -106,7 +106,9 @@ def _form_facts(decoder: DeployDecoder, options: ExportOptions) -> dict[str, str
     spec = decoder.spec
     tokens = spec.output_tokens + options.points
     columns = f"{spec.heads} heads x {tokens} tokens = {spec.heads * tokens} columns"
-    reason = f"{columns} against a projection width of {spec.cross_attention_width}"
+    kept = "kept between prompts" if decoder.cached else "computed anew in every call"
+    widths = f"projections of {spec.cross_attention_width} and cells of {spec.width} channels"
+    reason = f"{columns} against {widths}; the image's part is {kept}"
     return {"form": decoder.form, "form_reason": reason, "cached": decoder.cached}
 
 
@@ -124,15 +126,14 @@ def _graphs(decoder: DeployDecoder, split: bool) -> list[Graph]:
     names = tuple(tensor.name for tensor in state)
     return [
         Graph(IMAGE_FILE, "image", ImageGraph(decoder), spec.image_inputs, names),
-        Graph(PROMPT_FILE, "prompt", PromptGraph(decoder), state + spec.prompt_inputs, outputs),
+        Graph(PROMPT_FILE, "prompt", PromptGraph(decoder, names), state + spec.prompt_inputs, outputs),
     ]
 
 
 def _state_specs(decoder: DeployDecoder) -> tuple[TensorSpec, ...]:
     with torch.no_grad():
-        tensors = decoder.image_state(*_examples(decoder.spec.image_inputs)).tensors()
-    named = zip(ImageState.names(decoder.spec, decoder.cached), tensors, strict=True)
-    return tuple(TensorSpec(name, tuple(tensor.shape), "1", "kept between prompts") for name, tensor in named)
+        state = decoder.image_state(*_examples(decoder.spec.image_inputs))
+    return tuple(TensorSpec(name, tuple(kept.shape), "1", "kept between prompts") for name, kept in state.items())
 
 
 def _examples(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from toys import image_tensors, prompt_tensors, toy_decoder
 
-from samx.decoders.deploy.decoder import DeployDecoder, Form, ImageState, choose_form
+from samx.decoders.deploy.decoder import DeployDecoder, Form, choose_form
 from samx.decoders.reference import ReferenceDecoder
 from samx.decoders.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
+from samx.errors import UsageError
 
 EXACT = 1e-10  # float64: the rewriting is algebra, what is left is rounding
 CLOSE = 1e-5  # float32, relative to the largest output
@@ -47,9 +48,11 @@ def pair(
     return reference, DeployDecoder(reference, form, fused=fused, cached=cached)
 
 
+FORMS = [("low_rank", False), *((form, mask) for form in ("absorbed", "direct") for mask in (False, True))]
+
+
 @pytest.mark.parametrize("labels", PROMPTS.values(), ids=list(PROMPTS))
-@pytest.mark.parametrize("mask_input", [False, True], ids=["no_mask", "mask"])
-@pytest.mark.parametrize("form", ["absorbed", "direct"])
+@pytest.mark.parametrize(("form", "mask_input"), FORMS, ids=[f"{f}-mask" if m else f for f, m in FORMS])
 @pytest.mark.parametrize("family", SPECS)
 def test_every_prompt_kind_is_exact_in_float64(family: str, form: Form, mask_input: bool, labels: list[int]) -> None:
     spec = replace(SPECS[family], masks="all", mask_input=mask_input)
@@ -68,31 +71,44 @@ def test_an_image_that_is_not_cached_is_exact(family: str, form: Form, prompts: 
 
 @pytest.mark.parametrize("masks", ["multimask", "single", "all"])
 @pytest.mark.parametrize("fused", [False, True], ids=["products", "attention"])
+@pytest.mark.parametrize("form", ["low_rank", "absorbed"])
 @pytest.mark.parametrize("family", SPECS)
-def test_every_choice_of_masks_is_exact(family: str, fused: bool, masks: MaskChoice) -> None:
+def test_every_choice_of_masks_is_exact(family: str, form: Form, fused: bool, masks: MaskChoice) -> None:
     spec = replace(SPECS[family], masks=masks)
     feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 5, [1, -1], torch.float64)}
-    assert error(spec, *pair(spec, torch.float64, "absorbed", fused), feed) < EXACT
+    assert error(spec, *pair(spec, torch.float64, form, fused), feed) < EXACT
 
 
 @pytest.mark.parametrize("points", [1, 2, 5, 16])
 @pytest.mark.parametrize("prompts", [1, 7, 64])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, EXACT), (torch.float32, CLOSE)], ids=["f64", "f32"])
+@pytest.mark.parametrize("cached", [False, True], ids=["anew", "kept"])
 @pytest.mark.parametrize("family", SPECS)
 def test_any_number_of_prompts_and_points(
-    family: str, dtype: torch.dtype, bound: float, prompts: int, points: int
+    family: str, cached: bool, dtype: torch.dtype, bound: float, prompts: int, points: int
 ) -> None:
     spec = SPECS[family]
     labels = [1, 0] * (points // 2) + [1] * (points % 2)
     feed = {**image_tensors(spec, dtype), **prompt_tensors(spec, prompts, labels, dtype)}
-    assert error(spec, *pair(spec, dtype, choose_form(spec, points), fused=False), feed) < bound
+    form = choose_form(spec, points, cached)
+    assert error(spec, *pair(spec, dtype, form, fused=False, cached=cached), feed) < bound
 
 
+@pytest.mark.parametrize("form", ["low_rank", "absorbed"])
 @pytest.mark.parametrize("family", SPECS)
-def test_the_full_grid_is_close_in_float32(family: str) -> None:
+def test_the_full_grid_is_close_in_float32(family: str, form: Form) -> None:
     spec = replace(SPECS[family], image_size=1024)
     feed = {**image_tensors(spec), **prompt_tensors(spec, 2, [2, 3, -1])}
-    assert error(spec, *pair(spec, torch.float32, "absorbed", fused=False), feed) < CLOSE
+    assert error(spec, *pair(spec, torch.float32, form, fused=False), feed) < CLOSE
+
+
+@pytest.mark.parametrize("gain", [1e-3, 30.0])
+def test_factored_norms_survive_images_of_any_size(gain: float) -> None:
+    """The low-rank variance is a sum of terms that cancel; it must not go bad where the image dwarfs the update."""
+    spec = replace(SPECS["sam1"], image_size=1024)
+    image = {name: gain * tensor for name, tensor in image_tensors(spec).items()}
+    feed = {**image, **prompt_tensors(spec, 2, [2, 3])}
+    assert error(spec, *pair(spec, torch.float32, "low_rank", fused=False), feed) < CLOSE
 
 
 def test_both_branches_of_the_stability_fallback_are_taken() -> None:
@@ -116,13 +132,15 @@ def test_an_unused_mask_changes_nothing() -> None:
     assert torch.equal(deploy(**feed)["low_res_masks"], deploy(**other)["low_res_masks"])
 
 
-def test_a_wrong_weight_is_seen() -> None:
-    """The comparison above can fail: one attention bias of the deploy form is spoiled."""
+@pytest.mark.parametrize(
+    ("form", "weight"),
+    [("absorbed", "transformer.layers.1.image_to_token.tokens.out_bias"), ("low_rank", "transformer.one.constant")],
+)
+def test_a_wrong_weight_is_seen(form: Form, weight: str) -> None:
+    """The comparison above can fail: one bias of the deploy form is spoiled."""
     spec = SPECS["sam1"]
-    reference, deploy = pair(spec, torch.float64, "absorbed", fused=False)
-    spoiled = deploy.layers[1].image_to_token.tokens.out_bias  # type: ignore[union-attr]
-    assert isinstance(spoiled, Tensor)
-    spoiled[3] += 1e-4  # all channels alike would vanish in the normalisation
+    reference, deploy = pair(spec, torch.float64, form, fused=False)
+    deploy.get_buffer(weight)[3] += 1e-4  # all channels alike would vanish in the normalisation
     feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, [1, -1], torch.float64)}
     assert error(spec, reference, deploy, feed) > EXACT
 
@@ -137,18 +155,27 @@ def test_the_forms_share_no_weights() -> None:
 
 def test_the_form_follows_the_number_of_tokens() -> None:
     spec = sam1_spec()
-    assert choose_form(spec, 11) == "absorbed"  # 8 heads x 16 tokens = 128 columns, as wide as the projections
-    assert choose_form(spec, 12) == "direct"
+    assert choose_form(spec, 11, cached=False) == "absorbed"  # 8 x 16 tokens = 128 columns, as wide as the projections
+    assert choose_form(spec, 12, cached=False) == "direct"
+    assert choose_form(spec, 10, cached=True) == "low_rank"  # 2 x 8 x 15 tokens = 240 columns, fewer than 256 channels
+    assert choose_form(spec, 11, cached=True) == "absorbed"
+    assert choose_form(replace(spec, mask_input=True), 2, cached=True) == "absorbed"
 
 
-@pytest.mark.parametrize("family", SPECS)
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("mask_input", [False, True])
-def test_the_image_state_has_the_names_it_says(family: str, mask_input: bool, cached: bool) -> None:
-    spec = replace(SPECS[family], mask_input=mask_input)
-    _, deploy = pair(spec, torch.float32, "absorbed", fused=False, cached=cached)
-    assert deploy.cached is (cached and not mask_input)
-    state = deploy.image_state(**image_tensors(spec))
-    present = [name for name, tensor in state._asdict().items() if tensor is not None]
-    assert present == list(ImageState.names(spec, deploy.cached))
-    assert len(state.tensors()) == len(present)
+@pytest.mark.parametrize(("form", "kept"), [("low_rank", 16), ("absorbed", 4), ("direct", 4)])
+def test_the_image_is_worked_on_once_where_it_is_kept(form: Form, kept: int) -> None:
+    spec = sam1_spec(image_size=SMALL)
+    _, deploy = pair(spec, torch.float32, form, fused=False)
+    assert len(deploy.image_state(**image_tensors(spec))) == kept
+
+
+def test_a_mask_prompt_keeps_nothing_but_the_image() -> None:
+    spec = replace(SPECS["sam1"], mask_input=True)
+    _, deploy = pair(spec, torch.float32, "absorbed", fused=False)
+    assert not deploy.cached
+    assert list(deploy.image_state(**image_tensors(spec))) == ["image_tokens"]
+
+
+def test_low_rank_and_mask_prompts_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="low_rank"):
+        pair(replace(SPECS["sam1"], mask_input=True), torch.float32, "low_rank", fused=False)

@@ -6,6 +6,9 @@ Letters in the shape comments: N prompts, T tokens, L = G*G image cells, C = 256
 - absorbed: the projections move to the token side, 4096 x C x 8T products; cheaper while 8T < 128.
 - direct: the image side is projected for every prompt, as the reference does; cheaper for many points.
 
+An `offset` (1, C) belongs to every cell and is left out of the image tensors: layer 0's "no mask" embedding. It reaches
+queries, values and the updated image through biases.
+
 Image tensors carry an extra axis of 1, (N, 1, L, C): ONNX Runtime fuses additions with layer norms on 3-D tensors into
 a kernel that is several times slower at this size.
 """
@@ -36,10 +39,15 @@ class Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def linear(layer: nn.Linear, scale: float = 1.0) -> Linear:
-    """Copy a linear layer, scaled."""
-    bias = None if layer.bias is None else layer.bias.detach() * scale
-    return Linear(layer.weight.detach() * scale, bias)
+def linear(layer: nn.Linear, scale: float = 1.0, offset: Tensor | None = None) -> Linear:
+    """Copy a linear layer, scaled; it takes its input without the offset (1, C) that belongs to it."""
+    return Linear(layer.weight.detach() * scale, biased(layer, offset) * scale)
+
+
+def biased(layer: nn.Linear, offset: Tensor | None) -> Tensor:
+    """Give a layer's bias, with what it makes of an offset. Shapes: (1, C) -> (m,)."""
+    bias = layer.bias.detach()
+    return bias if offset is None else bias + layer.weight.detach() @ offset[0]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -98,17 +106,21 @@ class CellProjection(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, layer: nn.Linear, offset: Tensor, heads: int) -> None:
-        """Take the layer and what is added to the image beforehand. Shapes: offset (L or 1, C)."""
+    def __init__(self, weight: Tensor, bias: Tensor, offset: Tensor, heads: int) -> None:
+        """Take the layer and what is added to the image beforehand. Shapes: (h*d, C), (h*d), offset (L or 1, C)."""
         super().__init__()
-        weight = layer.weight.detach().clone()
         self.heads = heads
-        self.register_buffer("weight", weight)  # (h*d, C)
-        self.register_buffer("bias", weight @ offset.t() + layer.bias.detach().unsqueeze(1))  # (h*d, L or 1)
+        self.register_buffer("weight", weight.contiguous())  # (h*d, C)
+        self.register_buffer("bias", weight @ offset.t() + bias.unsqueeze(1))  # (h*d, L or 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Shapes: (1, C, L) -> (1, h, d, L)."""
         return (self.weight @ image + self.bias).unflatten(1, (self.heads, -1))
+
+
+def projection(layer: nn.Linear, offset: Tensor, heads: int) -> CellProjection:
+    """Copy a linear layer as a projection of image + offset."""
+    return CellProjection(layer.weight.detach().clone(), layer.bias.detach(), offset, heads)
 
 
 class CachedTokenToImage(nn.Module):
@@ -118,8 +130,8 @@ class CachedTokenToImage(nn.Module):
         super().__init__()
         self.heads = source.heads
         self.query = linear(source.q_proj, query_scale(source))
-        self.keys = CellProjection(source.k_proj, position + no_mask, self.heads)
-        self.values = CellProjection(source.v_proj, no_mask, self.heads)
+        self.keys = projection(source.k_proj, position + no_mask, self.heads)
+        self.values = projection(source.v_proj, no_mask, self.heads)
         self.out = linear(source.out_proj)
 
     def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -137,7 +149,7 @@ class AbsorbedTokenToImage(nn.Module):
     key: Tensor
     value: Tensor
 
-    def __init__(self, source: Attention, fused: bool) -> None:
+    def __init__(self, source: Attention, fused: bool, offset: Tensor | None = None) -> None:
         super().__init__()
         self.heads, self.fused = source.heads, fused
         self.query = linear(source.q_proj, query_scale(source))
@@ -146,7 +158,7 @@ class AbsorbedTokenToImage(nn.Module):
         self.register_buffer("value", value.contiguous())  # (h, C, d)
         # The rows of the attention sum to one, so the value bias passes through to the output.
         weight, bias = source.out_proj.weight.detach(), source.out_proj.bias.detach()
-        self.out = Linear(weight, bias + weight @ source.v_proj.bias.detach())
+        self.out = Linear(weight, bias + weight @ biased(source.v_proj, offset))
 
     def forward(self, tokens: Tensor, image: Tensor, positioned: Tensor) -> Tensor:
         """Shapes: (N, T, C), (N, 1, L, C), (N, 1, L, C) with the positional term -> (N, T, C)."""
@@ -160,12 +172,12 @@ class AbsorbedTokenToImage(nn.Module):
 class DirectTokenToImage(nn.Module):
     """Attend to image cells projected for this prompt."""
 
-    def __init__(self, source: Attention, fused: bool) -> None:
+    def __init__(self, source: Attention, fused: bool, offset: Tensor | None = None) -> None:
         super().__init__()
         self.heads, self.fused = source.heads, fused
         self.query = linear(source.q_proj, query_scale(source))
-        self.key = Linear(source.k_proj.weight.detach(), None)
-        self.value = linear(source.v_proj)
+        self.key = Linear(source.k_proj.weight.detach(), None)  # a constant on every cell drops out of the softmax
+        self.value = linear(source.v_proj, offset=offset)
         self.out = linear(source.out_proj)
 
     def forward(self, tokens: Tensor, image: Tensor, positioned: Tensor) -> Tensor:
@@ -183,7 +195,7 @@ class TokenSide(nn.Module):
     out: Tensor
     out_bias: Tensor
 
-    def __init__(self, source: Attention) -> None:
+    def __init__(self, source: Attention, offset: Tensor | None = None) -> None:
         super().__init__()
         self.heads = source.heads
         self.key = linear(source.k_proj, query_scale(source))
@@ -191,7 +203,8 @@ class TokenSide(nn.Module):
         # The output projection, by head; each head's attention rows sum to one, so each carries 1/h of the bias.
         by_head = source.out_proj.weight.detach().t().unflatten(0, (self.heads, -1))
         self.register_buffer("out", by_head.contiguous())  # (h, d, C)
-        self.register_buffer("out_bias", source.out_proj.bias.detach() / self.heads)
+        bias = source.out_proj.bias.detach()
+        self.register_buffer("out_bias", (bias if offset is None else bias + offset[0]) / self.heads)
 
     def keys(self, positioned: Tensor) -> Tensor:
         """Shapes: (N, T, C) with the positional term -> (N, h, T, d)."""
@@ -221,8 +234,8 @@ class CachedImageToToken(nn.Module):
 
     def __init__(self, source: Attention, no_mask: Tensor, position: Tensor) -> None:
         super().__init__()
-        self.queries = CellProjection(source.q_proj, position + no_mask, source.heads)
-        self.tokens = TokenSide(source)
+        self.queries = projection(source.q_proj, position + no_mask, source.heads)
+        self.tokens = TokenSide(source, no_mask)
 
     def forward(self, queries: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
         """Shapes: (1, h, d, L), (N, T, C) x 2 -> update (N, 1, L, C)."""
@@ -235,11 +248,11 @@ class AbsorbedImageToToken(nn.Module):
     query: Tensor
     query_bias: Tensor
 
-    def __init__(self, source: Attention) -> None:
+    def __init__(self, source: Attention, offset: Tensor | None = None) -> None:
         super().__init__()
-        self.tokens = TokenSide(source)
+        self.tokens = TokenSide(source, offset)
         self.register_buffer("query", per_head_rows(source.q_proj.weight, source.heads))  # (h, d, C)
-        bias = source.q_proj.bias.detach().unflatten(0, (source.heads, -1, 1))
+        bias = biased(source.q_proj, offset).unflatten(0, (source.heads, -1, 1))
         self.register_buffer("query_bias", bias.contiguous())  # (h, d, 1)
 
     def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
@@ -253,13 +266,14 @@ class AbsorbedImageToToken(nn.Module):
 class DirectImageToToken(nn.Module):
     """Let image cells projected for this prompt attend to the tokens."""
 
-    def __init__(self, source: Attention) -> None:
+    def __init__(self, source: Attention, offset: Tensor | None = None) -> None:
         super().__init__()
         self.heads = source.heads
-        self.query = linear(source.q_proj, query_scale(source))
+        self.query = linear(source.q_proj, query_scale(source), offset)
         self.key = linear(source.k_proj)
         self.value = linear(source.v_proj)
-        self.out = linear(source.out_proj)
+        bias = source.out_proj.bias.detach()
+        self.out = Linear(source.out_proj.weight.detach(), bias if offset is None else bias + offset[0])
 
     def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
         """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 -> update (N, 1, L, C)."""

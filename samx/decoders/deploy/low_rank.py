@@ -1,0 +1,417 @@
+"""The transformer on factors: after layer 0 the image cells are never formed again.
+
+With T tokens and h heads, an image-to-token attention adds a product of its weights, (L, R = h*T), and R rows of
+channels. Between layer norms the cells are then
+
+    x = s * table + F^T rows + constant
+
+where the table depends on the image alone, s is one number per cell (the norms' scales) and F holds the attention
+weights, already scaled. Every later projection acts on the table once per image and on the rows once per prompt, so
+that nothing 4096 x 256 is computed for a prompt but the first upscaling.
+
+A layer norm needs the mean and the variance over channels. The mean is taken out beforehand, from tables and rows; the
+variance is a quadratic form in s and F whose coefficients are small matrices.
+
+Letters: N prompts, T tokens, R = h*T, L cells, C channels, h heads of width d. Factors lie cells innermost, (N, R, L).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from samx.decoders.deploy.attention import (
+    CachedTokenToImage,
+    CellProjection,
+    Linear,
+    join_heads,
+    linear,
+    projection,
+    query_scale,
+    softmax_over_tokens,
+    split_heads,
+)
+from samx.decoders.deploy.cells import TokenPart
+from samx.decoders.deploy.upscale import SUBROWS, Grow, GrowRows
+from samx.decoders.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
+
+
+def centre(weight: Tensor) -> Tensor:
+    """Take the mean over channels out of what a matrix maps to. Shapes: (C, ...) -> (C, ...)."""
+    return weight - weight.mean(0, keepdim=True)
+
+
+def by_head(weight: Tensor, heads: int) -> Tensor:
+    """View a map from heads to channels. Shapes: (m, h*d) -> (h, d, m)."""
+    return weight.t().unflatten(0, (heads, -1)).contiguous()
+
+
+class Image(NamedTuple):
+    """Hold what a prompt has made of the image. Shapes: scale (N, 1, L), factors (N, R, L) or (N, 2R+1, L)."""
+
+    scale: Tensor
+    factors: Tensor
+
+
+def table(weight: Tensor, offset: Tensor, heads: int) -> CellProjection:
+    """Project image + offset by a folded matrix. Shapes: weight (h*d, C), offset (1, C); (1, C, L) -> (1, h, d, L)."""
+    return CellProjection(weight, torch.zeros_like(weight[:, 0]), offset, heads)
+
+
+class Rows(nn.Module):
+    """Map an attention's values to rows that a later projection has already been applied to.
+
+    Shapes: values (N, h, T, d) -> (N, h*T, m).
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", by_head(weight, heads))  # (h, d, m)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values @ self.weight).flatten(1, 2)
+
+
+class TokenSide(nn.Module):
+    """Prepare tokens as keys and values of the image's queries. Shapes: (N, T, C) -> (N, h, T, d)."""
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        self.heads = source.heads
+        self.key, self.value = linear(source.k_proj, query_scale(source)), linear(source.v_proj)
+
+    def forward(self, positioned: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return split_heads(self.key(positioned), self.heads), split_heads(self.value(tokens), self.heads)
+
+
+class Scores(nn.Module):
+    """Multiply token vectors with the projected cells of an image in factors.
+
+    `constant` is what the projection makes of the positional term and of biases. Shapes: (h*d, L).
+    """
+
+    constant: Tensor
+
+    def __init__(self, constant: Tensor, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.register_buffer("constant", constant.unflatten(0, (heads, -1)).unsqueeze(0).contiguous())
+
+    def forward(self, vectors: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
+        """Shapes: vectors (N, h, T, d), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, L)."""
+        per_head = rows.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)  # (N, h, d, R)
+        of_rows = ((vectors @ per_head).flatten(1, 2) @ image.factors).unflatten(1, (self.heads, -1))
+        return (vectors @ table) * image.scale.unsqueeze(1) + vectors @ self.constant + of_rows
+
+
+def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
+    """Average projected cells by attention weights.
+
+    Shapes: weights (N, h, T, L), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, d).
+    """
+    heads = weights.shape[1]
+    of_rows = (weights.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R)
+    per_head = rows.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, h, R, d)
+    return (weights * image.scale.unsqueeze(1)) @ table.transpose(-1, -2) + of_rows @ per_head
+
+
+class LowRankTransformer(nn.Module):
+    """Run the two-way transformer and the first upscaling on an image's tables and a prompt's factors."""
+
+    def __init__(self, reference: ReferenceDecoder, read: slice, *, fused: bool) -> None:
+        """Take the decoder, and which tokens are read after the last attention."""
+        super().__init__()
+        source = reference.mask_decoder
+        zero, one = (cast(TwoWayAttentionBlock, block) for block in source.transformer.layers)
+        no_mask = reference.prompt_encoder.no_mask_embed.weight.detach()  # (1, C)
+        position = reference.prompt_encoder.pe_layer.grid(reference.spec.grid).detach().flatten(0, 1)  # (L, C)
+        after = AfterOne(zero, one, no_mask)
+        self.read = read
+        self.tokens = nn.ModuleList([TokenPart(zero, fused), TokenPart(one, fused)])
+        self.zero = LayerZero(zero, no_mask, position)
+        self.one = LayerOne(one, after, position)
+        self.last = FinalAttention(after, source.transformer.final_attn_token_to_image, position)
+        self.final_norm = source.transformer.norm_final_attn
+        self.grow = GrowFactors(after, cast(nn.ConvTranspose2d, source.output_upscaling[0]))
+
+    def image_state(self, cells: Tensor) -> dict[str, Tensor]:
+        """Do the image's work. Shapes: (1, C, L) -> tables (1, h, d, L) and (1, L, C/2), sums (1, 1, L)."""
+        parts = (self.zero, self.one, self.last, self.grow)
+        return {name: tensor for part in parts for name, tensor in part.tables(cells).items()}
+
+    def forward(self, token_pe: Tensor, dense: None, state: Mapping[str, Tensor]) -> tuple[Tensor, Grow]:
+        """Shapes: (N, T, C) -> the tokens that are read (N, K, C), and the first upscaling.
+
+        A dense embedding, which a mask prompt makes, would need tables of its own for every prompt.
+        """
+        tokens = self.tokens[0](token_pe, token_pe, lambda q: self.zero.to_image(q, state))
+        values0, image = self.zero(tokens + token_pe, tokens, state)
+        tokens = self.tokens[1](tokens, token_pe, lambda q: self.one.to_image(q, state, values0, image))
+        values1, image = self.one(tokens + token_pe, tokens, state, values0, image)
+        tokens, token_pe = tokens[:, self.read], token_pe[:, self.read]
+        tokens = tokens + self.last(tokens + token_pe, state, (values0, values1), image)
+        return self.final_norm(tokens), lambda dy: self.grow(dy, state, (values0, values1), image)
+
+
+class LayerZero(nn.Module):
+    """Let all prompts attend to the same image, and keep what that adds to it as factors."""
+
+    offset: Tensor
+
+    def __init__(self, layer: TwoWayAttentionBlock, no_mask: Tensor, position: Tensor) -> None:
+        super().__init__()
+        attention = layer.cross_attn_image_to_token
+        self.eps = layer.norm4.eps
+        self.to_image_attention = CachedTokenToImage(layer.cross_attn_token_to_image, no_mask, position)
+        self.queries = projection(attention.q_proj, position + no_mask, attention.heads)
+        self.side = TokenSide(attention)
+        offset = no_mask + attention.out_proj.bias.detach()
+        self.register_buffer("offset", offset.t().contiguous())  # (C, 1)
+        added = centre(attention.out_proj.weight.detach())  # (C, h*d)
+        self.added = Rows(added, attention.heads)
+        self.products = table(added.t().contiguous(), offset, attention.heads)
+
+    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+        """Project the image for layer 0, and sum its squares."""
+        image = cells + self.offset
+        centred = image - image.mean(1, keepdim=True)
+        return {
+            "image_keys_0": self.to_image_attention.keys(cells),
+            "image_values_0": self.to_image_attention.values(cells),
+            "image_queries_0": self.queries(cells),
+            "image_products_0": self.products(cells),
+            "image_squares_0": (centred * centred).mean(1, keepdim=True),
+        }
+
+    def to_image(self, positioned: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Attend from tokens to the image. Shapes: (N, T, C) -> (N, T, C)."""
+        out: Tensor = self.to_image_attention(positioned, state["image_keys_0"], state["image_values_0"])
+        return out
+
+    def forward(self, positioned: Tensor, tokens: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Image]:
+        """Shapes: (N, T, C) x 2 -> values (N, h, T, d), the image."""
+        keys, values = self.side(positioned, tokens)
+        weights = softmax_over_tokens(keys @ state["image_queries_0"]).flatten(1, 2)
+        rows = self.added(values)  # (N, R, C), centred
+        cross = ((2 * values) @ state["image_products_0"]).flatten(1, 2)
+        quadratic = (weights * (cross + (rows @ rows.transpose(1, 2)) @ weights)).sum(1, keepdim=True)
+        scale = (state["image_squares_0"] + quadratic / rows.shape[2] + self.eps).rsqrt()
+        return values, Image(scale, weights * scale)
+
+
+class LayerOne(nn.Module):
+    """Attend between tokens and factors, and add the second set of factors."""
+
+    constant: Tensor
+
+    def __init__(self, layer: TwoWayAttentionBlock, after: AfterOne, position: Tensor) -> None:
+        super().__init__()
+        to_image, to_token, zero = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token, after.zero
+        self.heads, self.eps = to_image.heads, layer.norm4.eps
+        key, value, query = (p.weight.detach() for p in (to_image.k_proj, to_image.v_proj, to_token.q_proj))
+        self.query = linear(to_image.q_proj, query_scale(to_image))
+        weight, bias = to_image.out_proj.weight.detach(), to_image.out_proj.bias.detach()
+        # The rows of the attention sum to one, so constants of the values pass through to the output.
+        self.out = Linear(weight, bias + weight @ (value @ zero.bias + to_image.v_proj.bias.detach()))
+        self.key_table, self.value_table, self.query_table = (zero.table(w) for w in (key, value, query))
+        self.key_rows, self.value_rows, self.query_rows = (zero.rows(w) for w in (key, value, query))
+        self.keys = Scores(key @ position.t(), self.heads)
+        constants = query @ zero.bias + to_token.q_proj.bias.detach()
+        self.queries = Scores(query @ position.t() + constants.unsqueeze(1), self.heads)
+        self.side = TokenSide(to_token)
+        self.rows0, self.rows1 = zero.rows(None), Rows(after.out, self.heads)
+        # Spread over the heads, whose weights sum to one each.
+        self.register_buffer("constant", after.constant / self.heads)
+        self.products0 = zero.table(zero.out_centred.t(), centred=True)
+        self.products1 = zero.table(after.out.t(), centred=True)
+        self.image = CentredImage(zero.offset, zero.gain)
+
+    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+        """Project the image for layer 1, and sum its squares and its products with the constant."""
+        centred = self.image(cells)
+        constant = 2 * self.heads * self.constant.unsqueeze(1)
+        return {
+            "image_keys_1": self.key_table(cells),
+            "image_values_1": self.value_table(cells),
+            "image_queries_1": self.query_table(cells),
+            "image_products_1": self.products0(cells),
+            "image_products_2": self.products1(cells),
+            "image_squares_1": (centred * centred).mean(1, keepdim=True),
+            "image_constants_1": (constant * centred).mean(1, keepdim=True),
+        }
+
+    def to_image(self, positioned: Tensor, state: Mapping[str, Tensor], values: Tensor, image: Image) -> Tensor:
+        """Attend from tokens to the factors. Shapes: (N, T, C) -> (N, T, C)."""
+        q = split_heads(self.query(positioned), self.heads)
+        weights = self.keys(q, state["image_keys_1"], self.key_rows(values), image).softmax(-1)
+        mixed = mix_values(weights, state["image_values_1"], self.value_rows(values), image)
+        out: Tensor = self.out(join_heads(mixed))
+        return out
+
+    def forward(
+        self, positioned: Tensor, tokens: Tensor, state: Mapping[str, Tensor], values0: Tensor, image: Image
+    ) -> tuple[Tensor, Image]:
+        """Shapes: (N, T, C) x 2, values0 (N, h, T, d) -> values (N, h, T, d), the image with a factor of ones."""
+        keys, values = self.side(positioned, tokens)
+        scores = self.queries(keys, state["image_queries_1"], self.query_rows(values0), image)
+        weights = softmax_over_tokens(scores).flatten(1, 2)
+        variance = self._variance(state, values0, values, image, weights)
+        scale = (variance + self.eps).rsqrt()
+        factors = torch.cat([image.factors * scale, weights * scale, torch.ones_like(scale)], dim=1)
+        return values, Image(image.scale * scale, factors)
+
+    def _variance(
+        self, state: Mapping[str, Tensor], values0: Tensor, values1: Tensor, image: Image, weights: Tensor
+    ) -> Tensor:
+        """Sum the squares of centred cells without forming them. Shapes: -> (N, 1, L)."""
+        scale, factors = image
+        rows0, rows1 = self.rows0(values0), self.rows1(values1) + self.constant  # (N, R, C) x 2
+        gram00, gram01, gram11 = (
+            a @ b.transpose(1, 2) for a, b in ((rows0, rows0), (2 * rows0, rows1), (rows1, rows1))
+        )
+        cross0 = ((2 * values0) @ state["image_products_1"]).flatten(1, 2) * scale
+        cross1 = ((2 * values1) @ state["image_products_2"]).flatten(1, 2) * scale
+        of_factors = (factors * (cross0 + gram00 @ factors + gram01 @ weights)).sum(1, keepdim=True)
+        of_factors = of_factors + (weights * (cross1 + gram11 @ weights)).sum(1, keepdim=True)
+        of_image = scale * (scale * state["image_squares_1"] + state["image_constants_1"])
+        return of_image + of_factors / rows0.shape[2]
+
+
+class CentredImage(nn.Module):
+    """Give the image part of layer 0's output, centred before and after the gain. Shapes: (1, C, L) -> (1, C, L)."""
+
+    offset: Tensor
+    gain: Tensor
+
+    def __init__(self, offset: Tensor, gain: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("offset", offset.t().contiguous())  # (C, 1)
+        self.register_buffer("gain", gain.unsqueeze(1).contiguous())
+
+    def forward(self, cells: Tensor) -> Tensor:
+        image = cells + self.offset
+        image = (image - image.mean(1, keepdim=True)) * self.gain
+        return image - image.mean(1, keepdim=True)
+
+
+class AfterZero:
+    """Fold layer 0's norm into what is projected afterwards: image and rows, then centring, gain and bias."""
+
+    def __init__(self, zero: TwoWayAttentionBlock, no_mask: Tensor) -> None:
+        attention = zero.cross_attn_image_to_token
+        self.heads = attention.heads
+        self.gain, self.bias = zero.norm4.weight.detach(), zero.norm4.bias.detach()
+        self.offset = no_mask + attention.out_proj.bias.detach()
+        self.out = self.gain.unsqueeze(1) * centre(attention.out_proj.weight.detach())  # (C, h*d)
+        self.out_centred = centre(self.out)
+
+    def fold(self, weight: Tensor, centred: bool = False) -> Tensor:
+        """Fold [centring,] gain and centring into a projection from the right. Shapes: (m, C) -> (m, C)."""
+        weight = weight - weight.mean(1, keepdim=True) if centred else weight
+        weight = weight * self.gain
+        return weight - weight.mean(1, keepdim=True)
+
+    def table(self, weight: Tensor, centred: bool = False) -> CellProjection:
+        """Project the image part of layer 0's output [, centred]. Shapes: weight (h*d, C)."""
+        return table(self.fold(weight, centred), self.offset, self.heads)
+
+    def rows(self, weight: Tensor | None) -> Rows:
+        """Project the rows of layer 0's output; without a weight, centre them."""
+        return Rows(self.out_centred if weight is None else weight @ self.out, self.heads)
+
+
+class AfterOne:
+    """Fold layer 1's norm into what is projected afterwards."""
+
+    def __init__(self, zero: TwoWayAttentionBlock, one: TwoWayAttentionBlock, no_mask: Tensor) -> None:
+        attention = one.cross_attn_image_to_token
+        self.zero, self.heads = AfterZero(zero, no_mask), attention.heads
+        self.gain, self.bias = one.norm4.weight.detach(), one.norm4.bias.detach()
+        self.out = centre(attention.out_proj.weight.detach())
+        self.constant = centre(self.zero.bias + attention.out_proj.bias.detach())
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """Fold both norms into a projection of the image part. Shapes: (m, C) -> (m, C)."""
+        return self.zero.fold(weight * self.gain, centred=True)
+
+    def rows(self, weight: Tensor, bias: Tensor | None) -> AllRows:
+        """Project the rows of layer 1's output. Shapes: weight (m, C), bias (m,)."""
+        return AllRows(self, weight, bias)
+
+
+class AllRows(nn.Module):
+    """Stack the rows of both layers and the constant one. Shapes: (N, h, T, d) x 2 -> (N, 2R+1, m)."""
+
+    constant: Tensor
+    last: Tensor
+
+    def __init__(self, after: AfterOne, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        gained = weight * after.gain
+        self.rows0, self.rows1 = (
+            Rows(gained @ after.zero.out_centred, after.heads),
+            Rows(gained @ after.out, after.heads),
+        )
+        self.register_buffer("constant", gained @ after.constant / after.heads)
+        last = weight @ after.bias
+        self.register_buffer("last", (last if bias is None else last + bias).reshape(1, 1, -1))
+
+    def forward(self, values0: Tensor, values1: Tensor) -> Tensor:
+        last = self.last.expand(values0.shape[0], -1, -1)
+        return torch.cat([self.rows0(values0), self.rows1(values1) + self.constant, last], dim=1)
+
+
+class FinalAttention(nn.Module):
+    """Attend from the tokens that are read to the factors."""
+
+    def __init__(self, after: AfterOne, attention: Attention, position: Tensor) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        key, value = attention.k_proj.weight.detach(), attention.v_proj.weight.detach()
+        self.query, self.out = linear(attention.q_proj, query_scale(attention)), linear(attention.out_proj)
+        self.key_table, self.value_table = (table(after.fold(w), after.zero.offset, self.heads) for w in (key, value))
+        self.key_rows, self.value_rows = after.rows(key, None), after.rows(value, attention.v_proj.bias.detach())
+        self.keys = Scores(key @ position.t(), self.heads)
+
+    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+        """Project the image for the final attention."""
+        return {"image_keys_2": self.key_table(cells), "image_values_2": self.value_table(cells)}
+
+    def forward(
+        self, positioned: Tensor, state: Mapping[str, Tensor], values: tuple[Tensor, Tensor], image: Image
+    ) -> Tensor:
+        """Shapes: (N, K, C), values (N, h, T, d) x 2 -> (N, K, C)."""
+        q = split_heads(self.query(positioned), self.heads)
+        weights = self.keys(q, state["image_keys_2"], self.key_rows(*values), image).softmax(-1)
+        mixed = mix_values(weights, state["image_values_2"], self.value_rows(*values), image)
+        out: Tensor = self.out(join_heads(mixed))
+        return out
+
+
+class GrowFactors(nn.Module):
+    """The first upscaling as one product with the factors. See upscale.GrowRows."""
+
+    def __init__(self, after: AfterOne, conv: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        grow = GrowRows(conv)
+        self.channels = grow.channels
+        weights = [grow.get_buffer(f"weight{dy}").t() for dy in SUBROWS]  # (dx * out, C)
+        self.rows = nn.ModuleList(after.rows(weight, grow.bias) for weight in weights)
+        folded = [after.fold(weight) for weight in weights]
+        self.table = nn.ModuleList(Linear(weight, weight @ after.zero.offset[0]) for weight in folded)
+
+    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+        """Upscale the image's part. Shapes: (1, C, L) -> (1, L, dx * out) x 2."""
+        last = cells.transpose(1, 2)
+        return {f"image_rows_{dy}": self.table[dy](last) for dy in SUBROWS}
+
+    def forward(self, dy: int, state: Mapping[str, Tensor], values: tuple[Tensor, Tensor], image: Image) -> Tensor:
+        """Give one sub-row. Shapes: values (N, h, T, d) x 2 -> (N, 2*L, C/4)."""
+        of_rows = image.factors.transpose(1, 2) @ self.rows[dy](*values)  # (N, L, dx * out)
+        grown = of_rows + image.scale.transpose(1, 2) * state[f"image_rows_{dy}"]
+        return grown.reshape(-1, 2 * grown.shape[1], self.channels)
