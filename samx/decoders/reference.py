@@ -15,6 +15,13 @@ from torch.nn import functional as F
 
 from samx.decoders.spec import LABELS, DecoderSpec
 
+# MKL picks the kernel of a vector function at its first call. If several threads make that call together, one of them
+# can run a kernel of low precision, once: errors of 1.5e-4 in one process of ten, with torch 2.13 on two cores
+# (pytorch/pytorch issue 188792). So one thread asks first.
+for _function in (torch.sin, torch.cos, torch.exp, torch.erf, torch.sqrt, torch.tanh):
+    for _dtype in (torch.float32, torch.float64):
+        _function(torch.zeros(1, dtype=_dtype))
+
 POINT_LABELS = ("background", "foreground", "box_top_left", "box_bottom_right")
 
 
