@@ -40,10 +40,20 @@ def export(
     all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
     image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
-    points: Annotated[int, typer.Option(help="Most points a prompt, padding counted; chooses the form.", min=1)] = 8,
+    points: Annotated[
+        Optional[str],
+        typer.Option(help="Points a prompt, padding counted: MIN:OPT:MAX, or one number. OPT chooses the form."),
+    ] = None,
     prompts: Annotated[
-        int, typer.Option(help="Prompts in a usual call; from 3 the image is projected once.", min=1)
-    ] = 1,
+        Optional[str],
+        typer.Option(help="Prompts a call: MIN:OPT:MAX, or one number. From OPT 4 the image is worked on once."),
+    ] = None,
+    keep_float32: Annotated[
+        Optional[list[str]], typer.Option(help="--fp16: a group of operations to leave alone; see 'samx bisect'.")
+    ] = None,
+    turing: Annotated[
+        bool, typer.Option("--turing", help="trt-rtx: build for Turing GPUs (SM 7.5) instead of Ampere and later.")
+    ] = False,
     opset: Annotated[int, typer.Option(help="ONNX opset: 18 (every backend) or 23 (Attention).")] = 18,
     split: Annotated[bool, typer.Option("--split", help="An image graph and a prompt graph.")] = False,
     simplify: Annotated[bool, typer.Option(help="Run onnxsim.")] = True,
@@ -54,6 +64,7 @@ def export(
     """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
     from samx.export import ExportRequest
     from samx.export import export as run
+    from samx.spans import Span
 
     precision = _one_of("precision", {"fp16": fp16, "int8": int8}, "fp32")
     masks = _one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}, "multimask")
@@ -62,11 +73,55 @@ def export(
         out=output or Path(f"{name}-{target}{'' if precision == 'fp32' else '-' + precision}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
         mask_input=mask_input, image_size=image_size, embeddings=embedding or (), overwrite=force,
-        options={"opset": opset, "split": split, "simplify": simplify, "points": points, "prompts": prompts},
+        options={
+            "opset": opset, "split": split, "simplify": simplify, "turing": turing,
+            "islands": tuple(keep_float32 or ()),
+            "points": Span.parse(points, "--points") if points else None,
+            "prompts": Span.parse(prompts, "--prompts") if prompts else None,
+        },
     )  # fmt: skip
     with console.steps() as progress:
         result = run(request, progress)
     console.show(result, console.exported, as_json=json)
+
+
+@app.command(epilog="samx bisect  ·  samx bisect sam_vit_b.pth --json")
+def bisect(
+    checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
+    family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
+    json: Json = False,
+) -> None:
+    """Measure what float16 costs, group of operations by group: what to name in --keep-float32."""
+    from samx.bisect import bisect as run
+
+    with console.steps() as progress:
+        result = run(checkpoint, family, progress)  # type: ignore[arg-type]
+    console.show(result, console.bisected, as_json=json)
+
+
+@app.command(epilog="samx build sam1-demo-trt  ·  samx build sam1-demo-trt --force")
+def build(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Exported trt or trt-rtx artifact.")],
+    force: Annotated[bool, typer.Option("--force", help="Build even if the engine belongs to this machine.")] = False,
+    json: Json = False,
+) -> None:
+    """Finish a TensorRT export on the device: build its engine. Needs NumPy and TensorRT, no PyTorch."""
+    from samx.build import build as run
+
+    with console.steps() as progress:
+        result = run(path, force=force, progress=progress)
+    console.show(result, console.built, as_json=json)
+
+
+@app.command(epilog="samx trust sam1-demo-trt-rtx")
+def trust(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Artifact with an engine from elsewhere.")],
+    json: Json = False,
+) -> None:
+    """Name an engine that somebody else built as one to run: engines are executable code."""
+    from samx.build import trust as run
+
+    console.show(run(path), console.trusted, as_json=json)
 
 
 @app.command(epilog="samx validate sam1-demo-onnx  ·  samx validate DIR --checkpoint sam_vit_b.pth --junit parity.xml")

@@ -15,6 +15,8 @@ from rich.table import Table
 from samx.errors import SamxError
 
 if TYPE_CHECKING:
+    from samx.bisect import Bisection
+    from samx.build import BuildResult, TrustResult
     from samx.export import ExportResult
     from samx.segment import Segmentation
     from samx.validators.report import ParityReport
@@ -68,15 +70,60 @@ def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
     from samx.validators.render import to_table
 
     manifest = result.manifest
-    data = {"path": str(result.path), "manifest": manifest.to_json(), "parity": result.report.to_json()}
+    data = {
+        "path": str(result.path),
+        "manifest": manifest.to_json(),
+        "parity": result.report.to_json(),
+        "next_step": result.next_step,
+    }
 
     def draw() -> None:
         out.print(to_table(result.report))
         size = sum(entry.bytes for entry in manifest.files.values()) / MIB
+        levels = ", ".join(evidence.level for evidence in manifest.evidence)
         out.print(f"[green]exported[/] {escape(manifest.checkpoint.kind)} to [bold]{escape(str(result.path))}[/] "
-                  f"({size:.1f} MiB); evidence: graph, on this machine", highlight=False)  # fmt: skip
+                  f"({size:.1f} MiB); evidence: {levels}, on this machine", highlight=False)  # fmt: skip
+        if result.next_step:
+            out.print(escape(result.next_step), highlight=False)
 
     return data, draw
+
+
+def built(result: BuildResult) -> tuple[Any, Callable[[], None]]:
+    """View a build."""
+    data = {
+        "path": str(result.path), "built": result.built, "reasons": result.reasons,
+        "seconds": result.seconds, "manifest": result.manifest.to_json(),
+    }  # fmt: skip
+    return data, lambda: out.print(escape(result.summary()), highlight=False)
+
+
+def bisected(result: Bisection) -> tuple[Any, Callable[[], None]]:
+    """View a bisection."""
+    heads = ("group", "alone: IoU", "logit", "score", "spared: IoU", "logit", "score")
+    frames = [("everything in float16", result.everything, None), ("as exported", result.exported, None)]
+
+    def draw() -> None:
+        table = Table(*heads, title=f"float16 against PyTorch in float32, {result.checkpoint}")
+        for name, first, second in [*frames, *((row.group, row.alone, row.spared) for row in result.rows)]:
+            errors = [first] if second is None else [first, second]
+            cells = [
+                f"{value:.{digits}f}"
+                for error in errors
+                for value, digits in ((error.mask_iou_mean, 5), (error.logit_error, 4), (error.iou_prediction_error, 5))
+            ]
+            table.add_row(name, *cells)
+        out.print(table)
+        out.print("alone: only this group in float16; spared: exported, and this group in float32 too", highlight=False)
+
+    return result.to_json(), draw
+
+
+def trusted(result: TrustResult) -> tuple[Any, Callable[[], None]]:
+    """View an engine that was named as trusted."""
+    line = f"trusted from now on: {result.path / result.file}, sha256 {result.sha256}"
+    data = {"path": str(result.path), "file": result.file, "sha256": result.sha256}
+    return data, lambda: out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def judged(report: ParityReport) -> tuple[Any, Callable[[], None]]:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import samx
+from samx.errors import UnavailableError
 from samx.registry import BACKENDS, Backend, load
 
 EXPORT_LIBRARIES = ("torch", "safetensors", "onnx", "onnxscript", "onnxsim")
@@ -49,10 +50,16 @@ def run_ability(entry: Backend) -> Ability:
     if not ability.available:
         return ability
     try:
-        return Ability(ability.name, True, ability.versions, devices=tuple(load(entry.devices)()))
+        devices = tuple(load(entry.devices)())
+    except UnavailableError as cause:
+        return Ability(ability.name, False, ability.versions, cause.what, cause.fix)
     except ImportError as cause:  # installed, but for another Python or system
         fix = f"Reinstall it: pip install --force-reinstall 'samx[{entry.extra}]'"
         return Ability(ability.name, False, ability.versions, f"{entry.library} does not load: {cause}", fix)
+    if not devices:
+        here = "engines can be built here and run elsewhere" if entry.compiles_anywhere else None
+        return Ability(ability.name, False, ability.versions, "no device of this machine runs it", here)
+    return Ability(ability.name, True, ability.versions, devices=devices)
 
 
 def _ability(name: str, libraries: tuple[str, ...], extra: str) -> Ability:
@@ -68,6 +75,13 @@ def _version(library: str) -> str | None:
         return None
     try:
         return version(library)
-    except PackageNotFoundError:  # onnxruntime comes in several distributions, one module
+    except PackageNotFoundError:  # onnxruntime and TensorRT come in several distributions, one module
+        return _module_version(library)
+
+
+def _module_version(library: str) -> str:
+    try:
         module = sys.modules.get(library) or importlib.import_module(library)
-        return str(getattr(module, "__version__", "unknown"))
+    except (ImportError, OSError):  # run_ability says why
+        return "unknown"
+    return str(getattr(module, "__version__", "unknown"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from samx.artifacts.commit import seal, staging
-from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
+from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, utc_now
 from samx.decoders.session import Feed
 from samx.decoders.spec import DecoderSpec, Family, MaskChoice
 from samx.demo import demo_checkpoint
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from samx.decoders.checkpoint import LoadedDecoder
 
 SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
+DEVICE_REPORT_FILE = "device_parity_report.json"
 ENCODER_ROLE = "encoder"
 # Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
 MOST_EMBEDDINGS = 4
@@ -56,6 +57,7 @@ class ExportResult:
     path: Path
     manifest: Manifest
     report: ParityReport
+    next_step: str | None = None  # what is left to do on the device
 
 
 def export(request: ExportRequest, progress: Progress = lambda _: None) -> ExportResult:
@@ -67,14 +69,60 @@ def export(request: ExportRequest, progress: Progress = lambda _: None) -> Expor
     check_precision(entry, request.precision)
     for library in ("torch", "safetensors", "onnx"):
         require(library, "export", "export")
-    entry.require_runtime()
+    entry.require_export()
     with staging(request.out, overwrite=request.overwrite) as directory:
-        manifest, report = _fill(request, entry, directory, progress)
-    return ExportResult(request.out, manifest, report)
+        judged = _fill(request, entry, directory, progress)
+        if entry.compiler is not None:
+            judged = _compile(entry, judged, progress)
+    return ExportResult(request.out, judged.manifest, judged.report, _next_step(entry, judged.manifest, request.out))
 
 
-def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Progress) -> tuple[Manifest, ParityReport]:
-    """Write every file of the artifact into a directory that is not yet the target."""
+@dataclass(frozen=True)
+class Judged:
+    """Hold a sealed directory: its manifest, the role of every file, and the report on its graph."""
+
+    directory: Path
+    subject: str
+    manifest: Manifest
+    roles: dict[str, str]
+    report: ParityReport
+
+    def with_evidence(self, evidence: Evidence, files: Mapping[str, str], tools: Mapping[str, str]) -> Judged:
+        """Seal the directory with something more to show."""
+        roles, manifest = {**self.roles, **files}, self.manifest
+        more = replace(manifest, evidence=(*manifest.evidence, evidence), tools={**manifest.tools, **tools})
+        return replace(self, manifest=seal(self.directory, more, roles), roles=roles)
+
+
+def _compile(entry: Backend, judged: Judged, progress: Progress) -> Judged:
+    """Build the engine where that can be done, and compare it with PyTorch where its device is.
+
+    Raises: ParityError when the engine computes something else; else as the compiler.
+    """
+    devices = entry.here()
+    if not devices and not entry.compiles_anywhere:
+        return judged
+    assert entry.compiler is not None
+    lowered = load(entry.compiler)(judged.directory, judged.manifest, progress)
+    judged = judged.with_evidence(lowered.evidence, lowered.files, lowered.tools)
+    for device in devices[:1]:
+        progress(f"Comparing the engine with PyTorch on {device}")
+        report = gate_in_child(judged.directory, level="device", device=device, subject=judged.subject)
+        judged = _with_report(judged, report, DEVICE_REPORT_FILE)
+    return judged
+
+
+def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:
+    shown = {evidence.level for evidence in manifest.evidence}
+    if entry.compiler is None or "device" in shown:
+        return None
+    if "lowered" in shown:
+        return f"On a machine with the GPU: 'samx validate {out} --device cuda' runs the engine and compares it."
+    return f"On the device: 'samx build {out}' builds the engine, 'samx validate {out} --device cuda' compares it."
+
+
+def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Progress) -> Judged:
+    """Write every file of the artifact into a directory that is not yet the target, and judge its graph."""
     from samx.decoders.checkpoint import load_checkpoint
     from samx.exporters.job import ExportJob, ExportOptions
 
@@ -86,35 +134,36 @@ def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Pro
 
     progress(f"Exporting the {entry.title} graph")
     options = ExportOptions(precision=request.precision, **request.options)  # type: ignore[arg-type]
-    exported = load(entry.exporter)(ExportJob(loaded, spec, options), directory)
+    exported = load(entry.exporter)(ExportJob(loaded, spec, options, entry.target), directory)
     roles = {**exported.files, **_own_encoder(checkpoint, spec, directory, progress), SUITE_FILE: SUITE_ROLE}
 
     progress("Asking the PyTorch reference")
-    _suite(loaded, spec, images, source).save(directory / SUITE_FILE)
+    _suite(loaded, spec, images, source, exported.most_points).save(directory / SUITE_FILE)
     manifest = Manifest(
         target=entry.target, precision=request.precision, spec=spec, options=dict(exported.options),
         tools=dict(exported.tools),
         checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
     )  # fmt: skip
     progress("Comparing the export with PyTorch")
-    return _prove(directory, manifest, roles, f"artifact {request.out.name}")
+    subject = f"artifact {request.out.name}"
+    manifest = seal(directory, manifest, roles)
+    report = gate_in_child(directory, level="graph", subject=subject)
+    return _with_report(Judged(directory, subject, manifest, roles, report), report, REPORT_FILE)
 
 
-def _prove(directory: Path, manifest: Manifest, roles: dict[str, str], subject: str) -> tuple[Manifest, ParityReport]:
-    """Judge the sealed files, and seal them again with the report as evidence.
+def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
+    """Seal the directory with a report as evidence.
 
     Raises: ParityError with the report's first failure.
     """
-    seal(directory, manifest, roles)
-    report = gate_in_child(directory, level="graph", subject=subject)
     if not report.passed:
         raise ParityError(report.summary(), fix="Nothing was written.", report=report)
-    report.save(directory / REPORT_FILE)
+    report.save(judged.directory / file)
     evidence = Evidence(
-        level="graph", report=REPORT_FILE, passed=True, runtime=str(report.placement["runtime"]),
+        level=cast(Level, report.level), report=file, passed=True, runtime=str(report.placement["runtime"]),
         device=str(report.placement["requested"]), created=utc_now(),
     )  # fmt: skip
-    return seal(directory, replace(manifest, evidence=(evidence,)), {**roles, REPORT_FILE: REPORT_ROLE}), report
+    return replace(judged.with_evidence(evidence, {file: REPORT_ROLE}, {}), report=report)
 
 
 def _own_encoder(checkpoint: Path, spec: DecoderSpec, directory: Path, progress: Progress) -> dict[str, str]:
@@ -140,8 +189,11 @@ def _images(request: ExportRequest, spec: DecoderSpec, checkpoint: Path) -> tupl
     return (demo_images(checkpoint, spec), "demo scenes, demo encoder") if is_demo(checkpoint) else (None, None)
 
 
-def _suite(loaded: LoadedDecoder, spec: DecoderSpec, images: list[Feed] | None, source: str | None) -> ParitySuite:
+def _suite(
+    loaded: LoadedDecoder, spec: DecoderSpec, images: list[Feed] | None, source: str | None, most_points: int | None
+) -> ParitySuite:
     from samx.runtimes.torch import reference_session
 
-    cases = parity_cases(spec, frames=default_frames(spec, len(images))) if images else None
+    frames = default_frames(spec, len(images)) if images else None
+    cases = parity_cases(spec, frames=frames, most_points=most_points)
     return ParitySuite.build(reference_session(loaded, spec), images, cases, source)

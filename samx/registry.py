@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from samx.artifacts.manifest import Level
 from samx.errors import UnavailableError, UsageError
 from samx.extras import require
+
+GRAPH_DEVICE = "cpu"  # where the file that a compiler receives is run, to be compared with PyTorch
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,16 @@ class Backend:
     precisions: tuple[str, ...]
     library: str
     extra: str
+    compiler: str | None = None  # "module:function" that turns the exported graph into what the runtime opens
+    compiles_anywhere: bool = False  # without the device that it compiles for
+
+    def runner(self, device: str) -> Backend:
+        """Give the backend that runs this target's files on a device: a graph before its compiler is plain ONNX."""
+        return BACKENDS[0] if self.compiler is not None and device == GRAPH_DEVICE else self
+
+    def level(self, device: str) -> Level:
+        """Say what a passed comparison on a device shows."""
+        return "device" if self.compiler is not None and device != GRAPH_DEVICE else "graph"
 
     def require_runtime(self) -> None:
         """Check that what runs this target is installed.
@@ -31,11 +44,30 @@ class Backend:
         """
         require(self.library, self.extra, f"running target '{self.target}'")
 
+    def require_export(self) -> None:
+        """Check that what an export of this target needs is installed, beside what every export needs.
+
+        Raises: MissingExtraError naming the extra.
+        """
+        self.runner(GRAPH_DEVICE).require_runtime()
+        if self.compiles_anywhere:
+            self.require_runtime()
+
+    def here(self) -> list[str]:
+        """Name the devices of this machine that the target's own runtime can use; none without its library."""
+        try:
+            self.require_runtime()
+            return list(load(self.devices)())
+        except UnavailableError:
+            return []
+
     def require_device(self, device: str) -> None:
         """Check that this machine has the device for this target.
 
         Raises: MissingExtraError; UnavailableError naming the devices that are there.
         """
+        if self.runner(device) is not self:
+            return self.runner(device).require_device(device)
         self.require_runtime()
         found = load(self.devices)()
         if device not in found:
@@ -49,6 +81,15 @@ BACKENDS: tuple[Backend, ...] = (
     Backend(
         "onnx", "ONNX Runtime", "samx.exporters.onnx:export", "samx.runtimes.onnxruntime:open_artifact",
         "samx.runtimes.onnxruntime:devices", ("fp32",), "onnxruntime", "onnxruntime",
+    ),
+    Backend(
+        "trt", "TensorRT", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
+        "samx.runtimes.tensorrt:devices", ("fp32", "fp16"), "tensorrt", "trt", "samx.engines.lower:lower",
+    ),
+    Backend(
+        "trt-rtx", "TensorRT for RTX", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
+        "samx.runtimes.tensorrt:devices_rtx", ("fp32", "fp16"), "tensorrt_rtx", "trt-rtx", "samx.engines.lower:lower",
+        compiles_anywhere=True,
     ),
 )  # fmt: skip
 

@@ -23,13 +23,15 @@ def validate(
     Raises: ArtifactError, MissingExtraError, UnavailableError; ParityError when the check gives no verdict.
     """
     artifact = Artifact.open(path)
-    backend(artifact.manifest.target).require_device(device)
+    entry = backend(artifact.manifest.target)
+    entry.require_device(device)
+    level = entry.level(device)
     if checkpoint is None:
-        return gate_in_child(path, level="graph", device=device, threads=threads)
+        return gate_in_child(path, level=level, device=device, threads=threads)
     with tempfile.TemporaryDirectory(prefix="samx-validate-") as folder:
         suite = Path(folder, "suite.npz")
         _fresh_suite(artifact, checkpoint).save(suite)
-        return gate_in_child(path, level="graph", device=device, threads=threads, suite=suite)
+        return gate_in_child(path, level=level, device=device, threads=threads, suite=suite)
 
 
 def _fresh_suite(artifact: Artifact, checkpoint: Path) -> ParitySuite:

@@ -24,20 +24,25 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.benchmarks.meta_onnx",),  # a program with a command line of its own
     ("samx.cli",),
     ("samx.console",),
-    ("samx.export", "samx.validate", "samx.segment", "samx.inspect", "samx.doctor", "samx.benchmarks"),
+    ("samx.export", "samx.bisect", "samx.build", "samx.validate", "samx.segment", "samx.inspect", "samx.doctor"),
+    ("samx.benchmarks",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
     ("samx.overlay", "samx.registry"),
     ("samx.prompts", "samx.postprocess", "samx.images"),
+    ("samx.engines",),
     ("samx.frames", "samx.artifacts", "samx.decoders"),
     ("samx.decoders.session",),
-    ("samx.decoders.spec", "samx.extras", "samx.demo.__init__"),
+    ("samx.decoders.spec", "samx.extras", "samx.spans", "samx.demo.__init__"),
     ("samx.errors",),
     ("samx",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "safetensors", "transformers")
+HEAVY = (
+    "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "safetensors", "transformers", "tensorrt", "tensorrt_rtx",
+    "cuda",
+)  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
     "samx.benchmarks.meta_candidates",

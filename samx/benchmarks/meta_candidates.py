@@ -19,11 +19,12 @@ from samx.benchmarks.peers.meta import MetaFiles
 from samx.decoders.checkpoint import LoadedDecoder
 from samx.decoders.session import Feed
 from samx.decoders.spec import DecoderSpec
-from samx.exporters.job import DEFAULT_PROMPTS, ExportJob, ExportOptions
+from samx.exporters.job import ExportJob, ExportOptions
 from samx.exporters.onnx import export
 from samx.extras import require
 from samx.runtimes.base import Runtime
 from samx.runtimes.onnxruntime import open_artifact
+from samx.spans import Span
 
 MANY, MORE = 16, 64
 
@@ -79,7 +80,7 @@ def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> Exports:
     """Export what is measured: a graph for clicks, one for batches, the image's part apart, one with mask prompts."""
     return Exports(
         _artifact(loaded, opset, directory / "whole"),
-        _artifact(loaded, opset, directory / "batch", prompts=MANY),
+        _artifact(loaded, opset, directory / "batch", prompts=Span.parse(str(MANY), "prompts")),
         _artifact(loaded, opset, directory / "split", split=True),
         _artifact(loaded, opset, directory / "mask_input", mask_input=True),
     )
@@ -92,7 +93,7 @@ def _artifact(
     *,
     split: bool = False,
     mask_input: bool = False,
-    prompts: int = DEFAULT_PROMPTS,
+    prompts: Span | None = None,
 ) -> Artifact:
     directory.mkdir(parents=True)
     spec = replace(loaded.spec, masks="all", mask_input=mask_input)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from samx.decoders.checkpoint import LoadedDecoder
 from samx.decoders.spec import DecoderSpec
+from samx.spans import Span
 
 OPSETS = (18, 23)
 DEFAULT_OPSET = 18  # every backend reads it; 23 adds Attention and Gelu as operators
-DEFAULT_PROMPTS = 1  # prompts in a usual call: a click
-DEFAULT_POINTS = 8  # largest point count that the graph's form is chosen for, padding counted
 
 
 @dataclass(frozen=True)
@@ -23,21 +22,24 @@ class ExportOptions:
     opset: int = DEFAULT_OPSET
     split: bool = False
     simplify: bool = True
-    points: int = DEFAULT_POINTS
-    prompts: int = DEFAULT_PROMPTS
+    points: Span | None = None  # a prompt's, padding counted; the graph's form is chosen for the usual number
+    prompts: Span | None = None  # a call's
+    islands: tuple[str, ...] = ()  # groups of operations that stay float32 in fp16, beside those that always do
+    turing: bool = False  # TensorRT for RTX: for GPUs of compute capability 7.5, and no others
 
     def to_json(self) -> dict[str, Any]:
         """Give the options as plain data."""
-        return asdict(self)
+        return {name: value.to_json() if isinstance(value, Span) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """Bring together the weights, the spec of the export (its masks, its mask input) and the options."""
+    """Bring together the weights, the spec of the export (its masks, its mask input), the options and the target."""
 
     loaded: LoadedDecoder
     spec: DecoderSpec
     options: ExportOptions
+    target: str = "onnx"
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,4 @@ class Exported:
     files: Mapping[str, str]  # file name -> role
     options: Mapping[str, Any]
     tools: Mapping[str, str]
+    most_points: int | None = None  # that a prompt may have, padding counted; None: any number

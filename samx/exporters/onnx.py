@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from samx.decoders.checkpoint import build_reference
 from samx.decoders.deploy.decoder import CACHE_FROM_PROMPTS, DeployDecoder, choose_form
+from samx.decoders.deploy.precision import ISLANDS, set_precision
 from samx.decoders.spec import LABELS, DecoderSpec, TensorSpec
 from samx.errors import SamxError, UsageError
 from samx.exporters.graph_rules import broken_rules
 from samx.exporters.job import OPSETS, Exported, ExportJob, ExportOptions
 from samx.exporters.tracing import to_onnx
 from samx.extras import require
+from samx.spans import Span
 
 if TYPE_CHECKING:
     import onnx
 
+USUAL_POINTS, USUAL_PROMPTS = Span(1, 8, 8), Span(1, 1, 64)  # any number works; the form is chosen for the second
 ATTENTION_OPSET = 23  # first opset with the Attention operator
 # torch.export specialises on sizes 0 and 1, and takes equal sizes for related ones: examples avoid both, and every
 # size that the decoder has of its own, so that a test sees an example's size if it is baked in.
@@ -80,18 +83,31 @@ class PromptGraph(nn.Module):
 
 
 def export(job: ExportJob, directory: Path) -> Exported:
+    """Write the decoder for ONNX Runtime.
+
+    Raises: as write_graphs().
+    """
+    if job.options.turing:
+        raise UsageError("only engines are built for one kind of GPU", found="--turing", expected="--target trt-rtx")
+    options = replace(
+        job.options, points=job.options.points or USUAL_POINTS, prompts=job.options.prompts or USUAL_PROMPTS
+    )
+    return write_graphs(replace(job, options=options), directory, low_rank=True, slots=False)
+
+
+def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool) -> Exported:
     """Write the decoder's ONNX files into a directory.
 
+    With `low_rank` that form may be chosen; with `slots` the graph knows empty points.
     Raises: UsageError for an opset that samx does not write; SamxError when a graph breaks a rule of the deploy form.
     """
     options = job.options
+    if options.islands and options.precision != "fp16":
+        raise UsageError("everything is in float32 already", found=f"precision {options.precision}", expected="--fp16")
     if options.opset not in OPSETS:
         raise UsageError("opset is not offered", found=options.opset, expected=" or ".join(map(str, OPSETS)))
     onnx = require("onnx", "export", "ONNX export")
-    cached = options.split or options.prompts >= CACHE_FROM_PROMPTS
-    form = choose_form(job.spec, options.points, cached)
-    reference = build_reference(replace(job.loaded, spec=job.spec))
-    decoder = DeployDecoder(reference, form, fused=options.opset >= ATTENTION_OPSET, cached=cached)
+    decoder = _decoder(job, low_rank, slots)
     files = {}
     for graph in _graphs(decoder, options.split):
         model = _write(graph, options)
@@ -99,17 +115,30 @@ def export(job: ExportJob, directory: Path) -> Exported:
         (directory / graph.file).write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(directory / graph.file), full_check=True)
         files[graph.file] = graph.role
-    return Exported(files, {**options.to_json(), **_form_facts(decoder, options)}, _tools(options))
+    return Exported(files, {**options.to_json(), **_facts(decoder, options)}, _tools(options))
 
 
-def _form_facts(decoder: DeployDecoder, options: ExportOptions) -> dict[str, str | bool]:
+def _decoder(job: ExportJob, low_rank: bool, slots: bool) -> DeployDecoder:
+    options = job.options
+    assert options.points is not None and options.prompts is not None  # noqa: PT018 - every exporter fills them in
+    cached = options.split or options.prompts.opt >= CACHE_FROM_PROMPTS
+    form = choose_form(job.spec, options.points.opt, low_rank and cached)
+    reference = build_reference(replace(job.loaded, spec=job.spec))
+    fused = options.opset >= ATTENTION_OPSET
+    decoder = DeployDecoder(reference, form, fused=fused, cached=cached, slots=slots)
+    return set_precision(decoder, ISLANDS | set(options.islands)) if options.precision == "fp16" else decoder
+
+
+def _facts(decoder: DeployDecoder, options: ExportOptions) -> dict[str, Any]:
     spec = decoder.spec
-    tokens = spec.output_tokens + options.points
+    assert options.points is not None
+    tokens = spec.output_tokens + options.points.opt
     columns = f"{spec.heads} heads x {tokens} tokens = {spec.heads * tokens} columns"
     kept = "kept between prompts" if decoder.cached else "computed anew in every call"
     widths = f"projections of {spec.cross_attention_width} and cells of {spec.width} channels"
     reason = f"{columns} against {widths}; the image's part is {kept}"
-    return {"form": decoder.form, "form_reason": reason, "cached": decoder.cached}
+    form = {"form": decoder.form, "form_reason": reason, "cached": decoder.cached, "slots": decoder.slots}
+    return form if decoder.stream is None else {**form, "islands": sorted(ISLANDS | set(options.islands))}
 
 
 def _tools(options: ExportOptions) -> dict[str, str]:

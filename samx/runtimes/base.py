@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from samx.decoders.session import Feed, FloatArray, Outputs, Placement
-from samx.decoders.spec import DecoderSpec, TensorSpec
+from samx.decoders.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
 from samx.errors import ImageError, PromptError, SamxError, UsageError
+from samx.spans import Span
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
 # gain nothing) and the peak bounded: 2.1 GiB resident for 1000 prompts, 1 GiB of it the masks themselves.
 DEFAULT_CHUNK = 16
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Say how many points a prompt and how many prompts a call may have; what is missing is filled with empty slots."""
+
+    points: Span
+    prompts: Span
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], where: str) -> Slots | None:
+        """Read an artifact's options; None where its graph takes any number."""
+        if not options.get("slots"):
+            return None
+        return cls(*(Span.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts")))
+
+    def filled(self, prompts: dict[str, FloatArray]) -> dict[str, FloatArray]:
+        """Fill up to the least number of points and prompts. Prompts do not see each other, so the last is repeated.
+
+        Raises: PromptError for more points than there are slots.
+        """
+        n, points = prompts["point_labels"].shape
+        if points > self.points.max:
+            raise PromptError(
+                "too many points a prompt for this artifact, padding counted", found=points,
+                expected=f"at most {self.points.max}", fix="Export again with a larger --points.",
+            )  # fmt: skip
+        more, missing = max(self.points.min - points, 0), max(self.prompts.min - n, 0)
+        coords = np.pad(prompts["point_coords"], ((0, 0), (0, more), (0, 0)))
+        labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=EMPTY_SLOT)
+        feed = {**prompts, "point_coords": coords, "point_labels": labels}
+        return {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], "edge") for name, x in feed.items()}
+
+
 class Runtime(ABC):
     """Decode prompts on one image; subclasses say how."""
 
-    def __init__(self, spec: DecoderSpec, chunk: int = DEFAULT_CHUNK) -> None:
+    def __init__(self, spec: DecoderSpec, chunk: int = DEFAULT_CHUNK, slots: Slots | None = None) -> None:
         if chunk < 1:
             raise UsageError("chunk is too small", found=chunk, expected="at least 1 prompt at a time")
-        self._spec, self._chunk = spec, chunk
+        self._spec, self._slots = spec, slots
+        self._chunk = chunk if slots is None else min(chunk, slots.prompts.max)
         self._has_image = False
 
     @property
@@ -54,14 +90,20 @@ class Runtime(ABC):
         if n == 0:
             raise PromptError("no prompts", found="N = 0", expected="at least one prompt")
         if n <= self._chunk:
-            return self._decode(feed)
+            return self._decode_slots(feed)
         outputs: Outputs = {}
         for rows in _slices(n, self._chunk):
-            part = self._decode({name: value[rows] for name, value in feed.items()})
+            part = self._decode_slots({name: value[rows] for name, value in feed.items()})
             for name, value in part.items():
                 whole = outputs.setdefault(name, np.empty((n, *value.shape[1:]), value.dtype))
                 whole[rows] = value
         return outputs
+
+    def _decode_slots(self, prompts: dict[str, FloatArray]) -> Outputs:
+        if self._slots is None:
+            return self._decode(prompts)
+        n = len(prompts["point_coords"])
+        return {name: value[:n] for name, value in self._decode(self._slots.filled(prompts)).items()}
 
     @abstractmethod
     def placement(self) -> Placement:

@@ -14,7 +14,7 @@ from samx.decoders.session import Feed, FloatArray, Outputs, Placement
 from samx.decoders.spec import DecoderSpec
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require
-from samx.runtimes.base import DEFAULT_CHUNK, Runtime
+from samx.runtimes.base import DEFAULT_CHUNK, Runtime, Slots
 
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ROLES = ("image", "prompt")  # of a split artifact; else one file with the role 'decoder'
@@ -30,7 +30,8 @@ def open_artifact(
     roles = ROLES if artifact.manifest.options.get("split") else ("decoder",)
     names = [artifact.file_with_role(role) for role in roles]
     sessions = [_session(name, artifact.read(name), device, threads) for name in names]
-    return OnnxRuntimeRuntime(artifact.manifest.spec, sessions, device, chunk)
+    slots = Slots.of(artifact.manifest.options, str(artifact.path))
+    return OnnxRuntimeRuntime(artifact.manifest.spec, sessions, device, chunk, slots)
 
 
 def run_encoder(model: bytes, name: str, frame: FloatArray, threads: int | None = None) -> Feed:
@@ -51,8 +52,11 @@ def run_encoder(model: bytes, name: str, frame: FloatArray, threads: int | None 
 class OnnxRuntimeRuntime(Runtime):
     """Run one graph, or an image graph whose outputs are kept and a prompt graph."""
 
-    def __init__(self, spec: DecoderSpec, sessions: list[Any], device: str, chunk: int = DEFAULT_CHUNK) -> None:
-        super().__init__(spec, chunk)
+    def __init__(
+        self, spec: DecoderSpec, sessions: list[Any], device: str, chunk: int = DEFAULT_CHUNK,
+        slots: Slots | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(spec, chunk, slots)
         self._sessions, self._device = sessions, device
         self._kept: dict[str, Any] = {}
 

@@ -23,9 +23,7 @@ TORCH_CHUNK = 2
 class TorchRuntime(Runtime):
     """Run the reference or the deploy form on a torch device, in float32."""
 
-    def __init__(
-        self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK
-    ) -> None:
+    def __init__(self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK) -> None:
         super().__init__(module.spec, chunk)
         self._device = _available(device)
         self._module = module.eval().to(self._device)

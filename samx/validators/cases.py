@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -38,16 +39,24 @@ def default_frames(spec: DecoderSpec, count: int) -> list[Frame]:
     return [padded if spec.family == "sam1" and i % 2 else (size, size) for i in range(count)]
 
 
-def parity_cases(spec: DecoderSpec, seed: int = 0, frames: Sequence[Frame] | None = None) -> list[Case]:
-    """Make the cases for pictures with these valid parts (default: those of synthetic_images)."""
+def parity_cases(
+    spec: DecoderSpec, seed: int = 0, frames: Sequence[Frame] | None = None, most_points: int | None = None
+) -> list[Case]:
+    """Make the cases for pictures with these valid parts (default: those of synthetic_images).
+
+    Where a prompt may have `most_points` only, padding counted, the case of many points has exactly that many, and
+    cases of more are no prompts of that decoder.
+    """
     frames = frames or default_frames(spec, 2)
     makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {})}
+    if most_points is not None:
+        makers["many_points"] = partial(_many_points, most=min(most_points - 1, MANY_POINTS))
     cases = []
     for i, (name, make) in enumerate(makers.items()):
         image = i % len(frames)  # alternating, so that a stale image shows
         draw = Draw(spec, np.random.default_rng([seed, i]), *frames[image])
         cases.append(Case(name, image, make(draw)))
-    return cases
+    return [case for case in cases if most_points is None or case.prompts["point_labels"].shape[1] <= most_points]
 
 
 class Draw:
@@ -123,6 +132,11 @@ def _pad(coords: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray
     return coords, np.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)
 
 
+def _many_points(draw: Draw, most: int) -> Feed:
+    """Draw that many points, one more with padding."""
+    return draw.points(2, [FOREGROUND if i % 2 == 0 else BACKGROUND for i in range(max(most, 1))])
+
+
 Maker = Callable[[Draw], Feed]
 _POINT_CASES: dict[str, Maker] = {
     "one_point": lambda draw: draw.points(1, [FOREGROUND]),
@@ -131,7 +145,7 @@ _POINT_CASES: dict[str, Maker] = {
     "box": lambda draw: draw.boxes(1),
     "box_and_points": lambda draw: draw.boxes(2, [FOREGROUND, FOREGROUND, BACKGROUND]),
     "negative_points": lambda draw: draw.points(1, [BACKGROUND, BACKGROUND]),
-    "many_points": lambda draw: draw.points(2, [FOREGROUND, BACKGROUND] * (MANY_POINTS // 2)),
+    "many_points": lambda draw: _many_points(draw, MANY_POINTS),
     "borders": Draw.borders,
     "no_points": lambda draw: draw.feed(np.zeros((1, 0, 2), np.float32), []),
     "padding_only": Draw.padding,

@@ -144,7 +144,7 @@ def judge(options: argparse.Namespace) -> ParityReport:
     suite = _suite(artifact, options.suite)
     if suite.spec != manifest.spec:
         raise ArtifactError(f"the parity suite is for another decoder than {artifact.path}", fix="Export again.")
-    open_session = load(backend(manifest.target).runtime)
+    open_session = load(backend(manifest.target).runner(options.device).runtime)
     return run_gate(
         open_session(artifact, device=options.device, threads=options.threads),
         suite,

@@ -39,6 +39,8 @@ class CaseMetrics:
     """Hold a case's measurements."""
 
     mask_iou: tuple[float, ...]  # of each prompt's each mask
+    mask_iou_min: float  # with the pixels forgiven that the bounds forgive
+    mask_iou_case: float  # of all masks taken together
     pixels: int
     flipped: int
     undecided: int
@@ -52,7 +54,8 @@ class CaseMetrics:
     def values(self) -> dict[str, float]:
         """Give what is judged case by case."""
         values = {
-            "mask_iou_min": min(self.mask_iou),
+            "mask_iou_min": self.mask_iou_min,
+            "mask_iou_case": self.mask_iou_case,
             "logit_error": self.logit_error,
             "logit_error_relative": self.logit_error_relative,
             "iou_prediction_error": self.iou_prediction_error,
@@ -96,6 +99,8 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
     iou_pair = expected.scores["iou_predictions"], outputs["iou_predictions"]
     metrics = CaseMetrics(
         mask_iou=tuple(float(iou) for iou in mask_iou(candidate, reference).ravel()),
+        mask_iou_min=float(mask_iou(candidate, reference, bounds.forgiven_pixels).min()),
+        mask_iou_case=float(mask_iou(candidate.ravel(), reference.ravel())),
         pixels=candidate.size,
         flipped=int((candidate != reference).sum()),
         undecided=int(expected.undecided.sum()),
@@ -114,9 +119,13 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
     )
 
 
-def mask_iou(a: BoolArray, b: BoolArray) -> FloatArray:
-    """Divide common area by joint area; two empty masks agree. Shapes: (..., H*W) x 2 -> (...)."""
+def mask_iou(a: BoolArray, b: BoolArray, forgiven_pixels: int = 0) -> FloatArray:
+    """Divide common area by joint area; two empty masks agree. Shapes: (..., H*W) x 2 -> (...).
+
+    Up to `forgiven_pixels` on which a mask pair differs count as common.
+    """
     common, joint = (a & b).sum(-1), (a | b).sum(-1)
+    common = common + np.minimum(joint - common, forgiven_pixels)
     iou: FloatArray = np.where(joint == 0, 1.0, common / np.maximum(joint, 1))
     return iou
 

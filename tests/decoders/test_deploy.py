@@ -155,11 +155,11 @@ def test_the_forms_share_no_weights() -> None:
 
 def test_the_form_follows_the_number_of_tokens() -> None:
     spec = sam1_spec()
-    assert choose_form(spec, 11, cached=False) == "absorbed"  # 8 x 16 tokens = 128 columns, as wide as the projections
-    assert choose_form(spec, 12, cached=False) == "direct"
-    assert choose_form(spec, 10, cached=True) == "low_rank"  # 2 x 8 x 15 tokens = 240 columns, fewer than 256 channels
-    assert choose_form(spec, 11, cached=True) == "absorbed"
-    assert choose_form(replace(spec, mask_input=True), 2, cached=True) == "absorbed"
+    assert choose_form(spec, 11, low_rank=False) == "absorbed"  # 8 x 16 = 128 columns, as wide as projections
+    assert choose_form(spec, 12, low_rank=False) == "direct"
+    assert choose_form(spec, 10, low_rank=True) == "low_rank"  # 2 x 8 x 15 = 240 columns, under 256 channels
+    assert choose_form(spec, 11, low_rank=True) == "absorbed"
+    assert choose_form(replace(spec, mask_input=True), 2, low_rank=True) == "absorbed"
 
 
 @pytest.mark.parametrize(("form", "kept"), [("low_rank", 16), ("absorbed", 4), ("direct", 4)])

@@ -20,6 +20,7 @@ from samx.errors import UsageError
 from samx.exporters.graph_rules import FORBIDDEN, broken_rules
 from samx.exporters.job import ExportJob, ExportOptions
 from samx.exporters.onnx import EXAMPLE_SIZES, export
+from samx.spans import Span
 
 CLOSE = 1e-5  # float32, relative to the largest output
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
@@ -153,14 +154,14 @@ def test_nothing_of_this_machine_is_left_in_the_file(exports: Exports) -> None:
 def test_neither_simplification_nor_caching_changes_the_masks(exports: Exports) -> None:
     spec = SPECS["sam1"]
     tensors = {**image_tensors(spec), **prompt_tensors(spec, 2, [1, -1])}
-    plain = run(exports(spec, ExportOptions(simplify=False, prompts=16)), arrays(tensors))
+    plain = run(exports(spec, ExportOptions(simplify=False, prompts=Span(1, 16, 64))), arrays(tensors))
     simplified = run(exports(spec, ExportOptions()), arrays(tensors))
     np.testing.assert_allclose(plain["low_res_masks"], simplified["low_res_masks"], rtol=0, atol=1e-4)
 
 
 def test_the_form_follows_the_points_and_says_why(tmp_path: Path) -> None:
     spec = SPECS["sam1"]
-    exported = export(ExportJob(toy_checkpoint(spec), spec, ExportOptions(points=40)), tmp_path)
+    exported = export(ExportJob(toy_checkpoint(spec), spec, ExportOptions(points=Span(1, 40, 40))), tmp_path)
     assert exported.options["form"] == "direct"
     assert "360 columns" in exported.options["form_reason"]
 

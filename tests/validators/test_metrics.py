@@ -77,16 +77,41 @@ def test_sign_flips_count_only_clear_scores() -> None:
     assert sign_flips(reference, candidate, 0.1) == 1
 
 
+SETTINGS = {"precision", "forgiven_pixels"}  # of the bounds, beside the bounds themselves
+
+
 def test_every_metric_has_a_bound_and_every_bound_a_metric() -> None:
     spec = sam2_spec(image_size=16)
     answer = {**outputs([1] * 8 + [-1] * 8), "object_score_logits": np.ones((1, 1), np.float32)}
     metrics = measure(spec, expect(spec, answer), answer, FP32)
-    assert {*metrics.values(), *suite_values([metrics]), "precision"} == set(type(FP32).__dataclass_fields__)
+    assert {*metrics.values(), *suite_values([metrics]), *SETTINGS} == set(type(FP32).__dataclass_fields__)
 
 
-@pytest.mark.parametrize("name", sorted(set(type(FP32).__dataclass_fields__) - {"precision"}))
+@pytest.mark.parametrize("name", sorted(set(type(FP32).__dataclass_fields__) - SETTINGS))
 def test_nan_is_on_no_side_of_any_bound(name: str) -> None:
     assert FP32.violations({name: float("nan")})
     good, bad = (1.0, -1.0) if name.startswith("mask_iou") else (0.0, 2.0)
     assert not FP32.violations({name: good})
     assert FP32.violations({name: bad})
+
+
+def test_a_forgiven_pixel_is_one_pixel_of_a_mask() -> None:
+    small, large = np.zeros((2, 1000), bool)
+    small[:10], large[:] = True, True
+    reference = np.stack([small, large])
+    candidate = reference.copy()
+    candidate[0, 0] = candidate[1, 0] = False
+    assert mask_iou(candidate, reference).tolist() == [0.9, 0.999]
+    assert mask_iou(candidate, reference, 1).tolist() == [1.0, 1.0]
+    candidate[0, 1] = False
+    assert mask_iou(candidate, reference, 1).tolist() == [0.9, 1.0]
+
+
+def test_a_case_takes_its_masks_together() -> None:
+    spec = sam1_spec(image_size=16)
+    answer = outputs([1] * 8 + [-1] * 8)
+    spoiled = {**answer, "low_res_masks": answer["low_res_masks"].copy()}
+    spoiled["low_res_masks"].reshape(-1)[0] *= -1
+    metrics = measure(spec, expect(spec, answer), spoiled, BOUNDS["fp16"])
+    assert metrics.mask_iou_min > min(metrics.mask_iou)
+    assert min(metrics.mask_iou) < metrics.mask_iou_case < 1

@@ -60,14 +60,16 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool) -> Tensor:
-    """Mix values by softmax(q k^T), scale already in q. Shapes: (N, h, Tq, d), (N, h, Tk, d) x 2 -> (N, h, Tq, d).
+def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool, bias: Tensor | None = None) -> Tensor:
+    """Mix values by softmax(q k^T + bias), scale already in q.
 
     Fused, the exporter writes ONNX's Attention (opset 23 and later); else plain products.
+    Shapes: (N, h, Tq, d), (N, h, Tk, d) x 2 [, bias broadcast to (N, h, Tq, Tk)] -> (N, h, Tq, d).
     """
     if fused:
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
+    scores = q @ k.transpose(-1, -2)
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
 def query_scale(source: Attention) -> float:
@@ -91,12 +93,13 @@ class SelfAttention(nn.Module):
         self.value = linear(source.v_proj)
         self.out = linear(source.out_proj)
 
-    def forward(self, positioned: Tensor, tokens: Tensor) -> Tensor:
-        """Shapes: (N, T, C) with the positional term, (N, T, C) without -> (N, T, C)."""
+    def forward(self, positioned: Tensor, tokens: Tensor, empty: Tensor | None) -> Tensor:
+        """Shapes: (N, T, C) with the positional term, (N, T, C) without [, (N, T) for the scores] -> (N, T, C)."""
         q = split_heads(self.query(positioned), self.heads)
         k = split_heads(self.key(positioned), self.heads)
         v = split_heads(self.value(tokens), self.heads)
-        out: Tensor = self.out(join_heads(attend(q, k, v, self.fused)))
+        bias = None if empty is None else empty.unsqueeze(1).unsqueeze(1)
+        out: Tensor = self.out(join_heads(attend(q, k, v, self.fused, bias)))
         return out
 
 
@@ -126,12 +129,13 @@ def projection(layer: nn.Linear, offset: Tensor, heads: int) -> CellProjection:
 class CachedTokenToImage(nn.Module):
     """Attend to image keys and values that all prompts share."""
 
-    def __init__(self, source: Attention, no_mask: Tensor, position: Tensor) -> None:
+    def __init__(self, source: Attention, key_offset: Tensor, value_offset: Tensor) -> None:
+        """Take the layer, and what is added to the cells before keys and values. Shapes: (L or 1, C) x 2."""
         super().__init__()
         self.heads = source.heads
         self.query = linear(source.q_proj, query_scale(source))
-        self.keys = projection(source.k_proj, position + no_mask, self.heads)
-        self.values = projection(source.v_proj, no_mask, self.heads)
+        self.keys = projection(source.k_proj, key_offset, self.heads)
+        self.values = projection(source.v_proj, value_offset, self.heads)
         self.out = linear(source.out_proj)
 
     def forward(self, tokens: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -165,6 +169,27 @@ class AbsorbedTokenToImage(nn.Module):
         q = split_heads(self.query(tokens), self.heads) @ self.key  # (N, h, T, C)
         mixed = attend(q.flatten(1, 2).unsqueeze(1), positioned, image, self.fused)  # (N, 1, h*T, C)
         by_head = mixed.squeeze(1).unflatten(1, (self.heads, -1)) @ self.value  # (N, h, T, d)
+        out: Tensor = self.out(join_heads(by_head))
+        return out
+
+
+class LastTokenToImage(AbsorbedTokenToImage):
+    """Attend to cells whose positions nothing else needs: the positional part of the scores comes from a table."""
+
+    positions: Tensor
+
+    def __init__(self, source: Attention, position: Tensor) -> None:
+        """Take the layer and the positions. Shapes: position (L, C)."""
+        super().__init__(source, fused=False)
+        table = (source.k_proj.weight.detach() @ position.t()).unflatten(0, (self.heads, -1))
+        self.register_buffer("positions", table.contiguous())  # (h, d, L)
+
+    def forward(self, tokens: Tensor, image: Tensor, positioned: Tensor | None = None) -> Tensor:
+        """Shapes: (N, T, C), (N, 1, L, C) -> (N, T, C)."""
+        q = split_heads(self.query(tokens), self.heads)
+        scores = (q @ self.key).flatten(1, 2) @ image.squeeze(1).transpose(1, 2)  # (N, h*T, L)
+        weights = (scores + (q @ self.positions).flatten(1, 2)).softmax(-1)
+        by_head = (weights @ image.squeeze(1)).unflatten(1, (self.heads, -1)) @ self.value  # (N, h, T, d)
         out: Tensor = self.out(join_heads(by_head))
         return out
 
@@ -210,21 +235,22 @@ class TokenSide(nn.Module):
         """Shapes: (N, T, C) with the positional term -> (N, h, T, d)."""
         return split_heads(self.key(positioned), self.heads)
 
-    def mix(self, scores: Tensor, tokens: Tensor) -> Tensor:
+    def mix(self, scores: Tensor, tokens: Tensor, empty: Tensor | None) -> Tensor:
         """Mix values that were projected all the way to the image's channels.
 
-        Shapes: scores (N, h, T, L), (N, T, C) -> update (N, 1, L, C).
+        Shapes: scores (N, h, T, L), (N, T, C) [, (N, T)] -> update (N, 1, L, C).
         """
         values = split_heads(self.value(tokens), self.heads) @ self.out + self.out_bias  # (N, h, T, C)
-        weights = softmax_over_tokens(scores).flatten(1, 2)  # (N, h*T, L)
+        weights = softmax_over_tokens(scores, empty).flatten(1, 2)  # (N, h*T, L)
         return (weights.transpose(1, 2) @ values.flatten(1, 2)).unsqueeze(1)
 
 
-def softmax_over_tokens(scores: Tensor) -> Tensor:
-    """Normalise over the few tokens, cells innermost. Shapes: (N, h, T, L) -> the same.
+def softmax_over_tokens(scores: Tensor, empty: Tensor | None = None) -> Tensor:
+    """Normalise over the few tokens, cells innermost. Shapes: (N, h, T, L) [, (N, T) to add] -> the same.
 
     Written out: softmax kernels want the axis last, where rows of 7 cost four times as much (ONNX Runtime, CPU).
     """
+    scores = scores if empty is None else scores + empty.unsqueeze(1).unsqueeze(-1)
     grown = (scores - scores.amax(2, keepdim=True)).exp()
     return grown / grown.sum(2, keepdim=True)
 
@@ -232,14 +258,14 @@ def softmax_over_tokens(scores: Tensor) -> Tensor:
 class CachedImageToToken(nn.Module):
     """Let image queries that all prompts share attend to the tokens."""
 
-    def __init__(self, source: Attention, no_mask: Tensor, position: Tensor) -> None:
+    def __init__(self, source: Attention, offset: Tensor) -> None:
         super().__init__()
-        self.queries = projection(source.q_proj, position + no_mask, source.heads)
-        self.tokens = TokenSide(source, no_mask)
+        self.queries = projection(source.q_proj, offset, source.heads)
+        self.tokens = TokenSide(source, offset)
 
-    def forward(self, queries: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
-        """Shapes: (1, h, d, L), (N, T, C) x 2 -> update (N, 1, L, C)."""
-        return self.tokens.mix(self.tokens.keys(positioned_tokens) @ queries, tokens)
+    def forward(self, queries: Tensor, positioned_tokens: Tensor, tokens: Tensor, empty: Tensor | None) -> Tensor:
+        """Shapes: (1, h, d, L), (N, T, C) x 2 [, (N, T)] -> update (N, 1, L, C)."""
+        return self.tokens.mix(self.tokens.keys(positioned_tokens) @ queries, tokens, empty)
 
 
 class AbsorbedImageToToken(nn.Module):
@@ -255,12 +281,12 @@ class AbsorbedImageToToken(nn.Module):
         bias = biased(source.q_proj, offset).unflatten(0, (source.heads, -1, 1))
         self.register_buffer("query_bias", bias.contiguous())  # (h, d, 1)
 
-    def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
-        """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 -> update (N, 1, L, C)."""
+    def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor, empty: Tensor | None) -> Tensor:
+        """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 [, (N, T)] -> update (N, 1, L, C)."""
         keys = self.tokens.keys(positioned_tokens)  # (N, h, T, d)
         absorbed = (keys @ self.query).flatten(1, 2).unsqueeze(1)  # (N, 1, h*T, C)
         scores = (absorbed @ positioned.transpose(-1, -2)).squeeze(1).unflatten(1, (self.tokens.heads, -1))
-        return self.tokens.mix(scores + keys @ self.query_bias, tokens)
+        return self.tokens.mix(scores + keys @ self.query_bias, tokens, empty)
 
 
 class DirectImageToToken(nn.Module):
@@ -275,11 +301,11 @@ class DirectImageToToken(nn.Module):
         bias = source.out_proj.bias.detach()
         self.out = Linear(source.out_proj.weight.detach(), bias if offset is None else bias + offset[0])
 
-    def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor) -> Tensor:
-        """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 -> update (N, 1, L, C)."""
+    def forward(self, positioned: Tensor, positioned_tokens: Tensor, tokens: Tensor, empty: Tensor | None) -> Tensor:
+        """Shapes: (N, 1, L, C) with the positional term, (N, T, C) x 2 [, (N, T)] -> update (N, 1, L, C)."""
         q = split_heads(self.query(positioned).squeeze(1), self.heads)  # (N, h, L, d)
         k = split_heads(self.key(positioned_tokens), self.heads)  # (N, h, T, d)
         v = split_heads(self.value(tokens), self.heads)
-        weights = softmax_over_tokens(k @ q.transpose(-1, -2))  # (N, h, T, L)
+        weights = softmax_over_tokens(k @ q.transpose(-1, -2), empty)  # (N, h, T, L)
         out: Tensor = self.out(join_heads(weights.transpose(-1, -2) @ v).unsqueeze(1))
         return out

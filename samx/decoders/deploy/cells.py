@@ -18,6 +18,7 @@ from samx.decoders.deploy.attention import (
     CachedTokenToImage,
     DirectImageToToken,
     DirectTokenToImage,
+    LastTokenToImage,
     SelfAttention,
 )
 from samx.decoders.deploy.upscale import Grow, GrowRows
@@ -48,15 +49,16 @@ class Layer(nn.Module):
         self.norm = source.norm4
 
     def forward(
-        self, tokens: Tensor, token_pe: Tensor, image: Tensor, sides: tuple[Tensor, ...]
+        self, tokens: Tensor, token_pe: Tensor, empty: Tensor | None, image: Tensor, sides: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         """Run the layer. Shapes: (N, T, C) x 2, (N, 1, L, C) -> tokens (N, T, C), image (N, 1, L, C).
 
-        `sides` holds the cached keys, values and queries, or the image with its positional term.
+        `sides` holds the cached keys, values and queries, or the image with its positional term; `empty` (N, T) is
+        added to the scores of tokens.
         """
         to_image = sides[:2] if self.cached else (image, sides[0])
-        tokens = self.tokens(tokens, token_pe, lambda positioned: self.token_to_image(positioned, *to_image))
-        return tokens, self.norm(image + self.image_to_token(sides[-1], tokens + token_pe, tokens))
+        tokens = self.tokens(tokens, token_pe, empty, lambda positioned: self.token_to_image(positioned, *to_image))
+        return tokens, self.norm(image + self.image_to_token(sides[-1], tokens + token_pe, tokens, empty))
 
 
 class TokenPart(nn.Module):
@@ -69,12 +71,14 @@ class TokenPart(nn.Module):
         self.mlp = source.mlp
         self.norm1, self.norm2, self.norm3 = source.norm1, source.norm2, source.norm3
 
-    def forward(self, tokens: Tensor, token_pe: Tensor, to_image: Callable[[Tensor], Tensor]) -> Tensor:
-        """Shapes: (N, T, C) x 2 -> (N, T, C)."""
+    def forward(
+        self, tokens: Tensor, token_pe: Tensor, empty: Tensor | None, to_image: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Shapes: (N, T, C) x 2 [, (N, T)] -> (N, T, C)."""
         if self.first:
-            tokens = self.self_attention(tokens, tokens)
+            tokens = self.self_attention(tokens, tokens, empty)
         else:
-            tokens = tokens + self.self_attention(tokens + token_pe, tokens)
+            tokens = tokens + self.self_attention(tokens + token_pe, tokens, empty)
         tokens = self.norm1(tokens)
         tokens = self.norm2(tokens + to_image(tokens + token_pe))
         out: Tensor = self.norm3(tokens + self.mlp(tokens))
@@ -87,8 +91,13 @@ class CellTransformer(nn.Module):
     no_mask: Tensor
     position: Tensor
 
-    def __init__(self, reference: ReferenceDecoder, form: CellForm, read: slice, *, fused: bool, cached: bool) -> None:
-        """Take the decoder, and which tokens are read after the last attention."""
+    def __init__(
+        self, reference: ReferenceDecoder, form: CellForm, read: slice, *, fused: bool, cached: bool, tabled: bool
+    ) -> None:
+        """Take the decoder, and which tokens are read after the last attention.
+
+        With `tabled`, positions are kept as scores for the last attention too: faster, for 2 MiB (float32).
+        """
         super().__init__()
         spec, source = reference.spec, reference.mask_decoder
         self.read, self.cached = read, cached
@@ -97,17 +106,20 @@ class CellTransformer(nn.Module):
         self.register_buffer("position", position.flatten(0, 1).unsqueeze(0).unsqueeze(0))  # (1, 1, L, C)
         layers = [self._layer(spec, block, form, fused) for block in source.transformer.layers]
         self.layers = nn.ModuleList(layers)
-        self.final_attention = TOKEN_TO_IMAGE[form](source.transformer.final_attn_token_to_image, fused)
+        final = source.transformer.final_attn_token_to_image
+        self.tabled = form == "absorbed" and tabled and not fused  # ONNX's Attention scores with one product only
+        self.final_attention = (
+            LastTokenToImage(final, position.flatten(0, 1)) if self.tabled else TOKEN_TO_IMAGE[form](final, fused)
+        )
         self.final_norm = source.transformer.norm_final_attn
-        self.grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]))
+        self.grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]), biased=True)
 
     def _layer(self, spec: DecoderSpec, source: nn.Module, form: CellForm, fused: bool) -> Layer:
         assert isinstance(source, TwoWayAttentionBlock)
         to_image, to_token = source.cross_attn_token_to_image, source.cross_attn_image_to_token
         if source.first and self.cached:
-            constants = (self.no_mask, self.position.flatten(0, 2))
-            cached = (CachedTokenToImage(to_image, *constants), CachedImageToToken(to_token, *constants))
-            return Layer(source, *cached, fused)
+            token_side = CachedTokenToImage(to_image, self.no_mask, self.no_mask)
+            return Layer(source, token_side, CachedImageToToken(to_token, self.no_mask), fused)
         # All prompts share the image until layer 0 has changed it, and ONNX's Attention takes no shared keys.
         shared = source.first and not spec.mask_input
         offset = self.no_mask if shared else None
@@ -121,22 +133,25 @@ class CellTransformer(nn.Module):
         to_image, to_token = first.token_to_image, first.image_to_token
         if not isinstance(to_image, CachedTokenToImage) or not isinstance(to_token, CachedImageToToken):
             return state
-        projected = (to_image.keys(cells), to_image.values(cells), to_token.queries(cells))
+        positioned = (state["image_tokens"] + self.position).squeeze(1).transpose(1, 2)  # (1, C, L)
+        projected = (to_image.keys(positioned), to_image.values(cells), to_token.queries(positioned))
         return {**state, **dict(zip(("image_keys", "image_values", "image_queries"), projected, strict=True))}
 
-    def forward(self, token_pe: Tensor, dense: Tensor | None, state: Mapping[str, Tensor]) -> tuple[Tensor, Grow]:
-        """Shapes: (N, T, C) [, (N, 1, L, C)] -> the tokens that are read (N, K, C), and the first upscaling."""
+    def forward(
+        self, token_pe: Tensor, empty: Tensor | None, dense: Tensor | None, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Grow]:
+        """Shapes: (N, T, C) [, (N, T), (N, 1, L, C)] -> the tokens that are read (N, K, C), the first upscaling."""
         image, tokens = state["image_tokens"], token_pe
         image = image if dense is None else image + dense
         for layer in self.layers:
             sides = _kept(state) if layer.cached else (image + self.position,)
-            tokens, image = layer(tokens, token_pe, image, sides)
+            tokens, image = layer(tokens, token_pe, empty, image, sides)
         # Only the tokens that something is read from need the last attention.
         tokens, token_pe = tokens[:, self.read], token_pe[:, self.read]
-        tokens = tokens + self.final_attention(tokens + token_pe, image, image + self.position)
+        positioned = None if self.tabled else image + self.position
+        tokens = tokens + self.final_attention(tokens + token_pe, image, positioned)
         cells, rows, channels = image.flatten(0, 2), 2 * image.shape[2], self.grow.channels
-        # Written as one product with its bias, which ONNX names Gemm.
-        return self.final_norm(tokens), lambda dy: self.grow.biased(cells, dy).reshape(-1, rows, channels)
+        return self.final_norm(tokens), lambda dy: self.grow(cells, dy).reshape(-1, rows, channels)
 
 
 def _kept(state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

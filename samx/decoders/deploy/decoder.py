@@ -25,14 +25,14 @@ SKIPS = ("image_skips_0", "image_skips_1")
 CACHE_FROM_PROMPTS = 4
 
 
-def choose_form(spec: DecoderSpec, points: int, cached: bool) -> Form:
+def choose_form(spec: DecoderSpec, points: int, low_rank: bool) -> Form:
     """Pick the form with the fewest operations for this many points per prompt, padding counted.
 
-    Low-rank products cost 16 columns a token on top of tables that are worth it when they are kept, absorbed ones 8
-    columns, direct ones the width of the cross-attention.
+    Low-rank products cost 16 columns a token, on top of tables that are only worth it when they are kept; absorbed ones
+    cost 8 columns, direct ones the width of the cross-attention.
     """
     columns = spec.heads * (spec.output_tokens + points)
-    if cached and not spec.mask_input and 2 * columns < spec.width:
+    if low_rank and not spec.mask_input and 2 * columns < spec.width:
         return "low_rank"
     return "absorbed" if columns <= spec.cross_attention_width else "direct"
 
@@ -41,18 +41,21 @@ class DeployDecoder(nn.Module):
     """Compute exactly what the reference computes, rearranged for inference.
 
     With `cached`, what depends on the image alone is computed once for all prompts. A mask prompt changes the image's
-    tokens prompt by prompt, so a decoder that takes masks cannot cache them.
+    tokens prompt by prompt, so a decoder that takes masks cannot cache them. With `slots`, points that are labelled
+    EMPTY_SLOT are as good as absent.
     """
 
     learned_tokens: Tensor
 
     def __init__(
-        self, reference: ReferenceDecoder, form: Form = "absorbed", *, fused: bool = False, cached: bool = True
-    ) -> None:
+        self, reference: ReferenceDecoder, form: Form = "absorbed", *,
+        fused: bool = False, cached: bool = True, slots: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
         spec, source = reference.spec, reference.mask_decoder
-        self.spec, self.form = spec, form
+        self.spec, self.form, self.slots = spec, form, slots
+        self.stream: torch.dtype | None = None  # of what flows between the operations; None: as it comes
         self.cached = cached and not spec.mask_input
         self.points = PointEmbedding(reference.prompt_encoder)
         self.masks = MaskEmbedding(reference.prompt_encoder) if spec.mask_input else None
@@ -74,7 +77,7 @@ class DeployDecoder(nn.Module):
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")
             return LowRankTransformer(reference, read, fused=fused)
-        return CellTransformer(reference, form, read, fused=fused, cached=self.cached)
+        return CellTransformer(reference, form, read, fused=fused, cached=self.cached, tabled=not self.slots)
 
     def image_state(
         self,
@@ -86,11 +89,11 @@ class DeployDecoder(nn.Module):
 
         The skips are (1, 2, 2, 4*L, C/8) and (1, 2, 2*L, C/4); for the others see the transformers.
         """
-        cells = image_embeddings.flatten(2)  # (1, C, L)
+        cells = self._inward(image_embeddings).flatten(2)  # (1, C, L)
         state = self.transformer.image_state(cells)
         if high_res_features_0 is None or high_res_features_1 is None:
             return state
-        skips = self.head.skips(high_res_features_0, high_res_features_1)
+        skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))
         return {**state, **dict(zip(SKIPS, skips, strict=True))}
 
     def decode(
@@ -104,9 +107,14 @@ class DeployDecoder(nn.Module):
         """Do the prompts' work. Shapes: image_state(), DecoderSpec.prompt_inputs -> DecoderSpec.outputs in order."""
         prompt = self.points(point_coords, point_labels)
         learned = self.learned_tokens.expand(prompt.shape[0], -1, -1)
+        empty = self._inward(self.points.empty(point_labels, learned.shape[1])) if self.slots else None
         dense = None if self.masks is None else self.masks(mask_input, has_mask_input)
-        tokens, grow = self.transformer(torch.cat([learned, prompt], dim=1), dense, state)
-        return self._heads(tokens, grow, state)
+        tokens, grow = self.transformer(torch.cat([learned, prompt], dim=1), empty, dense, state)
+        outputs = self._heads(tokens, grow, state)
+        return outputs if self.stream is None else tuple(output.to(torch.float32) for output in outputs)
+
+    def _inward(self, tensor: Tensor) -> Tensor:
+        return tensor if self.stream is None else tensor.to(self.stream)
 
     def _heads(self, tokens: Tensor, grow: Grow, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Shapes: (N, K, C) -> masks, IoU [, object score]."""

@@ -6,7 +6,7 @@ channels. Between layer norms the cells are then
     x = s * table + F^T rows + constant
 
 where the table depends on the image alone, s is one number per cell (the norms' scales) and F holds the attention
-weights, already scaled. Every later projection acts on the table once per image and on the rows once per prompt, so
+weights, scaled too. Every later projection acts on the table once per image and on the rows once per prompt, so
 that nothing 4096 x 256 is computed for a prompt but the first upscaling.
 
 A layer norm needs the mean and the variance over channels. The mean is taken out beforehand, from tables and rows; the
@@ -49,11 +49,27 @@ def by_head(weight: Tensor, heads: int) -> Tensor:
     return weight.t().unflatten(0, (heads, -1)).contiguous()
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum products over factors. Shapes: (N, R, L) x 2 -> (N, 1, L)."""
+    return (a * b).sum(1, keepdim=True)
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """Average over channels, as a product: reductions over a middle axis are slow. Shapes: (1, C, L) -> (1, 1, L)."""
+    return x.new_full((1, 1, x.shape[1]), 1 / x.shape[1]) @ x
+
+
 class Image(NamedTuple):
-    """Hold what a prompt has made of the image. Shapes: scale (N, 1, L), factors (N, R, L) or (N, 2R+1, L)."""
+    """Hold what a prompt has made of the image: scale * table + factors^T rows.
+
+    After layer 0 the factors lack the scale: scale * (table + factors^T rows). Multiplying it in is put off, because
+    every product is cheaper to scale afterwards.
+    Shapes: scale (N, 1, L), factors (N, R, L) after layer 0 and (N, 2R+1, L) after layer 1.
+    """
 
     scale: Tensor
     factors: Tensor
+    scaled: bool
 
 
 def table(weight: Tensor, offset: Tensor, heads: int) -> CellProjection:
@@ -106,7 +122,9 @@ class Scores(nn.Module):
         """Shapes: vectors (N, h, T, d), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, L)."""
         per_head = rows.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)  # (N, h, d, R)
         of_rows = ((vectors @ per_head).flatten(1, 2) @ image.factors).unflatten(1, (self.heads, -1))
-        return (vectors @ table) * image.scale.unsqueeze(1) + vectors @ self.constant + of_rows
+        of_table, scale = vectors @ table, image.scale.unsqueeze(1)
+        cells = of_table * scale + of_rows if image.scaled else (of_table + of_rows) * scale
+        return cells + vectors @ self.constant
 
 
 def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
@@ -114,10 +132,11 @@ def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Te
 
     Shapes: weights (N, h, T, L), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, d).
     """
-    heads = weights.shape[1]
-    of_rows = (weights.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R)
+    heads, scaled = weights.shape[1], weights * image.scale.unsqueeze(1)
+    for_rows = weights if image.scaled else scaled
+    of_rows = (for_rows.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R)
     per_head = rows.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, h, R, d)
-    return (weights * image.scale.unsqueeze(1)) @ table.transpose(-1, -2) + of_rows @ per_head
+    return scaled @ table.transpose(-1, -2) + of_rows @ per_head
 
 
 class LowRankTransformer(nn.Module):
@@ -144,15 +163,17 @@ class LowRankTransformer(nn.Module):
         parts = (self.zero, self.one, self.last, self.grow)
         return {name: tensor for part in parts for name, tensor in part.tables(cells).items()}
 
-    def forward(self, token_pe: Tensor, dense: None, state: Mapping[str, Tensor]) -> tuple[Tensor, Grow]:
-        """Shapes: (N, T, C) -> the tokens that are read (N, K, C), and the first upscaling.
+    def forward(
+        self, token_pe: Tensor, empty: Tensor | None, dense: None, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Grow]:
+        """Shapes: (N, T, C) [, (N, T)] -> the tokens that are read (N, K, C), the first upscaling.
 
         A dense embedding, which a mask prompt makes, would need tables of its own for every prompt.
         """
-        tokens = self.tokens[0](token_pe, token_pe, lambda q: self.zero.to_image(q, state))
-        values0, image = self.zero(tokens + token_pe, tokens, state)
-        tokens = self.tokens[1](tokens, token_pe, lambda q: self.one.to_image(q, state, values0, image))
-        values1, image = self.one(tokens + token_pe, tokens, state, values0, image)
+        tokens = self.tokens[0](token_pe, token_pe, empty, lambda q: self.zero.to_image(q, state))
+        values0, image = self.zero(tokens + token_pe, tokens, empty, state)
+        tokens = self.tokens[1](tokens, token_pe, empty, lambda q: self.one.to_image(q, state, values0, image))
+        values1, image = self.one(tokens + token_pe, tokens, empty, state, values0, image)
         tokens, token_pe = tokens[:, self.read], token_pe[:, self.read]
         tokens = tokens + self.last(tokens + token_pe, state, (values0, values1), image)
         return self.final_norm(tokens), lambda dy: self.grow(dy, state, (values0, values1), image)
@@ -167,7 +188,7 @@ class LayerZero(nn.Module):
         super().__init__()
         attention = layer.cross_attn_image_to_token
         self.eps = layer.norm4.eps
-        self.to_image_attention = CachedTokenToImage(layer.cross_attn_token_to_image, no_mask, position)
+        self.to_image_attention = CachedTokenToImage(layer.cross_attn_token_to_image, no_mask + position, no_mask)
         self.queries = projection(attention.q_proj, position + no_mask, attention.heads)
         self.side = TokenSide(attention)
         offset = no_mask + attention.out_proj.bias.detach()
@@ -179,13 +200,13 @@ class LayerZero(nn.Module):
     def tables(self, cells: Tensor) -> dict[str, Tensor]:
         """Project the image for layer 0, and sum its squares."""
         image = cells + self.offset
-        centred = image - image.mean(1, keepdim=True)
+        centred = image - channel_mean(image)
         return {
             "image_keys_0": self.to_image_attention.keys(cells),
             "image_values_0": self.to_image_attention.values(cells),
             "image_queries_0": self.queries(cells),
             "image_products_0": self.products(cells),
-            "image_squares_0": (centred * centred).mean(1, keepdim=True),
+            "image_squares_0": channel_mean(centred * centred),
         }
 
     def to_image(self, positioned: Tensor, state: Mapping[str, Tensor]) -> Tensor:
@@ -193,15 +214,18 @@ class LayerZero(nn.Module):
         out: Tensor = self.to_image_attention(positioned, state["image_keys_0"], state["image_values_0"])
         return out
 
-    def forward(self, positioned: Tensor, tokens: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Image]:
-        """Shapes: (N, T, C) x 2 -> values (N, h, T, d), the image."""
+    def forward(
+        self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Image]:
+        """Shapes: (N, T, C) x 2 [, (N, T)] -> values (N, h, T, d), the image."""
         keys, values = self.side(positioned, tokens)
-        weights = softmax_over_tokens(keys @ state["image_queries_0"]).flatten(1, 2)
+        weights = softmax_over_tokens(keys @ state["image_queries_0"], empty).flatten(1, 2)
         rows = self.added(values)  # (N, R, C), centred
-        cross = ((2 * values) @ state["image_products_0"]).flatten(1, 2)
-        quadratic = (weights * (cross + (rows @ rows.transpose(1, 2)) @ weights)).sum(1, keepdim=True)
-        scale = (state["image_squares_0"] + quadratic / rows.shape[2] + self.eps).rsqrt()
-        return values, Image(scale, weights * scale)
+        share = 1 / rows.shape[2]  # squares are averaged over channels
+        cross = ((2 * share * values) @ state["image_products_0"]).flatten(1, 2)
+        variance = state["image_squares_0"] + dot(weights, cross + ((share * rows) @ rows.transpose(1, 2)) @ weights)
+        scale = (variance + self.eps).rsqrt()
+        return values, Image(scale, weights, scaled=False)
 
 
 class LayerOne(nn.Module):
@@ -241,8 +265,8 @@ class LayerOne(nn.Module):
             "image_queries_1": self.query_table(cells),
             "image_products_1": self.products0(cells),
             "image_products_2": self.products1(cells),
-            "image_squares_1": (centred * centred).mean(1, keepdim=True),
-            "image_constants_1": (constant * centred).mean(1, keepdim=True),
+            "image_squares_1": channel_mean(centred * centred),
+            "image_constants_1": channel_mean(constant * centred),
         }
 
     def to_image(self, positioned: Tensor, state: Mapping[str, Tensor], values: Tensor, image: Image) -> Tensor:
@@ -254,32 +278,36 @@ class LayerOne(nn.Module):
         return out
 
     def forward(
-        self, positioned: Tensor, tokens: Tensor, state: Mapping[str, Tensor], values0: Tensor, image: Image
-    ) -> tuple[Tensor, Image]:
-        """Shapes: (N, T, C) x 2, values0 (N, h, T, d) -> values (N, h, T, d), the image with a factor of ones."""
+        self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor],
+        values0: Tensor, image: Image,
+    ) -> tuple[Tensor, Image]:  # fmt: skip
+        """Shapes: (N, T, C) x 2 [, (N, T)], values0 (N, h, T, d) -> values, the image and a row of ones."""
         keys, values = self.side(positioned, tokens)
         scores = self.queries(keys, state["image_queries_1"], self.query_rows(values0), image)
-        weights = softmax_over_tokens(scores).flatten(1, 2)
+        weights = softmax_over_tokens(scores, empty).flatten(1, 2)
         variance = self._variance(state, values0, values, image, weights)
         scale = (variance + self.eps).rsqrt()
-        factors = torch.cat([image.factors * scale, weights * scale, torch.ones_like(scale)], dim=1)
-        return values, Image(image.scale * scale, factors)
+        both = image.scale * scale
+        factors = torch.cat([image.factors * both, weights * scale, torch.ones_like(scale)], dim=1)
+        return values, Image(both, factors, scaled=True)
 
     def _variance(
         self, state: Mapping[str, Tensor], values0: Tensor, values1: Tensor, image: Image, weights: Tensor
     ) -> Tensor:
         """Sum the squares of centred cells without forming them. Shapes: -> (N, 1, L)."""
-        scale, factors = image
+        scale, factors, _ = image
         rows0, rows1 = self.rows0(values0), self.rows1(values1) + self.constant  # (N, R, C) x 2
-        gram00, gram01, gram11 = (
-            a @ b.transpose(1, 2) for a, b in ((rows0, rows0), (2 * rows0, rows1), (rows1, rows1))
+        share = 1 / rows0.shape[2]  # squares are averaged over channels
+        gram00, gram10, gram11 = (
+            a @ b.transpose(1, 2)
+            for a, b in ((share * rows0, rows0), (2 * share * rows1, rows0), (share * rows1, rows1))
         )
-        cross0 = ((2 * values0) @ state["image_products_1"]).flatten(1, 2) * scale
-        cross1 = ((2 * values1) @ state["image_products_2"]).flatten(1, 2) * scale
-        of_factors = (factors * (cross0 + gram00 @ factors + gram01 @ weights)).sum(1, keepdim=True)
-        of_factors = of_factors + (weights * (cross1 + gram11 @ weights)).sum(1, keepdim=True)
-        of_image = scale * (scale * state["image_squares_1"] + state["image_constants_1"])
-        return of_image + of_factors / rows0.shape[2]
+        cross0 = ((2 * share * values0) @ state["image_products_1"]).flatten(1, 2)
+        cross1 = ((2 * share * values1) @ state["image_products_2"]).flatten(1, 2)
+        # By powers of the scale: 2, 1, 0.
+        squares = state["image_squares_1"] + dot(factors, cross0 + gram00 @ factors)
+        mixed = state["image_constants_1"] + dot(weights, cross1 + gram10 @ factors)
+        return scale * (scale * squares + mixed) + dot(weights, gram11 @ weights)
 
 
 class CentredImage(nn.Module):
@@ -295,8 +323,8 @@ class CentredImage(nn.Module):
 
     def forward(self, cells: Tensor) -> Tensor:
         image = cells + self.offset
-        image = (image - image.mean(1, keepdim=True)) * self.gain
-        return image - image.mean(1, keepdim=True)
+        image = (image - channel_mean(image)) * self.gain
+        return image - channel_mean(image)
 
 
 class AfterZero:
@@ -398,7 +426,7 @@ class GrowFactors(nn.Module):
 
     def __init__(self, after: AfterOne, conv: nn.ConvTranspose2d) -> None:
         super().__init__()
-        grow = GrowRows(conv)
+        grow = GrowRows(conv, biased=True)
         self.channels = grow.channels
         weights = [grow.get_buffer(f"weight{dy}").t() for dy in SUBROWS]  # (dx * out, C)
         self.rows = nn.ModuleList(after.rows(weight, grow.bias) for weight in weights)

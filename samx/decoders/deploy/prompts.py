@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from samx.decoders.reference import POINT_LABELS, PromptEncoder
-from samx.decoders.spec import LABELS
+from samx.decoders.spec import EMPTY_SLOT, LABELS
+
+# Added to a score: exp() of it is exactly zero in float16 and float32 alike, next to any score a decoder has.
+NEVER = -30000.0
+
+
+class PointPosition(nn.Module):
+    """Encode pixel coordinates. Two products of numbers, not one of matrices: Turing GPUs have none in float32."""
+
+    matrix: Tensor
+
+    def __init__(self, source: PromptEncoder) -> None:
+        super().__init__()
+        self.image_size = source.image_size
+        self.register_buffer("matrix", source.pe_layer.get_buffer("positional_encoding_gaussian_matrix").clone())
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Shapes: (N, P, 2) px -> (N, P, C)."""
+        unit = 2 * ((coords + 0.5) / self.image_size) - 1
+        angles = 2 * math.pi * (unit[..., :1] * self.matrix[0] + unit[..., 1:] * self.matrix[1])
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class PointEmbedding(nn.Module):
@@ -17,8 +40,7 @@ class PointEmbedding(nn.Module):
 
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
-        self.image_size = source.image_size
-        self.pe_layer = source.pe_layer
+        self.position = PointPosition(source)
         rows = [source.not_a_point_embed.weight, *source.point_weights()]
         codes = [LABELS["padding"], *(LABELS[name] for name in POINT_LABELS)]
         self.register_buffer("table", torch.cat(rows).detach().clone())  # (5, C)
@@ -29,8 +51,11 @@ class PointEmbedding(nn.Module):
         dtype = self.table.dtype
         chosen = (labels.unsqueeze(-1) == self.codes).to(dtype)  # (N, P, 5)
         is_point = (labels != LABELS["padding"]).to(dtype).unsqueeze(-1)
-        position: Tensor = self.pe_layer((coords + 0.5) / self.image_size)
-        return position * is_point + chosen @ self.table
+        return self.position(coords) * is_point + chosen @ self.table
+
+    def empty(self, labels: Tensor, learned: int) -> Tensor:
+        """Say what keeps empty slots out of attention: added to scores. Shapes: (N, P) -> (N, learned + P)."""
+        return F.pad((labels == EMPTY_SLOT).to(labels.dtype) * NEVER, (learned, 0))
 
 
 class MaskEmbedding(nn.Module):

@@ -40,13 +40,17 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class GrowRows(nn.Module):
-    """A 2x2 stride-2 transposed convolution as two matrices, one per sub-row."""
+    """A 2x2 stride-2 transposed convolution as two matrices, one per sub-row.
+
+    The bias is left to the caller, or added in the same product, which ONNX names Gemm.
+    """
 
     bias: Tensor
 
-    def __init__(self, conv: nn.ConvTranspose2d) -> None:
+    def __init__(self, conv: nn.ConvTranspose2d, biased: bool) -> None:
         super().__init__()
         assert conv.bias is not None
+        self.biased = biased
         self.channels = conv.out_channels
         for dy in SUBROWS:
             weight = conv.weight.detach()[:, :, dy].transpose(1, 2).flatten(1)  # (in, out, dx) -> (in, dx * out)
@@ -54,12 +58,16 @@ class GrowRows(nn.Module):
         self.register_buffer("bias", conv.bias.detach().repeat(2))  # (dx * out)
 
     def forward(self, cells: Tensor, dy: int) -> Tensor:
-        """Shapes: (..., in) -> (..., dx * out)."""
-        return cells @ self.get_buffer(f"weight{dy}")
+        """Shapes: (K, in) -> (K, dx * out)."""
+        weight = self.get_buffer(f"weight{dy}")
+        return torch.addmm(self.bias, cells, weight) if self.biased else cells @ weight
 
-    def biased(self, cells: Tensor, dy: int) -> Tensor:
-        """Add the bias in the same product. Shapes: (K, in) -> (K, dx * out)."""
-        return torch.addmm(self.bias, cells, self.get_buffer(f"weight{dy}"))
+
+class MaskProduct(nn.Module):
+    """Weigh the upscaled channels. Shapes: weights (N, M, c), pixels (N, K, c) -> (N, M, K)."""
+
+    def forward(self, weights: Tensor, pixels: Tensor) -> Tensor:
+        return weights @ pixels.transpose(1, 2)
 
 
 class MaskHead(nn.Module):
@@ -73,14 +81,15 @@ class MaskHead(nn.Module):
         assert isinstance(norm, LayerNorm2d)
         assert isinstance(grow, nn.ConvTranspose2d)
         self.grid, self.cells = source.spec.grid, source.spec.grid**2
-        self.norm, self.grow = norm, GrowRows(grow)
+        self.norm = nn.LayerNorm(norm.weight.shape, norm.eps)
+        self.norm.weight, self.norm.bias = norm.weight, norm.bias
+        self.grow, self.product = GrowRows(grow, biased=False), MaskProduct()
         self.register_buffer("bias", self.grow.bias.repeat(BIAS_ROW // len(self.grow.bias)))
 
     def first_rows(self, grown: Tensor, skip: Tensor | None) -> Tensor:
         """Normalise. Shapes: (N, 2*L, C/4) [, (1, 2*L, C/4)] -> (N * 2*L, C/4)."""
         x = grown if skip is None else grown + skip
-        x = gelu(F.layer_norm(x, self.norm.weight.shape, self.norm.weight, self.norm.bias, self.norm.eps))
-        return x.flatten(0, 1)
+        return gelu(self.norm(x)).flatten(0, 1)
 
     def second_rows(self, half: Tensor, dy: int, skip: Tensor | None) -> Tensor:
         """Grow again. Shapes: (N * 2*L, C/4) [, (1, 4*L, C/8)] -> (N, 4*L, C/8)."""
@@ -108,7 +117,7 @@ class MaskHead(nn.Module):
             half = self.first_rows(grow(dy1), None if skips is None else skips[1][:, dy1])
             for dy2 in SUBROWS:
                 pixels = self.second_rows(half, dy2, None if skips is None else skips[0][:, dy1, dy2])
-                planes.append(weights @ pixels.transpose(1, 2))
+                planes.append(self.product(weights, pixels))
         return self.interleave(planes)
 
 

@@ -1,0 +1,1 @@
+"""Engines: building, binding and trusting what TensorRT and TensorRT for RTX compile for a device."""

@@ -1,0 +1,163 @@
+"""Build the engine of an artifact: read its plan and its graph, build, stamp, report, remember."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samx.artifacts.commit import write_file
+from samx.artifacts.manifest import Evidence, Manifest, utc_now
+from samx.artifacts.store import Artifact
+from samx.engines import trust
+from samx.engines.build import Built, build_engine
+from samx.engines.gpu import Gpu, find_gpu
+from samx.engines.library import Opened
+from samx.engines.loading import check_engine, load_engine
+from samx.engines.messages import figures, summary
+from samx.engines.plan import ENGINE_FILE, PLAN_ROLE, BuildPlan
+from samx.engines.stamp import STAMP_FILE, STAMP_ROLE, Machine, Stamp
+from samx.errors import ArtifactError, UnavailableError
+
+ENGINE_ROLE = "engine"
+REPORT_FILE, REPORT_ROLE = "lowering.json", "lowering_report"
+ROLES: Mapping[str, str] = {ENGINE_FILE: ENGINE_ROLE, STAMP_FILE: STAMP_ROLE, REPORT_FILE: REPORT_ROLE}
+SHOWS = "the library's compiler accepted the graph with these tensors and profiles; nothing was run"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Name the files that were written, each with its role, and what they show."""
+
+    files: Mapping[str, str]
+    evidence: Evidence
+    tools: Mapping[str, str]  # library: version
+    seconds: float
+
+
+def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
+    """Build the engine that a directory's build.json describes; the manifest lists what is there before.
+
+    Raises: MissingExtraError, UnavailableError, ArtifactError, WriteError. Nothing was written then that seal() takes.
+    """
+    artifact = Artifact(directory, manifest)
+    plan = read_plan(artifact)
+    onnx = _model(artifact, plan)
+    opened = plan.library.start()
+    gpu = gpu_for(plan)
+    progress(f"Building the {plan.library.title} {opened.version} engine")
+    built = build_engine(onnx, plan, opened, None if plan.library.builds_without_gpu else gpu)
+    engine_facts = _read_engine(built.engine, plan, opened, gpu, str(directory))
+    stamp = _stamp(plan, built, gpu)
+    report = {**_report(plan, built, stamp, len(onnx)), "engine": engine_facts}
+    write_file(directory / ENGINE_FILE, built.engine)
+    write_file(directory / STAMP_FILE, stamp.to_bytes())
+    write_file(directory / REPORT_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+    trust.remember(stamp.engine_sha256, f"built from {plan.model} {plan.onnx_sha256}")
+    return Lowered(ROLES, _evidence(plan, built, stamp), {plan.library.module: built.version}, built.seconds)
+
+
+def read_plan(artifact: Artifact) -> BuildPlan:
+    """Read an artifact's build.json and compare it with the manifest.
+
+    Raises: ArtifactError.
+    """
+    name = artifact.file_with_role(PLAN_ROLE)
+    plan = BuildPlan.from_bytes(artifact.read(name), f"{artifact.path / name}")
+    plan.check_spec(artifact.manifest.spec, f"{artifact.path / name}")
+    if plan.target != artifact.manifest.target:
+        raise ArtifactError(
+            f"{artifact.path / name} is for another target", found=plan.target, expected=artifact.manifest.target,
+            fix="Export again.",
+        )  # fmt: skip
+    return plan
+
+
+def engine_file(artifact: Artifact) -> str:
+    """Name the artifact's engine.
+
+    Raises: ArtifactError when it has none yet.
+    """
+    if not any(entry.role == ENGINE_ROLE for entry in artifact.manifest.files.values()):
+        raise ArtifactError(
+            f"artifact {artifact.path} has no engine yet", fix=f"Build it on the device: samx build {artifact.path}"
+        )
+    return artifact.file_with_role(ENGINE_ROLE)
+
+
+def gpu_for(plan: BuildPlan) -> Gpu | None:
+    """Look for the GPU; only a library that builds without one does without.
+
+    Raises: UnavailableError.
+    """
+    try:
+        return find_gpu()
+    except UnavailableError:
+        if plan.library.builds_without_gpu:
+            return None
+        raise
+
+
+def _model(artifact: Artifact, plan: BuildPlan) -> bytes:
+    onnx = artifact.read(plan.model)
+    found = hashlib.sha256(onnx).hexdigest()
+    if found != plan.onnx_sha256:
+        raise ArtifactError(
+            f"{artifact.path / plan.model} is not the file that was planned for", found=f"sha256 {found}",
+            expected=plan.onnx_sha256, fix="Export again.",
+        )  # fmt: skip
+    return onnx
+
+
+def _read_engine(engine: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None, where: str) -> dict[str, Any]:
+    """Read the engine back where a GPU lets us; where none is needed to build, say why it was not read."""
+    if gpu is None:
+        return {"read_back": None, "reason": "an engine is opened on a GPU only, and none is here"}
+    try:
+        loaded = load_engine(engine, opened, where)
+    except (ArtifactError, UnavailableError) as cause:
+        if not plan.library.builds_without_gpu:
+            raise
+        return {"read_back": None, "reason": f"the engine does not open on this GPU: {cause.found}"}
+    return {"read_back": check_engine(loaded.engine, opened, plan, where).to_json(), "reason": None}
+
+
+def _stamp(plan: BuildPlan, built: Built, gpu: Gpu | None) -> Stamp:
+    machine = Machine.here(built.version, gpu if plan.library.binds else None)
+    sha256 = hashlib.sha256(built.engine).hexdigest()
+    return Stamp(plan.target, plan.compute, machine, plan.onnx_sha256, sha256, utc_now())
+
+
+def _report(plan: BuildPlan, built: Built, stamp: Stamp, onnx_bytes: int) -> dict[str, Any]:
+    return {
+        "format": "samx-lowering-report",
+        "schema_version": 1,
+        "level": "lowered",
+        "shows": SHOWS,
+        "target": plan.target,
+        "library": plan.library.title,
+        "version": built.version,
+        "os": stamp.machine.os,
+        "gpu": stamp.machine.gpu,
+        "compute": plan.compute,
+        "seconds": round(built.seconds, 3),
+        "onnx_bytes": onnx_bytes,
+        "engine_bytes": len(built.engine),
+        "engine_sha256": stamp.engine_sha256,
+        "memory": figures(built.messages),
+        "network": built.understood.to_json(),
+        "log": summary(built.messages),
+        "timing_cache": built.timing_cache,
+    }
+
+
+def _evidence(plan: BuildPlan, built: Built, stamp: Stamp) -> Evidence:
+    return Evidence(
+        level="lowered", report=REPORT_FILE, passed=True, runtime=f"{plan.library.title} {built.version}",
+        device=stamp.machine.gpu or f"none, compiled for {plan.compute}", created=stamp.created,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""What TensorRT receives: types in the file, float32 at the border, a plan that fits, and engines built from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from engine_toys import home as home
+from onnx import TensorProto
+from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
+
+from samx.artifacts.store import Artifact
+from samx.build import build
+from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.engines.plan import PLAN_FILE, BuildPlan
+from samx.errors import PromptError, UnavailableError, UsageError
+from samx.export import ExportRequest, export
+from samx.exporters.job import Exported, ExportJob, ExportOptions
+from samx.exporters.onnx import DECODER_FILE
+from samx.exporters.onnx import export as export_onnx
+from samx.exporters.tensorrt import POINTS, PROMPTS
+from samx.exporters.tensorrt import export as export_trt
+from samx.runtimes.onnxruntime import open_artifact
+from samx.spans import Span
+from samx.validate import validate
+
+SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128, masks="single", mask_input=True)}
+ENGINE_CAP_BYTES = 22_000_000
+BUILD_CAP_S = 60
+
+
+def run_export(directory: Path, spec: DecoderSpec, **options: object) -> Exported:
+    job = ExportJob(toy_checkpoint(spec), spec, ExportOptions(precision="fp16", **options), "trt")  # type: ignore[arg-type]
+    return export_trt(job, directory)
+
+
+def float32_weights(model: onnx.ModelProto) -> int:
+    return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+def test_the_types_are_in_the_file(spec: DecoderSpec, opset: int, tmp_path: Path) -> None:
+    run_export(tmp_path, spec, opset=opset)
+    model = onnx.load(tmp_path / DECODER_FILE)
+    halves = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16)
+    assert halves > 3_000_000
+    assert float32_weights(model) < 3_000  # point encoding: a Gaussian matrix, a table of labels, constants
+    border = [*model.graph.input, *model.graph.output]
+    assert {value.type.tensor_type.elem_type for value in border} == {TensorProto.FLOAT}
+    assert {node.op_type for node in model.graph.node} >= {"LayerNormalization", "Cast"}
+
+
+def test_a_group_can_be_kept_in_float32(tmp_path: Path) -> None:
+    exported = run_export(tmp_path, SPECS["sam1"], islands=("token MLP",))
+    assert float32_weights(onnx.load(tmp_path / DECODER_FILE)) > 2_000_000
+    assert exported.options["islands"] == ["point encoding", "token MLP"]
+
+
+def test_the_plan_fits_the_file(tmp_path: Path) -> None:
+    exported = run_export(tmp_path, SPECS["sam1"], points=Span(1, 4, 9))
+    plan = BuildPlan.from_bytes((tmp_path / PLAN_FILE).read_bytes(), "plan")
+    assert plan.onnx_sha256 == hashlib.sha256((tmp_path / DECODER_FILE).read_bytes()).hexdigest()
+    assert (plan.points, plan.prompts) == (Span(1, 4, 9), PROMPTS)
+    assert (exported.most_points, exported.options["points"]) == (9, [1, 4, 9])
+    assert set(exported.files) == {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        ("trt", {"split": True}, "--split"),
+        ("trt", {"turing": True}, "Turing"),
+        ("trt", {"precision": "fp32", "islands": ("token MLP",)}, "precision fp32"),
+        ("trt", {"precision": "fp16", "islands": ("atlantis",)}, "atlantis"),
+        ("onnx", {"turing": True}, "--turing"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    target: str, options: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    spec = SPECS["sam1"]
+    job = ExportJob(toy_checkpoint(spec), spec, ExportOptions(**options), target)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=words):
+        (export_onnx if target == "onnx" else export_trt)(job, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the demo model for TensorRT for RTX, with the engine, in a home of its own."""
+    folder = tmp_path_factory.mktemp("rtx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        result = export(ExportRequest(out=folder / "artifact", target="trt-rtx", precision="fp16"))
+    assert result.next_step is not None
+    assert "--device cuda" in result.next_step
+    return result.path
+
+
+def test_the_engine_is_built_here_and_claims_no_more(rtx: Path) -> None:
+    manifest = Artifact.open(rtx).manifest
+    assert [evidence.level for evidence in manifest.evidence] == ["graph", "lowered"]
+    assert manifest.evidence[0].runtime == "onnxruntime"
+    assert manifest.evidence[1].device.startswith("none")
+    report = json.loads((rtx / "lowering.json").read_bytes())
+    assert report["seconds"] < BUILD_CAP_S
+    assert (rtx / "decoder.engine").stat().st_size <= ENGINE_CAP_BYTES
+    assert report["engine_bytes"] == (rtx / "decoder.engine").stat().st_size
+    names = [tensor.name for tensor in manifest.spec.inputs]
+    assert [tensor["name"] for tensor in report["network"]["inputs"]] == names
+
+
+def test_the_graph_is_judged_again_without_a_gpu(rtx: Path) -> None:
+    report = validate(rtx)
+    assert report.passed
+    assert (report.level, report.placement["runtime"]) == ("graph", "onnxruntime")
+
+
+def test_running_the_engine_needs_the_gpu(rtx: Path) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        validate(rtx, device="cuda")
+    assert caught.value.exit_code == 5
+
+
+def test_the_device_step_finds_the_engine_up_to_date(rtx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(rtx.parent / "state"))
+    assert not build(rtx).built
+
+
+def test_an_engine_of_somebody_else_is_built_anew(rtx: Path, home: Path) -> None:
+    result = build(rtx)
+    assert result.built
+    assert result.reasons == ("it was not built or named by this user",)
+    assert [evidence.level for evidence in result.manifest.evidence] == ["graph", "lowered"]
+
+
+class TestSlots:
+    """The runtime fills what the engine's shapes need, through the file that the builder receives."""
+
+    def test_no_points_are_one_empty_slot(self, rtx: Path) -> None:
+        session = open_artifact(Artifact.open(rtx))
+        session.set_image(arrays(image_tensors(session.spec)))
+        prompts = {"point_coords": np.zeros((1, 0, 2), np.float32), "point_labels": np.zeros((1, 0), np.float32)}
+        assert session.decode(prompts)["low_res_masks"].shape == (1, 3, 256, 256)
+
+    def test_too_many_points_are_refused_with_the_limit(self, rtx: Path) -> None:
+        session = open_artifact(Artifact.open(rtx))
+        session.set_image(arrays(image_tensors(session.spec)))
+        with pytest.raises(PromptError, match=f"found 17, expected at most {POINTS.max}"):
+            session.decode(arrays(prompt_tensors(session.spec, 1, [1] * 17)))

@@ -1,0 +1,207 @@
+"""A GPU, a library and an engine that live in memory: they compute the toy decoder, and note what was asked of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+from engine_toys import SPEC, toy_masks
+from numpy.typing import NDArray
+
+from samx.decoders.session import Feed
+from samx.engines.gpu import Gpu
+from samx.engines.library import Opened, library_of
+from samx.engines.loading import Loaded
+from samx.engines.messages import Message
+from samx.engines.plan import BuildPlan
+from samx.errors import UnavailableError
+from samx.runtimes.base import Slots
+from samx.runtimes.tensorrt import Parts, TensorRTRuntime
+from samx.runtimes.tensorrt_context import open_context
+
+ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
+
+
+class FakeDevice:
+    """Keep memory as bytes by address; count what happens."""
+
+    def __init__(self, room: int = 1 << 20) -> None:
+        self.gpu, self.stream = Gpu("Toy GPU", "8.7", "CUDA 13.0"), 7
+        self.memory: dict[int, bytearray] = {}
+        self.log: list[str] = []
+        self.room, self.next = room, 4096
+        self.recording: list[Callable[[], None]] | None = None
+
+    def allocate(self, size: int) -> int:
+        if size > self.room:
+            raise UnavailableError("cannot reserve memory on the GPU", found="out of memory")
+        self.log.append("allocate")
+        self.next += 1 << 16
+        self.memory[self.next] = bytearray(size)
+        return self.next
+
+    def free(self, address: int) -> None:
+        self.log.append("free")
+        del self.memory[address]
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        self.log.append("upload")
+        assert array.flags.c_contiguous
+        assert array.nbytes <= len(self.memory[address]), "an upload past the buffer's end"
+        self.memory[address][: array.nbytes] = array.tobytes()
+
+    def download(self, address: int, array: NDArray[Any]) -> None:
+        self.log.append("download")
+        array[...] = self.read(address, array.shape)
+
+    def synchronise(self) -> None:
+        self.log.append("synchronise")
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        self.log.append("capture")
+        self.recording = []
+        work()
+        graph, self.recording = self.recording, None
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        self.log.append("launch")
+        for step in graph:
+            step()
+
+    def drop(self, graph: Any) -> None:
+        self.log.append("drop")
+        graph.clear()
+
+    def read(self, address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        count = int(np.prod(shape))
+        return np.frombuffer(self.memory[address], np.float32, count).reshape(shape).copy()
+
+    def counted(self, what: str) -> int:
+        """How often something happened since the last time that was asked, which begins the count anew."""
+        found = self.log.count(what)
+        self.log = [entry for entry in self.log if entry != what]
+        return found
+
+
+class FakeContext:
+    """Execute the toy decoder on a fake device's memory."""
+
+    def __init__(self, device: FakeDevice, messages: list[Message]) -> None:
+        self.device, self.messages = device, messages
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.fails = self.refuses_shape = self.wrong_output = False
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        self.messages.append(Message("ERROR", "shape says no"))
+        return not self.refuses_shape
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        rows = self.shapes["point_coords"][0] + int(self.wrong_output)
+        return {"low_res_masks": (rows, 3, 4, 4), "iou_predictions": (rows, 3)}[name]
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == self.device.stream
+        if self.fails:
+            self.messages.append(Message("ERROR", "planted: illegal memory access"))
+            return False
+        shapes, addresses = dict(self.shapes), dict(self.addresses)  # a recorded graph keeps both for ever
+        step: Callable[[], None] = lambda: self._compute(shapes, addresses)  # noqa: E731
+        if self.device.recording is None:
+            step()
+        else:
+            self.device.recording.append(step)
+        return True
+
+    def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+        self.device.log.append("compute")
+        feed = [self.device.read(addresses[t.name], shapes[t.name]) for t in SPEC.inputs]
+        for name, value in toy_masks(*feed).items():
+            self.device.memory[addresses[name]][: value.nbytes] = value.tobytes()
+
+
+class FakeCache:
+    """Grow with every shape, as compiled kernels do."""
+
+    def __init__(self, accepts: bool = True) -> None:
+        self.data, self.accepts = b"", accepts
+
+    def deserialize(self, data: bytes) -> bool:
+        self.data = data if self.accepts else b""
+        return self.accepts
+
+    def serialize(self) -> bytes:
+        self.data += b"kernel"
+        return self.data
+
+
+class FakeEngine:
+    """Hand out contexts and facts."""
+
+    num_layers = 5
+
+    def __init__(
+        self, device: FakeDevice, messages: list[Message], layers: str = '{"Layers": ["a", "b", "c"]}'
+    ) -> None:
+        self.context: FakeContext | None = FakeContext(device, messages)
+        self.layers, self.config, self.cache = layers, SimpleNamespace(), FakeCache()
+        self.config.create_runtime_cache = lambda: self.cache
+        self.config.set_runtime_cache = lambda cache: True
+
+    def create_runtime_config(self) -> Any:
+        return self.config
+
+    def create_execution_context(self, *config: object) -> FakeContext | None:
+        return self.context
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda form: self.layers)
+
+
+def fake_module() -> ModuleType:
+    """Name the library's enumerations that the adapter passes on."""
+    module = ModuleType("tensorrt_rtx")
+    module.__dict__.update(
+        __version__="1.7.1",
+        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="none"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+    )
+    return module
+
+
+def fake_runtime(
+    plan: BuildPlan, device: FakeDevice, chunk: int | None = None, cuda_graph: bool = False,
+    engine: FakeEngine | None = None, slots: Slots | None = None,
+) -> tuple[TensorRTRuntime, FakeEngine]:  # fmt: skip
+    """Open the toy engine on a fake device."""
+    messages: list[Message] = []
+    opened = Opened(library_of(plan.target), fake_module(), None, messages)
+    engine = engine or FakeEngine(device, messages)
+    if engine.context is not None:
+        engine.context.messages = messages
+    context = open_context(engine, opened, device.gpu, ENGINE_SHA256, cuda_graph)
+    parts = Parts(plan, opened, Loaded(None, engine), context, device)
+    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, slots), engine
+
+
+def image(seed: int = 0) -> Feed:
+    """Draw one image's features."""
+    random = np.random.default_rng(seed)
+    return {t.name: random.standard_normal([int(d) for d in t.shape]).astype(np.float32) for t in SPEC.image_inputs}
+
+
+def prompts(n: int, points: int = 2, seed: int = 0) -> Feed:
+    """Draw prompts."""
+    random = np.random.default_rng(seed)
+    coords = random.uniform(0, 16, (n, points, 2)).astype(np.float32)
+    return {"point_coords": coords, "point_labels": random.choice([-1, 0, 1], (n, points)).astype(np.float32)}

@@ -1,0 +1,271 @@
+"""The TensorRT adapter on a fake device: buffers, shapes, graphs, kept kernels, and what the library refuses."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_toys import POINTS, toy_masks, toy_plan
+from engine_toys import home as home
+from fake_gpu import FakeCache, FakeDevice, FakeEngine, fake_runtime, image, prompts
+
+from samx.decoders.session import Feed, Outputs
+from samx.errors import PromptError, SamxError, UnavailableError
+from samx.runtimes.base import Slots
+from samx.runtimes.cuda import Buffers
+from samx.spans import Span
+
+pytestmark = pytest.mark.usefixtures("home")
+TARGETS = pytest.mark.parametrize("target", ["trt", "trt-rtx"])
+
+
+def check(outputs: Outputs, picture: Feed, feed: Feed) -> None:
+    want = toy_masks(picture["image_embeddings"], feed["point_coords"], feed["point_labels"])
+    assert set(outputs) == set(want)
+    for name, value in want.items():
+        assert outputs[name].dtype == np.float32
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-5, atol=1e-5)
+
+
+@TARGETS
+@pytest.mark.parametrize(("n", "points"), [(1, 1), (2, 2), (4, 3), (9, 2)])
+def test_masks_come_out_in_the_right_shape_and_order(target: str, n: int, points: int) -> None:
+    runtime, _ = fake_runtime(toy_plan(target), FakeDevice())
+    runtime.set_image(image())
+    feed = prompts(n, points)
+    check(runtime.decode(feed), image(), feed)
+
+
+def test_more_prompts_than_the_engine_takes_are_cut_and_put_back_together() -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan(), device)  # built for at most four
+    runtime.set_image(image())
+    feed = prompts(9)
+    check(runtime.decode(feed), image(), feed)
+    assert device.counted("compute") == 3
+    assert fake_runtime(toy_plan(), device, chunk=100)[0]._chunk == 4
+    assert fake_runtime(toy_plan(), device, chunk=2)[0]._chunk == 2
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9])
+def test_fewer_prompts_than_a_fixed_engine_takes_are_filled_up(n: int) -> None:
+    eight, slots = Span(8, 8, 8), Slots(POINTS, Span(8, 8, 8))
+    runtime, engine = fake_runtime(toy_plan(prompts=eight), FakeDevice(), slots=slots)
+    runtime.set_image(image())
+    feed = prompts(n)
+    check(runtime.decode(feed), image(), feed)
+    assert engine.context is not None
+    assert engine.context.shapes["point_labels"] == (8, 2)
+
+
+def test_a_fixed_engine_without_slots_says_its_limits() -> None:
+    runtime, _ = fake_runtime(toy_plan(prompts=Span(8, 8, 8)), FakeDevice())
+    runtime.set_image(image())
+    with pytest.raises(PromptError, match=r"that many prompts a call.*: found 7, expected 8 to 8"):
+        runtime.decode(prompts(7))
+
+
+@pytest.mark.parametrize("points", [0, 4])
+def test_points_outside_the_profile_are_refused_with_the_limits(points: int) -> None:
+    runtime, _ = fake_runtime(toy_plan(), FakeDevice())
+    runtime.set_image(image())
+    with pytest.raises(PromptError, match=f"that many points a prompt.*: found {points}, expected 1 to 3") as caught:
+        runtime.decode(prompts(1, points))
+    assert caught.value.exit_code == 6
+
+
+def test_no_prompts_are_refused() -> None:
+    runtime, _ = fake_runtime(toy_plan(), FakeDevice())
+    runtime.set_image(image())
+    with pytest.raises(PromptError, match="no prompts"):
+        runtime.decode(prompts(0))
+
+
+def test_buffers_are_reused_and_grow_only_when_they_must() -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan(), device)
+    runtime.set_image(image())
+    assert device.counted("allocate") == 1
+    for n, allocated in [(2, 4), (2, 0), (1, 0), (2, 0), (4, 4), (3, 0), (4, 0)]:
+        feed = prompts(n, seed=n)
+        check(runtime.decode(feed), image(), feed)
+        assert device.counted("allocate") == allocated, f"after {n} prompts"
+    assert device.counted("free") == 4  # what had grown
+    assert len(device.memory) == 5
+
+
+def test_an_image_is_uploaded_once() -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan(), device)
+    runtime.set_image(image())
+    assert device.counted("upload") == 1
+    for _ in range(3):
+        runtime.decode(prompts(2))
+        assert device.counted("upload") == 2  # coordinates and labels
+    runtime.set_image(image(1))
+    check(runtime.decode(prompts(2)), image(1), prompts(2))
+
+
+def test_outputs_are_the_callers_own() -> None:
+    runtime, _ = fake_runtime(toy_plan(), FakeDevice())
+    runtime.set_image(image())
+    first, kept = runtime.decode(prompts(2, seed=1)), runtime.decode(prompts(2, seed=1))
+    runtime.decode(prompts(2, seed=2))
+    for name, value in kept.items():
+        np.testing.assert_array_equal(first[name], value)
+
+
+def test_a_repeated_shape_becomes_one_graph() -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan("trt"), device, cuda_graph=True)
+    runtime.set_image(image())
+    found = []
+    for seed in range(4):
+        feed = prompts(2, seed=seed)
+        check(runtime.decode(feed), image(), feed)
+        found.append((device.counted("capture"), device.counted("launch"), device.counted("compute")))
+    assert found == [(0, 0, 1), (1, 1, 1), (0, 1, 1), (0, 1, 1)]
+
+
+def test_a_graph_ends_with_its_shape_and_serves_the_next_image() -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan("trt"), device, cuda_graph=True)
+    runtime.set_image(image())
+    for n, seed in [(2, 0), (2, 1), (4, 0), (4, 1), (2, 2), (2, 3), (2, 4)]:
+        feed = prompts(n, seed=seed)
+        check(runtime.decode(feed), image(), feed)
+    assert (device.counted("capture"), device.counted("drop")) == (3, 2)
+    runtime.set_image(image(1))  # the same memory: the graph reads the new features
+    check(runtime.decode(prompts(2)), image(1), prompts(2))
+    assert (device.counted("capture"), device.counted("drop")) == (0, 0)
+
+
+def test_rtx_records_its_graphs_itself() -> None:
+    device = FakeDevice()
+    runtime, engine = fake_runtime(toy_plan("trt-rtx"), device, cuda_graph=True)
+    runtime.set_image(image())
+    for _ in range(3):
+        runtime.decode(prompts(2))
+    assert device.counted("capture") == 0
+    assert engine.config.cuda_graph_strategy == "whole"
+    assert engine.config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    assert fake_runtime(toy_plan("trt-rtx"), device)[1].config.cuda_graph_strategy == "none"
+
+
+def test_everything_is_given_back() -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan("trt"), device, cuda_graph=True)
+    runtime.set_image(image())
+    for _ in range(2):
+        runtime.decode(prompts(2))
+    del runtime
+    gc.collect()
+    assert device.memory == {}
+    assert device.counted("drop") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("fails", "does not run the engine: found planted: illegal memory access"),
+        ("refuses_shape", r"refuses shape \(2, 2, 2\) of point_coords: found shape says no"),
+        ("wrong_output", r"gives low_res_masks the shape \(3, 3, 4, 4\) for 2 prompts"),
+    ],
+)
+def test_what_the_library_refuses_is_said_and_does_not_stay(fault: str, words: str) -> None:
+    runtime, engine = fake_runtime(toy_plan("trt"), FakeDevice())
+    runtime.set_image(image())
+    assert engine.context is not None
+    setattr(engine.context, fault, True)
+    with pytest.raises(SamxError, match=words):
+        runtime.decode(prompts(2))
+    setattr(engine.context, fault, False)
+    check(runtime.decode(prompts(2)), image(), prompts(2))
+
+
+def test_a_failure_while_recording_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, engine = fake_runtime(toy_plan("trt"), FakeDevice(), cuda_graph=True)
+    runtime.set_image(image())
+    runtime.decode(prompts(2))
+    assert engine.context is not None
+    engine.context.fails = True
+    with pytest.raises(SamxError, match="planted: illegal memory access"):
+        runtime.decode(prompts(2))
+
+
+def test_a_full_gpu_is_unavailable_and_small_requests_still_work() -> None:
+    device = FakeDevice(room=2000)
+    runtime, _ = fake_runtime(toy_plan(prompts=Span(1, 2, 64)), device)
+    runtime.set_image(image())
+    check(runtime.decode(prompts(2)), image(), prompts(2))
+    with pytest.raises(UnavailableError, match="cannot reserve memory"):
+        runtime.decode(prompts(60))
+    check(runtime.decode(prompts(2)), image(), prompts(2))
+
+
+def test_no_room_for_the_engine_is_unavailable() -> None:
+    device = FakeDevice()
+    engine = FakeEngine(device, [])
+    engine.context = None
+    with pytest.raises(UnavailableError, match="cannot make room for the engine on Toy GPU"):
+        fake_runtime(toy_plan("trt"), device, engine=engine)
+
+
+def test_buffers_forget_what_was_freed() -> None:
+    device = FakeDevice(room=100)
+    buffers = Buffers(device)
+    buffers.address("a", 100)
+    with pytest.raises(UnavailableError):
+        buffers.address("a", 101)
+    assert buffers.total == 0
+    assert buffers.address("a", 50) in device.memory
+
+
+def test_compiled_kernels_are_kept_for_the_next_start(home: Path) -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan(), device)
+    assert runtime.placement().details["kernel_cache"] == "new"
+    runtime.set_image(image())
+    for n in (1, 1, 2):
+        runtime.decode(prompts(n))
+    (file,) = (home / "cache" / "samx" / "kernels").iterdir()
+    assert file.read_bytes()[32:] == b"kernel" * 2  # one new shape, one more kernel; a repeated shape writes nothing
+    again, engine = fake_runtime(toy_plan(), device)
+    assert again.placement().details["kernel_cache"] == "kept"
+    assert engine.cache.data == b"kernel" * 2
+
+
+def test_kernels_of_another_driver_are_refused_by_the_library() -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan(), device)
+    runtime.set_image(image())
+    runtime.decode(prompts(1))
+    engine = FakeEngine(device, [])
+    engine.cache = FakeCache(accepts=False)
+    assert fake_runtime(toy_plan(), device, engine=engine)[0].placement().details["kernel_cache"] == "refused"
+
+
+def test_kernels_that_cannot_be_kept_stop_nobody(home: Path) -> None:
+    (home / "cache").write_text("in the way")
+    runtime, _ = fake_runtime(toy_plan(), FakeDevice())
+    runtime.set_image(image())
+    check(runtime.decode(prompts(2)), image(), prompts(2))
+    assert "not kept: cannot write" in runtime.placement().details["kernel_cache"]
+
+
+def test_tensorrt_proper_keeps_no_kernels() -> None:
+    assert fake_runtime(toy_plan("trt"), FakeDevice())[0].placement().details["kernel_cache"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [('{"Layers": ["a", "b"]}', 2), ("no JSON", 5), ("{}", 5), ("", 5), ("[]", 5), ("null", 5)]
+)
+def test_the_placement_counts_the_engines_layers(text: str, layers: int) -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan(), device, engine=FakeEngine(device, [], text))
+    placement = runtime.placement()
+    assert placement.operations == {"cuda": layers}
+    assert placement.honoured
+    assert placement.details["gpu"] == "Toy GPU"
