@@ -65,7 +65,7 @@ def segment_picture(
     features = _features(artifact, picture, frame, source, threads)
     entry = backend(artifact.manifest.target)
     entry.require_device(device)
-    session: Session = load(entry.runtime)(artifact, device=device, threads=threads)
+    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
     session.set_image(features)
     outputs = decode_prompts(session, prompts, frame)
     return Segmentation(picture, prompts, list(segment(outputs, frame, spec.mask_threshold)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from engine_toys import home as home
 from onnx import TensorProto
@@ -24,9 +25,16 @@ from samx.exporters.onnx import DECODER_FILE
 from samx.exporters.onnx import export as export_onnx
 from samx.exporters.tensorrt import POINTS, PROMPTS
 from samx.exporters.tensorrt import export as export_trt
-from samx.runtimes.onnxruntime import open_artifact
+from samx.runtimes import base
+from samx.runtimes.base import Slots
+from samx.runtimes.onnxruntime import OnnxRuntimeRuntime, open_artifact
+from samx.runtimes.torch import reference_session
 from samx.spans import Span
 from samx.validate import validate
+from samx.validators.bounds import bounds_for
+from samx.validators.cases import parity_cases
+from samx.validators.gate import run_gate
+from samx.validators.suite import ParitySuite
 
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128, masks="single", mask_input=True)}
 ENGINE_CAP_BYTES = 22_000_000
@@ -153,3 +161,25 @@ class TestSlots:
         session.set_image(arrays(image_tensors(session.spec)))
         with pytest.raises(PromptError, match=f"found 17, expected at most {POINTS.max}"):
             session.decode(arrays(prompt_tensors(session.spec, 1, [1] * 17)))
+
+    def test_a_fixed_shape_gives_every_prompt_its_own_masks(self, tmp_path: Path) -> None:
+        """Four slots of four points: what is asked for is computed as if nothing else were there."""
+        spec = SPECS["sam1"]
+        checkpoint = toy_checkpoint(spec)
+        fixed = Slots(points=Span(4, 4, 4), prompts=Span(4, 4, 4))
+        job = ExportJob(checkpoint, spec, ExportOptions(points=fixed.points, prompts=fixed.prompts), "trt")
+        exported = export_trt(job, tmp_path)
+        assert Slots.of(exported.options, "options") == fixed
+        sessions = [ort.InferenceSession((tmp_path / DECODER_FILE).read_bytes(), providers=["CPUExecutionProvider"])]
+        candidate = OnnxRuntimeRuntime(spec, sessions, "cpu", slots=fixed)
+        cases = parity_cases(spec, most_points=fixed.points.max)
+        suite = ParitySuite.build(reference_session(checkpoint, spec), cases=cases)
+        assert {case.name for case in cases} > {"one_point", "box", "many_points", "no_points", "points_x7"}
+        report = run_gate(candidate, suite, bounds_for("fp32"), level="graph")
+        assert report.passed, report.summary()
+
+    def test_a_slot_that_is_not_masked_fails_the_gate(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The fault planted: empty slots are filled with padding tokens, which are attended to."""
+        monkeypatch.setattr(base, "EMPTY_SLOT", -1)
+        with pytest.raises(AssertionError, match="parity failed"):
+            self.test_a_fixed_shape_gives_every_prompt_its_own_masks(tmp_path)

@@ -148,14 +148,17 @@ class CachedTokenToImage(nn.Module):
 
 
 class AbsorbedTokenToImage(nn.Module):
-    """Attend to unprojected image cells: keys and values are projected on the token side."""
+    """Attend to unprojected image cells: keys and values are projected on the token side.
+
+    Always plain products: to ONNX's Attention this is a single head, which ONNX Runtime gives to a single thread.
+    """
 
     key: Tensor
     value: Tensor
 
-    def __init__(self, source: Attention, fused: bool, offset: Tensor | None = None) -> None:
+    def __init__(self, source: Attention, offset: Tensor | None = None) -> None:
         super().__init__()
-        self.heads, self.fused = source.heads, fused
+        self.heads = source.heads
         self.query = linear(source.q_proj, query_scale(source))
         self.register_buffer("key", per_head_rows(source.k_proj.weight, self.heads))  # (h, d, C)
         value = per_head_rows(source.v_proj.weight, self.heads).transpose(-1, -2)
@@ -167,7 +170,7 @@ class AbsorbedTokenToImage(nn.Module):
     def forward(self, tokens: Tensor, image: Tensor, positioned: Tensor) -> Tensor:
         """Shapes: (N, T, C), (N, 1, L, C), (N, 1, L, C) with the positional term -> (N, T, C)."""
         q = split_heads(self.query(tokens), self.heads) @ self.key  # (N, h, T, C)
-        mixed = attend(q.flatten(1, 2).unsqueeze(1), positioned, image, self.fused)  # (N, 1, h*T, C)
+        mixed = attend(q.flatten(1, 2).unsqueeze(1), positioned, image, fused=False)  # (N, 1, h*T, C)
         by_head = mixed.squeeze(1).unflatten(1, (self.heads, -1)) @ self.value  # (N, h, T, d)
         out: Tensor = self.out(join_heads(by_head))
         return out
@@ -180,7 +183,7 @@ class LastTokenToImage(AbsorbedTokenToImage):
 
     def __init__(self, source: Attention, position: Tensor) -> None:
         """Take the layer and the positions. Shapes: position (L, C)."""
-        super().__init__(source, fused=False)
+        super().__init__(source)
         table = (source.k_proj.weight.detach() @ position.t()).unflatten(0, (self.heads, -1))
         self.register_buffer("positions", table.contiguous())  # (h, d, L)
 

@@ -22,19 +22,22 @@ from samx.decoders.deploy.attention import (
     SelfAttention,
 )
 from samx.decoders.deploy.upscale import Grow, GrowRows
-from samx.decoders.reference import ReferenceDecoder, TwoWayAttentionBlock
+from samx.decoders.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
 from samx.decoders.spec import DecoderSpec
 
 CellForm = Literal["absorbed", "direct"]
 
-TOKEN_TO_IMAGE: dict[CellForm, type[AbsorbedTokenToImage] | type[DirectTokenToImage]] = {
-    "absorbed": AbsorbedTokenToImage,
-    "direct": DirectTokenToImage,
-}
 IMAGE_TO_TOKEN: dict[CellForm, type[AbsorbedImageToToken] | type[DirectImageToToken]] = {
     "absorbed": AbsorbedImageToToken,
     "direct": DirectImageToToken,
 }
+
+
+def token_to_image(
+    form: CellForm, source: Attention, fused: bool, offset: Tensor | None = None
+) -> AbsorbedTokenToImage | DirectTokenToImage:
+    """Make the attention from tokens to cells in one form."""
+    return AbsorbedTokenToImage(source, offset) if form == "absorbed" else DirectTokenToImage(source, fused, offset)
 
 
 class Layer(nn.Module):
@@ -107,9 +110,9 @@ class CellTransformer(nn.Module):
         layers = [self._layer(spec, block, form, fused) for block in source.transformer.layers]
         self.layers = nn.ModuleList(layers)
         final = source.transformer.final_attn_token_to_image
-        self.tabled = form == "absorbed" and tabled and not fused  # ONNX's Attention scores with one product only
+        self.tabled = form == "absorbed" and tabled
         self.final_attention = (
-            LastTokenToImage(final, position.flatten(0, 1)) if self.tabled else TOKEN_TO_IMAGE[form](final, fused)
+            LastTokenToImage(final, position.flatten(0, 1)) if self.tabled else token_to_image(form, final, fused)
         )
         self.final_norm = source.transformer.norm_final_attn
         self.grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]), biased=True)
@@ -123,7 +126,7 @@ class CellTransformer(nn.Module):
         # All prompts share the image until layer 0 has changed it, and ONNX's Attention takes no shared keys.
         shared = source.first and not spec.mask_input
         offset = self.no_mask if shared else None
-        to_image_form = TOKEN_TO_IMAGE[form](to_image, fused and not shared, offset)
+        to_image_form = token_to_image(form, to_image, fused and not shared, offset)
         return Layer(source, to_image_form, IMAGE_TO_TOKEN[form](to_token, offset), fused)
 
     def image_state(self, cells: Tensor) -> dict[str, Tensor]:
