@@ -91,7 +91,7 @@ def bisect(
     family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
     json: Json = False,
 ) -> None:
-    """Measure what float16 costs, group of operations by group: what to name in --keep-float32."""
+    """Measure what float16 costs, group of operations by group, to choose what an export keeps in float32."""
     from samx.bisect import bisect as run
 
     with console.steps() as progress:
