@@ -32,6 +32,7 @@ class BuildResult:
     reasons: tuple[str, ...]  # why it was built; empty where it was up to date
     manifest: Manifest
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()  # of the library, about precision or shapes; 'samx validate' judges what they mean
 
     def summary(self) -> str:
         """Give one line for people."""
@@ -68,7 +69,7 @@ def build(path: Path, *, force: bool = False, progress: Progress = lambda _: Non
         tools, evidence = {**before.tools, **lowered.tools}, (*before.evidence, lowered.evidence)
         after = replace(before, tools=tools, evidence=evidence)
         manifest = seal(directory, after, {**kept, **lowered.files})
-    return BuildResult(path, True, reasons, manifest, lowered.seconds)
+    return BuildResult(path, True, reasons, manifest, lowered.seconds, lowered.warnings)
 
 
 def trust(path: Path, *, progress: Progress = lambda _: None) -> TrustResult:

@@ -92,10 +92,16 @@ def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
 def built(result: BuildResult) -> tuple[Any, Callable[[], None]]:
     """View a build."""
     data = {
-        "path": str(result.path), "built": result.built, "reasons": result.reasons,
-        "seconds": result.seconds, "manifest": result.manifest.to_json(),
+        "path": str(result.path), "built": result.built, "reasons": result.reasons, "seconds": result.seconds,
+        "warnings": result.warnings, "manifest": result.manifest.to_json(),
     }  # fmt: skip
-    return data, lambda: out.print(escape(result.summary()), highlight=False)
+
+    def draw() -> None:
+        for line in result.warnings:
+            out.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        out.print(escape(result.summary()), highlight=False)
+
+    return data, draw
 
 
 def bisected(result: Bisection) -> tuple[Any, Callable[[], None]]:

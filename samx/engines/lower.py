@@ -17,7 +17,7 @@ from samx.engines.build import Built, build_engine
 from samx.engines.gpu import Gpu, find_gpu
 from samx.engines.library import Opened
 from samx.engines.loading import check_engine, load_engine
-from samx.engines.messages import figures, summary
+from samx.engines.messages import concerns, figures, summary
 from samx.engines.plan import ENGINE_FILE, PLAN_ROLE, BuildPlan
 from samx.engines.stamp import STAMP_FILE, STAMP_ROLE, Machine, Stamp
 from samx.errors import ArtifactError, UnavailableError
@@ -38,6 +38,7 @@ class Lowered:
     evidence: Evidence
     tools: Mapping[str, str]  # library: version
     seconds: float
+    warnings: tuple[str, ...]  # about precision or shapes
 
 
 def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
@@ -59,7 +60,8 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
     write_file(directory / STAMP_FILE, stamp.to_bytes())
     write_file(directory / REPORT_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
     trust.remember(stamp.engine_sha256, f"built from {plan.model} {plan.onnx_sha256}")
-    return Lowered(ROLES, _evidence(plan, built, stamp), {plan.library.module: built.version}, built.seconds)
+    warnings = tuple(concerns(built.messages))
+    return Lowered(ROLES, _evidence(plan, built, stamp), {plan.library.module: built.version}, built.seconds, warnings)
 
 
 def read_plan(artifact: Artifact) -> BuildPlan:

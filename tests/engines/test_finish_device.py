@@ -7,16 +7,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from engine_toys import home as home
 from engine_toys import toy_artifact
 
 from samx.build import build
+from samx.engines import build as engines_build
 from samx.engines import lower
 from samx.engines.gpu import Gpu, find_gpu
 from samx.engines.library import library_of
 from samx.engines.loading import Loaded
+from samx.engines.messages import Message
 from samx.engines.readback import Understood
 from samx.errors import ArtifactError, SamxError, UnavailableError
 
@@ -96,3 +99,18 @@ def test_an_rtx_engine_need_not_open_on_the_gpu_that_is_here(tmp_path: Path, mon
     assert report["engine"]["read_back"] is None
     assert "does not open on this GPU" in report["engine"]["reason"]
     assert report["gpu"] is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_warning_of_tensorrt_is_shown_and_kept(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the comparison on the device that judges; a version of TensorRT may warn of what is as it should be."""
+    build_really = engines_build._built
+
+    def warn(*arguments: Any) -> Any:
+        arguments[-1].append(Message("WARNING", "Running layernorm in FP16 may cause overflow"))
+        return build_really(*arguments)
+
+    monkeypatch.setattr(engines_build, "_built", warn)
+    result = build(jetson)
+    assert result.warnings == ("precision: Running layernorm in FP16 may cause overflow",)
+    assert b"Running layernorm" in (jetson / "lowering.json").read_bytes()
