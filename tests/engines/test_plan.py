@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,9 +100,11 @@ def test_a_plan_for_another_decoder_is_refused(spec: Any) -> None:
 
 
 def run_script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run as a user in this environment, activated or not."""
+    here = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         ["sh", "reproduce.sh", *arguments], cwd=path, capture_output=True, text=True, check=False, timeout=120,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL, env={**os.environ, "PATH": here},
     )  # fmt: skip
 
 

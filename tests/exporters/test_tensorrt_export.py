@@ -162,16 +162,20 @@ class TestSlots:
         with pytest.raises(PromptError, match=f"found 17, expected at most {POINTS.max}"):
             session.decode(arrays(prompt_tensors(session.spec, 1, [1] * 17)))
 
-    def test_a_fixed_shape_gives_every_prompt_its_own_masks(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("opset", [18, 23])
+    def test_a_fixed_shape_gives_every_prompt_its_own_masks(self, opset: int, tmp_path: Path) -> None:
         """Four slots of four points: what is asked for is computed as if nothing else were there."""
         spec = SPECS["sam1"]
         checkpoint = toy_checkpoint(spec)
         fixed = Slots(points=Span(4, 4, 4), prompts=Span(4, 4, 4))
-        job = ExportJob(checkpoint, spec, ExportOptions(points=fixed.points, prompts=fixed.prompts), "trt")
+        options = ExportOptions(points=fixed.points, prompts=fixed.prompts, opset=opset)
+        job = ExportJob(checkpoint, spec, options, "trt")
         exported = export_trt(job, tmp_path)
         assert Slots.of(exported.options, "options") == fixed
-        sessions = [ort.InferenceSession((tmp_path / DECODER_FILE).read_bytes(), providers=["CPUExecutionProvider"])]
-        candidate = OnnxRuntimeRuntime(spec, sessions, "cpu", slots=fixed)
+        settings = ort.SessionOptions()
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        session = ort.InferenceSession((tmp_path / DECODER_FILE).read_bytes(), settings, ["CPUExecutionProvider"])
+        candidate = OnnxRuntimeRuntime(spec, [session], "cpu", slots=fixed)
         cases = parity_cases(spec, most_points=fixed.points.max)
         suite = ParitySuite.build(reference_session(checkpoint, spec), cases=cases)
         assert {case.name for case in cases} > {"one_point", "box", "many_points", "no_points", "points_x7"}
@@ -182,4 +186,4 @@ class TestSlots:
         """The fault planted: empty slots are filled with padding tokens, which are attended to."""
         monkeypatch.setattr(base, "EMPTY_SLOT", -1)
         with pytest.raises(AssertionError, match="parity failed"):
-            self.test_a_fixed_shape_gives_every_prompt_its_own_masks(tmp_path)
+            self.test_a_fixed_shape_gives_every_prompt_its_own_masks(18, tmp_path)

@@ -67,6 +67,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool, bias: Tensor | None = N
     Shapes: (N, h, Tq, d), (N, h, Tk, d) x 2 [, bias broadcast to (N, h, Tq, Tk)] -> (N, h, Tq, d).
     """
     if fused:
+        # ONNX Runtime's Attention wants a row of the bias for every query.
+        bias = None if bias is None else bias.expand(-1, -1, q.shape[2], -1)
         return F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
     scores = q @ k.transpose(-1, -2)
     return (scores if bias is None else scores + bias).softmax(-1) @ v
