@@ -16,7 +16,7 @@ from samx.errors import ImageError, PromptError, SamxError, UsageError
 from samx.spans import Span
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
-# gain nothing) and the peak bounded: 2.1 GiB resident for 1000 prompts, 1 GiB of it the masks themselves.
+# gain nothing) and the peak bounded: 1.6 GiB resident for 1000 prompts, 1 GiB of it the masks themselves.
 DEFAULT_CHUNK = 16
 
 

@@ -18,14 +18,13 @@ Letters: N prompts, T tokens, R = h*T, L cells, C channels, h heads of width d. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from samx.decoders.deploy.attention import (
     CachedTokenToImage,
-    CellProjection,
     Linear,
     join_heads,
     linear,
@@ -35,62 +34,10 @@ from samx.decoders.deploy.attention import (
     split_heads,
 )
 from samx.decoders.deploy.cells import TokenPart
+from samx.decoders.deploy.factors import Image, Rows, Scores, channel_mean, dot, mix_values, table
+from samx.decoders.deploy.folding import AfterOne, CentredImage, centre
 from samx.decoders.deploy.upscale import SUBROWS, Grow, GrowRows
 from samx.decoders.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
-
-
-def centre(weight: Tensor) -> Tensor:
-    """Take the mean over channels out of what a matrix maps to. Shapes: (C, ...) -> (C, ...)."""
-    return weight - weight.mean(0, keepdim=True)
-
-
-def by_head(weight: Tensor, heads: int) -> Tensor:
-    """View a map from heads to channels. Shapes: (m, h*d) -> (h, d, m)."""
-    return weight.t().unflatten(0, (heads, -1)).contiguous()
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum products over factors. Shapes: (N, R, L) x 2 -> (N, 1, L)."""
-    return (a * b).sum(1, keepdim=True)
-
-
-def channel_mean(x: Tensor) -> Tensor:
-    """Average over channels, as a product: reductions over a middle axis are slow. Shapes: (1, C, L) -> (1, 1, L)."""
-    return x.new_full((1, 1, x.shape[1]), 1 / x.shape[1]) @ x
-
-
-class Image(NamedTuple):
-    """Hold what a prompt has made of the image: scale * table + factors^T rows.
-
-    After layer 0 the factors lack the scale: scale * (table + factors^T rows). Multiplying it in is put off, because
-    every product is cheaper to scale afterwards.
-    Shapes: scale (N, 1, L), factors (N, R, L) after layer 0 and (N, 2R+1, L) after layer 1.
-    """
-
-    scale: Tensor
-    factors: Tensor
-    scaled: bool
-
-
-def table(weight: Tensor, offset: Tensor, heads: int) -> CellProjection:
-    """Project image + offset by a folded matrix. Shapes: weight (h*d, C), offset (1, C); (1, C, L) -> (1, h, d, L)."""
-    return CellProjection(weight, torch.zeros_like(weight[:, 0]), offset, heads)
-
-
-class Rows(nn.Module):
-    """Map an attention's values to rows that a later projection has already been applied to.
-
-    Shapes: values (N, h, T, d) -> (N, h*T, m).
-    """
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor, heads: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", by_head(weight, heads))  # (h, d, m)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return (values @ self.weight).flatten(1, 2)
 
 
 class TokenSide(nn.Module):
@@ -103,40 +50,6 @@ class TokenSide(nn.Module):
 
     def forward(self, positioned: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return split_heads(self.key(positioned), self.heads), split_heads(self.value(tokens), self.heads)
-
-
-class Scores(nn.Module):
-    """Multiply token vectors with the projected cells of an image in factors.
-
-    `constant` is what the projection makes of the positional term and of biases. Shapes: (h*d, L).
-    """
-
-    constant: Tensor
-
-    def __init__(self, constant: Tensor, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.register_buffer("constant", constant.unflatten(0, (heads, -1)).unsqueeze(0).contiguous())
-
-    def forward(self, vectors: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
-        """Shapes: vectors (N, h, T, d), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, L)."""
-        per_head = rows.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)  # (N, h, d, R)
-        of_rows = ((vectors @ per_head).flatten(1, 2) @ image.factors).unflatten(1, (self.heads, -1))
-        of_table, scale = vectors @ table, image.scale.unsqueeze(1)
-        cells = of_table * scale + of_rows if image.scaled else (of_table + of_rows) * scale
-        return cells + vectors @ self.constant
-
-
-def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
-    """Average projected cells by attention weights.
-
-    Shapes: weights (N, h, T, L), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, d).
-    """
-    heads, scaled = weights.shape[1], weights * image.scale.unsqueeze(1)
-    for_rows = weights if image.scaled else scaled
-    of_rows = (for_rows.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R)
-    per_head = rows.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, h, R, d)
-    return scaled @ table.transpose(-1, -2) + of_rows @ per_head
 
 
 class LowRankTransformer(nn.Module):
@@ -308,90 +221,6 @@ class LayerOne(nn.Module):
         squares = state["image_squares_1"] + dot(factors, cross0 + gram00 @ factors)
         mixed = state["image_constants_1"] + dot(weights, cross1 + gram10 @ factors)
         return scale * (scale * squares + mixed) + dot(weights, gram11 @ weights)
-
-
-class CentredImage(nn.Module):
-    """Give the image part of layer 0's output, centred before and after the gain. Shapes: (1, C, L) -> (1, C, L)."""
-
-    offset: Tensor
-    gain: Tensor
-
-    def __init__(self, offset: Tensor, gain: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("offset", offset.t().contiguous())  # (C, 1)
-        self.register_buffer("gain", gain.unsqueeze(1).contiguous())
-
-    def forward(self, cells: Tensor) -> Tensor:
-        image = cells + self.offset
-        image = (image - channel_mean(image)) * self.gain
-        return image - channel_mean(image)
-
-
-class AfterZero:
-    """Fold layer 0's norm into what is projected afterwards: image and rows, then centring, gain and bias."""
-
-    def __init__(self, zero: TwoWayAttentionBlock, no_mask: Tensor) -> None:
-        attention = zero.cross_attn_image_to_token
-        self.heads = attention.heads
-        self.gain, self.bias = zero.norm4.weight.detach(), zero.norm4.bias.detach()
-        self.offset = no_mask + attention.out_proj.bias.detach()
-        self.out = self.gain.unsqueeze(1) * centre(attention.out_proj.weight.detach())  # (C, h*d)
-        self.out_centred = centre(self.out)
-
-    def fold(self, weight: Tensor, centred: bool = False) -> Tensor:
-        """Fold [centring,] gain and centring into a projection from the right. Shapes: (m, C) -> (m, C)."""
-        weight = weight - weight.mean(1, keepdim=True) if centred else weight
-        weight = weight * self.gain
-        return weight - weight.mean(1, keepdim=True)
-
-    def table(self, weight: Tensor, centred: bool = False) -> CellProjection:
-        """Project the image part of layer 0's output [, centred]. Shapes: weight (h*d, C)."""
-        return table(self.fold(weight, centred), self.offset, self.heads)
-
-    def rows(self, weight: Tensor | None) -> Rows:
-        """Project the rows of layer 0's output; without a weight, centre them."""
-        return Rows(self.out_centred if weight is None else weight @ self.out, self.heads)
-
-
-class AfterOne:
-    """Fold layer 1's norm into what is projected afterwards."""
-
-    def __init__(self, zero: TwoWayAttentionBlock, one: TwoWayAttentionBlock, no_mask: Tensor) -> None:
-        attention = one.cross_attn_image_to_token
-        self.zero, self.heads = AfterZero(zero, no_mask), attention.heads
-        self.gain, self.bias = one.norm4.weight.detach(), one.norm4.bias.detach()
-        self.out = centre(attention.out_proj.weight.detach())
-        self.constant = centre(self.zero.bias + attention.out_proj.bias.detach())
-
-    def fold(self, weight: Tensor) -> Tensor:
-        """Fold both norms into a projection of the image part. Shapes: (m, C) -> (m, C)."""
-        return self.zero.fold(weight * self.gain, centred=True)
-
-    def rows(self, weight: Tensor, bias: Tensor | None) -> AllRows:
-        """Project the rows of layer 1's output. Shapes: weight (m, C), bias (m,)."""
-        return AllRows(self, weight, bias)
-
-
-class AllRows(nn.Module):
-    """Stack the rows of both layers and the constant one. Shapes: (N, h, T, d) x 2 -> (N, 2R+1, m)."""
-
-    constant: Tensor
-    last: Tensor
-
-    def __init__(self, after: AfterOne, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        gained = weight * after.gain
-        self.rows0, self.rows1 = (
-            Rows(gained @ after.zero.out_centred, after.heads),
-            Rows(gained @ after.out, after.heads),
-        )
-        self.register_buffer("constant", gained @ after.constant / after.heads)
-        last = weight @ after.bias
-        self.register_buffer("last", (last if bias is None else last + bias).reshape(1, 1, -1))
-
-    def forward(self, values0: Tensor, values1: Tensor) -> Tensor:
-        last = self.last.expand(values0.shape[0], -1, -1)
-        return torch.cat([self.rows0(values0), self.rows1(values1) + self.constant, last], dim=1)
 
 
 class FinalAttention(nn.Module):
