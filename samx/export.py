@@ -105,7 +105,7 @@ def _compile(entry: Backend, judged: Judged, progress: Progress) -> Judged:
     assert entry.compiler is not None
     lowered = load(entry.compiler)(judged.directory, judged.manifest, progress)
     judged = judged.with_evidence(lowered.evidence, lowered.files, lowered.tools)
-    for device in devices[:1]:
+    for device in devices[:1] if lowered.opened else ():  # an RTX engine may be for another GPU than this one
         progress(f"Comparing the engine with PyTorch on {device}")
         report = gate_in_child(judged.directory, level="device", device=device, subject=judged.subject)
         judged = _with_report(judged, report, DEVICE_REPORT_FILE)

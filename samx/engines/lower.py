@@ -39,6 +39,7 @@ class Lowered:
     tools: Mapping[str, str]  # library: version
     seconds: float
     warnings: tuple[str, ...]  # about precision or shapes
+    opened: bool  # whether this machine's GPU could open the engine
 
 
 def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
@@ -60,8 +61,11 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
     write_file(directory / STAMP_FILE, stamp.to_bytes())
     write_file(directory / REPORT_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
     trust.remember(stamp.engine_sha256, f"built from {plan.model} {plan.onnx_sha256}")
-    warnings = tuple(concerns(built.messages))
-    return Lowered(ROLES, _evidence(plan, built, stamp), {plan.library.module: built.version}, built.seconds, warnings)
+    return Lowered(
+        files=ROLES, evidence=_evidence(plan, built, stamp), tools={plan.library.module: built.version},
+        seconds=built.seconds, warnings=tuple(concerns(built.messages)),
+        opened=engine_facts["read_back"] is not None,
+    )  # fmt: skip
 
 
 def read_plan(artifact: Artifact) -> BuildPlan:
