@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from samx.decoders.session import Session
 from samx.decoders.spec import Family
 from samx.demo import demo_checkpoint
+from samx.errors import ParityError
 from samx.extras import require
 from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
@@ -37,7 +38,12 @@ class Error:
 
     @classmethod
     def of(cls, report: ParityReport) -> Error:
-        """Take the worst of a report."""
+        """Take the worst of a report.
+
+        Raises: ParityError when nothing could be compared.
+        """
+        if not report.metrics:
+            raise ParityError(report.summary(), fix="Please report this.", report=report)
         worst = {name: value for name, (value, _) in report.worst().items()}
         return cls(
             worst["mask_iou_mean"], worst["mask_iou_case"], worst["logit_error"], worst["iou_prediction_error"],
@@ -124,9 +130,10 @@ def _groups(loaded: LoadedDecoder) -> list[str]:
 
 
 def _half(loaded: LoadedDecoder, islands: Collection[str]) -> Session:
+    """Make the decoder as the exporter for engines makes it: with slots."""
     from samx.decoders.checkpoint import build_reference
     from samx.decoders.deploy.decoder import DeployDecoder
     from samx.decoders.deploy.precision import set_precision
     from samx.runtimes.torch import TorchRuntime
 
-    return TorchRuntime(set_precision(DeployDecoder(build_reference(loaded)), islands))
+    return TorchRuntime(set_precision(DeployDecoder(build_reference(loaded), slots=True), islands))

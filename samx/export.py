@@ -30,6 +30,9 @@ ENCODER_ROLE = "encoder"
 # Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
 MOST_EMBEDDINGS = 4
 
+NOTHING = "Nothing was written."
+REMEDIES = {"fp16": f"{NOTHING} 'samx bisect' shows which operations to leave in float32 with --keep-float32."}
+
 Progress = Callable[[str], None]
 
 
@@ -157,7 +160,7 @@ def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
     Raises: ParityError with the report's first failure.
     """
     if not report.passed:
-        raise ParityError(report.summary(), fix="Nothing was written.", report=report)
+        raise ParityError(report.summary(), fix=REMEDIES.get(judged.manifest.precision, NOTHING), report=report)
     report.save(judged.directory / file)
     evidence = Evidence(
         level=cast(Level, report.level), report=file, passed=True, runtime=str(report.placement["runtime"]),

@@ -19,4 +19,5 @@ def test_the_points_cost_most_and_the_iou_head_no_mask(monkeypatch: pytest.Monke
     assert rows["IoU head"].alone.iou_prediction_error > 0
     assert result.everything.mask_iou_mean < result.exported.mask_iou_mean
     assert result.exported.passed
+    assert not result.everything.passed  # the gate sees what the island is for
     assert result.to_json()["islands"] == ("point encoding",)

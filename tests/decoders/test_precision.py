@@ -68,6 +68,16 @@ def test_each_group_alone_adds_a_small_error(group: str) -> None:
     assert found > 0 or group == "IoU head"  # which makes no mask
 
 
+@pytest.mark.parametrize("group", [*GROUPS, STREAM])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+def test_any_group_can_be_alone_or_spared(spec: DecoderSpec, group: str) -> None:
+    """In every family: a tensor that crosses a border without its cast stops the decoder."""
+    for islands in ({*GROUPS, STREAM} - {group}, {*ISLANDS, group}):
+        _, half = decoders(spec)
+        outputs = set_precision(half, islands)(**feed(spec))
+        assert all(bool(torch.isfinite(value).all()) for value in outputs.values())
+
+
 def test_all_islands_are_the_exact_decoder() -> None:
     exact, half = decoders(SPECS["sam1"])
     assert error(exact, set_precision(half, {*GROUPS, STREAM})) == 0

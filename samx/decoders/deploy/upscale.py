@@ -103,7 +103,7 @@ class MaskHead(nn.Module):
 
         Shapes: (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> (1, 2, 2, 4*L, C/8), (1, 2, 2*L, C/4).
         """
-        return to_rows(fine, levels=2) + self.grow.bias[: self.grow.channels], to_rows(coarse, levels=1)
+        return to_rows(fine, levels=2) + self.bias[: self.grow.channels], to_rows(coarse, levels=1)
 
     def interleave(self, planes: Sequence[Tensor]) -> Tensor:
         """Put the sub-rows between each other. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
