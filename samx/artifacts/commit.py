@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from samx.artifacts import strict_json
-from samx.artifacts.manifest import FORMAT, MANIFEST_NAME, FileEntry, Manifest, check_file_name
+from samx.artifacts.manifest import FORMAT, MANIFEST_NAME, FileEntry, Manifest, check_file_names
 from samx.artifacts.store import CHUNK_BYTES, Artifact, manifest_bytes, unlisted_files
 from samx.errors import ArtifactError, WriteError
 
@@ -59,14 +59,13 @@ def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
 def seal(directory: Path, manifest: Manifest, roles: Mapping[str, str]) -> Manifest:
     """Hash the files, give each its role, and write the manifest last. May be called again with more evidence.
 
-    Raises: WriteError when `roles` does not name exactly the files that are there.
+    Raises: WriteError when `roles` does not name exactly the files that are there, at any depth; ArtifactError when
+    no artifact can hold their names.
     """
-    present = {entry.name for entry in directory.iterdir()} - {MANIFEST_NAME}
-    if present != set(roles):
-        raise WriteError(
-            f"cannot seal {directory}: roles and files differ", found=sorted(present), expected=sorted(roles)
-        )
-    files = {name: _entry(directory / check_file_name(name, str(directory)), role) for name, role in roles.items()}
+    check_file_names(roles, f"the export in {directory}")
+    if extra := unlisted_files(directory, roles):
+        raise WriteError(f"cannot seal {directory}: roles and files differ", found=extra, expected=sorted(roles))
+    files = {name: _entry(directory / name, role) for name, role in roles.items()}
     sealed = replace(manifest, files=files)
     write_file(directory / MANIFEST_NAME, sealed.to_bytes())
     return sealed
@@ -106,8 +105,9 @@ def _as_write_error(target: Path) -> Iterator[None]:
 
 def _is_ours(name: str, target: Path) -> bool:
     """Tell our own paths from a checkpoint that happens to lie beside the target."""
-    path = os.path.abspath(name)
-    return path in (str(target), str(target.parent)) or path.startswith(str(target.with_name(f".{target.name}.")))
+    path = Path(os.path.abspath(name))
+    hidden = str(target.with_name(f".{target.name}."))
+    return path == target.parent or path.is_relative_to(target) or str(path).startswith(hidden)
 
 
 def _free_space(path: Path) -> str:
@@ -141,8 +141,7 @@ def _foreign_content(target: Path) -> str | None:
     """Say what would be lost that is no artifact. The manifest may be of another version, the files damaged."""
     if target.is_symlink() or not target.is_dir():
         return "a link" if target.is_symlink() else "a file"
-    names = {entry.name for entry in target.iterdir()}
-    if not names:
+    if not any(target.iterdir()):
         return None
     try:
         manifest = strict_json.mapping(strict_json.parse(manifest_bytes(target), MANIFEST_NAME), MANIFEST_NAME)
@@ -151,7 +150,7 @@ def _foreign_content(target: Path) -> str | None:
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         return f"a {MANIFEST_NAME} of something else"
-    others = sorted(names - {MANIFEST_NAME, *files})
+    others = unlisted_files(target, files)
     return f"also {', '.join(others)}" if others else None
 
 
@@ -204,11 +203,11 @@ def _escaped(name: str) -> str:
 
 
 def _commit(staged: Path, target: Path, overwrite: bool) -> None:
-    unlisted = unlisted_files(staged, Artifact.open(staged).manifest)  # sealed, and nothing was touched since
+    unlisted = unlisted_files(staged, Artifact.open(staged).manifest.files)  # sealed, and nothing was touched since
     if unlisted:
         raise WriteError(f"cannot write {target}: files were added after sealing", found=", ".join(unlisted))
-    for entry in [*staged.iterdir(), staged]:
-        _sync(entry)
+    for path in [*sorted(staged.rglob("*"), reverse=True), staged]:  # a folder after what is in it
+        _sync(path)
     _check_target(target, overwrite)  # again: an export takes minutes
     if not os.path.lexists(target):
         staged.rename(target)
@@ -242,7 +241,8 @@ def _replace(staged: Path, target: Path) -> None:
 
 def _entry(path: Path, role: str) -> FileEntry:
     if path.is_symlink() or not path.is_file():
-        raise WriteError(f"cannot seal {path}", found="no regular file", expected="a regular file")
+        found = "no regular file" if os.path.lexists(path) else "nothing"
+        raise WriteError(f"cannot seal {path}", found=found, expected="a regular file")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
+from pathlib import PurePosixPath
 from typing import Any, Literal, cast, get_args
 
 import samx
@@ -19,6 +20,7 @@ FORMAT = "samx-artifact"
 SCHEMA_VERSION = 1
 # One path component, portable to every file system: no separator, no leading dot, no drive, no stream.
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+MAX_COMPONENTS = 6  # a Core ML package takes 5: decoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Level = Literal["graph", "lowered", "device"]
@@ -95,13 +97,31 @@ class Manifest:
 
 
 def check_file_name(name: str, where: str) -> str:
-    """Refuse a name that could leave the artifact's directory or hide in it."""
-    if not FILE_NAME.fullmatch(name) or name.endswith(".") or name.casefold() == MANIFEST_NAME:
+    """Refuse a relative path that could leave the artifact's directory or hide in it."""
+    parts = name.split("/")
+    plain = all(FILE_NAME.fullmatch(part) and not part.endswith(".") for part in parts)
+    if not plain or len(parts) > MAX_COMPONENTS or parts[0].casefold() == MANIFEST_NAME:
         raise ArtifactError(
             f"{where} names a file that no artifact can hold", found=repr(name[: read.SHOWN_CHARACTERS]),
-            expected="a plain file name of letters, digits, '.', '_' and '-'", fix="Do not use this artifact.",
+            expected=f"at most {MAX_COMPONENTS} names of letters, digits, '.', '_' and '-', joined by '/'",
+            fix="Do not use this artifact.",
         )  # fmt: skip
     return name
+
+
+def check_file_names(names: Collection[str], where: str) -> None:
+    """Refuse names that no artifact can hold, alone or together."""
+    for name in names:
+        check_file_name(name, where)
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    paths = {*names, *folders}
+    if len({path.casefold() for path in paths}) != len(paths):  # the same file or folder on macOS and Windows
+        raise ArtifactError(f"{where} has two names that differ only in case", fix=read.REMEDY)
+    if both := sorted(folders.intersection(names)):
+        raise ArtifactError(
+            f"{where} has a name that is both a file and a directory", found=both[0][: read.SHOWN_CHARACTERS],
+            fix=read.REMEDY,
+        )  # fmt: skip
 
 
 def _manifest(data: Any, where: str) -> Manifest:
@@ -132,9 +152,8 @@ def _files(value: Any, where: str) -> dict[str, FileEntry]:
     found = read.mapping(value, where)
     if not found:
         raise ArtifactError(f"{where} lists no file", expected="at least one", fix=read.REMEDY)
-    if len({name.casefold() for name in found}) != len(found):  # the same file on macOS and Windows
-        raise ArtifactError(f"{where} has two names that differ only in case", fix=read.REMEDY)
-    return {check_file_name(name, where): _file(entry, f"{where}: {name}") for name, entry in found.items()}
+    check_file_names(found, where)
+    return {name: _file(entry, f"{where}: {name}") for name, entry in found.items()}
 
 
 def _file(value: Any, where: str) -> FileEntry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +17,9 @@ MANIFEST_CAP_BYTES = 4 * 1024 * 1024  # a manifest is a few KiB; a larger one is
 CHUNK_BYTES = 1024 * 1024
 ALTERED = "Export again, or copy the artifact again from where it came from."
 # O_NOFOLLOW: a link is refused. O_NONBLOCK: a named pipe cannot hang us before we see what it is.
-OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+FILE_FLAGS = os.O_RDONLY | NO_FOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Artifact:
         """
         artifact = cls(path, read_manifest(path))
         for name, entry in artifact.manifest.files.items():
-            with _regular_file(path / name) as file:
+            with _regular_file(path, name) as file:
                 _check(path / name, entry, *_digest(file, entry.bytes))
         return artifact
 
@@ -45,7 +48,7 @@ class Artifact:
         return {
             "path": str(path),
             "bytes": sum(entry.bytes for entry in manifest.files.values()),
-            "unlisted_files": unlisted_files(path, manifest),  # never read, so harmless, but worth knowing
+            "unlisted_files": unlisted_files(path, manifest.files),  # never read, so harmless, but worth knowing
             "manifest": manifest.to_json(),
         }
 
@@ -59,7 +62,7 @@ class Artifact:
                 f"artifact {self.path} has no file of this name", found=name, expected=", ".join(self.manifest.files)
             )
         entry = self.manifest.files[name]
-        with _regular_file(self.path / name) as file:
+        with _regular_file(self.path, name) as file:
             data = file.read(entry.bytes + 1)
         _check(self.path / name, entry, hashlib.sha256(data).hexdigest(), len(data))
         return data
@@ -77,6 +80,20 @@ class Artifact:
             )  # fmt: skip
         return names[0]
 
+    def files_under(self, folder: str) -> list[str]:
+        """Name the listed files below a folder, at any depth.
+
+        Raises: ArtifactError when there is none.
+        """
+        names = sorted(name for name in self.manifest.files if name.startswith(f"{folder}/"))
+        if not names:
+            top = sorted({name.split("/")[0] for name in self.manifest.files})
+            raise ArtifactError(
+                f"artifact {self.path} has no files in a folder '{folder}'", found=", ".join(top),
+                fix="Export again with this version of samx.",
+            )  # fmt: skip
+        return names
+
 
 def read_manifest(path: Path) -> Manifest:
     """Read an artifact's manifest, without looking at the other files."""
@@ -89,29 +106,62 @@ def manifest_bytes(path: Path) -> bytes:
         raise ArtifactError(
             f"there is no artifact at {path}", found="a file" if path.exists() else "nothing", expected="a directory"
         )
-    with _regular_file(path / MANIFEST_NAME) as file:
+    with _regular_file(path, MANIFEST_NAME) as file:
         data = file.read(MANIFEST_CAP_BYTES + 1)
     if len(data) > MANIFEST_CAP_BYTES:
         raise ArtifactError(f"{path / MANIFEST_NAME} is too large", expected=f"at most {MANIFEST_CAP_BYTES} bytes")
     return data
 
 
-def unlisted_files(path: Path, manifest: Manifest) -> list[str]:
-    """Name what lies in the directory and is not part of the artifact."""
-    return sorted({entry.name for entry in path.iterdir()} - {MANIFEST_NAME, *manifest.files})
+def unlisted_files(path: Path, listed: Collection[str]) -> list[str]:
+    """Name what lies in the directory beside the manifest and these; a folder that holds none of them is one entry."""
+    known, found, folders = {MANIFEST_NAME, *listed}, [], [""]
+    while folders:
+        inside = folders.pop()
+        for entry in (path / inside).iterdir():
+            name = f"{inside}{entry.name}"
+            is_folder = entry.is_dir() and not entry.is_symlink()
+            if is_folder and any(file.startswith(f"{name}/") for file in listed):
+                folders.append(f"{name}/")
+            elif is_folder or name not in known:
+                found.append(name)
+    return sorted(found)
 
 
-def _regular_file(path: Path) -> BinaryIO:
+def _regular_file(directory: Path, name: str) -> BinaryIO:
+    path = directory / name
     try:
-        descriptor = os.open(path, OPEN_FLAGS)
+        descriptor = _open_inside(directory, name)
     except OSError as cause:
-        kind = "a link" if path.is_symlink() else cause.strerror
+        kind = "a link" if _has_link(directory, name) else cause.strerror
         raise ArtifactError(f"cannot read {path}", found=kind, expected="a regular file", fix=ALTERED) from cause
-    # is_symlink again, for systems without O_NOFOLLOW
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or path.is_symlink():
+    linked = _has_link(directory, name)  # again, for systems without O_NOFOLLOW
+    if linked or not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ArtifactError(f"cannot read {path}", found="no regular file", expected="a regular file", fix=ALTERED)
+        kind = "a link" if linked else "no regular file"
+        raise ArtifactError(f"cannot read {path}", found=kind, expected="a regular file", fix=ALTERED)
     return os.fdopen(descriptor, "rb")
+
+
+def _open_inside(directory: Path, name: str) -> int:
+    """Open each component relative to the folder before it: a link among them cannot lead elsewhere."""
+    if os.open not in os.supports_dir_fd:
+        return os.open(directory / name, FILE_FLAGS)
+    *folders, file = name.split("/")
+    parent = os.open(directory, FOLDER_FLAGS)
+    try:
+        for folder in folders:
+            child = os.open(folder, FOLDER_FLAGS | NO_FOLLOW, dir_fd=parent)
+            os.close(parent)
+            parent = child
+        return os.open(file, FILE_FLAGS, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
+def _has_link(directory: Path, name: str) -> bool:
+    parts = name.split("/")
+    return any(directory.joinpath(*parts[:depth]).is_symlink() for depth in range(1, len(parts) + 1))
 
 
 def _digest(file: BinaryIO, cap: int) -> tuple[str, int]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_artifact import MANIFEST, build, fail
+from toy_artifact import MANIFEST, MODEL, PACKAGE, build, fail
 
 from samx.artifacts import commit
 from samx.artifacts.commit import seal, staging, write_file
@@ -252,10 +252,13 @@ if stage == "after commit":
     commit.shutil.rmtree = die
 with commit.staging(target, overwrite=True) as directory:
     (directory / "decoder.onnx").write_bytes(b"new")
+    model = directory / sys.argv[5]
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"new")
     if stage == "before seal":
         die()
     commit.seal(directory, Manifest("onnx", "fp32", DecoderSpec(), CheckpointEntry("t", "sam1", "0" * 64, 1)),
-                {"decoder.onnx": "decoder"})
+                {"decoder.onnx": "decoder", sys.argv[5]: "package"})
     if stage == "after seal":
         die()
 raise SystemExit("was not killed")
@@ -268,8 +271,9 @@ raise SystemExit("was not killed")
 def test_killed_run(tmp_path: Path, stage: str, how: str, old: bool) -> None:
     target = tmp_path / "toy"
     if old:
-        build(target, b"old")
-    done = subprocess.run([sys.executable, "-c", KILLED, stage, str(target), how, str(REPOSITORY)], check=False)
+        build(target, b"old", more=PACKAGE)
+    arguments = [stage, str(target), how, str(REPOSITORY), MODEL]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     reaches = stage != "between renames" or how == "two renames" or not old
     assert done.returncode == (-signal.SIGKILL if reaches else 1)
 

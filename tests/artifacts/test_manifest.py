@@ -45,6 +45,10 @@ def _set_evidence(**values: Any) -> Callable[[Data], None]:
     return lambda data: data["evidence"][0].update(values)
 
 
+def _add(data: Data, *names: str) -> None:
+    data["files"].update(dict.fromkeys(names, _file(data)))
+
+
 DAMAGES: dict[str, Callable[[Data], object]] = {
     "missing field": lambda data: data.pop("target"),
     "unknown field": _set(surprise=1),
@@ -78,7 +82,13 @@ DAMAGES: dict[str, Callable[[Data], object]] = {
     "evidence passed text": _set_evidence(passed="true"),
     "evidence of no file": _set_evidence(report="elsewhere.json"),
     "evidence object": _set(evidence={}),
-    "names differ in case": lambda data: data["files"].update({"Decoder.onnx": _file(data)}),
+    "names differ in case": lambda data: _add(data, "Decoder.onnx"),
+    "nested names differ in case": lambda data: _add(data, "a/weights/w.bin", "a/weights/W.bin"),
+    "folders differ in case": lambda data: _add(data, "a/weights/w.bin", "a/Weights/v.bin"),
+    "top folders differ in case": lambda data: _add(data, "a/b", "A/c"),
+    "file and folder": lambda data: _add(data, "a", "a/b"),
+    "file and folder two up": lambda data: _add(data, "a/b/c/d", "a/b"),
+    "file and folder differ in case": lambda data: _add(data, "a/b", "A"),
 }
 
 
@@ -94,14 +104,23 @@ def test_damage_is_refused(complete: Manifest, damage: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../up", "..", ".", "a/b", "a\\b", "C:x", ".hidden", "manifest.json", "MANIFEST.JSON", "",
-     "a\0b", "a\nb", "-x", "dot.", "x" * 129, "naïve"],
+    ["/etc/passwd", "../up", "..", ".", "a\\b", "C:x", ".hidden", "manifest.json", "MANIFEST.JSON", "",
+     "a\0b", "a\nb", "-x", "dot.", "x" * 129, "naïve",
+     "/a", "a/", "a//b", "a/./b", "./a", "a/../b", "a/..", "a/b\\c", "a/.hidden", ".hidden/a", "a/b.", "a./b", "C:/x",
+     "a/b:c", "a/b\n", "a/" + "x" * 129, "a/b/c/d/e/f/g", "a/" * 100_000 + "a", "manifest.json/a", "Manifest.json/a"],
 )  # fmt: skip
 def test_file_name_is_refused(complete: Manifest, name: str) -> None:
     data = json.loads(complete.to_bytes())
     data["files"][name] = _file(data)
     with pytest.raises(ArtifactError, match="no artifact can hold"):
         Manifest.from_bytes(json.dumps(data).encode(), "m")
+
+
+@pytest.mark.parametrize("name", ["a/b", "decoder.mlpackage/Manifest.json", "a/manifest.json", "a/b/c/d/e/f", "a/a"])
+def test_nested_file_name_is_taken(complete: Manifest, name: str) -> None:
+    data = json.loads(complete.to_bytes())
+    _add(data, name)
+    assert name in Manifest.from_bytes(json.dumps(data).encode(), "m").files
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.decoders.spec import DecoderSpec
 
 ROLES = {"decoder.onnx": "decoder", "cases.npz": "parity_cases"}
+# Laid out like a Core ML package.
+MODEL, WEIGHTS = (f"decoder.mlpackage/Data/com.apple.CoreML/{name}" for name in ("model.mlmodel", "weights/weight.bin"))
+PACKAGE = {"decoder.mlpackage/Manifest.json": b"{}", MODEL: b"program", WEIGHTS: b"weights"}
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", hashlib.sha256(b"toy").hexdigest(), 3)
 MANIFEST = Manifest("onnx", "fp32", DecoderSpec(), CHECKPOINT, {"opset": 18}, {"numpy": "2"})
 
@@ -21,6 +26,7 @@ def build(
     target: Path,
     content: bytes = b"model",
     *,
+    more: Mapping[str, bytes] = {},
     overwrite: bool = False,
     before_seal: Callable[[Path], object] = lambda directory: None,
     after_seal: Callable[[Path], object] = lambda directory: None,
@@ -29,8 +35,11 @@ def build(
     with staging(target, overwrite=overwrite) as directory:
         (directory / "decoder.onnx").write_bytes(content)
         (directory / "cases.npz").write_bytes(b"cases")
+        for name, data in more.items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(data)
         before_seal(directory)
-        seal(directory, MANIFEST, ROLES)
+        seal(directory, MANIFEST, {**ROLES, **dict.fromkeys(more, "package")})
         after_seal(directory)
     return target
 
@@ -50,3 +59,32 @@ def fail(error: type[BaseException]) -> Callable[[Path], None]:
         raise error("stop")
 
     return hook
+
+
+def link(name: str) -> Callable[[Path], None]:
+    """Put the same content elsewhere, and a link to it in its place."""
+
+    def plant(path: Path) -> None:
+        shutil.move(path / name, path.parent / "elsewhere")
+        (path / name).symlink_to(path.parent / "elsewhere")
+
+    return plant
+
+
+def pipe(path: Path) -> None:
+    """Put a named pipe in a nested file's place."""
+    (path / MODEL).unlink()
+    os.mkfifo(path / MODEL)
+
+
+def directory_for_a_file(path: Path) -> None:
+    """Put a directory in a nested file's place."""
+    (path / MODEL).unlink()
+    (path / MODEL).mkdir()
+
+
+LINKS: dict[str, Callable[[Path], None]] = {
+    "file": link(MODEL),
+    "inner directory": link("decoder.mlpackage/Data/com.apple.CoreML"),
+    "outer directory": link("decoder.mlpackage"),
+}
