@@ -50,6 +50,7 @@ HEAVY_MODULES = (
     "samx.benchmarks.peers",
     "samx.decoders.checkpoint",
     "samx.decoders.deploy",
+    "samx.decoders.neural_engine",
     "samx.decoders.reference",
     "samx.decoders.weight_files",
     "samx.demo.batches",
