@@ -54,6 +54,15 @@ def export(
     turing: Annotated[
         bool, typer.Option("--turing", help="trt-rtx: build for Turing GPUs (SM 7.5) instead of Ampere and later.")
     ] = False,
+    ios: Annotated[
+        int, typer.Option(help="coreml: oldest system, 16 to 18. Before 18 a package has one function.")
+    ] = 18,
+    contract: Annotated[
+        str, typer.Option(help="coreml: whose names, samx or apple (two packages, as SAM 2.1 apps load them).")
+    ] = "samx",
+    weights: Annotated[
+        Optional[str], typer.Option(help="coreml: smaller weights: linear8, palette8, palette6 or palette4.")
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset: 18 (every backend) or 23 (Attention).")] = 18,
     split: Annotated[bool, typer.Option("--split", help="An image graph and a prompt graph.")] = False,
     simplify: Annotated[bool, typer.Option(help="Run onnxsim.")] = True,
@@ -74,7 +83,8 @@ def export(
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
         mask_input=mask_input, image_size=image_size, embeddings=embedding or (), overwrite=force,
         options={
-            "opset": opset, "split": split, "simplify": simplify, "turing": turing,
+            "opset": opset, "split": split, "simplify": simplify, "turing": turing, "ios": ios,
+            "contract": contract, "weights": weights,
             "islands": tuple(keep_float32 or ()),
             "points": Span.parse(points, "--points") if points else None,
             "prompts": Span.parse(prompts, "--prompts") if prompts else None,

@@ -74,6 +74,7 @@ def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
         "path": str(result.path),
         "manifest": manifest.to_json(),
         "parity": result.report.to_json(),
+        "notes": result.notes,
         "next_step": result.next_step,
     }
 
@@ -83,6 +84,8 @@ def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
         levels = ", ".join(evidence.level for evidence in manifest.evidence)
         out.print(f"[green]exported[/] {escape(manifest.checkpoint.kind)} to [bold]{escape(str(result.path))}[/] "
                   f"({size:.1f} MiB); evidence: {levels}, on this machine", highlight=False)  # fmt: skip
+        for note in result.notes:
+            out.print(escape(note), highlight=False, soft_wrap=True)
         if result.next_step:
             out.print(escape(result.next_step), highlight=False)
 

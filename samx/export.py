@@ -23,6 +23,7 @@ from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
     from samx.decoders.checkpoint import LoadedDecoder
+    from samx.exporters.job import ExportOptions
 
 SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
 DEVICE_REPORT_FILE = "device_parity_report.json"
@@ -31,7 +32,20 @@ ENCODER_ROLE = "encoder"
 MOST_EMBEDDINGS = 4
 
 NOTHING = "Nothing was written."
-REMEDIES = {"fp16": f"{NOTHING} 'samx bisect' shows which operations to leave in float32 with --keep-float32."}
+# What is left to do, by the device that a target is for.
+FIRST_STEPS = {
+    "cuda": "On the device: 'samx build {out}' builds the engine, {compare} compares it.",
+    "cpu+ane": "On a Mac: {compare} runs the packages on the Neural Engine and compares them.",
+}
+AFTER_LOWERING = {
+    "cuda": "On a machine with the GPU: {compare} runs the engine and compares it.",
+    "cpu+ane": "On a Mac with a Neural Engine: {compare} runs the packages there and compares them.",
+}
+# What to try when an export differs, by an option that the target has.
+REMEDIES = {
+    "islands": f"{NOTHING} 'samx bisect' shows which operations to leave in float32 with --keep-float32.",
+    "weights": f"{NOTHING} Store the weights less tightly, with --weights linear8 or without --weights.",
+}
 
 Progress = Callable[[str], None]
 
@@ -61,6 +75,7 @@ class ExportResult:
     manifest: Manifest
     report: ParityReport
     next_step: str | None = None  # what is left to do on the device
+    notes: tuple[str, ...] = ()  # what people should read about the files
 
 
 def export(request: ExportRequest, progress: Progress = lambda _: None) -> ExportResult:
@@ -73,11 +88,19 @@ def export(request: ExportRequest, progress: Progress = lambda _: None) -> Expor
     for library in ("torch", "safetensors", "onnx"):
         require(library, "export", "export")
     entry.require_export()
+    _options(request).refuse_foreign(entry.target, entry.options)
     with staging(request.out, overwrite=request.overwrite) as directory:
         judged = _fill(request, entry, directory, progress)
         if entry.compiler is not None:
             judged = _compile(entry, judged, progress)
-    return ExportResult(request.out, judged.manifest, judged.report, _next_step(entry, judged.manifest, request.out))
+    next_step = _next_step(entry, judged.manifest, request.out)
+    return ExportResult(request.out, judged.manifest, judged.report, next_step, judged.notes)
+
+
+def _options(request: ExportRequest) -> ExportOptions:
+    from samx.exporters.job import ExportOptions
+
+    return ExportOptions(precision=request.precision, **request.options)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -89,6 +112,7 @@ class Judged:
     manifest: Manifest
     roles: dict[str, str]
     report: ParityReport
+    notes: tuple[str, ...] = ()
 
     def with_evidence(self, evidence: Evidence, files: Mapping[str, str], tools: Mapping[str, str]) -> Judged:
         """Seal the directory with something more to show."""
@@ -119,15 +143,14 @@ def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:
     shown = {evidence.level for evidence in manifest.evidence}
     if entry.compiler is None or "device" in shown:
         return None
-    if "lowered" in shown:
-        return f"On a machine with the GPU: 'samx validate {out} --device cuda' runs the engine and compares it."
-    return f"On the device: 'samx build {out}' builds the engine, 'samx validate {out} --device cuda' compares it."
+    compare = f"'samx validate {out} --device {entry.device}'"
+    return (AFTER_LOWERING if "lowered" in shown else FIRST_STEPS)[entry.device].format(compare=compare, out=out)
 
 
 def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Progress) -> Judged:
     """Write every file of the artifact into a directory that is not yet the target, and judge its graph."""
     from samx.decoders.checkpoint import load_checkpoint
-    from samx.exporters.job import ExportJob, ExportOptions
+    from samx.exporters.job import ExportJob
 
     checkpoint = request.checkpoint or demo_checkpoint(request.family)
     progress(f"Reading {checkpoint.name}")
@@ -136,8 +159,7 @@ def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Pro
     images, source = _images(request, spec, checkpoint)
 
     progress(f"Exporting the {entry.title} graph")
-    options = ExportOptions(precision=request.precision, **request.options)  # type: ignore[arg-type]
-    exported = load(entry.exporter)(ExportJob(loaded, spec, options, entry.target), directory)
+    exported = load(entry.exporter)(ExportJob(loaded, spec, _options(request), entry.target), directory)
     roles = {**exported.files, **_own_encoder(checkpoint, spec, directory, progress), SUITE_FILE: SUITE_ROLE}
 
     progress("Asking the PyTorch reference")
@@ -151,7 +173,7 @@ def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Pro
     subject = f"artifact {request.out.name}"
     manifest = seal(directory, manifest, roles)
     report = gate_in_child(directory, level="graph", subject=subject)
-    return _with_report(Judged(directory, subject, manifest, roles, report), report, REPORT_FILE)
+    return _with_report(Judged(directory, subject, manifest, roles, report, exported.notes), report, REPORT_FILE)
 
 
 def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
@@ -160,13 +182,20 @@ def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
     Raises: ParityError with the report's first failure.
     """
     if not report.passed:
-        raise ParityError(report.summary(), fix=REMEDIES.get(judged.manifest.precision, NOTHING), report=report)
+        raise ParityError(report.summary(), fix=_remedy(judged.manifest), report=report)
     report.save(judged.directory / file)
     evidence = Evidence(
         level=cast(Level, report.level), report=file, passed=True, runtime=str(report.placement["runtime"]),
         device=str(report.placement["requested"]), created=utc_now(),
     )  # fmt: skip
     return replace(judged.with_evidence(evidence, {file: REPORT_ROLE}, {}), report=report)
+
+
+def _remedy(manifest: Manifest) -> str:
+    if manifest.options.get("weights") is not None:
+        return REMEDIES["weights"]
+    has_islands = manifest.precision == "fp16" and "islands" in backend(manifest.target).options
+    return REMEDIES["islands"] if has_islands else NOTHING
 
 
 def _own_encoder(checkpoint: Path, spec: DecoderSpec, directory: Path, progress: Progress) -> dict[str, str]:

@@ -11,20 +11,23 @@ from samx.errors import InputError
 from samx.extras import require
 
 METADATA_PREFIX = "samx."
+PACKAGE_SUFFIX = ".mlpackage"
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Describe an artifact, or one of its ONNX files by the metadata inside.
+    """Describe an artifact, an ONNX file by the metadata inside, or a Core ML package by its functions and a lint.
 
     Raises: ArtifactError for a damaged artifact; InputError for anything else.
     """
+    if path.suffix == PACKAGE_SUFFIX and path.is_dir():
+        return {"kind": "coreml package", "path": str(path), **_package_facts(path)}
     if path.is_dir():
         return {"kind": "artifact", **Artifact.inspect(path)}
     if path.suffix == ".onnx" and path.is_file():
         return {"kind": "onnx", "path": str(path), "bytes": path.stat().st_size, **_onnx_facts(path)}
     raise InputError(
         f"cannot inspect '{path}'", found="a file of another kind" if path.exists() else "nothing",
-        expected="an artifact directory or an .onnx file", fix="Name what 'samx export' left.",
+        expected="an artifact directory, an .onnx file or an .mlpackage", fix="Name what 'samx export' left.",
     )  # fmt: skip
 
 
@@ -44,4 +47,26 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
             for key, value in metadata.items()
             if key.startswith(METADATA_PREFIX)
         },
+    }
+
+
+def _package_facts(path: Path) -> dict[str, Any]:
+    from samx.coreml.lint import lint
+    from samx.coreml.package import package_from_directory
+    from samx.coreml.program import load_program
+
+    files = package_from_directory(path)
+    program = load_program(files, str(path))
+    return {
+        "bytes": files.size,
+        "minimum_os": program.minimum_os,
+        "default_function": program.default,
+        "functions": {
+            name: {
+                "inputs": [str(tensor) for tensor in program.inputs(name)],
+                "outputs": [str(tensor) for tensor in program.outputs(name)],
+            }
+            for name in program.functions
+        },
+        "lint": lint(program.functions).lines(),
     }

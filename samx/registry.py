@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from samx.artifacts.manifest import Level
 from samx.errors import UnavailableError, UsageError
 from samx.extras import require
 
+INSTEAD = "--device cpu compares what the export wrote with PyTorch, on any machine."
 GRAPH_DEVICE = "cpu"  # where the file that a compiler receives is run, to be compared with PyTorch
 
 
@@ -26,16 +27,20 @@ class Backend:
     precisions: tuple[str, ...]
     library: str
     extra: str
+    options: tuple[str, ...] = ()  # fields of ExportOptions that not every target has
+    graph: str | None = None  # what runs this target's files where its device is not; None: the runtime itself
+    device: str = GRAPH_DEVICE  # the one that it is for
+    needs: str | None = None  # the machine that has it, in words
     compiler: str | None = None  # "module:function" that turns the exported graph into what the runtime opens
     compiles_anywhere: bool = False  # without the device that it compiles for
 
     def runner(self, device: str) -> Backend:
-        """Give the backend that runs this target's files on a device: a graph before its compiler is plain ONNX."""
-        return BACKENDS[0] if self.compiler is not None and device == GRAPH_DEVICE else self
+        """Give the backend that runs this target's files on a device."""
+        return RUNNERS[self.graph] if self.graph is not None and device == GRAPH_DEVICE else self
 
     def level(self, device: str) -> Level:
         """Say what a passed comparison on a device shows."""
-        return "device" if self.compiler is not None and device != GRAPH_DEVICE else "graph"
+        return "device" if self.graph is not None and device != GRAPH_DEVICE else "graph"
 
     def require_runtime(self) -> None:
         """Check that what runs this target is installed.
@@ -71,27 +76,45 @@ class Backend:
         self.require_runtime()
         found = load(self.devices)()
         if device not in found:
+            fix = "Choose another --device, or run 'samx doctor'."
             raise UnavailableError(
                 f"target '{self.target}' cannot run on '{device}' here", found=", ".join(found) or "no device",
-                fix="Choose another --device, or run 'samx doctor'.",
+                expected=self.needs, fix=fix if self.graph is None else f"{INSTEAD} {fix}",
             )  # fmt: skip
 
 
 BACKENDS: tuple[Backend, ...] = (
     Backend(
         "onnx", "ONNX Runtime", "samx.exporters.onnx:export", "samx.runtimes.onnxruntime:open_artifact",
-        "samx.runtimes.onnxruntime:devices", ("fp32",), "onnxruntime", "onnxruntime",
+        "samx.runtimes.onnxruntime:devices", ("fp32",), "onnxruntime", "onnxruntime", ("opset", "split", "simplify"),
     ),
     Backend(
         "trt", "TensorRT", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
-        "samx.runtimes.tensorrt:devices", ("fp32", "fp16"), "tensorrt", "trt", "samx.engines.lower:lower",
+        "samx.runtimes.tensorrt:devices", ("fp32", "fp16"), "tensorrt", "trt", ("opset", "simplify", "islands"),
+        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.engines.lower:lower",
     ),
     Backend(
         "trt-rtx", "TensorRT for RTX", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
-        "samx.runtimes.tensorrt:devices_rtx", ("fp32", "fp16"), "tensorrt_rtx", "trt-rtx", "samx.engines.lower:lower",
-        compiles_anywhere=True,
+        "samx.runtimes.tensorrt:devices_rtx", ("fp32", "fp16"), "tensorrt_rtx", "trt-rtx",
+        ("opset", "simplify", "islands", "turing"),
+        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.engines.lower:lower", compiles_anywhere=True,
+    ),
+    Backend(
+        "coreml", "Core ML", "samx.exporters.coreml:export", "samx.runtimes.coreml:open_artifact",
+        "samx.runtimes.coreml:devices", ("fp32", "fp16"), "coremltools", "coreml", ("ios", "contract", "weights"),
+        graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.coreml.lower:lower",
     ),
 )  # fmt: skip
+
+
+# What runs a graph without its device: ONNX Runtime, or the evaluator of Core ML's programs, which exports nothing.
+RUNNERS: Mapping[str, Backend] = {
+    "onnx": BACKENDS[0],
+    "mil": Backend(
+        "mil", "MIL evaluator", "", "samx.runtimes.mil:open_artifact", "samx.runtimes.mil:devices", (), "coremltools",
+        "coreml",
+    ),
+}  # fmt: skip
 
 
 def backend(target: str) -> Backend:

@@ -25,12 +25,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.cli",),
     ("samx.console",),
     ("samx.export", "samx.bisect", "samx.build", "samx.validate", "samx.segment", "samx.inspect", "samx.doctor"),
+    ("samx.calibrate",),  # a command, and a part of an export
     ("samx.benchmarks",),
+    ("samx.quantization",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
     ("samx.overlay", "samx.registry"),
     ("samx.prompts", "samx.postprocess", "samx.images"),
-    ("samx.engines",),
+    ("samx.coreml", "samx.engines"),
     ("samx.frames", "samx.artifacts", "samx.decoders"),
     ("samx.decoders.session",),
     ("samx.decoders.spec", "samx.extras", "samx.spans", "samx.demo.__init__"),
@@ -41,13 +43,18 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "safetensors", "transformers", "tensorrt", "tensorrt_rtx",
-    "cuda",
+    "cuda", "coremltools",
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
     "samx.benchmarks.meta_candidates",
     "samx.benchmarks.meta_onnx",
     "samx.benchmarks.peers",
+    "samx.coreml.checks",
+    "samx.coreml.compiled",
+    "samx.coreml.evaluate",
+    "samx.coreml.operations",
+    "samx.coreml.storage",
     "samx.decoders.checkpoint",
     "samx.decoders.deploy",
     "samx.decoders.neural_engine",
@@ -62,6 +69,10 @@ HEAVY_MODULES = (
     "samx.demo.sampling",
     "samx.demo.train",
     "samx.exporters",
+    "samx.quantization.held_out",
+    "samx.quantization.rollout",
+    "samx.quantization.sources",
+    "samx.quantization.user",
     "samx.runtimes.torch",
 )
 

@@ -15,6 +15,7 @@ from samx.errors import ArtifactError
 
 MANIFEST_CAP_BYTES = 4 * 1024 * 1024  # a manifest is a few KiB; a larger one is not ours
 CHUNK_BYTES = 1024 * 1024
+PACKAGE_SUFFIX = ".mlpackage"
 ALTERED = "Export again, or copy the artifact again from where it came from."
 # O_NOFOLLOW: a link is refused. O_NONBLOCK: a named pipe cannot hang us before we see what it is.
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -102,6 +103,11 @@ def read_manifest(path: Path) -> Manifest:
 
 def manifest_bytes(path: Path) -> bytes:
     """Read the manifest file itself."""
+    if path.suffix == PACKAGE_SUFFIX and path.is_dir():
+        raise ArtifactError(
+            f"{path} is a bare Core ML package", expected="the directory that 'samx export' left around one",
+            fix="Nothing is known about this one; 'samx inspect' looks into it.",
+        )  # fmt: skip
     if not path.is_dir():
         raise ArtifactError(
             f"there is no artifact at {path}", found="a file" if path.exists() else "nothing", expected="a directory"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from samx.decoders.checkpoint import LoadedDecoder
 from samx.decoders.spec import DecoderSpec
+from samx.errors import UsageError
 from samx.spans import Span
 
 OPSETS = (18, 23)
+# How the options that not every target has are written on the command line.
+FLAGS: Mapping[str, str] = {
+    "opset": "--opset", "split": "--split", "simplify": "--no-simplify", "islands": "--keep-float32",
+    "turing": "--turing", "ios": "--ios", "contract": "--contract", "weights": "--weights",
+}  # fmt: skip
 DEFAULT_OPSET = 18  # every backend reads it; 23 adds Attention and Gelu as operators
 
 
@@ -25,7 +31,23 @@ class ExportOptions:
     points: Span | None = None  # a prompt's, padding counted; the graph's form is chosen for the usual number
     prompts: Span | None = None  # a call's
     islands: tuple[str, ...] = ()  # groups of operations that stay float32 in fp16, beside those that always do
-    turing: bool = False  # TensorRT for RTX: for GPUs of compute capability 7.5, and no others
+    turing: bool = False  # for GPUs of compute capability 7.5, and no others
+    ios: int = 18  # the oldest that a package is for; below 18 it has one function
+    contract: str = "samx"  # whose names and packages
+    weights: str | None = None  # how a package stores them, if not as they are
+
+    def refuse_foreign(self, target: str, takes: Collection[str]) -> None:
+        """Refuse an option that was set and that the target has not.
+
+        Raises: UsageError naming it.
+        """
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name in FLAGS and option.name not in takes and value != option.default:
+                raise UsageError(
+                    f"target '{target}' has no such option", found=FLAGS[option.name],
+                    expected=", ".join(FLAGS[name] for name in takes) or "none of its own", fix="Leave it out.",
+                )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Give the options as plain data."""
@@ -50,3 +72,4 @@ class Exported:
     options: Mapping[str, Any]
     tools: Mapping[str, str]
     most_points: int | None = None  # that a prompt may have, padding counted; None: any number
+    notes: tuple[str, ...] = ()  # what people should read about the files

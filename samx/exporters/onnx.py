@@ -87,8 +87,6 @@ def export(job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_graphs().
     """
-    if job.options.turing:
-        raise UsageError("only engines are built for one kind of GPU", found="--turing", expected="--target trt-rtx")
     options = replace(
         job.options, points=job.options.points or USUAL_POINTS, prompts=job.options.prompts or USUAL_PROMPTS
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from samx.engines.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
 from samx.engines.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
-from samx.errors import UsageError
 from samx.exporters.job import Exported, ExportJob
 from samx.exporters.onnx import DECODER_FILE, write_graphs
 from samx.spans import Span
@@ -19,11 +18,9 @@ POINTS, PROMPTS = Span(1, 2, 16), Span(1, 8, 64)
 def export(job: ExportJob, directory: Path) -> Exported:
     """Write the typed graph and its plan into a directory.
 
-    Raises: UsageError for a split export, or an option that the target has not; else as write_graphs().
+    Raises: as write_graphs().
     """
     options = replace(job.options, points=job.options.points or POINTS, prompts=job.options.prompts or PROMPTS)
-    if options.split:
-        raise UsageError("an engine is built from one graph", found="--split", fix="Leave it out.")
     assert options.points is not None and options.prompts is not None  # noqa: PT018 - filled in above
     # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
     exported = write_graphs(replace(job, options=options), directory, low_rank=False, slots=True)

@@ -26,16 +26,18 @@ class Slots:
 
     points: Span
     prompts: Span
+    sizes: tuple[int, ...] = ()  # the only numbers of points that there are graphs for; none: every one in the span
 
     @classmethod
     def of(cls, options: Mapping[str, Any], where: str) -> Slots | None:
         """Read an artifact's options; None where its graph takes any number."""
         if not options.get("slots"):
             return None
-        return cls(*(Span.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts")))
+        points, prompts = (Span.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts"))
+        return cls(points, prompts)
 
     def filled(self, prompts: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        """Fill up to the least number of points and prompts. Prompts do not see each other, so the last is repeated.
+        """Fill up to the next number of points and prompts. Prompts do not see each other, so the last is repeated.
 
         Raises: PromptError for more points than there are slots.
         """
@@ -45,7 +47,8 @@ class Slots:
                 "too many points a prompt for this artifact, padding counted", found=points,
                 expected=f"at most {self.points.max}", fix="Export again with a larger --points.",
             )  # fmt: skip
-        more, missing = max(self.points.min - points, 0), max(self.prompts.min - n, 0)
+        slots = min((size for size in self.sizes if size >= points), default=max(self.points.min, points))
+        more, missing = slots - points, max(self.prompts.min - n, 0)
         coords = np.pad(prompts["point_coords"], ((0, 0), (0, more), (0, 0)))
         labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=EMPTY_SLOT)
         feed = {**prompts, "point_coords": coords, "point_labels": labels}

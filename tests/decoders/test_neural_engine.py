@@ -116,7 +116,7 @@ def apple(reference: ReferenceDecoder, feed: dict[str, Tensor], empty: int) -> t
         sparse, dense = ApplePromptEncoder(reference)(coords, labels)
         assert sparse.shape == (1, coords.shape[1] + 1, 256)
         features = feed["high_res_features_0"], feed["high_res_features_1"]
-        masks, scores = AppleMaskDecoder(reference)(feed["image_embeddings"], sparse, dense, *features)
+        masks, scores, _ = AppleMaskDecoder(reference)(feed["image_embeddings"], sparse, dense, *features)
     return masks, scores
 
 

@@ -62,4 +62,4 @@ def is_stable(spec: DecoderSpec, masks: Tensor) -> Tensor:
     """Compare the areas above and below the threshold. Shapes: (N, 1, H, W) -> bool (N, 1)."""
     inner = (masks > STABILITY_LOGIT + spec.stability_delta).to(torch.float32).sum((-1, -2))
     outer = (masks > STABILITY_LOGIT - spec.stability_delta).to(torch.float32).sum((-1, -2))
-    return (outer == 0) | (inner / outer.clamp(min=1) >= spec.stability_threshold)
+    return torch.logical_or(outer == 0, inner / outer.clamp(min=1) >= spec.stability_threshold)

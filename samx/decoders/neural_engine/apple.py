@@ -21,6 +21,8 @@ class ApplePromptEncoder(nn.Module):
     """Embed points, with SAM 2's padding token appended inside."""
 
     no_mask: Tensor
+    nowhere: Tensor
+    padding: Tensor
 
     def __init__(self, reference: ReferenceDecoder) -> None:
         super().__init__()
@@ -29,14 +31,15 @@ class ApplePromptEncoder(nn.Module):
         self.points = PointTokens(reference.prompt_encoder)
         no_mask = reference.prompt_encoder.no_mask_embed.weight.detach().reshape(1, -1, 1, 1)
         self.register_buffer("no_mask", no_mask)
+        self.register_buffer("nowhere", torch.zeros(1, 1, 2, dtype=torch.int32))
+        self.register_buffer("padding", torch.full((1, 1), LABELS["padding"], dtype=torch.int32))
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: (1, P, 2) px, int32 (1, P) -> (1, P + 1, C), (1, C, G, G)."""
-        padding = torch.full_like(labels[:, :1], LABELS["padding"])
-        coords = torch.cat([points, torch.zeros_like(points[:, :1])], dim=1)
-        codes = torch.cat([labels, padding], dim=1)
+        coords = torch.cat([points, self.nowhere.to(points.dtype)], dim=1)
+        codes = torch.cat([labels, self.padding], dim=1)
         tokens = self.points(coords, codes.to(points.dtype))  # (1, C, 1, P + 1)
         filled = (codes >= LABELS["padding"]).to(tokens.dtype).unsqueeze(-1)  # (1, P + 1, 1)
         return tokens.squeeze(2).transpose(1, 2) * filled, self.no_mask.expand(-1, -1, self.grid, self.grid)
@@ -58,11 +61,11 @@ class AppleMaskDecoder(nn.Module):
     def forward(
         self, image_embedding: Tensor, sparse_embedding: Tensor, dense_embedding: Tensor, feats_s0: Tensor,
         feats_s1: Tensor,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Shapes: (1, C, G, G), (1, T, C), (1, C, G, G), (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> masks, scores."""
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Shapes: (1, C, G, G), (1, T, C), (1, C, G, G), (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> DecoderSpec.outputs."""
         image = image_embedding + dense_embedding
         cells = image.reshape(1, image.shape[1], 1, -1)  # (1, C, 1, L)
         points = sparse_embedding.transpose(1, 2).unsqueeze(2)  # (1, C, 1, T)
         empty = (points.abs().amax(1, keepdim=True) == 0).to(points.dtype) * self.never  # (1, 1, 1, T)
-        masks, scores, *_ = self.decoder(cells, points, empty, (feats_s0, feats_s1))
-        return masks, scores
+        outputs: tuple[Tensor, ...] = self.decoder(cells, points, empty, (feats_s0, feats_s1))
+        return outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from samx.decoders.deploy.select import TokenChoice, token_choice
 from samx.decoders.neural_engine.layers import FromCells, FromTokens, PointwiseMLP, channel_norm, pointwise_mlp
 from samx.decoders.neural_engine.prompts import MaskTerm, PointPosition, PointTokens, empty_points
 from samx.decoders.neural_engine.upscale import MaskPlanes, MaskWeights
-from samx.decoders.reference import MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
+from samx.decoders.reference import MLP, MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
 
 
 class CellPosition(nn.Module):
@@ -104,7 +105,9 @@ class TokenDecoder(nn.Module):
         self.transformer = Transformer(source, reference.prompt_encoder.pe_layer, read)
         self.planes, self.mask_weights = MaskPlanes(source), MaskWeights(source, self.choice.masks)
         self.iou_head = pointwise_mlp(source.iou_prediction_head)
-        self.object_score_head = pointwise_mlp(source.pred_obj_score_head) if self.spec.object_score else None
+        self.object_score_head = (
+            pointwise_mlp(cast(MLP, source.pred_obj_score_head)) if self.spec.object_score else None
+        )
 
     def forward(
         self, cells: Tensor, points: Tensor, empty: Tensor, skips: tuple[Tensor, Tensor] | None
@@ -128,7 +131,7 @@ class TokenDecoder(nn.Module):
 
 
 class NeuralEngineDecoder(nn.Module):
-    """Compute exactly what the reference computes, in fixed shapes; a point labelled EMPTY_SLOT is as good as absent."""
+    """Compute exactly what the reference computes, in fixed shapes; a point labelled EMPTY_SLOT is as if absent."""
 
     def __init__(self, reference: ReferenceDecoder) -> None:
         super().__init__()

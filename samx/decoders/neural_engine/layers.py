@@ -22,25 +22,36 @@ def pointwise(layer: nn.Linear, scale: float = 1.0) -> nn.Conv2d:
     return conv
 
 
+@torch.library.custom_op("samx::channel_norm", mutates_args=())
+def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise over channels: to PyTorch several operations, to Core ML one (see exporters/coreml_convert.py).
+
+    In float16 each of the several would round. Shapes: (N, C, H, S), (C,) x 2 -> (N, C, H, S).
+    """
+    return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1).contiguous()
+
+
+@normalised.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x)
+
+
 class ChannelNorm(nn.Module):
-    """Normalise over channels, in simple operations: Core ML's own layer norm wants them last."""
+    """Normalise over channels."""
 
     weight: Tensor
     bias: Tensor
-    eps: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.detach().reshape(1, -1, 1, 1).clone())
-        self.register_buffer("bias", bias.detach().reshape(1, -1, 1, 1).clone())
-        # A tensor, because a bare number would lift everything after it to float32.
-        self.register_buffer("eps", torch.full((1, 1, 1, 1), eps, dtype=weight.dtype))
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, S) -> (N, C, H, S)."""
-        centred = x - x.mean(1, keepdim=True)
-        variance = (centred * centred).mean(1, keepdim=True)
-        return centred * (variance + self.eps).rsqrt() * self.weight + self.bias
+        out: Tensor = normalised(x, self.weight, self.bias, self.eps)
+        return out
 
 
 def channel_norm(norm: nn.LayerNorm) -> ChannelNorm:

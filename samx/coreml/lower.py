@@ -1,0 +1,66 @@
+"""Let a Mac compile an artifact's packages: evidence `lowered`, and where Core ML means to run each operation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samx.artifacts.commit import write_file
+from samx.artifacts.manifest import Evidence, Manifest, utc_now
+from samx.artifacts.store import Artifact
+from samx.coreml.compute_plan import package_plan
+from samx.coreml.functions import Functions
+from samx.coreml.package import read_package
+from samx.coreml.plan_report import ComputePlan
+
+PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
+UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
+SUFFIX = ".mlpackage"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Name the files that were written, each with its role, and what they show."""
+
+    files: Mapping[str, str]
+    evidence: Evidence
+    tools: Mapping[str, str]  # library: version
+    opened: bool = True  # what was compiled here can be run here
+
+
+def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
+    """Compile every function of every package and write down the compute plans; the manifest lists what is there.
+
+    Raises: UnavailableError off a Mac; ArtifactError for what Core ML does not take; WriteError.
+    """
+    plans = list(_plans(Artifact(directory, manifest), progress))
+    report = {
+        "format": "samx-compute-plan", "schema_version": 1, "level": "lowered",
+        "residency": {f"{folder}/{plan.function}": plan.residency().operations for folder, plan in plans},
+        "plans": [{"package": folder, **plan.to_json()} for folder, plan in plans],
+    }  # fmt: skip
+    write_file(directory / PLAN_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+    machine = plans[-1][1].machine
+    device = f"{machine['chip']}, macOS {machine['macos']}"
+    evidence = Evidence("lowered", PLAN_FILE, True, "Core ML compiler", device, utc_now())
+    return Lowered({PLAN_FILE: PLAN_ROLE}, evidence, {"coremltools": machine["coremltools"], "macos": machine["macos"]})
+
+
+def package_folders(files: Mapping[str, Any]) -> list[str]:
+    """Name the packages among a manifest's files."""
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    return sorted(folder for folder in folders if folder.endswith(SUFFIX))
+
+
+def _plans(artifact: Artifact, progress: Progress) -> Iterator[tuple[str, ComputePlan]]:
+    names = Functions.of(artifact.manifest.options, str(artifact.path)).by_rows.values()
+    for folder in package_folders(artifact.manifest.files):
+        files = read_package(artifact, folder)
+        for function in names:
+            progress(f"Compiling {folder}, {function}")
+            yield folder, package_plan(files, function, UNITS)

@@ -1,0 +1,172 @@
+"""A Core ML package (.mlpackage): its bytes in memory, checked against the one layout that ML Programs have."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from samx.artifacts import strict_json as read
+from samx.artifacts.manifest import MAX_COMPONENTS, check_file_name
+from samx.artifacts.store import Artifact
+from samx.errors import ArtifactError, WriteError
+
+DECODER = "decoder.mlpackage"  # in an artifact, the folder of the whole decoder
+MANIFEST, DATA, WEIGHTS = "Manifest.json", "Data", "weights"
+FORMAT_VERSION = "1.0.0"
+LEFTOVER = "executorch_debug_handle_mapping.json"  # coremltools 9 puts it beside the manifest; nothing reads it
+MIB = 1024 * 1024
+MANIFEST_CAP_BYTES, PACKAGE_CAP_BYTES, MOST_FILES = MIB, 1024 * MIB, 64  # a decoder takes 10 to 20 MiB in 3 files
+AGAIN = "Export it again, or copy it again from where it came from."
+# O_NONBLOCK: a named pipe cannot hang us before we see what it is.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True)
+class PackageFiles:
+    """Hold the bytes of one package by their path inside it."""
+
+    files: Mapping[str, bytes]
+    model_path: str
+
+    @property
+    def model(self) -> bytes:
+        """The specification: a protobuf."""
+        return self.files[self.model_path]
+
+    @property
+    def weights_folder(self) -> str:
+        """The folder that the program's weight files lie in, whether there are any or not."""
+        return f"{PurePosixPath(self.model_path).parent}/{WEIGHTS}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(map(len, self.files.values()))
+
+
+def read_package(artifact: Artifact, folder: str) -> PackageFiles:
+    """Read a package out of an artifact; the hashes are checked on the very bytes that are returned.
+
+    Raises: ArtifactError when a file is missing, altered, or no part of a package.
+    """
+    where = str(artifact.path / folder)
+    names = [name.removeprefix(f"{folder}/") for name in artifact.files_under(folder)]
+    sizes = {name: artifact.manifest.files[f"{folder}/{name}"].bytes for name in names}
+    _check_sizes(sizes, where)
+    model = _model_path(artifact.read(f"{folder}/{MANIFEST}"), names, where)
+    return PackageFiles({name: artifact.read(f"{folder}/{name}") for name in names}, model)
+
+
+def package_from_directory(path: Path) -> PackageFiles:
+    """Read a package that is no part of an artifact.
+
+    Raises: ArtifactError when it is no directory, half-written, or holds links or anything else that is no part of it.
+    """
+    if path.is_symlink() or not path.is_dir():
+        found = "a link" if path.is_symlink() else "a file" if path.exists() else "nothing"
+        raise ArtifactError(f"there is no Core ML package at {path}", found=found, expected="a directory")
+    sizes = dict(_listed(path, ""))
+    _check_sizes(sizes, str(path))
+    model = _model_path(_bytes(path / MANIFEST, sizes[MANIFEST]), sizes, str(path))
+    return PackageFiles({name: _bytes(path / name, size) for name, size in sizes.items()}, model)
+
+
+@contextmanager
+def unpacked(package: PackageFiles) -> Iterator[Path]:
+    """Write a package to a private temporary directory, for libraries that want a path.
+
+    Raises: WriteError.
+    """
+    with tempfile.TemporaryDirectory(prefix="samx-", ignore_cleanup_errors=True) as private:  # only its owner enters
+        path = Path(private) / "model.mlpackage"
+        try:
+            for name, data in package.files.items():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(data)
+            (path / package.weights_folder).mkdir(exist_ok=True)
+        except OSError as cause:
+            raise WriteError(f"cannot write a temporary copy in {private}", found=cause.strerror) from cause
+        yield path
+
+
+def _model_path(manifest: bytes, names: Collection[str], where: str) -> str:
+    """Find the model's file, and refuse what neither the package's manifest nor the layout knows."""
+    items, root = _items(manifest, f"{where}: {MANIFEST}")
+    model = items.pop(root)
+    weights = f"{PurePosixPath(model).parent}/{WEIGHTS}"
+    others = [path for path in items.values() if path != weights]
+    others += [name for name in names if not _is_known(name, model, weights if items else None)]
+    if others:
+        raise ArtifactError(
+            f"{where} holds what no ML Program has", found=", ".join(sorted(set(others))[:3]),
+            expected=f"{MANIFEST}, {model} and {weights}/*.bin", fix="Remove it, or export again.",
+        )  # fmt: skip
+    if model not in names:
+        raise ArtifactError(f"{where} is half-written", found=f"no {model}", expected="the model's file", fix=AGAIN)
+    return model
+
+
+def _is_known(name: str, model: str, weights: str | None) -> bool:
+    path = PurePosixPath(name)
+    return name in (MANIFEST, LEFTOVER, model) or (str(path.parent) == weights and path.suffix == ".bin")
+
+
+def _items(manifest: bytes, where: str) -> tuple[dict[str, str], str]:
+    """Read the package's own manifest: {identifier: path inside the package}, and the model's identifier."""
+    found = read.mapping(read.parse(manifest, where), where)
+    if found.get("fileFormatVersion") != FORMAT_VERSION:
+        version = repr(found.get("fileFormatVersion"))[: read.SHOWN_CHARACTERS]
+        raise ArtifactError(f"{where} has another format", found=version, expected=repr(FORMAT_VERSION))
+    entries = read.mapping(found.get("itemInfoEntries"), f"{where}: itemInfoEntries")
+    items = {key: _item_path(entry, f"{where}: item") for key, entry in entries.items()}
+    root = read.text(found.get("rootModelIdentifier"), f"{where}: rootModelIdentifier")
+    if root not in items:
+        raise ArtifactError(f"{where}: rootModelIdentifier names no item", found=root[: read.SHOWN_CHARACTERS])
+    return items, root
+
+
+def _item_path(entry: object, where: str) -> str:
+    path = read.text(read.mapping(entry, where).get("path"), f"{where} path")
+    return check_file_name(f"{DATA}/{path}", where)
+
+
+def _listed(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    """Name every file with its size."""
+    for entry in os.scandir(folder):
+        name = f"{prefix}{entry.name}"
+        if entry.is_dir(follow_symlinks=False) and name.count("/") < MAX_COMPONENTS:
+            yield from _listed(folder / entry.name, f"{name}/")
+        elif entry.is_file(follow_symlinks=False):
+            yield name, entry.stat(follow_symlinks=False).st_size
+        else:
+            kind = "a link" if entry.is_symlink() else "no regular file"
+            raise ArtifactError(f"cannot read {folder / entry.name}", found=kind, expected="a regular file")
+
+
+def _check_sizes(sizes: Mapping[str, int], where: str) -> None:
+    if MANIFEST not in sizes:
+        raise ArtifactError(
+            f"{where} is no Core ML package, or half-written", found=f"no {MANIFEST}", expected=MANIFEST, fix=AGAIN
+        )
+    if sizes[MANIFEST] > MANIFEST_CAP_BYTES or sum(sizes.values()) > PACKAGE_CAP_BYTES or len(sizes) > MOST_FILES:
+        raise ArtifactError(
+            f"{where} is too large for a decoder", found=f"{len(sizes)} files of {sum(sizes.values()) // MIB} MiB",
+            expected=f"at most {MOST_FILES} files of {PACKAGE_CAP_BYTES // MIB} MiB, {MANIFEST} of 1 MiB",
+        )  # fmt: skip
+
+
+def _bytes(path: Path, size: int) -> bytes:
+    try:
+        with os.fdopen(os.open(path, OPEN_FLAGS), "rb") as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            data = file.read(size + 1) if regular else b""
+    except OSError as cause:
+        raise ArtifactError(f"cannot read {path}", found=cause.strerror, fix=AGAIN) from cause
+    if not regular or len(data) != size:
+        raise ArtifactError(f"{path} changed while it was read", fix="Read it again when nobody writes it.")
+    return data

@@ -1,0 +1,82 @@
+"""Smaller weights for Core ML: 8-bit linear, or palettes. Arithmetic stays float16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samx.coreml.library import open_coremltools
+from samx.errors import UsageError
+from samx.extras import require
+
+PURPOSE = "smaller Core ML weights"
+PALETTE_EXTRA = "coreml-palettes"
+SMALLEST = 2048  # elements of a weight that is worth a scale or a palette
+SEED = 0  # of the clustering, so that an export can be repeated
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Name coremltools' graph pass and how it is set up; `bits` is the size of a palette's entries."""
+
+    graph_pass: str
+    config: str  # class in coremltools.optimize.coreml
+    settings: Mapping[str, Any]
+    bits: int | None = None
+
+
+def _palette(bits: int) -> Compression:
+    # The palette is found before conversion, once for all functions: here it is only read off.
+    return Compression("compression::palettize_weights", "OpPalettizerConfig", {"mode": "unique"}, bits)
+
+
+COMPRESSIONS: Mapping[str, Compression] = {
+    "linear8": Compression(
+        "compression::linear_quantize_weights", "OpLinearQuantizerConfig",
+        {"mode": "linear_symmetric", "dtype": "int8", "granularity": "per_channel"},
+    ),
+    "palette8": _palette(8),
+    "palette6": _palette(6),
+    "palette4": _palette(4),
+}  # fmt: skip
+
+
+def check_compression(name: str) -> None:
+    """Check that samx knows this way to store weights, and that it can be done here.
+
+    Raises: UsageError; MissingExtraError.
+    """
+    if name not in COMPRESSIONS:
+        raise UsageError("unknown way to store weights", found=repr(name), expected=" or ".join(COMPRESSIONS))
+    if COMPRESSIONS[name].bits is not None:
+        require("sklearn", PALETTE_EXTRA, f"weights as {name}")
+
+
+def prepare(module: nn.Module, name: str) -> None:
+    """Give every large weight of a module its palette; linear weights need no preparation."""
+    bits = COMPRESSIONS[name].bits
+    for conv in module.modules():
+        if bits is not None and isinstance(conv, nn.Conv2d) and conv.weight.numel() >= SMALLEST:
+            conv.weight.data = _clustered(conv.weight.detach(), bits)
+
+
+def _clustered(weight: Tensor, bits: int) -> Tensor:
+    """Replace each value by the centre of its cluster, as many clusters as a palette has entries."""
+    cluster = require("sklearn.cluster", PALETTE_EXTRA, "palettes of weights")
+    values = weight.flatten().float().unsqueeze(1).numpy()
+    means = cluster.KMeans(2**bits, n_init=1, random_state=SEED).fit(values)
+    centres = torch.from_numpy(means.cluster_centers_[:, 0]).to(weight.dtype)
+    return centres[torch.from_numpy(means.labels_).long()].reshape(weight.shape)
+
+
+def add_compression(pipeline: Any, name: str) -> None:
+    """Let a conversion end with compressing the weights of convolutions, which is nearly all there are."""
+    found = COMPRESSIONS[name]
+    optimize = open_coremltools(PURPOSE).optimize.coreml
+    config = getattr(optimize, found.config)(weight_threshold=SMALLEST, **found.settings)
+    pipeline.append_pass(found.graph_pass)
+    pipeline.set_options(found.graph_pass, {"config": optimize.OptimizationConfig(op_type_configs={"conv": config})})

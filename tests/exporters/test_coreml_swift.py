@@ -1,0 +1,73 @@
+"""The Swift example: it parses, and says what the package says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+import tree_sitter
+import tree_sitter_swift
+
+from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.exporters.coreml_swift import swift_source
+
+FUNCTIONS = {"points_4": 4, "points_1": 1, "points_16": 16}
+CASES = {
+    "sam1": (sam1_spec(), "samx", "fp16", FUNCTIONS),
+    "sam1_float32": (sam1_spec(masks="single"), "samx", "fp32", {"main": 8}),
+    "sam2": (sam2_spec(mask_input=True), "samx", "fp16", FUNCTIONS),
+    "apple": (sam2_spec(), "apple", "fp16", FUNCTIONS),
+}
+Case = tuple[DecoderSpec, str, str, Mapping[str, int]]
+
+
+def source(case: Case) -> str:
+    spec, contract, precision, functions = case
+    return swift_source(spec, contract, precision, functions, spec.image_inputs)
+
+
+def faults(text: str) -> list[str]:
+    """List the lines that a Swift parser does not take."""
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
+
+    def walk(node: tree_sitter.Node) -> Iterator[str]:
+        if node.type == "ERROR" or node.is_missing:
+            yield text.splitlines()[node.start_point[0]]
+        for child in node.children:
+            yield from walk(child)
+
+    return list(walk(parser.parse(text.encode()).root_node))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_parses(case: Case) -> None:
+    text = source(case)
+    assert faults(text) == []
+    assert "$fill" not in text
+
+
+def test_the_parser_sees_a_fault() -> None:
+    assert faults(source(CASES["sam1"]).replace("func decode(", "func decode((")) != []
+
+
+def test_functions_come_smallest_first() -> None:
+    assert '[(1, "points_1"), (4, "points_4"), (16, "points_16")]' in source(CASES["sam1"])
+
+
+def test_a_single_function_is_not_named() -> None:
+    assert "functionName" in source(CASES["sam1"])
+    assert "functionName" not in source(CASES["sam1_float32"])
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("sam1", ["iou_predictions", "Float16", "label: Float)", "label: -2", "a prompt without a box ends with"]),
+        ("sam1_float32", ["best of 1 masks", "MLShapedArray<Float>(output", "label: Float)"]),
+        ("sam2", ["high_res_features_0", "every prompt ends with"]),
+        ("apple", ["scores", "label: Int32)", "sparse_embedding", "the prompt encoder adds itself"]),
+    ],
+)
+def test_says_what_the_package_takes(case: str, words: list[str]) -> None:
+    text = source(CASES[case])
+    assert [word for word in words if word not in text] == []
