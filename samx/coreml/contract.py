@@ -21,6 +21,7 @@ from samx.decoders.spec import LABELS, DecoderSpec, TensorSpec
 from samx.errors import ArtifactError, PromptError
 
 FLOATS, INTEGER = ("fp16", "fp32"), "int32"
+APPLE_FAMILY = "sam2"
 PROMPT_ENCODER, MASK_DECODER = "prompt_encoder.mlpackage", "mask_decoder.mlpackage"
 IMAGE_NAMES = {
     "image_embeddings": "image_embedding",
@@ -46,7 +47,7 @@ class Contract:
     """Describe the packages that apps of one kind load. The last one takes the image."""
 
     name: str
-    borders: Callable[[DecoderSpec], tuple[Border, ...]]
+    borders: Callable[[DecoderSpec], tuple[Border, ...]]  # raises ArtifactError for a spec that it does not fit
     decode: Callable[[Call, str, Arrays, Feed], Arrays]  # call, function, image, prompts -> DecoderSpec.outputs
     padding: int = 0  # rows of a prompt that the packages add themselves, as SAM's own encoder does
     image_names: Mapping[str, str] = field(default_factory=dict)  # where they differ from the spec's
@@ -99,6 +100,9 @@ def _samx_decode(call: Call, function: str, image: Arrays, prompts: Feed) -> Arr
 
 def _apple_borders(spec: DecoderSpec) -> tuple[Border, ...]:
     """Source: the public Core ML packages of SAM 2.1 and the apps that load them."""
+    if spec.family != APPLE_FAMILY or spec.mask_input:
+        found = f"{spec.family}{' with mask prompts' if spec.mask_input else ''}"
+        raise ArtifactError("no app of this contract loads such a decoder", found=found, expected=APPLE_FAMILY)
     image, fine, coarse = (replace(tensor, name=IMAGE_NAMES[tensor.name]) for tensor in spec.image_inputs)
     points = TensorSpec("points", (1, "points", 2), "px", f"(x, y) in the {spec.image_size} px frame")
     labels = TensorSpec("labels", (1, "points"), "1", "label codes; -2 fills up what is not used", INTEGER)

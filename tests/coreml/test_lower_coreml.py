@@ -9,9 +9,9 @@ import pytest
 from coreml_toys import MANY, artifact, many, run_on
 from fake_mac import FakeMac
 from fake_mac import fake_mac as fake_mac
-from samx.coreml.lower import PLAN_FILE, lower, package_folders
 
 from samx.artifacts.store import Artifact
+from samx.coreml.lower import PLAN_FILE, lower, package_folders
 from samx.errors import ArtifactError, UnavailableError
 
 __all__ = ["many"]

@@ -22,7 +22,6 @@ from samx.errors import PromptError, UnavailableError, UsageError
 from samx.export import ExportRequest, export
 from samx.exporters.job import Exported, ExportJob, ExportOptions
 from samx.exporters.onnx import DECODER_FILE
-from samx.exporters.onnx import export as export_onnx
 from samx.exporters.tensorrt import POINTS, PROMPTS
 from samx.exporters.tensorrt import export as export_trt
 from samx.runtimes import base
@@ -81,11 +80,9 @@ def test_the_plan_fits_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "options", "words"),
     [
-        ("trt", {"split": True}, "--split"),
         ("trt", {"turing": True}, "Turing"),
         ("trt", {"precision": "fp32", "islands": ("token MLP",)}, "precision fp32"),
         ("trt", {"precision": "fp16", "islands": ("atlantis",)}, "atlantis"),
-        ("onnx", {"turing": True}, "--turing"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -94,7 +91,25 @@ def test_what_does_not_go_together_is_refused(
     spec = SPECS["sam1"]
     job = ExportJob(toy_checkpoint(spec), spec, ExportOptions(**options), target)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=words):
-        (export_onnx if target == "onnx" else export_trt)(job, tmp_path)
+        export_trt(job, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "flag"),
+    [
+        ("trt", {"split": True}, "--split"),
+        ("trt", {"turing": True}, "--turing"),
+        ("onnx", {"turing": True}, "--turing"),
+        ("onnx", {"islands": ("token MLP",)}, "--keep-float32"),
+        ("trt-rtx", {"contract": "apple"}, "--contract"),
+    ],
+)
+def test_an_option_of_another_target_is_refused(
+    target: str, option: dict[str, object], flag: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"target '{target}' has no such option: found {flag}"):
+        export(ExportRequest(out=tmp_path / "out", target=target, options=option))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

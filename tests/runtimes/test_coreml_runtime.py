@@ -88,14 +88,17 @@ def test_one_function_is_loaded_without_a_name(fake_mac: FakeMac, single: Artifa
     assert loaded(fake_mac) == [("CPU_AND_NE", "")]  # before macOS 15 no name can be given
 
 
+NAMES = ["decoder.mlpackage/points_1", "decoder.mlpackage/points_2"]
+
+
 def test_a_plan_with_the_neural_engine_honours_the_request(runtime: CoreMLRuntime) -> None:
     placement = placed(runtime, 1, 2)
     assert (placement.runtime, placement.requested, placement.operations) == ("coreml", "cpu+ane", {"cpu+ane": 4})
     assert placement.honoured
     assert placement.details == {
         "chip": "Apple M4", "macos": "15.1", "coremltools": ct.__version__, "compute_units": "CPU_AND_NE",
-        "functions": ["points_1", "points_2"], "planned": {"ANE": 2, "GPU": 0, "CPU": 2},
-        "residency": {name: {"operations": 0.5, "cost": 0.75} for name in ("points_1", "points_2")},
+        "functions": NAMES, "planned": {"ANE": 2, "GPU": 0, "CPU": 2},
+        "residency": {name: {"operations": 0.5, "cost": 0.75} for name in NAMES},
         "counted": "operations of the compute plan",
     }  # fmt: skip
 
@@ -124,7 +127,7 @@ def test_before_anything_ran_nothing_is_claimed(runtime: CoreMLRuntime) -> None:
 def test_a_plan_is_made_once_a_function(runtime: CoreMLRuntime, fake_mac: FakeMac) -> None:
     for _ in range(3):
         placed(runtime, 1)
-    assert list(runtime.plans) == ["points_1"]
+    assert list(runtime.plans) == NAMES[:1]
     assert [entry for entry in fake_mac.log if entry[0] == "plan"] == [("plan", "CPU_AND_NE", "points_1")]
 
 
