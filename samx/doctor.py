@@ -15,6 +15,8 @@ from samx.registry import BACKENDS, Backend, load
 
 EXPORT_LIBRARIES = ("torch", "safetensors", "onnx", "onnxscript", "onnxsim")
 
+ELSEWHERE = "exports can be made and compared here, and run elsewhere"
+
 
 @dataclass(frozen=True)
 class Ability:
@@ -57,7 +59,7 @@ def run_ability(entry: Backend) -> Ability:
         fix = f"Reinstall it: pip install --force-reinstall 'samx[{entry.extra}]'"
         return Ability(ability.name, False, ability.versions, f"{entry.library} does not load: {cause}", fix)
     if not devices:
-        here = "engines can be built here and run elsewhere" if entry.compiles_anywhere else None
+        here = "engines can be built here and run elsewhere" if entry.compiles_anywhere else ELSEWHERE
         return Ability(ability.name, False, ability.versions, "no device of this machine runs it", here)
     return Ability(ability.name, True, ability.versions, devices=devices)
 
