@@ -71,18 +71,18 @@ def pack(suite: ParitySuite) -> bytes:
         "reference": suite.reference,
         "seed": suite.seed,
         "generator": GENERATOR_VERSION,
-        "images": [_digest(image) for image in suite.images],
+        "images": [feed_digest(image) for image in suite.images],
         "cases": [{"name": case.name, "image": case.image} for case in suite.cases],
         "logits": "lattice",
     }
     arrays: dict[str, NDArray[Any]] = {HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
     for i, image in enumerate([] if synthetic else suite.images):
-        arrays.update({f"image{i}.{name}": _half(name, value) for name, value in image.items()})
+        arrays.update({f"image{i}.{name}": stored_form(name, value) for name, value in image.items()})
     for i, (case, expected) in enumerate(zip(suite.cases, suite.expected, strict=True)):
-        arrays.update({f"case{i}.{name}": _half(name, value) for name, value in case.prompts.items()})
+        arrays.update({f"case{i}.{name}": stored_form(name, value) for name, value in case.prompts.items()})
         arrays.update({f"case{i}.{name}": value for name, value in _packed_answer(expected, lattice(grid)).items()})
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, **arrays)  # no array of objects among them, so nothing is pickled
     return buffer.getvalue()
 
 
@@ -91,7 +91,7 @@ def unpack(data: bytes, where: str) -> dict[str, Any]:
 
     Raises: ArtifactError when an array is missing, unknown, or of another type or shape than the spec says.
     """
-    reader = _Reader(_arrays(data, where), where)
+    reader = Reader(read_arrays(data, where), where)
     header = read.fields(read.parse(reader.take(HEADER, np.uint8, None).tobytes(), where), HEADER_FIELDS, where)
     if (header["format"], header["schema_version"], header["logits"]) != (FORMAT, SCHEMA_VERSION, "lattice"):
         raise ArtifactError(f"{where} has another format", expected=f"{FORMAT} {SCHEMA_VERSION}", fix=read.REMEDY)
@@ -112,7 +112,7 @@ def unpack(data: bytes, where: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """Hand arrays out, each once and only as expected."""
 
     arrays: dict[str, NDArray[Any]]
@@ -140,7 +140,11 @@ class _Reader:
             raise ArtifactError(f"{self.where} has unknown arrays", found=sorted(self.arrays)[0], fix=read.REMEDY)
 
 
-def _arrays(data: bytes, where: str) -> dict[str, NDArray[Any]]:
+def read_arrays(data: bytes, where: str) -> dict[str, NDArray[Any]]:
+    """Read every array of an .npz without pickles and of bounded size.
+
+    Raises: ArtifactError when it is damaged or unpacks to too much.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             if sum(entry.file_size for entry in file.infolist()) > UNPACKED_CAP_BYTES:
@@ -151,7 +155,7 @@ def _arrays(data: bytes, where: str) -> dict[str, NDArray[Any]]:
         raise ArtifactError(f"{where} cannot be read", found=type(cause).__name__, fix=read.REMEDY) from cause
 
 
-def _images(reader: _Reader, spec: DecoderSpec, header: Mapping[str, Any]) -> Iterator[Feed]:
+def _images(reader: Reader, spec: DecoderSpec, header: Mapping[str, Any]) -> Iterator[Feed]:
     digests = read.items(header["images"], f"{reader.where}: images")
     if len(digests) > IMAGE_CAP:
         raise ArtifactError(f"{reader.where} has too many images", found=len(digests), expected=f"at most {IMAGE_CAP}")
@@ -159,8 +163,8 @@ def _images(reader: _Reader, spec: DecoderSpec, header: Mapping[str, Any]) -> It
     if header["seed"] is not None:
         made = synthetic_images(spec, read.count(header["seed"], f"{reader.where}: seed"), len(digests))
     for i, digest in enumerate(digests):
-        image = made[i] if made else {t.name: _input(reader, f"image{i}", t, None) for t in spec.image_inputs}
-        if _digest(image) != digest:
+        image = made[i] if made else {t.name: take_input(reader, f"image{i}", t, None) for t in spec.image_inputs}
+        if feed_digest(image) != digest:
             raise ArtifactError(
                 f"{reader.where}: image {i} is not the one that the reference saw",
                 found=f"image generator {GENERATOR_VERSION}", expected=f"image generator {header['generator']}",
@@ -169,7 +173,7 @@ def _images(reader: _Reader, spec: DecoderSpec, header: Mapping[str, Any]) -> It
         yield image
 
 
-def _case(reader: _Reader, spec: DecoderSpec, index: int, entry: Any, images: int) -> Case:
+def _case(reader: Reader, spec: DecoderSpec, index: int, entry: Any, images: int) -> Case:
     where = f"{reader.where}: case {index}"
     found = read.fields(entry, ("name", "image"), where)
     image = read.count(found["image"], f"{where}: image")
@@ -177,20 +181,21 @@ def _case(reader: _Reader, spec: DecoderSpec, index: int, entry: Any, images: in
         raise ArtifactError(f"{where} names image {image}, which the suite does not have", fix=read.REMEDY)
     prompts: dict[str, FloatArray] = {}
     for tensor in spec.prompt_inputs:
-        prompts[tensor.name] = _input(reader, f"case{index}", tensor, prompts.get("point_coords"))
+        prompts[tensor.name] = take_input(reader, f"case{index}", tensor, prompts.get("point_coords"))
     if not np.isin(prompts["point_labels"], list(LABELS.values())).all() or not len(prompts["point_coords"]):
         raise ArtifactError(f"{where} has no prompt, or labels that no decoder knows", fix=read.REMEDY)
     return Case(read.text(found["name"], f"{where}: name"), image, prompts)
 
 
-def _input(reader: _Reader, prefix: str, tensor: TensorSpec, coords: FloatArray | None) -> FloatArray:
+def take_input(reader: Reader, prefix: str, tensor: TensorSpec, coords: FloatArray | None) -> FloatArray:
+    """Take a decoder's input in float32; its named axes are those of the coordinates, once they are known."""
     known = {} if coords is None else {"prompts": coords.shape[0], "points": coords.shape[1]}
     shape = tuple(known.get(size) if isinstance(size, str) else size for size in tensor.shape)
     stored = np.float16 if tensor.name in HALF else np.float32
     return reader.take(f"{prefix}.{tensor.name}", stored, shape).astype(np.float32)
 
 
-def _expected(reader: _Reader, spec: DecoderSpec, index: int, case: Case) -> Expected:
+def _expected(reader: Reader, spec: DecoderSpec, index: int, case: Case) -> Expected:
     prompts, masks, pixels = len(case.prompts["point_coords"]), spec.masks_out, lattice(spec.grid)
     planes = (prompts, masks, spec.mask_size**2)
     scores = {
@@ -221,16 +226,18 @@ def _packed_answer(expected: Expected, pixels: NDArray[np.int64]) -> dict[str, N
     }
 
 
-def _bits(reader: _Reader, name: str, shape: tuple[int, int, int]) -> BoolArray:
+def _bits(reader: Reader, name: str, shape: tuple[int, int, int]) -> BoolArray:
     packed = reader.take(name, np.uint8, (*shape[:2], -(-shape[2] // 8)))
     return np.unpackbits(packed, axis=-1, count=shape[2]).astype(np.bool_)
 
 
-def _half(name: str, value: FloatArray) -> NDArray[Any]:
+def stored_form(name: str, value: FloatArray) -> NDArray[Any]:
+    """Give an input in the type that a file keeps it in."""
     return value.astype(np.float16) if name in HALF else value
 
 
-def _digest(image: Feed) -> str:
+def feed_digest(image: Feed) -> str:
+    """Identify a feed by its values."""
     digest = hashlib.sha256()
     for name in sorted(image):
         digest.update(name.encode() + np.ascontiguousarray(image[name], "<f4").tobytes())
