@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from samx.decoders.session import Feed, FloatArray
 from samx.decoders.spec import DecoderSpec, TensorSpec
-from samx.errors import ImageError, WriteError
+from samx.errors import ImageError, UsageError, WriteError
 from samx.frames import Frame
 
 RgbArray = NDArray[np.uint8]
@@ -28,6 +28,8 @@ MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SIXTEEN_BIT = 65535
 EMBEDDING_DTYPES = ("float16", "float32", "float64")
+# How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1. Source: Meta's SAM and SAM 2 code.
+PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 def read_image(path: Path) -> RgbArray:
@@ -111,6 +113,20 @@ def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
     framed = np.zeros((1, 3, frame.size_px, frame.size_px), np.float32)
     framed[0, :, : frame.valid_height_px, : frame.valid_width_px] = resized.transpose(2, 0, 1)
     return framed
+
+
+def normalised(pixels: FloatArray, frame: Frame, kind: str) -> FloatArray:
+    """Shift and scale the picture's part of a frame; the padding stays zero. Shapes: (1, 3, S, S) -> the same.
+
+    Raises: UsageError for an unknown kind.
+    """
+    if kind not in PIXELS:
+        raise UsageError("unknown pixel normalisation", found=repr(kind), expected=" or ".join(PIXELS))
+    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in PIXELS[kind])
+    result = np.zeros_like(pixels)
+    valid = np.s_[..., : frame.valid_height_px, : frame.valid_width_px]
+    result[valid] = (pixels[valid] - mean) / std
+    return result
 
 
 def read_embedding(path: Path, spec: DecoderSpec) -> Feed:

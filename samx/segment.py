@@ -11,18 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samx.artifacts.store import Artifact
-from samx.decoders.session import Feed, FloatArray, Session
+from samx.decoders.session import Feed, Session
 from samx.errors import ImageError, UsageError
 from samx.frames import Frame
-from samx.images import read_embedding, read_image, to_frame
+from samx.images import normalised, read_embedding, read_image, to_frame
 from samx.overlay import overlay
 from samx.postprocess import SegmentedMask, segment
 from samx.prompts import Prompt, decode_prompts
 from samx.registry import backend, load
 
 ENCODER_ROLE = "encoder"
-# How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1. Source: Meta's SAM and SAM 2 code.
-PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 @dataclass(frozen=True)
@@ -87,20 +85,6 @@ def _features(
     if not set(expected) <= set(features):
         raise ImageError(f"encoder '{name}' gives other features", found=sorted(features), expected=expected)
     return {key: features[key] for key in expected}
-
-
-def normalised(pixels: FloatArray, frame: Frame, kind: str) -> FloatArray:
-    """Shift and scale the picture's part of a frame; the padding stays zero. Shapes: (1, 3, S, S) -> the same.
-
-    Raises: UsageError for an unknown kind.
-    """
-    if kind not in PIXELS:
-        raise UsageError("unknown pixel normalisation", found=repr(kind), expected=" or ".join(PIXELS))
-    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in PIXELS[kind])
-    result = np.zeros_like(pixels)
-    valid = np.s_[..., : frame.valid_height_px, : frame.valid_width_px]
-    result[valid] = (pixels[valid] - mean) / std
-    return result
 
 
 def _encoder(artifact: Artifact, encoder: Path | None) -> tuple[bytes, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,19 +34,30 @@ def open_artifact(
     return OnnxRuntimeRuntime(artifact.manifest.spec, sessions, device, chunk, slots)
 
 
+def open_encoder(model: bytes, name: str, threads: int | None = None) -> Callable[[FloatArray], Feed]:
+    """Open an image encoder: a function from one prepared picture (1, 3, S, S) to the encoder's outputs by name.
+
+    Raises: ArtifactError when it cannot be loaded; when called, where it does not take one picture of that size.
+    """
+    session = _session(name, model, "cpu", threads)
+    inputs, outputs = session.get_inputs(), [output.name for output in session.get_outputs()]
+
+    def run(frame: FloatArray) -> Feed:
+        shape = [d if isinstance(d, int) else n for d, n in zip(inputs[0].shape, frame.shape, strict=False)]
+        if len(inputs) != 1 or tuple(shape) != frame.shape:
+            found, expected = ", ".join(f"{i.name} {i.shape}" for i in inputs), f"one {frame.shape}"
+            raise ArtifactError(f"encoder '{name}' does not take this picture", found=found, expected=expected)
+        return dict(zip(outputs, session.run(None, {inputs[0].name: frame}), strict=True))
+
+    return run
+
+
 def run_encoder(model: bytes, name: str, frame: FloatArray, threads: int | None = None) -> Feed:
     """Run an image encoder on one prepared picture. Shapes: (1, 3, S, S) -> the encoder's outputs by name.
 
     Raises: ArtifactError when it does not take one picture of that size.
     """
-    session = _session(name, model, "cpu", threads)
-    inputs = session.get_inputs()
-    shape = [d if isinstance(d, int) else n for d, n in zip(inputs[0].shape, frame.shape, strict=False)]
-    if len(inputs) != 1 or tuple(shape) != frame.shape:
-        found = ", ".join(f"{i.name} {i.shape}" for i in inputs)
-        raise ArtifactError(f"encoder '{name}' does not take this picture", found=found, expected=f"one {frame.shape}")
-    outputs = session.run(None, {inputs[0].name: frame})
-    return {output.name: value for output, value in zip(session.get_outputs(), outputs, strict=True)}
+    return open_encoder(model, name, threads)(frame)
 
 
 class OnnxRuntimeRuntime(Runtime):

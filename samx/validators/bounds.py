@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from samx.errors import UsageError
 
@@ -94,11 +95,11 @@ BOUNDS: Mapping[str, Bounds] = {
 }
 
 
-def bounds_for(precision: str) -> Bounds:
-    """Look a precision's bounds up.
+def bounds_for(precision: str, options: Mapping[str, Any] | None = None) -> Bounds:
+    """Look a precision's bounds up; weights that are stored in 8 bits or less are held to int8's.
 
     Raises: UsageError for a precision without bounds.
     """
     if precision not in BOUNDS:
         raise UsageError("no parity bounds for this precision", found=precision, expected=" or ".join(BOUNDS))
-    return BOUNDS[precision]
+    return BOUNDS["int8" if (options or {}).get("weights") else precision]

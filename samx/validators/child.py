@@ -148,7 +148,7 @@ def judge(options: argparse.Namespace) -> ParityReport:
     return run_gate(
         open_session(artifact, device=options.device, threads=options.threads),
         suite,
-        bounds_for(manifest.precision),
+        bounds_for(manifest.precision, manifest.options),
         level=cast(Level, options.level),
         subject=options.subject or f"artifact {artifact.path.name or artifact.path}",
         device=options.device,

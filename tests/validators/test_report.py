@@ -133,3 +133,8 @@ def test_table_shows_bounds_and_verdict(good: ParityReport, bad: ParityReport) -
     assert "Parity failed" in shown
     assert "at least 0.9999" in shown
     assert "not judged" in shown
+
+
+def test_smaller_weights_are_held_to_the_bounds_of_int8() -> None:
+    assert bounds_for("fp16", {"weights": "linear8"}) == BOUNDS["int8"]
+    assert bounds_for("fp16", {"weights": None}) == bounds_for("fp16") == BOUNDS["fp16"]
