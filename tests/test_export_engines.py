@@ -10,9 +10,9 @@ import pytest
 
 from samx import export as module
 from samx.artifacts.commit import seal
+from samx.artifacts.lowered import Lowered
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
 from samx.decoders.spec import DecoderSpec
-from samx.engines.lower import Lowered
 from samx.errors import ParityError
 from samx.export import DEVICE_REPORT_FILE, Judged
 from samx.registry import backend

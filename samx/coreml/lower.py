@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samx.artifacts.commit import write_file
+from samx.artifacts.lowered import Lowered
 from samx.artifacts.manifest import Evidence, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.coreml.compute_plan import package_plan
@@ -21,16 +21,6 @@ UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made 
 SUFFIX = ".mlpackage"
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """Name the files that were written, each with its role, and what they show."""
-
-    files: Mapping[str, str]
-    evidence: Evidence
-    tools: Mapping[str, str]  # library: version
-    opened: bool = True  # what was compiled here can be run here
 
 
 def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samx.artifacts.commit import write_file
+from samx.artifacts.lowered import Lowered
 from samx.artifacts.manifest import Evidence, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.engines import trust
@@ -28,18 +28,6 @@ ROLES: Mapping[str, str] = {ENGINE_FILE: ENGINE_ROLE, STAMP_FILE: STAMP_ROLE, RE
 SHOWS = "the library's compiler accepted the graph with these tensors and profiles; nothing was run"
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """Name the files that were written, each with its role, and what they show."""
-
-    files: Mapping[str, str]
-    evidence: Evidence
-    tools: Mapping[str, str]  # library: version
-    seconds: float
-    warnings: tuple[str, ...]  # about precision or shapes
-    opened: bool  # whether this machine's GPU could open the engine
 
 
 def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from samx.coreml.contract import Border
 from samx.coreml.library import open_coremltools
-from samx.exporters.coreml_weights import add_compression
+from samx.exporters.coreml_weights import add_compression, spared
 
 PURPOSE = "exporting Core ML packages"
 DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
@@ -91,17 +91,17 @@ def _convert(module: nn.Module, border: Border, examples: tuple[Tensor, ...], io
         outputs=[ct.TensorType(tensor.name, dtype=DTYPES[tensor.dtype][1]) for tensor in border.outputs],
         minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
         compute_precision=ct.precision.FLOAT32,  # which means: leave the types as they were written
-        pass_pipeline=_pipeline(weights),
+        pass_pipeline=_pipeline(module, weights),
         skip_model_load=True,
     )
 
 
-def _pipeline(weights: str | None) -> Any:
+def _pipeline(module: nn.Module, weights: str | None) -> Any:
     pipeline = open_coremltools(PURPOSE).PassPipeline.DEFAULT
     pipeline.remove_passes({BROKEN_PASS})
     pipeline.set_options("common::const_elimination", {"skip_const_by_size": LARGEST_FOLDED})
     if weights is not None:
-        add_compression(pipeline, weights)
+        add_compression(pipeline, weights, spared(module))
     return pipeline
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from samx.extras import require
 PURPOSE = "smaller Core ML weights"
 PALETTE_EXTRA = "coreml-palettes"
 SMALLEST = 2048  # elements of a weight that is worth a scale or a palette
+# Left in float16: a fifteenth of the weights, in which 8 bits cost the masks more than in all others together. Their
+# errors reach all cells at once (docs/iphone-ipad-and-mac.md has the figures).
+SPARED = re.compile(r"(^|\.)(image_to_token|planes)\.")
 SEED = 0  # of the clustering, so that an export can be repeated
 
 
@@ -57,11 +61,22 @@ def check_compression(name: str) -> None:
 
 
 def prepare(module: nn.Module, name: str) -> None:
-    """Give every large weight of a module its palette; linear weights need no preparation."""
+    """Give every weight that shall have one its palette; linear weights need no preparation."""
     bits = COMPRESSIONS[name].bits
-    for conv in module.modules():
-        if bits is not None and isinstance(conv, nn.Conv2d) and conv.weight.numel() >= SMALLEST:
+    for path, conv in _large(module):
+        if bits is not None and not SPARED.search(path):
             conv.weight.data = _clustered(conv.weight.detach(), bits)
+
+
+def spared(module: nn.Module) -> list[str]:
+    """Name the weights that keep their type, as the converter names them."""
+    return [f"p_{path.replace('.', '_')}_weight" for path, _ in _large(module) if SPARED.search(path)]
+
+
+def _large(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Conv2d) and part.weight.numel() >= SMALLEST:
+            yield path, part
 
 
 def _clustered(weight: Tensor, bits: int) -> Tensor:
@@ -73,10 +88,11 @@ def _clustered(weight: Tensor, bits: int) -> Tensor:
     return centres[torch.from_numpy(means.labels_).long()].reshape(weight.shape)
 
 
-def add_compression(pipeline: Any, name: str) -> None:
-    """Let a conversion end with compressing the weights of convolutions, which is nearly all there are."""
+def add_compression(pipeline: Any, name: str, kept: Collection[str]) -> None:
+    """Let a conversion end with compressing the weights of convolutions, but for those that are kept."""
     found = COMPRESSIONS[name]
     optimize = open_coremltools(PURPOSE).optimize.coreml
     config = getattr(optimize, found.config)(weight_threshold=SMALLEST, **found.settings)
     pipeline.append_pass(found.graph_pass)
-    pipeline.set_options(found.graph_pass, {"config": optimize.OptimizationConfig(op_type_configs={"conv": config})})
+    configs = optimize.OptimizationConfig(op_type_configs={"conv": config}, op_name_configs=dict.fromkeys(kept))
+    pipeline.set_options(found.graph_pass, {"config": configs})

@@ -75,7 +75,7 @@ def pack(suite: ParitySuite) -> bytes:
         "cases": [{"name": case.name, "image": case.image} for case in suite.cases],
         "logits": "lattice",
     }
-    arrays: dict[str, NDArray[Any]] = {HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    arrays: dict[str, Any] = {HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
     for i, image in enumerate([] if synthetic else suite.images):
         arrays.update({f"image{i}.{name}": stored_form(name, value) for name, value in image.items()})
     for i, (case, expected) in enumerate(zip(suite.cases, suite.expected, strict=True)):
