@@ -60,9 +60,7 @@ def export(
     contract: Annotated[
         str, typer.Option(help="coreml: whose names, samx or apple (two packages, as SAM 2.1 apps load them).")
     ] = "samx",
-    weights: Annotated[
-        Optional[str], typer.Option(help="coreml: smaller weights: linear8, palette8, palette6 or palette4.")
-    ] = None,
+    weights: Annotated[Optional[str], typer.Option(help="coreml: smaller weights: linear8 or palette8.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset: 18 (every backend) or 23 (Attention).")] = 18,
     split: Annotated[bool, typer.Option("--split", help="An image graph and a prompt graph.")] = False,
     simplify: Annotated[bool, typer.Option(help="Run onnxsim.")] = True,

@@ -69,9 +69,13 @@ HEAVY_MODULES = (
     "samx.demo.sampling",
     "samx.demo.train",
     "samx.exporters",
+    "samx.quantization.groups",
     "samx.quantization.held_out",
+    "samx.quantization.onnx_qdq",
+    "samx.quantization.ranges",
     "samx.quantization.rollout",
     "samx.quantization.sources",
+    "samx.quantization.speed",
     "samx.quantization.user",
     "samx.runtimes.torch",
 )

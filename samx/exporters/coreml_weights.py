@@ -33,19 +33,15 @@ class Compression:
     bits: int | None = None
 
 
-def _palette(bits: int) -> Compression:
-    # The palette is found before conversion, once for all functions: here it is only read off.
-    return Compression("compression::palettize_weights", "OpPalettizerConfig", {"mode": "unique"}, bits)
-
-
 COMPRESSIONS: Mapping[str, Compression] = {
     "linear8": Compression(
         "compression::linear_quantize_weights", "OpLinearQuantizerConfig",
         {"mode": "linear_symmetric", "dtype": "int8", "granularity": "per_channel"},
     ),
-    "palette8": _palette(8),
-    "palette6": _palette(6),
-    "palette4": _palette(4),
+    "palette8": Compression(
+        # The palette is found before conversion, once for all functions: here it is only read off.
+        "compression::palettize_weights", "OpPalettizerConfig", {"mode": "unique"}, 8,
+    ),
 }  # fmt: skip
 
 
