@@ -12,7 +12,7 @@ from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, 
 from samx.decoders.session import Feed
 from samx.decoders.spec import DecoderSpec, Family, MaskChoice
 from samx.demo import demo_checkpoint
-from samx.errors import ParityError, UsageError
+from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require
 from samx.images import read_embedding
 from samx.registry import Backend, backend, check_precision, load
@@ -130,7 +130,12 @@ def _compile(entry: Backend, judged: Judged, progress: Progress) -> Judged:
     if not devices and not entry.compiles_anywhere:
         return judged
     assert entry.compiler is not None
-    lowered = load(entry.compiler)(judged.directory, judged.manifest, progress)
+    try:
+        lowered = load(entry.compiler)(judged.directory, judged.manifest, progress)
+    except UnavailableError as cause:  # the graph holds, and this machine is only not the one that compiles it
+        if entry.compiles_anywhere:
+            raise
+        return replace(judged, notes=(*judged.notes, f"Not compiled here: {cause}"))
     judged = judged.with_evidence(lowered.evidence, lowered.files, lowered.tools)
     for device in devices[:1] if lowered.opened else ():  # an RTX engine may be for another GPU than this one
         progress(f"Comparing the engine with PyTorch on {device}")

@@ -13,7 +13,7 @@ from samx.artifacts.commit import seal
 from samx.artifacts.lowered import Lowered
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
 from samx.decoders.spec import DecoderSpec
-from samx.errors import ParityError
+from samx.errors import ParityError, UnavailableError
 from samx.export import DEVICE_REPORT_FILE, Judged
 from samx.registry import backend
 from samx.validators.report import ParityReport
@@ -21,6 +21,7 @@ from samx.validators.report import ParityReport
 HERE = __name__
 GPU: list[str] = []
 OPENED: list[bool] = []
+FAULT: list[Exception] = []
 
 
 def devices() -> list[str]:
@@ -28,6 +29,8 @@ def devices() -> list[str]:
 
 
 def compile_toy(directory: Path, manifest: Manifest, progress: object) -> Lowered:
+    if FAULT:
+        raise FAULT[0]
     (directory / "decoder.engine").write_bytes(b"engine")
     (directory / "lowering.json").write_bytes(b"{}")
     evidence = Evidence("lowered", "lowering.json", True, "toy", "toy", utc_now())
@@ -93,3 +96,14 @@ def test_what_was_shown_is_what_is_claimed(
 def test_an_engine_that_computes_something_else_is_no_export(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParityError, match="parity failed: toy"):
         run(judged, monkeypatch, gpu=True, opened=True, anywhere=False, good=False)
+
+
+def test_a_machine_that_cannot_compile_says_so_and_claims_nothing(
+    judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{HERE}.FAULT", [UnavailableError("compiling needs a newer macOS")])
+    done = run(judged, monkeypatch, gpu=True, opened=True, anywhere=False, good=True)
+    assert done.manifest.evidence == ()
+    assert done.notes == ("Not compiled here: compiling needs a newer macOS",)
+    with pytest.raises(UnavailableError):  # where it compiles anywhere, the engine is what was asked for
+        run(judged, monkeypatch, gpu=True, opened=True, anywhere=True, good=True)

@@ -15,6 +15,7 @@ from samx.coreml.compute_plan import package_plan
 from samx.coreml.functions import Functions
 from samx.coreml.package import read_package
 from samx.coreml.plan_report import ComputePlan
+from samx.coreml.predictor import require_prediction
 
 PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
 UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
@@ -28,6 +29,7 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
 
     Raises: UnavailableError off a Mac; ArtifactError for what Core ML does not take; WriteError.
     """
+    require_prediction(tuple(Functions.of(manifest.options, str(directory)).by_rows.values()))
     plans = list(_plans(Artifact(directory, manifest), progress))
     report = {
         "format": "samx-compute-plan", "schema_version": 1, "level": "lowered",

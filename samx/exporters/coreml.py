@@ -30,6 +30,7 @@ ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
 SINGLE_POINTS = Span(8, 8, 8)  # where a package has one function
 USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
 IOS = (16, 17, 18)
+OPTIONS = ("precision", "ios", "contract", "weights")  # that mean something to a package
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
@@ -54,7 +55,8 @@ def export(job: ExportJob, directory: Path) -> Exported:
     lints = {folder: report.to_json() for folder, report in reports.items()}
     (directory / LINT_FILE).write_text(json.dumps(lints, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (directory / SWIFT_FILE).write_text(_swift(job, contract, functions), encoding="utf-8")
-    options = {**job.options.to_json(), **_facts(contract, functions, default)}
+    chosen = job.options.to_json()
+    options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
     notes = tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
     return Exported(files, options, _tools(), max(rows), notes)

@@ -9,7 +9,7 @@ import numpy as np
 
 from samx.artifacts.store import Artifact
 from samx.coreml.contract import Arrays
-from samx.coreml.library import EXTRA, LIBRARY, open_coremltools
+from samx.coreml.library import LIBRARY, open_coremltools
 from samx.coreml.program import Program
 from samx.decoders.session import Feed, Outputs, Placement
 from samx.decoders.spec import DecoderSpec
@@ -39,7 +39,7 @@ def open_artifact(
             fix="Use --device cpu; the Neural Engine itself is on a Mac only.",
         )  # fmt: skip
     library = open_coremltools(PURPOSE)
-    torch = require("torch", EXTRA, PURPOSE)
+    torch = require("torch", "export", PURPOSE)
     opened = open_packages(artifact)
     versions = {LIBRARY: str(library.__version__), "torch": str(torch.__version__)}
     return MilRuntime(artifact.manifest.spec, opened, versions, chunk, threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from coreml_toys import MANY, artifact, many, run_on
-from fake_mac import FakeMac
+from fake_mac import FakeMac, pretend
 from fake_mac import fake_mac as fake_mac
 
 from samx.artifacts.store import Artifact
@@ -41,6 +41,16 @@ def test_nothing_is_claimed_off_a_mac(directory: Artifact) -> None:
     with pytest.raises(UnavailableError, match="needs a Mac"):
         lower(directory.path, directory.manifest)
     assert not (directory.path / PLAN_FILE).exists()
+
+
+def test_a_mac_that_cannot_run_the_functions_compiles_nothing(
+    directory: Artifact, fake_mac: FakeMac, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, "14.5")
+    with pytest.raises(UnavailableError, match="several functions needs a newer macOS"):
+        lower(directory.path, directory.manifest)
+    assert not (directory.path / PLAN_FILE).exists()
+    assert fake_mac.log == []
 
 
 def test_what_core_ml_does_not_compile_is_no_evidence(directory: Artifact, fake_mac: FakeMac) -> None:
