@@ -237,8 +237,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("export", "-o", "{tmp}/out"), HEAVY, "export"),
         (("validate", "{artifact}"), HEAVY, "onnxruntime"),
         (("inspect", "{artifact}/decoder.onnx"), HEAVY, "export"),
+        (("export", "--target", "coreml", "-o", "{tmp}/out"), ("coremltools",), "coreml"),
     ],
-    ids=["export", "validate", "inspect"],
+    ids=["export", "validate", "inspect", "coreml"],
 )
 def test_a_missing_extra_is_named(
     command: tuple[str, ...], blocked: tuple[str, ...], extra: str, artifact: Path, tmp_path: Path
