@@ -169,13 +169,14 @@ def ask(session: MilRuntime, spec: DecoderSpec, labels: list[int], coords: Float
     return session.decode({name: np.ascontiguousarray(value, np.float32) for name, value in feed.items()})
 
 
-def test_an_empty_slot_changes_no_bit(made: Make) -> None:
-    session, spec = made("sam1").open(), SPECS["sam1"]
+@pytest.mark.parametrize(("name", "sizes"), [("sam1", (2, 4, 8, 16)), ("sam2_fp16", (2, 4))])
+def test_an_empty_slot_changes_no_bit(name: str, sizes: tuple[int, ...], made: Make) -> None:
+    session, spec = made(name).open(), made(name).spec
     coords = arrays(prompt_tensors(spec, 1, [1] * 16))["point_coords"]
     alone = ask(session, spec, [1], coords)
-    for slots in (2, 4, 8, 16):
+    for slots in sizes:
         filled = ask(session, spec, [1] + [EMPTY_SLOT] * (slots - 1), coords)
-        assert all(np.array_equal(alone[name], filled[name]) for name in alone), slots
+        assert all(np.array_equal(alone[output], filled[output]) for output in alone), slots
     other = ask(session, spec, [1, 0], coords)
     assert not np.array_equal(alone["low_res_masks"], other["low_res_masks"])
 
