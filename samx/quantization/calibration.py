@@ -1,0 +1,186 @@
+"""CalibrationSet: the images and prompts from which INT8 takes its ranges. A set that exists can be used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samx.artifacts.commit import write_file
+from samx.decoders.session import Feed
+from samx.decoders.spec import DecoderSpec
+from samx.errors import ImageError, InputError
+from samx.quantization import calibration_file
+from samx.quantization.samples import Sample, as_cases
+from samx.validators import suite_file
+from samx.validators.cases import Case
+
+# A range is the largest value seen. Of n images drawn alike, the next one exceeds it with probability 1 / (n + 1):
+# 20 % after 4 images, 4 % after 24 prompts. Ranges from fewer are cut off on a user's first pictures.
+MIN_IMAGES, MIN_SAMPLES = 4, 24
+MOST_IMAGES = 64  # SAM 2: 8 MiB each; another image would lower the probability above by 0.02 %
+SERVES = ("family", "image_size", "width", "high_res_features")  # what images and prompts depend on
+AGAIN = "Calibrate again with this checkpoint."
+
+
+def calibration_spec(spec: DecoderSpec) -> DecoderSpec:
+    """Describe the decoder that answers calibration prompts: all masks, mask input; a set of it serves every export."""
+    return replace(spec, masks="all", mask_input=True)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Hold images, the prompts that calibrate, and the prompts that are held out to judge the result.
+
+    Inputs are rounded to what the file keeps of them. `scenes` are the seeds of the demo scenes, where the images are
+    those: fresh scenes judge them, and nothing is held out here.
+    Raises: ImageError, InputError where ranges taken from it would mean nothing.
+    """
+
+    spec: DecoderSpec
+    images: tuple[Feed, ...]
+    samples: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    scenes: tuple[int, ...]
+    source: str  # in words
+    seed: int
+    checkpoint_sha256: str  # of the weights that answered the prompts
+    sha256: str = ""  # of the file; left empty, it is computed
+
+    def __post_init__(self) -> None:
+        checked = {
+            "spec": calibration_spec(self.spec),
+            "images": tuple(_frozen(image) for image in self.images),
+            "samples": _frozen_samples(self.samples),
+            "held_out": _frozen_samples(self.held_out),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        _check_images(self)
+        _check_samples(self)
+        if not self.sha256:
+            object.__setattr__(self, "sha256", hashlib.sha256(calibration_file.pack(self)).hexdigest())
+
+    def save(self, path: Path) -> int:
+        """Write the set whole or not at all; gives its size in bytes.
+
+        Raises: WriteError.
+        """
+        data = calibration_file.pack(self)
+        write_file(path, data)
+        return len(data)
+
+    @classmethod
+    def load(cls, path: Path) -> CalibrationSet:
+        """Read a set.
+
+        Raises: ArtifactError for anything that save() would not have written; ImageError, InputError as when made.
+        """
+        data = calibration_file.read_bytes(path)
+        return cls(**calibration_file.unpack(data, f"calibration set '{path}'"))
+
+    def check_for(self, spec: DecoderSpec, checkpoint_sha256: str) -> None:
+        """Refuse to calibrate another decoder than the one that answered the prompts.
+
+        Raises: InputError naming both.
+        """
+        for name in SERVES:
+            found, expected = getattr(self.spec, name), getattr(spec, name)
+            if found != expected:
+                what = f"calibration set is for another decoder ({name.replace('_', ' ')})"
+                raise InputError(what, found=found, expected=expected, fix=AGAIN)
+        if self.checkpoint_sha256 != checkpoint_sha256:
+            raise InputError(
+                "calibration set is for another checkpoint", found=f"sha256 {self.checkpoint_sha256}",
+                expected=f"sha256 {checkpoint_sha256}", fix=AGAIN,
+            )  # fmt: skip
+
+    def cases(self, spec: DecoderSpec, most_points: int | None = None) -> list[Case]:
+        """Give the prompts that calibrate, as an export takes them, without those of more points than it takes."""
+        return as_cases([sample for sample in self.samples if sample.fits(most_points)], spec)
+
+    def summary(self) -> dict[str, Any]:
+        """Give what a manifest remembers of the set."""
+        return {
+            "sha256": self.sha256,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "source": self.source,
+            "seed": self.seed,
+            "images": len(self.images),
+            "samples": dict(Counter(sample.kind for sample in self.samples)),
+            "held_out": len(self.held_out),
+        }
+
+
+def check_features(features: Feed, spec: DecoderSpec, what: str) -> None:
+    """Refuse features that no working encoder gives.
+
+    Raises: ImageError naming the image: wrong names or shapes, values that are not finite, one value throughout.
+    """
+    expected = [tensor.name for tensor in spec.image_inputs]
+    if sorted(features) != sorted(expected):
+        raise ImageError(f"{what} has other features", found=", ".join(sorted(features)), expected=", ".join(expected))
+    kept = _frozen(features)
+    for tensor in spec.image_inputs:
+        value, name = kept[tensor.name], f"'{tensor.name}' of {what}"
+        if value.shape != tensor.shape:
+            fix = "Use this model's own encoder."
+            raise ImageError(f"{name} has the wrong shape", found=value.shape, expected=tensor.shape, fix=fix)
+        if not np.isfinite(value).all():
+            fix = "Run the image encoder again, at fp32."
+            raise ImageError(f"{name} is not finite", expected="values that float16 holds", fix=fix)
+        if value.min() == value.max():
+            fix = "Check the encoder, and what it was given."
+            raise ImageError(f"{name} is constant", found=f"{value.min():g} throughout", fix=fix)
+
+
+def prompt_key(sample: Sample) -> tuple[int, str]:
+    """Identify a prompt: two samples with the same key are the same question."""
+    return sample.image, suite_file.feed_digest(sample.prompts)
+
+
+def _frozen(feed: Feed) -> Feed:
+    with np.errstate(over="ignore"):  # a value beyond float16 becomes inf, which is refused
+        rounded = {name: suite_file.storable(name, value) for name, value in feed.items()}
+    for value in rounded.values():
+        value.setflags(write=False)
+    return rounded
+
+
+def _frozen_samples(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    return tuple(replace(sample, prompts=_frozen(sample.prompts)) for sample in samples)
+
+
+def _check_images(found: CalibrationSet) -> None:
+    if len(found.images) > MOST_IMAGES:
+        expected = f"at most {MOST_IMAGES}"
+        raise InputError("calibration set has too many images", found=len(found.images), expected=expected)
+    first: dict[str, int] = {}
+    for i, image in enumerate(found.images):
+        check_features(image, found.spec, f"image {i} of the calibration set")
+        twin = first.setdefault(suite_file.feed_digest(image), i)
+        if twin != i:
+            fix = "Each must show something else: remove copies, check the encoder."
+            raise InputError(f"images {twin} and {i} of the calibration set are the same", fix=fix)
+
+
+def _check_samples(found: CalibrationSet) -> None:
+    for sample in (*found.samples, *found.held_out):
+        sample.check(found.spec, len(found.images))
+    used = {prompt_key(sample) for sample in found.samples}
+    _check_enough("images", len({image for image, _ in used}), MIN_IMAGES)
+    _check_enough("different prompts", len(used), MIN_SAMPLES)
+    if not used.isdisjoint(prompt_key(sample) for sample in found.held_out):
+        raise InputError("a prompt of the calibration set both calibrates and judges", fix="Calibrate again.")
+
+
+def _check_enough(what: str, found: int, least: int) -> None:
+    if found < least:
+        raise InputError(
+            f"calibration set has too few {what}", found=found, expected=f"at least {least}",
+            fix=f"A new one would exceed the ranges of so few with a probability of {1 / (found + 1):.0%}.",
+        )  # fmt: skip

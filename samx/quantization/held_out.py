@@ -1,0 +1,83 @@
+"""Prompts that judge an INT8 export: on images, or at least prompts, that did not calibrate it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from samx.decoders.session import Feed, Session
+from samx.decoders.spec import DecoderSpec
+from samx.errors import InputError
+from samx.exporters.encoder import is_demo
+from samx.quantization.calibration import CalibrationSet
+from samx.quantization.rollout import HELD_OUT_SAMPLES, Progress, Rolled, check_outlined, deal, roll_out
+from samx.quantization.samples import Sample, as_cases
+from samx.quantization.sources import HELD_OUT_SCENES, demo_scenes
+from samx.validators.cases import Case
+from samx.validators.metrics import BoolArray
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Hold images, cases on them, and what each case asked for, where that is known.
+
+    Shapes: truth (N, S, S) each, S mask pixels a side.
+    """
+
+    images: tuple[Feed, ...]
+    cases: tuple[Case, ...]
+    truth: tuple[BoolArray | None, ...]
+    source: str
+
+
+def held_out(
+    calibration: CalibrationSet, reference: Session, checkpoint: Path, spec: DecoderSpec, *,
+    most_points: int | None = None, progress: Progress = lambda _: None,
+) -> HeldOut:  # fmt: skip
+    """Give what judges an export of `spec` that was calibrated with a set.
+
+    A set of demo scenes is judged on other scenes, whose regions are known; `reference` (calibration_reference) answers
+    what corrections start from. Any other set holds prompts out itself, and knows no truth.
+    Raises: InputError when nothing that did not calibrate is left.
+    """
+    if not calibration.scenes:
+        return _kept(calibration, spec, most_points)
+    if not is_demo(checkpoint) or not set(calibration.scenes).isdisjoint(HELD_OUT_SCENES):
+        raise InputError(
+            "calibration set cannot be judged on demo scenes", found=f"scenes {sorted(calibration.scenes)}",
+            expected=f"a demo checkpoint and none of {HELD_OUT_SCENES[0]} to {HELD_OUT_SCENES[-1]}",
+            fix="Calibrate again with this checkpoint.",
+        )  # fmt: skip
+    return _scenes(calibration, reference, checkpoint, spec, most_points, progress)
+
+
+def _scenes(
+    calibration: CalibrationSet, reference: Session, checkpoint: Path, spec: DecoderSpec,
+    most_points: int | None, progress: Progress,
+) -> HeldOut:  # fmt: skip
+    source = demo_scenes(checkpoint, calibration.spec, HELD_OUT_SCENES)
+    count, seed = len(source.images), calibration.seed
+    images: list[Feed] = []
+    rolled: list[Rolled] = []
+    for i, asked in enumerate(deal(HELD_OUT_SAMPLES, range(count), count, seed)):
+        progress(f"Rolling out held-out prompts on scene {i + 1} of {count}")
+        image = source.images[i]()
+        images.append(image.features)
+        rolled += roll_out(reference, image, i, asked, np.random.default_rng([seed, HELD_OUT_SCENES[i]]))
+    check_outlined(rolled)
+    kept = [found for found in rolled if found.sample.fits(most_points)]
+    truth = tuple(found.target[None] if found.is_truth else None for found in kept)
+    return HeldOut(tuple(images), tuple(as_cases([found.sample for found in kept], spec)), truth, source.words)
+
+
+def _kept(calibration: CalibrationSet, spec: DecoderSpec, most_points: int | None) -> HeldOut:
+    samples = [sample for sample in calibration.held_out if sample.fits(most_points)]
+    if not samples:
+        fix = "Calibrate again, on more images or with other prompts."
+        raise InputError("calibration set holds no prompt out to judge the result on", fix=fix)
+    used = sorted({sample.image for sample in samples})
+    moved: list[Sample] = [replace(sample, image=used.index(sample.image)) for sample in samples]
+    images = tuple(calibration.images[i] for i in used)
+    return HeldOut(images, tuple(as_cases(moved, spec)), (None,) * len(moved), f"held out of {calibration.source}")

@@ -1,0 +1,189 @@
+"""INT8 in ONNX: integer products between Q and DQ, and weights that are kept in 8 bits for float products.
+
+Integer products are written by onnxruntime.quantization: symmetric, weights with a scale for each output. Their
+outputs stay float: quantising those too costs accuracy and, in ONNX Runtime, time. TensorRT wants both factors signed,
+with zero points 0. ONNX Runtime's fast kernels on x86 want the activation unsigned: the same integers with 128 added.
+It makes that change itself only where a single product reads a tensor, and here two usually do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from samx.extras import require
+from samx.quantization.groups import Product, check_groups, products, weights_of
+from samx.quantization.ranges import Ranges, collect_ranges
+
+MOST = 127  # of a signed byte; -128 is left out, so that the range is symmetric
+HALF_OPSET, HALF_IR_VERSION = 19, 9  # the first opset in which scales may be float16
+TABLE_BYTES = 2**16  # constants from here on that no product multiplies are kept in float16
+
+
+def quantise(
+    model: bytes, groups: Collection[str], calibration: Iterable[Mapping[str, NDArray[Any]]], half: bool,
+    stored: Collection[str] = (),
+) -> bytes:  # fmt: skip
+    """Quantise a graph's groups of products, with ranges from calibration feeds (by input name).
+
+    Raises: as collect_ranges() and quantise_with().
+    """
+    check_groups([*groups, *stored])
+    return quantise_with(model, groups, collect_ranges(model, calibration), half, stored)
+
+
+def quantise_with(
+    model: bytes, groups: Collection[str], ranges: Ranges, half: bool, stored: Collection[str] = ()
+) -> bytes:
+    """Multiply the products of `groups` in integers, and keep the weights of `stored` in 8 bits.
+
+    `half` is for float16 graphs that TensorRT takes: signed activations, float16 scales, float biases, a later opset
+    where needed. The others are for ONNX Runtime: unsigned activations, int32 biases, without which its integer Gemm is
+    not used, and large constants of no product in float16.
+    Raises: UsageError for groups that nothing can be done with.
+    """
+    check_groups([*groups, *stored])
+    graph = _later_opset(onnx.load_from_string(model)) if half else onnx.load_from_string(model)
+    before = onnx.ModelProto()
+    before.CopyFrom(graph)
+    chosen = [product for product in products(graph) if product.group in groups]
+    weights = [product for product in weights_of(graph, stored) if product.group not in groups]
+    tables = [] if half else _tables(graph)
+    graph = _integer(graph, chosen, ranges, half) if chosen else graph
+    kept = [_stored(graph, product, half) for product in weights]
+    _replace(graph, [*kept, *(_halved(graph, name) for name in tables)])
+    _sign(graph, before)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph.SerializeToString()
+
+
+def _sign(graph: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Undo what the quantiser writes about itself."""
+    graph.ir_version, graph.producer_name = before.ir_version, before.producer_name
+    graph.producer_version = before.producer_version
+    del graph.metadata_props[:]
+    graph.metadata_props.extend(before.metadata_props)
+
+
+def _integer(model: onnx.ModelProto, chosen: Sequence[Product], ranges: Ranges, half: bool) -> onnx.ModelProto:
+    """Put Q and DQ round the products' factors."""
+    library = require("onnxruntime.quantization", "onnxruntime", "INT8")
+    types = library.QuantType
+    quantizer = library.QDQQuantizer(
+        model, True, False, types.QInt8, types.QInt8 if half else types.QUInt8, _limits(chosen, ranges, half),
+        [product.node for product in chosen], [], sorted({product.op for product in chosen}), _options(chosen, half),
+    )  # fmt: skip
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    return result
+
+
+def _options(chosen: Sequence[Product], half: bool) -> dict[str, Any]:
+    return {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": not half,  # TensorRT takes float biases only
+        "DedicatedQDQPair": half,
+        "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+        "TensorQuantOverrides": {product.weight: [{"axis": product.channel_axis}] for product in chosen},
+    }
+
+
+def _limits(chosen: Sequence[Product], ranges: Ranges, half: bool) -> Any:
+    library = require("onnxruntime.quantization.calibrate", "onnxruntime", "INT8")
+    dtype = np.float16 if half else np.float32
+    largest = {product.tensor: ranges[product.tensor].largest for product in chosen}
+    found = {
+        name: library.TensorData(lowest=np.array(-end, dtype), highest=np.array(end, dtype))
+        for name, end in largest.items()
+    }
+    return library.TensorsData(library.CalibrationMethod.MinMax, found)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Hold what stands in a constant's place: smaller constants, and nodes that compute it from them."""
+
+    name: str
+    constants: tuple[onnx.TensorProto, ...]
+    nodes: tuple[onnx.NodeProto, ...]
+
+
+def _stored(model: onnx.ModelProto, product: Product, half: bool) -> Kept:
+    """Keep a weight in 8 bits.
+
+    ONNX Runtime multiplies Cast and Mul out once, on loading; a DequantizeLinear it repeats in every call. TensorRT
+    takes 8-bit constants before a DequantizeLinear only.
+    """
+    name, weight = product.weight, _constant(model, product.weight)
+    scale = _scales(weight, product, stacked=not half)
+    integers = np.clip(np.rint(weight.astype(np.float32) / scale), -MOST, MOST).astype(np.int8)
+    kept, scales, cast = f"{name}.int8", f"{name}.scale", f"{name}.cast"
+    values = scale.ravel() if half else scale
+    constants = numpy_helper.from_array(integers, kept), numpy_helper.from_array(values.astype(weight.dtype), scales)
+    if half:
+        axis = product.channel_axis
+        return Kept(name, constants, (helper.make_node("DequantizeLinear", [kept, scales], [name], cast, axis=axis),))
+    nodes = (
+        helper.make_node("Cast", [kept], [cast], cast, to=helper.np_dtype_to_tensor_dtype(weight.dtype)),
+        helper.make_node("Mul", [cast, scales], [name], f"{name}.scaled"),
+    )
+    return Kept(name, constants, nodes)
+
+
+def _halved(model: onnx.ModelProto, name: str) -> Kept:
+    """Keep a float32 constant in float16."""
+    kept = f"{name}.float16"
+    node = helper.make_node("Cast", [kept], [name], f"{kept}.cast", to=TensorProto.FLOAT)
+    return Kept(name, (numpy_helper.from_array(_constant(model, name).astype(np.float16), kept),), (node,))
+
+
+def _replace(model: onnx.ModelProto, kept: Sequence[Kept]) -> None:
+    """Put the nodes first, as constants are used anywhere."""
+    replaced = {one.name for one in kept}
+    constants = [found for found in model.graph.initializer if found.name not in replaced]
+    nodes = [*(node for one in kept for node in one.nodes), *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend([*constants, *(constant for one in kept for constant in one.constants)])
+    model.graph.node.extend(nodes)
+
+
+def _constant(model: onnx.ModelProto, name: str) -> NDArray[Any]:
+    return numpy_helper.to_array(next(found for found in model.graph.initializer if found.name == name))
+
+
+def _scales(weight: NDArray[Any], product: Product, stacked: bool) -> NDArray[np.float32]:
+    """Give a scale for each output, as the weight's type holds it; with `stacked`, for each stacked matrix its own."""
+    matrix = {weight.ndim - 2, weight.ndim - 1} if stacked else set(range(weight.ndim))
+    largest = np.abs(weight.astype(np.float32)).max(axis=tuple(matrix - {product.channel_axis}), keepdims=True)
+    scale = np.maximum(largest / MOST, np.finfo(weight.dtype).tiny)
+    rounded: NDArray[np.float32] = scale.astype(weight.dtype).astype(np.float32)
+    return rounded
+
+
+def _tables(model: onnx.ModelProto) -> list[str]:
+    """Find large constants of no product: positions, which lie between -1 and 1, and what they make of weights."""
+    weights = {product.weight for product in products(model)}
+    return [
+        found.name
+        for found in model.graph.initializer
+        if found.data_type == TensorProto.FLOAT and len(found.raw_data) >= TABLE_BYTES and found.name not in weights
+    ]
+
+
+def _later_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Convert before quantising: the converter takes scales to be float32."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset >= HALF_OPSET:
+        return model
+    converter = require("onnx.version_converter", "export", "INT8")
+    converted: onnx.ModelProto = converter.convert_version(model, HALF_OPSET)
+    converted.ir_version = max(model.ir_version, HALF_IR_VERSION)
+    return converted

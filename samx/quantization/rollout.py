@@ -1,0 +1,162 @@
+"""Roll prompts out over images: every kind in its share, with the float32 reference answering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samx.decoders.checkpoint import LoadedDecoder
+from samx.decoders.session import Feed, Session
+from samx.errors import InputError, UsageError
+from samx.quantization.calibration import (
+    MIN_IMAGES,
+    MIN_SAMPLES,
+    CalibrationSet,
+    calibration_spec,
+    prompt_key,
+)
+from samx.quantization.samples import Sample, kinds
+from samx.quantization.sources import Source, SourceImage
+from samx.quantization.user import User
+from samx.runtimes.torch import reference_session
+from samx.validators.metrics import BoolArray
+
+DEFAULT_SAMPLES = 96  # the next prompt exceeds their ranges with a probability of 1 %
+MOST_SAMPLES = 1024  # minutes, and ranges that have long stopped growing
+HELD_OUT_SAMPLES = 48  # 144 masks of multimask exports: the 5th percentile is the eighth worst
+HELD_OUT_SHARE = 4  # one in so many images is held out, where enough are left
+FEWEST_HELD_OUT_IMAGES = 2
+# A working reference answers nearly every prompt with a mask that has an outline.
+LEAST_OUTLINED = 0.5
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Rolled:
+    """Hold a prompt, what was meant by it, and whether the reference answered with a mask that has an outline.
+
+    Shapes: target (S, S).
+    """
+
+    sample: Sample
+    target: BoolArray
+    is_truth: bool
+    outlined: bool
+
+
+@dataclass(frozen=True)
+class Split:
+    """Say which kinds of prompts are asked on which image: to calibrate, and to judge."""
+
+    samples: tuple[tuple[str, ...], ...]
+    held_out: tuple[tuple[str, ...], ...]
+    words: str
+
+
+def calibration_reference(loaded: LoadedDecoder) -> Session:
+    """Open the float32 reference that answers calibration prompts."""
+    return reference_session(loaded, calibration_spec(loaded.spec))
+
+
+def build_set(
+    reference: Session, checkpoint_sha256: str, source: Source, *,
+    samples: int = DEFAULT_SAMPLES, seed: int = 0, progress: Progress = lambda _: None,
+) -> CalibrationSet:  # fmt: skip
+    """Roll prompts out over a source's images. The same arguments give the same set, byte by byte.
+
+    Raises: UsageError on a number of samples that cannot be; ImageError, InputError on images or answers that make
+    ranges meaningless.
+    """
+    count = len(source.images)
+    least = max(MIN_SAMPLES, count)
+    if not least <= samples <= MOST_SAMPLES:
+        raise UsageError(f"cannot calibrate {count} images with so many samples", found=samples,
+                         expected=f"{least} to {MOST_SAMPLES}")  # fmt: skip
+    split = _demo_split(count, samples, seed) if source.scenes else _split(count, samples, seed)
+    features, rolled, judging = _roll_all(reference, source, split, seed, progress)
+    used = {prompt_key(found.sample) for found in rolled}
+    return CalibrationSet(
+        spec=reference.spec,
+        images=tuple(features),
+        samples=tuple(found.sample for found in rolled),
+        held_out=tuple(found.sample for found in judging if prompt_key(found.sample) not in used),
+        scenes=source.scenes,
+        source=f"{source.words}; {split.words}",
+        seed=seed,
+        checkpoint_sha256=checkpoint_sha256,
+    )
+
+
+def roll_out(
+    reference: Session, image: SourceImage, index: int, asked: Sequence[str], rng: np.random.Generator
+) -> list[Rolled]:
+    """Ask prompts of these kinds on one image."""
+    user = User(reference, image, rng)
+    return [_roll(user, kind, index) for kind in asked]
+
+
+def deal(total: int, images: Sequence[int], count: int, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Deal so many prompts, shuffled, to some of `count` images in turn."""
+    shuffled = np.random.default_rng([seed, total]).permutation(kinds(total)).tolist()
+    hands = {image: tuple(shuffled[i :: len(images)]) for i, image in enumerate(images)}
+    return tuple(hands.get(image, ()) for image in range(count))
+
+
+def check_outlined(rolled: Sequence[Rolled]) -> None:
+    """Refuse answers that are mostly empty or mostly the whole picture.
+
+    Raises: InputError.
+    """
+    outlined = sum(found.outlined for found in rolled)
+    if outlined < LEAST_OUTLINED * len(rolled):
+        raise InputError(
+            "the reference answers most prompts with an empty or a full mask",
+            found=f"{outlined} of {len(rolled)} masks with an outline", expected=f"at least {LEAST_OUTLINED:.0%}",
+            fix="Check that checkpoint and images belong together, and how the encoder wants its pixels.",
+        )  # fmt: skip
+
+
+def _demo_split(count: int, samples: int, seed: int) -> Split:
+    none = tuple(() for _ in range(count))
+    return Split(deal(samples, range(count), count, seed), none, "judged on other scenes")
+
+
+def _split(count: int, samples: int, seed: int) -> Split:
+    """Hold out some of the images, or some of the prompts where the images are too few."""
+    apart = max(count // HELD_OUT_SHARE, FEWEST_HELD_OUT_IMAGES)
+    everything: list[int] = np.random.default_rng([seed, count]).permutation(count).tolist()
+    judging, calibrating = sorted(everything[:apart]), sorted(everything[apart:])
+    words = f"{apart} images held out"
+    if len(calibrating) < MIN_IMAGES:
+        judging = calibrating = list(range(count))
+        words = "too few images to hold one out, so other prompts on the same images are held out"
+    return Split(deal(samples, calibrating, count, seed), deal(HELD_OUT_SAMPLES, judging, count, seed), words)
+
+
+def _roll_all(
+    reference: Session, source: Source, split: Split, seed: int, progress: Progress
+) -> tuple[list[Feed], list[Rolled], list[Rolled]]:
+    features: list[Feed] = []
+    rolled: list[Rolled] = []
+    judging: list[Rolled] = []
+    for i, make in enumerate(source.images):
+        progress(f"Rolling out prompts on image {i + 1} of {len(source.images)}")
+        image, rng = make(), np.random.default_rng([seed, i])
+        asked = (*split.samples[i], *split.held_out[i])
+        found = roll_out(reference, image, i, asked, rng)
+        features.append(image.features)
+        rolled += found[: len(split.samples[i])]
+        judging += found[len(split.samples[i]) :]
+    check_outlined([*rolled, *judging])
+    return features, rolled, judging
+
+
+def _roll(user: User, kind: str, index: int) -> Rolled:
+    region = user.region()
+    question = user.ask(kind, region)
+    mask = user.answer(question).mask
+    outlined = bool(mask.any() and not mask[user.valid].all())
+    return Rolled(Sample(kind, index, user.feed(question)), region.mask, user.knows_truth, outlined)

@@ -1,0 +1,228 @@
+"""Sensitivity: what INT8 costs each group of products in mask IoU, and which groups can be had for a budget.
+
+Each group is judged alone, then all together; while the budget is missed, the group that cost most alone gives way:
+from integer products to weights in 8 bits, from those to float. Nothing is drawn at random, so a search repeats itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samx.artifacts.commit import write_file
+from samx.errors import ParityError
+
+LOW_PERCENTILE = 5
+INTEGER_PRODUCTS, STORED_WEIGHTS = "integer", "stored"
+FORMAT = 1
+Models = Mapping[str, bytes]  # file name -> ONNX
+Progress = Callable[[str, int, int], None]  # what is judged, number, of how many
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Name the groups whose products are integer, and those whose weights are kept in 8 bits."""
+
+    integer: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
+
+    def without(self, group: str) -> Plan:
+        """Let a group give way by one step."""
+        if group in self.integer:
+            return Plan(_less(self.integer, group), (*self.stored, group))
+        return replace(self, stored=_less(self.stored, group))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Say what INT8 may cost: the masks' least mean and 5th percentile of IoU, the files' largest share of float's."""
+
+    mean_iou: float = 0.98
+    p05_iou: float = 0.95
+    size_share: float = 0.45
+
+    def spent(self, mean: float, p05: float) -> float:
+        """Give the largest share of an allowed loss that was lost; more than 1 misses the budget."""
+        losses = (1 - mean, self.mean_iou), (1 - p05, self.p05_iou)
+        return max(loss / max(1 - least, 1e-9) for loss, least in losses)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Hold what a plan's masks and files came to."""
+
+    mean_iou: float
+    p05_iou: float
+    bytes: int
+
+    @classmethod
+    def of(cls, mask_iou: Sequence[float], size: int) -> Judged:
+        """Sum up the IoU of every mask."""
+        return cls(float(np.mean(mask_iou)), float(np.percentile(mask_iou, LOW_PERCENTILE)), size)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold what a group costs alone, and what it gains, against files in which no group is quantised."""
+
+    group: str
+    how: str  # INTEGER_PRODUCTS or STORED_WEIGHTS
+    mean_iou_lost: float
+    p05_iou_lost: float
+    bytes_saved: int
+    multiply_adds: int  # integer ones, in a call of the calibration's usual size
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the row as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hold the plan that meets the budget, what it came to, and the table that led to it."""
+
+    plan: Plan
+    judged: Judged
+    float_bytes: int
+    rows: tuple[Row, ...]
+    gave_way: tuple[str, ...]  # in order; a group that gave way twice stands here twice
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the result as plain data."""
+        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Say what is searched: how a plan is made and judged, and everything that a judgement depends on."""
+
+    float_models: Models
+    make: Callable[[Plan], Models]  # of an empty plan too
+    mask_iou: Callable[[Models], Sequence[float]]  # of every mask of every prompt, against the float32 reference
+    multiply_adds: Mapping[str, int]  # of each group, if it were integer
+    calibration_sha256: str
+    settings: Mapping[str, Any]  # of the prompts that judge, and of the libraries
+
+    def judge(self, plan: Plan) -> Judged:
+        """Make a plan's files and judge them."""
+        models = self.make(plan)
+        return Judged.of(self.mask_iou(models), sum(map(len, models.values())))
+
+    def key(self) -> str:
+        """Identify what judgements can be taken over from."""
+        files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.float_models.items())}
+        facts = {"format": FORMAT, "files": files, "calibration": self.calibration_sha256, "settings": self.settings}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Notebook:
+    """Keep judgements in a file as soon as they are known; another task's or a damaged file is begun anew."""
+
+    def __init__(self, path: Path | None, key: str) -> None:
+        self.path, self.key = path, key
+        self.known: dict[str, Judged] = {} if path is None else _read(path, key)
+
+    def judge(self, plan: Plan, judge: Callable[[Plan], Judged]) -> Judged:
+        """Look a plan up, or judge it and write that down."""
+        name = json.dumps([sorted(plan.integer), sorted(plan.stored)])
+        if name not in self.known:
+            self.known[name] = judge(plan)
+            self._write()
+        return self.known[name]
+
+    def _write(self) -> None:
+        if self.path is not None:
+            judged = {name: asdict(one) for name, one in self.known.items()}
+            write_file(self.path, json.dumps({"key": self.key, "judged": judged}, indent=1).encode())
+
+
+def search(
+    task: Task, plan: Plan, budget: Budget, notebook: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> Found:  # fmt: skip
+    """Judge each of a plan's groups alone, then let the worst give way until the budget is met.
+
+    Raises: ParityError when it cannot be: says the best that was found, and the group that costs most.
+    """
+    book, size = Notebook(notebook, task.key()), sum(map(len, task.float_models.values()))
+    alone = [Plan(integer=(group,)) for group in plan.integer]
+    alone += [Plan(stored=(group,)) for group in dict.fromkeys((*plan.integer, *plan.stored))]
+    base = book.judge(Plan(), task.judge)
+    rows = []
+    for number, one in enumerate(alone):
+        progress(f"{(one.integer or one.stored)[0]}, {_how(one)}", number, len(alone))
+        rows.append(_row(task, one, book.judge(one, task.judge), base))
+    return _greedy(task, plan, budget, book, tuple(rows), size, progress)
+
+
+def _greedy(
+    task: Task, plan: Plan, budget: Budget, book: Notebook, rows: tuple[Row, ...], size: int, progress: Progress
+) -> Found:
+    gave_way: list[str] = []
+    best: tuple[float, Judged] | None = None
+    while plan.integer or plan.stored:
+        progress(f"{len(plan.integer) + len(plan.stored)} groups together", len(rows), len(rows))
+        judged = book.judge(plan, task.judge)
+        if judged.bytes > budget.size_share * size:
+            break  # groups that give way make it larger still
+        spent = budget.spent(judged.mean_iou, judged.p05_iou)
+        if spent <= 1:
+            return Found(plan, judged, size, rows, tuple(gave_way))
+        best = (spent, judged) if best is None or spent < best[0] else best
+        gave_way.append(_worst(plan, rows, budget))
+        plan = plan.without(gave_way[-1])
+    raise _missed(best[1] if best else None, budget, rows)
+
+
+def _missed(best: Judged | None, budget: Budget, rows: Sequence[Row]) -> ParityError:
+    found = "no file small enough"
+    if best is not None:
+        found = f"at best mean IoU {best.mean_iou:.4f}, 5th percentile {best.p05_iou:.4f}"
+    worst = max(rows, key=lambda row: _cost(row, budget), default=None)
+    if worst is not None:
+        found += f"; '{worst.group}' costs most, alone {worst.mean_iou_lost:.4f} of mean IoU ({worst.how})"
+    return ParityError(
+        "INT8 cannot meet the budget", found=found,
+        expected=f"mean {budget.mean_iou:g}, 5th percentile {budget.p05_iou:g} in {budget.size_share:.0%} of the bytes",
+        fix="Allow more, exclude that group, or export in float.",
+    )  # fmt: skip
+
+
+def _worst(plan: Plan, rows: Sequence[Row], budget: Budget) -> str:
+    """Choose what gives way: the costliest as it is now; of equals, the one that gains least."""
+    using = {**dict.fromkeys(plan.stored, STORED_WEIGHTS), **dict.fromkeys(plan.integer, INTEGER_PRODUCTS)}
+    there = [row for row in rows if using.get(row.group) == row.how]
+    return max(there, key=lambda row: (_cost(row, budget), -row.multiply_adds, -row.bytes_saved, row.group)).group
+
+
+def _cost(row: Row, budget: Budget) -> float:
+    return budget.spent(1 - row.mean_iou_lost, 1 - row.p05_iou_lost)
+
+
+def _row(task: Task, plan: Plan, judged: Judged, base: Judged) -> Row:
+    group = (plan.integer or plan.stored)[0]
+    count = task.multiply_adds.get(group, 0) if plan.integer else 0
+    lost = base.mean_iou - judged.mean_iou, base.p05_iou - judged.p05_iou
+    return Row(group, _how(plan), *lost, base.bytes - judged.bytes, count)
+
+
+def _how(plan: Plan) -> str:
+    return INTEGER_PRODUCTS if plan.integer else STORED_WEIGHTS
+
+
+def _less(groups: Collection[str], group: str) -> tuple[str, ...]:
+    return tuple(other for other in groups if other != group)
+
+
+def _read(path: Path, key: str) -> dict[str, Judged]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Judged(**one) for name, one in found["judged"].items()} if found["key"] == key else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}

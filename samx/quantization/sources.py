@@ -1,0 +1,199 @@
+"""Where calibration images come from: demo scenes, a folder of embeddings, or a folder of pictures and an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samx.decoders.session import Feed, FloatArray
+from samx.decoders.spec import IMAGE_PATCH_PX, UPSCALING, DecoderSpec
+from samx.demo.model import DemoModel, load_demo
+from samx.demo.scenes import generate_scene
+from samx.errors import ImageError, UsageError
+from samx.exporters.encoder import is_demo
+from samx.frames import Frame
+from samx.images import PIXELS, normalised, read_embedding, read_image, to_frame
+from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES, check_features
+from samx.runtimes.onnxruntime import open_encoder
+
+DEFAULT_IMAGES = 16  # the next one exceeds their ranges with a probability of 6 %
+# Seeds far from samx.demo's: held out 0 to 199, validation 500,000, parity 900,001, training from 1,000,000.
+CALIBRATION_SCENES = range(700_000, 700_000 + MOST_IMAGES)
+HELD_OUT_SCENES = range(800_000, 800_008)
+IMAGE_PX_PER_MASK_PX = IMAGE_PATCH_PX // UPSCALING
+SCENE_HEIGHTS = (1.0, 0.75)  # of the width, in turn: square pictures and photographs
+
+EMBEDDING_SUFFIXES = (".npz", ".npy")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm")
+FEWEST_MASK_PX = 4  # along a picture's short side: an object and something beside it
+
+Extent = tuple[int, int]
+Ids = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class SourceImage:
+    """Hold an image's features, the part of the frame that its picture fills, and its regions where they are known.
+
+    Shapes: features DecoderSpec.image_inputs; ids (3, S, S), S mask pixels a side. Units: extent (width, height) px.
+    """
+
+    features: Feed
+    extent: Extent
+    ids: Ids | None = None
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Say where images come from; nothing given means demo scenes."""
+
+    embeddings: Path | None = None  # folder
+    pictures: Path | None = None  # folder
+    encoder: Path | None = None  # ONNX file
+    pixels: str = "unit"
+    images: int | None = None  # None: DEFAULT_IMAGES, or all where there are fewer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Hold images, each made when it is its turn, since each is megabytes; and say in words what they are."""
+
+    words: str
+    images: Sequence[Callable[[], SourceImage]]
+    scenes: tuple[int, ...] = ()
+
+
+def open_source(options: SourceOptions, checkpoint: Path, spec: DecoderSpec, seed: int = 0) -> Source:
+    """Find the images. Of a folder that has more than are wanted, the seed chooses.
+
+    Raises: UsageError on options that exclude each other; ImageError on an empty folder.
+    """
+    _check_options(options)
+    if options.embeddings is not None:
+        files, words = _choose(options.embeddings, EMBEDDING_SUFFIXES, "embeddings", options.images, seed)
+        return Source(words, [partial(_embedding, path, spec) for path in files])
+    if options.pictures is not None and options.encoder is not None:
+        files, words = _choose(options.pictures, PICTURE_SUFFIXES, "pictures", options.images, seed)
+        encoder = open_encoder(_read(options.encoder), options.encoder.name)
+        words = f"{words}, encoder '{options.encoder.name}'"
+        return Source(words, [partial(_picture, path, encoder, options.pixels, spec) for path in files])
+    if not is_demo(checkpoint):
+        raise UsageError(
+            f"no image to calibrate '{checkpoint.name}' on", expected="embeddings, or pictures and an encoder",
+            fix="Give --embeddings DIR, or --pictures DIR with --encoder FILE.onnx.",
+        )  # fmt: skip
+    return demo_scenes(checkpoint, spec, CALIBRATION_SCENES[: options.images or DEFAULT_IMAGES])
+
+
+def demo_scenes(checkpoint: Path, spec: DecoderSpec, seeds: Sequence[int]) -> Source:
+    """Take demo scenes, whose regions are known, through the encoder that a demo checkpoint carries."""
+    model = load_demo(spec.family, checkpoint, spec.grid)
+    heights = [SCENE_HEIGHTS[i % len(SCENE_HEIGHTS)] for i in range(len(seeds))]
+    images = [partial(_scene, model, spec, *pair) for pair in zip(seeds, heights, strict=True)]
+    return Source(f"demo scenes {seeds[0]} to {seeds[-1]}, demo encoder", images, tuple(seeds))
+
+
+@torch.inference_mode()
+def _scene(model: DemoModel, spec: DecoderSpec, seed: int, height: float) -> SourceImage:
+    scene = generate_scene(seed, (spec.image_size, round(spec.image_size * height)))
+    frame = Frame.of(spec, scene.image.shape[1], scene.image.shape[0])
+    features = model.encoder(torch.from_numpy(to_frame(scene.image, frame)))
+    named = zip(spec.image_inputs, features, strict=True)
+    return SourceImage(
+        {tensor.name: feature.numpy() for tensor, feature in named}, _extent(frame), _mask_ids(scene.ids, frame)
+    )
+
+
+def _embedding(path: Path, spec: DecoderSpec) -> SourceImage:
+    """Read an embedding. Which part of the frame its picture filled is not written in it: all of it, says samx."""
+    features = read_embedding(path, spec)
+    check_features(features, spec, f"embedding '{path}'")
+    return SourceImage(features, (spec.image_size, spec.image_size))
+
+
+def _picture(path: Path, encoder: Callable[[FloatArray], Feed], pixels: str, spec: DecoderSpec) -> SourceImage:
+    picture = read_image(path)
+    frame = Frame.of(spec, picture.shape[1], picture.shape[0])
+    if min(map(mask_px, _extent(frame))) < FEWEST_MASK_PX:
+        found = f"{picture.shape[1]} x {picture.shape[0]} px"
+        raise ImageError(f"picture '{path}' is too thin to click on and beside", found=found, fix="Leave it out.")
+    given = encoder(normalised(to_frame(picture, frame), frame, pixels))
+    wanted = [tensor.name for tensor in spec.image_inputs]
+    names = wanted if set(wanted) <= set(given) else given  # an encoder may give more; what lacks is named below
+    features = {name: given[name].astype(np.float32) for name in names}
+    check_features(features, spec, f"encoder's output for '{path}'")
+    return SourceImage(features, _extent(frame))
+
+
+def mask_px(side_px: int) -> int:
+    """Count the mask's pixels whose centres lie in that many pixels of the frame."""
+    half = IMAGE_PX_PER_MASK_PX // 2
+    return max((side_px + half - 1) // IMAGE_PX_PER_MASK_PX, 1)
+
+
+def _mask_ids(ids: Ids, frame: Frame) -> Ids:
+    """Look the regions up at the centres of the mask's pixels; 0 in the padding. Shapes: (3, H, W) -> (3, S, S)."""
+    centres = (np.arange(frame.size_px // IMAGE_PX_PER_MASK_PX) + 0.5) * IMAGE_PX_PER_MASK_PX
+    width, height = (mask_px(side) for side in _extent(frame))
+    columns, rows = ((centres[:n] / s).astype(int) for n, s in zip((width, height), frame.scale, strict=True))
+    found = np.zeros((len(ids), len(centres), len(centres)), ids.dtype)
+    found[:, :height, :width] = ids[:, rows[:, None], columns]
+    return found
+
+
+def _extent(frame: Frame) -> Extent:
+    return frame.valid_width_px, frame.valid_height_px
+
+
+def _check_options(options: SourceOptions) -> None:
+    problems: dict[str, Any] = {
+        "--embeddings and --pictures": options.embeddings is not None and options.pictures is not None,
+        "--pictures without --encoder": options.pictures is not None and options.encoder is None,
+        "--encoder without --pictures": options.encoder is not None and options.pictures is None,
+    }
+    for found, is_so in problems.items():
+        if is_so:
+            expected = "--embeddings DIR, or --pictures DIR with --encoder FILE.onnx"
+            raise UsageError("images to calibrate on are not clear", found=found, expected=expected)
+    if options.pixels not in PIXELS:
+        raise UsageError("unknown pixel normalisation", found=repr(options.pixels), expected=" or ".join(PIXELS))
+    if options.images is not None and not MIN_IMAGES <= options.images <= MOST_IMAGES:
+        expected = f"{MIN_IMAGES} to {MOST_IMAGES}"
+        raise UsageError("cannot calibrate on so many images", found=options.images, expected=expected)
+
+
+def _choose(folder: Path, suffixes: Sequence[str], what: str, wanted: int | None, seed: int) -> tuple[list[Path], str]:
+    files = _files(folder, suffixes, what)
+    least = MIN_IMAGES if wanted is None else wanted
+    if len(files) < least:
+        raise ImageError(f"folder '{folder}' has too few {what}", found=len(files), expected=f"at least {least}")
+    count = min(len(files), DEFAULT_IMAGES if wanted is None else wanted)
+    chosen = sorted(np.random.default_rng(seed).permutation(len(files))[:count])
+    return [files[i] for i in chosen], f"{count} of {len(files)} {what} in '{folder.resolve().name}'"
+
+
+def _files(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
+    try:
+        there = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as cause:
+        fix = "Check the path."
+        raise ImageError(f"folder '{folder}' cannot be read", found=cause.strerror, fix=fix) from cause
+    files = [path for path in there if path.suffix.lower() in suffixes]
+    if not files:
+        found = f"{len(there)} other files" if there else "nothing"
+        raise ImageError(f"folder '{folder}' has no {what}", found=found, expected=", ".join(suffixes))
+    return files
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise ImageError(f"cannot read the encoder '{path}'", found=cause.strerror, fix="Check the path.") from cause

@@ -1,0 +1,67 @@
+"""Small decoders, exported once for all tests of INT8, and prompts for them."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
+
+from samx.decoders.session import Feed
+from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.exporters.job import ExportJob, ExportOptions
+from samx.exporters.onnx import write_graphs
+from samx.spans import Span
+
+SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
+USUAL_POINTS = {"absorbed": Span(1, 8, 8), "direct": Span(1, 16, 16)}  # what makes the exporter choose the form
+
+
+@cache
+def toy_graphs(
+    family: str, form: str, opset: int = 18, precision: str = "fp32", split: bool = False
+) -> dict[str, bytes]:
+    """Export a toy decoder in a form; gives its files by name."""
+    spec = SPECS[family]
+    points, prompts = USUAL_POINTS[form], Span(1, 1, 64)
+    options = ExportOptions(precision=precision, opset=opset, split=split, points=points, prompts=prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        job = ExportJob(toy_checkpoint(replace(spec, masks="multimask")), spec, options)
+        exported = write_graphs(job, Path(folder), low_rank=False, slots=False)
+        assert exported.options["form"] == form
+        return {name: (Path(folder) / name).read_bytes() for name in exported.files}
+
+
+def feeds(spec: DecoderSpec, count: int = 3) -> list[Feed]:
+    """Draw feeds of one prompt each."""
+    labels = [[1, -1], [2, 3, -1], [1, 0, -1]]
+    return [
+        arrays({**image_tensors(spec, seed=i), **prompt_tensors(spec, 1, labels[i % 3], seed=i)}) for i in range(count)
+    ]
+
+
+def run(model: bytes, feed: Feed) -> dict[str, NDArray[Any]]:
+    """Run a graph as any client could."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def agreement(model: bytes, other: bytes, feed: Feed) -> float:
+    """Give the mean IoU of two graphs' masks."""
+    a, b = (run(graph, feed)["low_res_masks"] > 0 for graph in (model, other))
+    return float(np.mean((a & b).sum((-1, -2)) / np.maximum((a | b).sum((-1, -2)), 1)))
+
+
+def constants(model: bytes) -> dict[str, onnx.TensorProto]:
+    """Give a graph's constants by name."""
+    return {found.name: found for found in onnx.load_from_string(model).graph.initializer}

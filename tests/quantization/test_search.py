@@ -1,0 +1,145 @@
+"""The sensitivity search: what gives way, what is remembered, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from samx.errors import ParityError
+from samx.quantization.search import Budget, Found, Models, Plan, Task, search
+
+# What each group costs in IoU: as integer products, with weights in 8 bits.
+COSTS = {"a": (0.05, 0.001), "b": (0.004, 0.0005), "c": (0.002, 0.015)}
+PLAN = Plan(integer=("a", "b"), stored=("c",))
+BUDGET = Budget(mean_iou=0.98, p05_iou=0.95, size_share=0.9)
+FLOAT = {"decoder.onnx": b"x" * 100}
+
+
+class Desk:
+    """Make plans into bytes that say what they are, and judge them by COSTS."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.made: list[Plan] = []
+        self.stop_at = stop_at
+
+    def make(self, plan: Plan) -> Models:
+        if len(self.made) == self.stop_at:
+            raise KeyboardInterrupt
+        self.made.append(plan)
+        text = json.dumps([plan.integer, plan.stored]).encode()
+        return {"decoder.onnx": text.ljust(100 - 10 * len({*plan.integer, *plan.stored}))}
+
+    def mask_iou(self, models: Models) -> Sequence[float]:
+        integer, stored = json.loads(models["decoder.onnx"])
+        lost = sum(COSTS[group][0] for group in integer) + sum(COSTS[group][1] for group in stored)
+        return [1 - lost] * 40
+
+    def task(self, **changes: object) -> Task:
+        counts = {"a": 300, "b": 200}
+        task = Task(FLOAT, self.make, self.mask_iou, counts, "c" * 64, {"prompts": "p"})
+        return replace(task, **changes)  # type: ignore[arg-type]
+
+
+def find(desk: Desk, notebook: Path | None = None, budget: Budget = BUDGET) -> Found:
+    return search(desk.task(), PLAN, budget, notebook)
+
+
+def test_the_worst_gives_way_until_the_budget_is_met() -> None:
+    found = find(Desk())
+    assert found.gave_way == ("a",)  # 0.05 + 0.004 + 0.015 is too much; 0.001 + 0.004 + 0.015 is just 0.02
+    assert found.plan == Plan(("b",), ("c", "a"))
+    assert found.judged.mean_iou == pytest.approx(0.98)
+    assert (found.judged.bytes, found.float_bytes) == (70, 100)
+
+
+def test_a_group_gives_way_in_two_steps() -> None:
+    found = find(Desk(), budget=Budget(0.9945, 0.9, 0.9))
+    assert found.gave_way == ("a", "c")
+    assert found.plan == Plan(("b",), ("a",))
+
+
+def test_each_group_stands_in_the_table_as_it_costs_alone() -> None:
+    rows = {(row.group, row.how): row for row in find(Desk()).rows}
+    assert set(rows) == {("a", "integer"), ("b", "integer"), *((group, "stored") for group in "abc")}
+    assert rows["a", "integer"].mean_iou_lost == pytest.approx(0.05)
+    assert rows["c", "stored"].p05_iou_lost == pytest.approx(0.015)
+    assert rows["a", "integer"].to_json()["multiply_adds"] == 300
+    assert (rows["a", "stored"].multiply_adds, rows["a", "stored"].bytes_saved) == (0, 10)
+
+
+def test_the_fifth_percentile_counts_too() -> None:
+    desk = Desk()
+    task = replace(
+        desk.task(), mask_iou=lambda models: [0.5 if b'"a"' in models["decoder.onnx"] else 1.0] * 3 + [1.0] * 37
+    )
+    assert search(task, PLAN, Budget(0.9, 0.95, 0.9)).gave_way == ("a", "a")
+
+
+def test_the_same_search_gives_the_same_result() -> None:
+    assert find(Desk()).to_json() == find(Desk()).to_json()
+    json.dumps(find(Desk()).to_json())
+
+
+def test_a_rerun_reads_what_is_known(tmp_path: Path) -> None:
+    notebook, again = tmp_path / "search.json", Desk()
+    first = find(Desk(), notebook)
+    assert find(again, notebook) == first
+    assert again.made == []
+
+
+def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    notebook, again = tmp_path / "search.json", Desk()
+    with pytest.raises(KeyboardInterrupt):
+        find(Desk(stop_at=3), notebook)
+    assert find(again, notebook) == find(Desk())
+    assert len(again.made) == 8 - 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"float_models": {"decoder.onnx": b"y" * 100}},
+        {"calibration_sha256": "d" * 64},
+        {"settings": {"prompts": "others"}},
+    ],
+    ids=["graph", "calibration", "settings"],
+)
+def test_another_task_is_judged_anew(tmp_path: Path, changes: dict[str, object]) -> None:
+    notebook, other = tmp_path / "search.json", Desk()
+    find(Desk(), notebook)
+    task = other.task(**changes)
+    search(replace(task, mask_iou=lambda models: [1.0]), PLAN, BUDGET, notebook)
+    assert len(other.made) == 7  # none, five alone, all together
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '{"key": "KEY", "judged": {"x": {"iou": 1}}}'])
+def test_a_damaged_notebook_is_begun_anew(tmp_path: Path, text: str) -> None:
+    notebook = tmp_path / "search.json"
+    notebook.write_text(text.replace("KEY", Desk().task().key()))
+    assert find(Desk(), notebook) == find(Desk())
+
+
+def test_a_budget_that_cannot_be_met_names_the_best_and_the_worst() -> None:
+    with pytest.raises(
+        ParityError, match=r"at best mean IoU 0\.9995.*'a' costs most, alone 0\.0500.*0\.99999"
+    ) as caught:
+        find(Desk(), budget=Budget(0.99999, 0.99999, 1.0))
+    assert caught.value.exit_code == 3
+
+
+def test_what_is_too_large_is_no_result() -> None:
+    with pytest.raises(ParityError, match=r"at best mean IoU 0\.9800.*in 70% of the bytes"):
+        find(Desk(), budget=Budget(0.9999, 0.9999, 0.7))
+    with pytest.raises(ParityError, match="no file small enough"):
+        find(Desk(), budget=Budget(0.5, 0.5, 0.1))
+
+
+def test_progress_names_what_is_judged() -> None:
+    told: list[tuple[str, int, int]] = []
+    search(Desk().task(), PLAN, BUDGET, progress=lambda *told_now: told.append(told_now))
+    assert told[:2] == [("a, integer", 0, 5), ("b, integer", 1, 5)]
+    assert told[-1] == ("3 groups together", 5, 5)
