@@ -57,6 +57,7 @@ def test_the_demo_model_keeps_its_masks_in_ten_megabytes(exported: ExportResult)
     assert "--device cpu+ane" in exported.next_step
 
 
+@pytest.mark.slow
 def test_it_is_judged_again_from_its_files(exported: ExportResult) -> None:
     report = validate(exported.path)
     assert report.passed

@@ -126,7 +126,7 @@ def program(directory: Path, folder: str = "decoder.mlpackage") -> Program:
 Make = Callable[[str], Made]
 
 
-@pytest.mark.parametrize("name", ["sam1", "sam2_mask", "apple"])
+@pytest.mark.parametrize("name", ["sam1", pytest.param("sam2_mask", marks=pytest.mark.slow), "apple"])
 def test_float32_packages_compute_the_reference_s_masks(name: str, made: Make) -> None:
     report = made(name).judge()
     assert report.all_failures() == []
