@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from samx.artifacts.commit import write_file
 from samx.artifacts.lowered import Lowered
 from samx.artifacts.manifest import Evidence, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.coreml.compute_plan import package_plan
+from samx.coreml.contract import contract_of
 from samx.coreml.functions import Functions
 from samx.coreml.package import read_package
 from samx.coreml.plan_report import ComputePlan
@@ -19,7 +19,6 @@ from samx.coreml.predictor import require_prediction
 
 PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
 UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
-SUFFIX = ".mlpackage"
 
 Progress = Callable[[str], None]
 
@@ -43,16 +42,10 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
     return Lowered({PLAN_FILE: PLAN_ROLE}, evidence, {"coremltools": machine["coremltools"], "macos": machine["macos"]})
 
 
-def package_folders(files: Mapping[str, Any]) -> list[str]:
-    """Name the packages among a manifest's files."""
-    folders = {name.partition("/")[0] for name in files if "/" in name}
-    return sorted(folder for folder in folders if folder.endswith(SUFFIX))
-
-
 def _plans(artifact: Artifact, progress: Progress) -> Iterator[tuple[str, ComputePlan]]:
-    names = Functions.of(artifact.manifest.options, str(artifact.path)).by_rows.values()
-    for folder in package_folders(artifact.manifest.files):
-        files = read_package(artifact, folder)
-        for function in names:
-            progress(f"Compiling {folder}, {function}")
-            yield folder, package_plan(files, function, UNITS)
+    options, where = artifact.manifest.options, str(artifact.path)
+    for border in contract_of(options, where).borders(artifact.manifest.spec):
+        files = read_package(artifact, border.folder)
+        for function in Functions.of(options, where).by_rows.values():
+            progress(f"Compiling {border.folder}, {function}")
+            yield border.folder, package_plan(files, function, UNITS)

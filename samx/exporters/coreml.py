@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from samx.coreml.compute_plan import SINGLE_FUNCTION
 from samx.coreml.contract import CONTRACTS, Border, Contract
 from samx.coreml.lint import LintReport, forbidden, lint
 from samx.coreml.package import package_from_directory
@@ -17,7 +18,7 @@ from samx.decoders.checkpoint import build_reference
 from samx.decoders.neural_engine.decoder import to_half
 from samx.decoders.spec import DecoderSpec
 from samx.errors import SamxError, UsageError
-from samx.exporters.coreml_convert import MULTIFUNCTION_IOS, SINGLE_FUNCTION, Shapes, write_package
+from samx.exporters.coreml_convert import MULTIFUNCTION_IOS, Shapes, write_package
 from samx.exporters.coreml_forms import MODULES, in_half
 from samx.exporters.coreml_swift import SWIFT_FILE, swift_source
 from samx.exporters.coreml_weights import check_compression, prepare

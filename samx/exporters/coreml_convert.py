@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samx.coreml.compute_plan import SINGLE_FUNCTION
 from samx.coreml.contract import Border
 from samx.coreml.library import open_coremltools
 from samx.exporters.coreml_weights import add_compression, spared
@@ -29,7 +30,6 @@ DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
     "float16": (torch.float16, np.float16),
     "int32": (torch.int32, np.int32),
 }
-SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
 MULTIFUNCTION_IOS = 18
 # The cells' positions are products of small tables; folded they would be 2 MiB a package.
 LARGEST_FOLDED = "10000"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from string import Template
 
+from samx.coreml.compute_plan import SINGLE_FUNCTION
 from samx.decoders.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
-from samx.exporters.coreml_convert import SINGLE_FUNCTION
 
 SWIFT_FILE = "SamxDecoder.swift"
 SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16"}

@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from coreml_toys import MANY, artifact, many, run_on
+from coreml_toys import MANY, artifact, run_on
 from fake_mac import FakeMac, pretend
 from fake_mac import fake_mac as fake_mac
 
 from samx.artifacts.store import Artifact
-from samx.coreml.lower import PLAN_FILE, lower, package_folders
+from samx.coreml.lower import PLAN_FILE, lower
 from samx.errors import ArtifactError, UnavailableError
-
-__all__ = ["many"]
 
 
 @pytest.fixture
@@ -59,8 +57,3 @@ def test_what_core_ml_does_not_compile_is_no_evidence(directory: Artifact, fake_
     with pytest.raises(ArtifactError, match="compiler says no"):
         lower(directory.path, directory.manifest)
     assert not (directory.path / PLAN_FILE).exists()
-
-
-def test_packages_are_found_by_their_folders(many: Artifact) -> None:
-    assert package_folders(many.manifest.files) == ["decoder.mlpackage"]
-    assert package_folders({"decoder.onnx": 0, "a.mlpackage/x": 0, "b/a.mlpackage": 0}) == ["a.mlpackage"]
