@@ -16,6 +16,7 @@ OPSETS = (18, 23)
 FLAGS: Mapping[str, str] = {
     "opset": "--opset", "split": "--split", "simplify": "--no-simplify", "islands": "--keep-float32",
     "turing": "--turing", "ios": "--ios", "contract": "--contract", "weights": "--weights",
+    "exclude": "--exclude", "min_iou": "--min-iou",
 }  # fmt: skip
 DEFAULT_OPSET = 18  # every backend reads it; 23 adds Attention and Gelu as operators
 
@@ -35,6 +36,8 @@ class ExportOptions:
     ios: int = 18  # the oldest that a package is for; below 18 it has one function
     contract: str = "samx"  # whose names and packages
     weights: str | None = None  # how a package stores them, if not as they are
+    exclude: tuple[str, ...] = ()  # groups of products that stay in floating point in int8
+    min_iou: float | None = None  # mean mask IoU that int8 must keep; None: what the gate asks for
 
     def refuse_foreign(self, target: str, takes: Collection[str]) -> None:
         """Refuse an option that was set and that the target has not.

@@ -20,8 +20,7 @@ from samx.errors import ParityError
 
 LOW_PERCENTILE = 5
 INTEGER_PRODUCTS, STORED_WEIGHTS = "integer", "stored"
-FORMAT = 1
-Models = Mapping[str, bytes]  # file name -> ONNX
+FORMAT = 2
 Progress = Callable[[str, int, int], None]  # what is judged, number, of how many
 
 
@@ -100,24 +99,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Task:
-    """Say what is searched: how a plan is made and judged, and everything that a judgement depends on."""
+    """Say what is searched: how a plan is judged, and everything that a judgement depends on."""
 
-    float_models: Models
-    make: Callable[[Plan], Models]  # of an empty plan too
-    mask_iou: Callable[[Models], Sequence[float]]  # of every mask of every prompt, against the float32 reference
+    judge: Callable[[Plan], Judged]  # of an empty plan too; against the float32 reference
+    float_bytes: int  # of the files, all their numbers in float32
     multiply_adds: Mapping[str, int]  # of each group, if it were integer
-    calibration_sha256: str
-    settings: Mapping[str, Any]  # of the prompts that judge, and of the libraries
-
-    def judge(self, plan: Plan) -> Judged:
-        """Make a plan's files and judge them."""
-        models = self.make(plan)
-        return Judged.of(self.mask_iou(models), sum(map(len, models.values())))
+    identity: Mapping[str, Any]  # hashes of files and calibration, the prompts that judge, libraries
 
     def key(self) -> str:
         """Identify what judgements can be taken over from."""
-        files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(self.float_models.items())}
-        facts = {"format": FORMAT, "files": files, "calibration": self.calibration_sha256, "settings": self.settings}
+        facts = {"format": FORMAT, "identity": self.identity}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -150,7 +141,7 @@ def search(
 
     Raises: ParityError when it cannot be: says the best that was found, and the group that costs most.
     """
-    book, size = Notebook(notebook, task.key()), sum(map(len, task.float_models.values()))
+    book = Notebook(notebook, task.key())
     alone = [Plan(integer=(group,)) for group in plan.integer]
     alone += [Plan(stored=(group,)) for group in dict.fromkeys((*plan.integer, *plan.stored))]
     base = book.judge(Plan(), task.judge)
@@ -158,22 +149,22 @@ def search(
     for number, one in enumerate(alone):
         progress(f"{(one.integer or one.stored)[0]}, {_how(one)}", number, len(alone))
         rows.append(_row(task, one, book.judge(one, task.judge), base))
-    return _greedy(task, plan, budget, book, tuple(rows), size, progress)
+    return _greedy(task, plan, budget, book, tuple(rows), progress)
 
 
 def _greedy(
-    task: Task, plan: Plan, budget: Budget, book: Notebook, rows: tuple[Row, ...], size: int, progress: Progress
+    task: Task, plan: Plan, budget: Budget, book: Notebook, rows: tuple[Row, ...], progress: Progress
 ) -> Found:
     gave_way: list[str] = []
     best: tuple[float, Judged] | None = None
     while plan.integer or plan.stored:
         progress(f"{len(plan.integer) + len(plan.stored)} groups together", len(rows), len(rows))
         judged = book.judge(plan, task.judge)
-        if judged.bytes > budget.size_share * size:
+        if judged.bytes > budget.size_share * task.float_bytes:
             break  # groups that give way make it larger still
         spent = budget.spent(judged.mean_iou, judged.p05_iou)
         if spent <= 1:
-            return Found(plan, judged, size, rows, tuple(gave_way))
+            return Found(plan, judged, task.float_bytes, rows, tuple(gave_way))
         best = (spent, judged) if best is None or spent < best[0] else best
         gave_way.append(_worst(plan, rows, budget))
         plan = plan.without(gave_way[-1])
@@ -190,7 +181,7 @@ def _missed(best: Judged | None, budget: Budget, rows: Sequence[Row]) -> ParityE
     return ParityError(
         "INT8 cannot meet the budget", found=found,
         expected=f"mean {budget.mean_iou:g}, 5th percentile {budget.p05_iou:g} in {budget.size_share:.0%} of the bytes",
-        fix="Allow more, exclude that group, or export in float.",
+        fix="Allow more, leave that group in float with --exclude, or export in float.",
     )  # fmt: skip
 
 

@@ -10,37 +10,32 @@ from pathlib import Path
 import pytest
 
 from samx.errors import ParityError
-from samx.quantization.search import Budget, Found, Models, Plan, Task, search
+from samx.quantization.search import Budget, Found, Judged, Plan, Task, search
 
 # What each group costs in IoU: as integer products, with weights in 8 bits.
 COSTS = {"a": (0.05, 0.001), "b": (0.004, 0.0005), "c": (0.002, 0.015)}
 PLAN = Plan(integer=("a", "b"), stored=("c",))
 BUDGET = Budget(mean_iou=0.98, p05_iou=0.95, size_share=0.9)
-FLOAT = {"decoder.onnx": b"x" * 100}
+FLOAT_BYTES = 100
 
 
 class Desk:
-    """Make plans into bytes that say what they are, and judge them by COSTS."""
+    """Judge plans by COSTS, and remember which were judged."""
 
     def __init__(self, stop_at: int | None = None) -> None:
-        self.made: list[Plan] = []
+        self.judged: list[Plan] = []
         self.stop_at = stop_at
 
-    def make(self, plan: Plan) -> Models:
-        if len(self.made) == self.stop_at:
+    def judge(self, plan: Plan) -> Judged:
+        if len(self.judged) == self.stop_at:
             raise KeyboardInterrupt
-        self.made.append(plan)
-        text = json.dumps([plan.integer, plan.stored]).encode()
-        return {"decoder.onnx": text.ljust(100 - 10 * len({*plan.integer, *plan.stored}))}
-
-    def mask_iou(self, models: Models) -> Sequence[float]:
-        integer, stored = json.loads(models["decoder.onnx"])
-        lost = sum(COSTS[group][0] for group in integer) + sum(COSTS[group][1] for group in stored)
-        return [1 - lost] * 40
+        self.judged.append(plan)
+        lost = sum(COSTS[group][0] for group in plan.integer) + sum(COSTS[group][1] for group in plan.stored)
+        return Judged.of([1 - lost] * 40, FLOAT_BYTES - 10 * len({*plan.integer, *plan.stored}))
 
     def task(self, **changes: object) -> Task:
         counts = {"a": 300, "b": 200}
-        task = Task(FLOAT, self.make, self.mask_iou, counts, "c" * 64, {"prompts": "p"})
+        task = Task(self.judge, FLOAT_BYTES, counts, {"calibration": "c" * 64, "prompts": "p"})
         return replace(task, **changes)  # type: ignore[arg-type]
 
 
@@ -73,9 +68,8 @@ def test_each_group_stands_in_the_table_as_it_costs_alone() -> None:
 
 def test_the_fifth_percentile_counts_too() -> None:
     desk = Desk()
-    task = replace(
-        desk.task(), mask_iou=lambda models: [0.5 if b'"a"' in models["decoder.onnx"] else 1.0] * 3 + [1.0] * 37
-    )
+    three_suffer = Judged.of([0.5] * 3 + [1.0] * 37, 50)
+    task = desk.task(judge=lambda plan: three_suffer if "a" in (*plan.integer, *plan.stored) else Judged.of([1.0], 50))
     assert search(task, PLAN, Budget(0.9, 0.95, 0.9)).gave_way == ("a", "a")
 
 
@@ -88,7 +82,7 @@ def test_a_rerun_reads_what_is_known(tmp_path: Path) -> None:
     notebook, again = tmp_path / "search.json", Desk()
     first = find(Desk(), notebook)
     assert find(again, notebook) == first
-    assert again.made == []
+    assert again.judged == []
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -96,24 +90,19 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         find(Desk(stop_at=3), notebook)
     assert find(again, notebook) == find(Desk())
-    assert len(again.made) == 8 - 3
+    assert len(again.judged) == 8 - 3
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"float_models": {"decoder.onnx": b"y" * 100}},
-        {"calibration_sha256": "d" * 64},
-        {"settings": {"prompts": "others"}},
-    ],
-    ids=["graph", "calibration", "settings"],
+    "identity",
+    [{"calibration": "d" * 64, "prompts": "p"}, {"calibration": "c" * 64, "prompts": "others"}],
+    ids=["calibration", "prompts"],
 )
-def test_another_task_is_judged_anew(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_another_task_is_judged_anew(tmp_path: Path, identity: dict[str, str]) -> None:
     notebook, other = tmp_path / "search.json", Desk()
     find(Desk(), notebook)
-    task = other.task(**changes)
-    search(replace(task, mask_iou=lambda models: [1.0]), PLAN, BUDGET, notebook)
-    assert len(other.made) == 7  # none, five alone, all together
+    search(other.task(identity=identity), PLAN, BUDGET, notebook)
+    assert len(other.judged) == 8
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '{"key": "KEY", "judged": {"x": {"iou": 1}}}'])

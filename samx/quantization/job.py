@@ -1,0 +1,41 @@
+"""What a target's quantiser is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samx.exporters.job import Exported, ExportJob
+from samx.quantization.calibration import CalibrationSet
+from samx.quantization.search import Budget, Found
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisationJob:
+    """Bring together the export in floating point, what calibrates it, and what INT8 may cost."""
+
+    export: ExportJob
+    exported: Exported
+    directory: Path  # holds what the exporter wrote
+    calibration: CalibrationSet
+    budget: Budget
+    notebook: Path | None = None  # where the search remembers what it judged
+    progress: Progress = lambda _: None
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """Name the groups that the user leaves in floating point."""
+        return self.export.options.exclude
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Say what stands in the directory now, and how its groups of products were chosen."""
+
+    exported: Exported
+    found: Found
+    arithmetic: dict[str, Any]  # what runs in integers, as far as this machine can tell
