@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from samx.demo import demo_checkpoint
 from samx.errors import UsageError, WriteError
 from samx.extras import require
 from samx.images import check_free
+from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
 
 MIB = 1024 * 1024
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class CalibrateRequest:
@@ -61,7 +59,7 @@ class CalibrateResult:
         )
 
 
-def calibrate(request: CalibrateRequest, progress: Progress = lambda _: None) -> CalibrateResult:
+def calibrate(request: CalibrateRequest, progress: Progress = silent) -> CalibrateResult:
     """Roll prompts out over images and write the set, or nothing.
 
     Raises: UsageError, CheckpointError, ImageError, InputError; WriteError; MissingExtraError.

@@ -61,6 +61,15 @@ def export(
         str, typer.Option(help="coreml: whose names, samx or apple (two packages, as SAM 2.1 apps load them).")
     ] = "samx",
     weights: Annotated[Optional[str], typer.Option(help="coreml: smaller weights: linear8 or palette8.")] = None,
+    calibration: Annotated[
+        Optional[Path], typer.Option(help="--int8: set made by 'samx calibrate'; none: demo scenes, for a demo model.")
+    ] = None,
+    min_iou: Annotated[
+        Optional[float], typer.Option(help="--int8: mean mask IoU to keep (default 0.98). Groups give way until it is.")
+    ] = None,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="--int8: a group of products to leave in floating point.")
+    ] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset: 18 (every backend) or 23 (Attention).")] = 18,
     split: Annotated[bool, typer.Option("--split", help="An image graph and a prompt graph.")] = False,
     simplify: Annotated[bool, typer.Option(help="Run onnxsim.")] = True,
@@ -79,10 +88,11 @@ def export(
     request = ExportRequest(
         out=output or Path(f"{name}-{target}{'' if precision == 'fp32' else '-' + precision}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, image_size=image_size, embeddings=embedding or (), overwrite=force,
+        mask_input=mask_input, image_size=image_size, embeddings=embedding or (), calibration=calibration,
+        overwrite=force,
         options={
             "opset": opset, "split": split, "simplify": simplify, "turing": turing, "ios": ios,
-            "contract": contract, "weights": weights,
+            "contract": contract, "weights": weights, "exclude": tuple(exclude or ()), "min_iou": min_iou,
             "islands": tuple(keep_float32 or ()),
             "points": Span.parse(points, "--points") if points else None,
             "prompts": Span.parse(prompts, "--prompts") if prompts else None,
@@ -91,6 +101,39 @@ def export(
     with console.steps() as progress:
         result = run(request, progress)
     console.show(result, console.exported, as_json=json)
+
+
+@app.command(
+    epilog="samx calibrate -o demo.npz  ·  samx calibrate sam_vit_b.pth --embeddings DIR -o vit-b.npz  ·  "
+    "samx calibrate sam_vit_b.pth --pictures DIR --encoder vit-b-encoder.onnx --pixels imagenet -o vit-b.npz"
+)
+def calibrate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .npz.")],
+    checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
+    family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
+    image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
+    embeddings: Annotated[Optional[Path], typer.Option(help="Folder of embeddings, .npz or .npy.")] = None,
+    pictures: Annotated[Optional[Path], typer.Option(help="Folder of pictures, with --encoder.")] = None,
+    encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
+    pixels: Annotated[str, typer.Option(help="What that encoder takes: unit (0 to 1) or imagenet.")] = "unit",
+    images: Annotated[Optional[int], typer.Option(help="Images to use, at most 64 (default 16).")] = None,
+    samples: Annotated[Optional[int], typer.Option(help="Prompts to roll out over them (default 96).")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same set, byte by byte.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a set that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Roll realistic prompts out over images: what INT8 takes its ranges from."""
+    from samx.calibrate import CalibrateRequest
+    from samx.calibrate import calibrate as run
+
+    request = CalibrateRequest(
+        out=output, checkpoint=checkpoint, family=family, image_size=image_size,  # type: ignore[arg-type]
+        embeddings=embeddings, pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples,
+        seed=seed, overwrite=force,
+    )  # fmt: skip
+    with console.steps() as progress:
+        result = run(request, progress)
+    console.show(result, console.calibrated, as_json=json)
 
 
 @app.command(epilog="samx bisect  ·  samx bisect sam_vit_b.pth --json")

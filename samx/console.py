@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from samx.errors import SamxError
+from samx.progress import Progress
 
 if TYPE_CHECKING:
     from samx.bisect import Bisection
     from samx.build import BuildResult, TrustResult
+    from samx.calibrate import CalibrateResult
     from samx.export import ExportResult
+    from samx.quantization.report import Int8Report
     from samx.segment import Segmentation
     from samx.validators.report import ParityReport
 
@@ -27,13 +32,27 @@ MIB = 1024 * 1024
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """Show which step is under way: a spinner in a terminal, a line each elsewhere."""
+def steps() -> Iterator[Progress]:
+    """Show which step is under way: a spinner and a bar in a terminal, a line each elsewhere."""
     if not err.is_terminal:
-        yield lambda text: err.print(f"{escape(text)} ...", highlight=False, soft_wrap=True)
+        yield _line
         return
-    with err.status("") as status:
-        yield lambda text: status.update(escape(text))
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[count]}")
+    with Bar(*columns, console=err, transient=True) as bar:
+        shown = bar.add_task("", total=None, count="")
+
+        def step(text: str, done: int = 0, total: int = 0, /) -> None:
+            bar.update(shown, description=escape(text), completed=done, total=total or None, count=_count(done, total))
+
+        yield step
+
+
+def _line(text: str, done: int = 0, total: int = 0, /) -> None:
+    err.print(f"{escape(text)} {_count(done, total)}...", highlight=False, soft_wrap=True)
+
+
+def _count(done: int, total: int) -> str:
+    return f"({done + 1} of {total}) " if done < total else ""
 
 
 def print_json(document: Any) -> None:
@@ -76,6 +95,7 @@ def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
         "parity": result.report.to_json(),
         "notes": result.notes,
         "next_step": result.next_step,
+        **({} if result.int8 is None else {"int8": result.int8.to_json()}),
     }
 
     def draw() -> None:
@@ -84,12 +104,30 @@ def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
         levels = ", ".join(evidence.level for evidence in manifest.evidence)
         out.print(f"[green]exported[/] {escape(manifest.checkpoint.kind)} to [bold]{escape(str(result.path))}[/] "
                   f"({size:.1f} MiB); evidence: {levels}, on this machine", highlight=False)  # fmt: skip
+        if result.int8 is not None:
+            out.print(_groups(result.int8))
         for note in result.notes:
             out.print(escape(note), highlight=False, soft_wrap=True)
         if result.next_step:
             out.print(escape(result.next_step), highlight=False)
 
     return data, draw
+
+
+def _groups(report: Int8Report) -> Table:
+    """Show what each group costs alone, and which way was chosen."""
+    plan = report.quantised.found.plan
+    chosen = {*((group, "integer") for group in plan.integer), *((group, "stored") for group in plan.stored)}
+    table = Table("group", "how", "mean IoU", "5th pct.", "KiB saved", "chosen", title="INT8: what a group costs alone")
+    for row in report.rows:
+        cost = f"-{row.mean_iou_lost:.4f}", f"-{row.p05_iou_lost:.4f}", f"{row.bytes_saved / 1024:.0f}"
+        table.add_row(row.group, row.how, *cost, "yes" if (row.group, row.how) in chosen else "")
+    return table
+
+
+def calibrated(result: CalibrateResult) -> tuple[Any, Callable[[], None]]:
+    """View a calibration set."""
+    return result.to_json(), lambda: out.print(escape(result.summary()), highlight=False, soft_wrap=True)
 
 
 def built(result: BuildResult) -> tuple[Any, Callable[[], None]]:

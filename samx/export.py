@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,6 +15,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require
 from samx.images import read_embedding
+from samx.progress import Progress, silent
 from samx.registry import Backend, backend, check_precision, load
 from samx.validators.cases import default_frames, parity_cases
 from samx.validators.child import SUITE_ROLE, gate_in_child
@@ -22,8 +23,9 @@ from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
-    from samx.decoders.checkpoint import LoadedDecoder
-    from samx.exporters.job import ExportOptions
+    from samx.exporters.job import Exported, ExportJob, ExportOptions
+    from samx.int8 import Int8
+    from samx.quantization.report import Int8Report
 
 SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
 DEVICE_REPORT_FILE = "device_parity_report.json"
@@ -47,8 +49,6 @@ REMEDIES = {
     "weights": f"{NOTHING} Store the weights less tightly, with --weights linear8 or without --weights.",
 }
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class ExportRequest:
@@ -63,6 +63,7 @@ class ExportRequest:
     mask_input: bool = False
     image_size: int | None = None
     embeddings: Sequence[Path] = ()
+    calibration: Path | None = None  # of int8; None: demo scenes, for a demo model
     overwrite: bool = False
     options: dict[str, object] = field(default_factory=dict)  # the fields of ExportOptions but precision
 
@@ -76,9 +77,10 @@ class ExportResult:
     report: ParityReport
     next_step: str | None = None  # what is left to do on the device
     notes: tuple[str, ...] = ()  # what people should read about the files
+    int8: Int8Report | None = None
 
 
-def export(request: ExportRequest, progress: Progress = lambda _: None) -> ExportResult:
+def export(request: ExportRequest, progress: Progress = silent) -> ExportResult:
     """Export, judge and commit; on any failure the target is as it was.
 
     Raises: UsageError, CheckpointError, ImageError, WriteError; ParityError when the export computes something else.
@@ -88,19 +90,27 @@ def export(request: ExportRequest, progress: Progress = lambda _: None) -> Expor
     for library in ("torch", "safetensors", "onnx"):
         require(library, "export", "export")
     entry.require_export()
-    _options(request).refuse_foreign(entry.target, entry.options)
+    _check_options(request, entry)
     with staging(request.out, overwrite=request.overwrite) as directory:
         judged = _fill(request, entry, directory, progress)
         if entry.compiler is not None:
             judged = _compile(entry, judged, progress)
     next_step = _next_step(entry, judged.manifest, request.out)
-    return ExportResult(request.out, judged.manifest, judged.report, next_step, judged.notes)
+    return ExportResult(request.out, judged.manifest, judged.report, next_step, judged.notes, judged.int8)
 
 
 def _options(request: ExportRequest) -> ExportOptions:
     from samx.exporters.job import ExportOptions
 
     return ExportOptions(precision=request.precision, **request.options)  # type: ignore[arg-type]
+
+
+def _check_options(request: ExportRequest, entry: Backend) -> None:
+    from samx.int8 import check_options
+
+    options = _options(request)
+    options.refuse_foreign(entry.target, entry.options)
+    check_options(request.precision, request.calibration, options, bool(request.embeddings))
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,7 @@ class Judged:
     roles: dict[str, str]
     report: ParityReport
     notes: tuple[str, ...] = ()
+    int8: Int8Report | None = None
 
     def with_evidence(self, evidence: Evidence, files: Mapping[str, str], tools: Mapping[str, str]) -> Judged:
         """Seal the directory with something more to show."""
@@ -161,14 +172,13 @@ def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Pro
     progress(f"Reading {checkpoint.name}")
     loaded = load_checkpoint(checkpoint, image_size=request.image_size)
     spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
-    images, source = _images(request, spec, checkpoint)
 
+    steps = _steps(request, entry, ExportJob(loaded, spec, _options(request), entry.target), checkpoint, progress)
     progress(f"Exporting the {entry.title} graph")
-    exported = load(entry.exporter)(ExportJob(loaded, spec, _options(request), entry.target), directory)
+    exported = steps.write(directory)
     roles = {**exported.files, **_own_encoder(checkpoint, spec, directory, progress), SUITE_FILE: SUITE_ROLE}
 
-    progress("Asking the PyTorch reference")
-    _suite(loaded, spec, images, source, exported.most_points).save(directory / SUITE_FILE)
+    steps.suite(exported, MOST_EMBEDDINGS).save(directory / SUITE_FILE)
     manifest = Manifest(
         target=entry.target, precision=request.precision, spec=spec, options=dict(exported.options),
         tools=dict(exported.tools),
@@ -178,7 +188,58 @@ def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Pro
     subject = f"artifact {request.out.name}"
     manifest = seal(directory, manifest, roles)
     report = gate_in_child(directory, level="graph", subject=subject)
-    return _with_report(Judged(directory, subject, manifest, roles, report, exported.notes), report, REPORT_FILE)
+    judged = _with_report(Judged(directory, subject, manifest, roles, report, exported.notes), report, REPORT_FILE)
+    return judged if isinstance(steps, FloatSteps) else _with_int8(judged, steps.judge(directory, subject))
+
+
+@dataclass(frozen=True)
+class FloatSteps:
+    """Take an export's steps where its precision is a floating point one."""
+
+    request: ExportRequest
+    backend: Backend
+    job: ExportJob
+    checkpoint: Path
+    progress: Progress
+
+    def write(self, directory: Path) -> Exported:
+        """Export."""
+        exported: Exported = load(self.backend.exporter)(self.job, directory)
+        return exported
+
+    def suite(self, exported: Exported, most_images: int) -> ParitySuite:
+        """Ask the reference about prompts of every kind that the export takes.
+
+        Raises: UsageError, ImageError on the user's embeddings.
+        """
+        from samx.runtimes.torch import reference_session
+
+        self.progress("Asking the PyTorch reference")
+        spec = self.job.spec
+        images, source = _images(self.request, spec, self.checkpoint, most_images)
+        frames = default_frames(spec, len(images)) if images else None
+        cases = parity_cases(spec, frames=frames, most_points=exported.most_points)
+        return ParitySuite.build(reference_session(self.job.loaded, spec), images, cases, source)
+
+
+def _steps(
+    request: ExportRequest, entry: Backend, job: ExportJob, checkpoint: Path, progress: Progress
+) -> FloatSteps | Int8:
+    from samx.int8 import Int8
+
+    if request.precision != "int8":
+        return FloatSteps(request, entry, job, checkpoint, progress)
+    return Int8.prepare(entry, job, checkpoint, request.calibration, request.out, progress)
+
+
+def _with_int8(judged: Judged, report: Int8Report) -> Judged:
+    """Seal the directory with the report on INT8."""
+    from samx.int8 import REPORT_FILE, REPORT_ROLE
+
+    report.save(judged.directory / REPORT_FILE)
+    roles = {**judged.roles, REPORT_FILE: REPORT_ROLE}
+    manifest = seal(judged.directory, judged.manifest, roles)
+    return replace(judged, manifest=manifest, roles=roles, int8=report, notes=(*judged.notes, *report.sentences()))
 
 
 def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
@@ -197,6 +258,8 @@ def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
 
 
 def _remedy(manifest: Manifest) -> str:
+    if "int8" in manifest.options:
+        return str(manifest.options["int8"]["remedy"])
     if manifest.options.get("weights") is not None:
         return REMEDIES["weights"]
     has_islands = manifest.precision == "fp16" and "islands" in backend(manifest.target).options
@@ -214,23 +277,15 @@ def _own_encoder(checkpoint: Path, spec: DecoderSpec, directory: Path, progress:
     return {ENCODER_FILE: ENCODER_ROLE}
 
 
-def _images(request: ExportRequest, spec: DecoderSpec, checkpoint: Path) -> tuple[list[Feed] | None, str | None]:
+def _images(
+    request: ExportRequest, spec: DecoderSpec, checkpoint: Path, most: int
+) -> tuple[list[Feed] | None, str | None]:
     """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""
     from samx.exporters.encoder import demo_images, is_demo
 
     paths = request.embeddings
-    if len(paths) > MOST_EMBEDDINGS:
-        raise UsageError("too many embeddings to judge on", found=len(paths), expected=f"at most {MOST_EMBEDDINGS}")
+    if len(paths) > most:
+        raise UsageError("too many embeddings to judge on", found=len(paths), expected=f"at most {most}")
     if paths:
         return [read_embedding(path, spec) for path in paths], ", ".join(path.name for path in paths)
     return (demo_images(checkpoint, spec), "demo scenes, demo encoder") if is_demo(checkpoint) else (None, None)
-
-
-def _suite(
-    loaded: LoadedDecoder, spec: DecoderSpec, images: list[Feed] | None, source: str | None, most_points: int | None
-) -> ParitySuite:
-    from samx.runtimes.torch import reference_session
-
-    frames = default_frames(spec, len(images)) if images else None
-    cases = parity_cases(spec, frames=frames, most_points=most_points)
-    return ParitySuite.build(reference_session(loaded, spec), images, cases, source)

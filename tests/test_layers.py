@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.cli",),
     ("samx.console",),
     ("samx.export", "samx.bisect", "samx.build", "samx.validate", "samx.segment", "samx.inspect", "samx.doctor"),
-    ("samx.calibrate",),  # a command, and a part of an export
+    ("samx.calibrate", "samx.int8"),
     ("samx.benchmarks",),
     ("samx.quantization",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.coreml", "samx.engines"),
     ("samx.frames", "samx.artifacts", "samx.decoders"),
     ("samx.decoders.session",),
-    ("samx.decoders.spec", "samx.extras", "samx.spans", "samx.demo.__init__"),
+    ("samx.decoders.spec", "samx.extras", "samx.progress", "samx.spans", "samx.demo.__init__"),
     ("samx.errors",),
     ("samx",),
 )
@@ -71,6 +71,7 @@ HEAVY_MODULES = (
     "samx.exporters",
     "samx.quantization.groups",
     "samx.quantization.held_out",
+    "samx.quantization.onnx",
     "samx.quantization.onnx_qdq",
     "samx.quantization.ranges",
     "samx.quantization.rollout",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from samx.benchmarks.interleave import Candidate, measure
+from samx.benchmarks.interleave import Candidate, Effort, measure
 from samx.decoders.session import Feed
 
 EVEN = 0.05  # ratios this close to 1 are within what repeated measurements differ by
@@ -42,7 +42,8 @@ class SpeedReport:
         verdict = "as fast as" if even else "SLOWER than" if self.ratio > 1 else "faster than"
         return (
             f"INT8 is {verdict} float here: {self.int8_ms:.2f} against {self.float_ms:.2f} ms a prompt "
-            f"({self.ratio:.2f} of the time, {self.prompts} prompts a call, {self.threads} threads); "
+            f"({self.ratio:.2f} of the time, "
+            f"{_counted(self.prompts, 'prompt')} a call, {_counted(self.threads, 'thread')}); "
             f"its files are {share:.0%} of the size."
         )
 
@@ -53,8 +54,12 @@ def compare_speed(
     """Measure the runs 'float' and 'int8' in turns on the same prompts; `sizes` are their files' in bytes."""
     prompts = len(feed["point_coords"])
     candidates = [Candidate(name, prompts, runs[name], lambda _: feed) for name in ("float", "int8")]
-    samples = {found.name: found.prompt_ms for found in measure(candidates, seconds)}
+    samples = {found.name: found.prompt_ms for found in measure(candidates, Effort(seconds))}
     return SpeedReport(
         prompts, threads, len(samples["float"]), median(samples["float"]), median(samples["int8"]),
         sizes["float"], sizes["int8"],
     )  # fmt: skip
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

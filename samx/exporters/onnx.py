@@ -87,10 +87,11 @@ def export(job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_graphs().
     """
+    low_rank = job.options.precision != "int8"  # its norms cancel large sums, which rounded factors do not survive
     options = replace(
         job.options, points=job.options.points or USUAL_POINTS, prompts=job.options.prompts or USUAL_PROMPTS
     )
-    return write_graphs(replace(job, options=options), directory, low_rank=True, slots=False)
+    return write_graphs(replace(job, options=options), directory, low_rank=low_rank, slots=False)
 
 
 def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool) -> Exported:

@@ -13,6 +13,7 @@ from samx.exporters.onnx import DECODER_FILE, write_graphs
 from samx.spans import Span
 
 POINTS, PROMPTS = Span(1, 2, 16), Span(1, 8, 64)
+FLOAT = {"fp32": "fp32", "fp16": "fp16", "int8": "fp16"}  # what is not in integers
 
 
 def export(job: ExportJob, directory: Path) -> Exported:
@@ -20,13 +21,24 @@ def export(job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_graphs().
     """
-    options = replace(job.options, points=job.options.points or POINTS, prompts=job.options.prompts or PROMPTS)
-    assert options.points is not None and options.prompts is not None  # noqa: PT018 - filled in above
+    points, prompts = _sizes(job)
+    options = replace(job.options, points=points, prompts=prompts, precision=FLOAT[job.options.precision])
     # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
     exported = write_graphs(replace(job, options=options), directory, low_rank=False, slots=True)
+    write_plan(job, directory)
+    files = {**exported.files, PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE}
+    chosen = {**exported.options, "precision": job.options.precision}
+    return replace(exported, files=files, options=chosen, most_points=points.max)
+
+
+def write_plan(job: ExportJob, directory: Path) -> None:
+    """Write how the graph that lies in a directory is to be built, and a script that repeats it."""
+    points, prompts = _sizes(job)
     sha256 = hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
-    plan = BuildPlan.of(job.target, job.spec, DECODER_FILE, sha256, options.prompts, options.points, options.turing)
+    plan = BuildPlan.of(job.target, job.spec, DECODER_FILE, sha256, prompts, points, job.options.turing)
     (directory / PLAN_FILE).write_bytes(plan.to_bytes())
     (directory / SCRIPT_FILE).write_text(reproduce_script(plan, job.spec.image_size), encoding="utf-8")
-    files = {**exported.files, PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE}
-    return replace(exported, files=files, most_points=options.points.max)
+
+
+def _sizes(job: ExportJob) -> tuple[Span, Span]:
+    return job.options.points or POINTS, job.options.prompts or PROMPTS

@@ -47,6 +47,7 @@ LEFT_ALONE: Mapping[str, str] = {
     "point encoding": r"points\..*",
     "query biases": LAYER.format(r"\d") + r"image_to_token\.query_bias",
 }
+QUANTISABLE: tuple[str, ...] = (*INTEGER, *STORED)
 GROUPS: Mapping[str, str] = {**INTEGER, **STORED, **LEFT_ALONE}
 
 
@@ -102,7 +103,7 @@ def groups_of(model: onnx.ModelProto) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for (_, group), size in {(p.weight, p.group): prod(p.shape) for p in products(model)}.items():
         counts[group] += size
-    return {group: counts[group] for group in (*INTEGER, *STORED) if group in counts}
+    return {group: counts[group] for group in QUANTISABLE if group in counts}
 
 
 def check_groups(groups: Collection[str]) -> None:
@@ -110,9 +111,9 @@ def check_groups(groups: Collection[str]) -> None:
 
     Raises: UsageError.
     """
-    unknown = sorted(set(groups) - {*INTEGER, *STORED})
+    unknown = sorted(set(groups).difference(QUANTISABLE))
     if unknown:
-        expected = " or ".join((*INTEGER, *STORED))
+        expected = " or ".join(QUANTISABLE)
         raise UsageError("unknown group of products", found=", ".join(unknown), expected=expected)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from samx.decoders.session import Feed, Session
 from samx.decoders.spec import DecoderSpec
 from samx.errors import InputError
 from samx.exporters.encoder import is_demo
+from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
-from samx.quantization.rollout import HELD_OUT_SAMPLES, Progress, Rolled, check_outlined, deal, roll_out
+from samx.quantization.rollout import HELD_OUT_SAMPLES, Rolled, check_outlined, deal, roll_out
 from samx.quantization.samples import Sample, as_cases
 from samx.quantization.sources import HELD_OUT_SCENES, demo_scenes
 from samx.validators.cases import Case
@@ -31,10 +33,15 @@ class HeldOut:
     truth: tuple[BoolArray | None, ...]
     source: str
 
+    def stored(self, most_images: int) -> tuple[list[Feed], list[Case]]:
+        """Give what an artifact takes along: some images, their cases, and some of those again in one call."""
+        cases = [case for case in self.cases if case.image < most_images]
+        return list(self.images[:most_images]), [*cases, *_together(cases)]
+
 
 def held_out(
     calibration: CalibrationSet, reference: Session, checkpoint: Path, spec: DecoderSpec, *,
-    most_points: int | None = None, progress: Progress = lambda _: None,
+    most_points: int | None = None, progress: Progress = silent,
 ) -> HeldOut:  # fmt: skip
     """Give what judges an export of `spec` that was calibrated with a set.
 
@@ -62,7 +69,7 @@ def _scenes(
     images: list[Feed] = []
     rolled: list[Rolled] = []
     for i, asked in enumerate(deal(HELD_OUT_SAMPLES, range(count), count, seed)):
-        progress(f"Rolling out held-out prompts on scene {i + 1} of {count}")
+        progress("Rolling out held-out prompts, scene by scene", i, count)
         image = source.images[i]()
         images.append(image.features)
         rolled += roll_out(reference, image, i, asked, np.random.default_rng([seed, HELD_OUT_SCENES[i]]))
@@ -70,6 +77,16 @@ def _scenes(
     kept = [found for found in rolled if found.sample.fits(most_points)]
     truth = tuple(found.target[None] if found.is_truth else None for found in kept)
     return HeldOut(tuple(images), tuple(as_cases([found.sample for found in kept], spec)), truth, source.words)
+
+
+def _together(cases: Sequence[Case]) -> Iterator[Case]:
+    """Join each image's prompts of its most usual number of points."""
+    for image in sorted({case.image for case in cases}):
+        sizes = [case.prompts["point_labels"].shape[1] for case in cases if case.image == image]
+        usual = max(sizes, key=sizes.count)
+        same = [case.prompts for case in cases if (case.image, case.prompts["point_labels"].shape[1]) == (image, usual)]
+        joined = {name: np.concatenate([prompts[name] for prompts in same]) for name in same[0]}
+        yield Case(f"together on image {image}", image, joined)
 
 
 def _kept(calibration: CalibrationSet, spec: DecoderSpec, most_points: int | None) -> HeldOut:

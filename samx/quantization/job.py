@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samx.exporters.job import Exported, ExportJob
+from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.search import Budget, Found
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +22,7 @@ class QuantisationJob:
     calibration: CalibrationSet
     budget: Budget
     notebook: Path | None = None  # where the search remembers what it judged
-    progress: Progress = lambda _: None
+    progress: Progress = silent
 
     @property
     def excluded(self) -> tuple[str, ...]:

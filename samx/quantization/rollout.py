@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from samx.decoders.checkpoint import LoadedDecoder
 from samx.decoders.session import Feed, Session
 from samx.errors import InputError, UsageError
+from samx.progress import Progress, silent
 from samx.quantization.calibration import (
     MIN_IMAGES,
     MIN_SAMPLES,
@@ -30,8 +31,6 @@ HELD_OUT_SHARE = 4  # one in so many images is held out, where enough are left
 FEWEST_HELD_OUT_IMAGES = 2
 # A working reference answers nearly every prompt with a mask that has an outline.
 LEAST_OUTLINED = 0.5
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ def calibration_reference(loaded: LoadedDecoder) -> Session:
 
 def build_set(
     reference: Session, checkpoint_sha256: str, source: Source, *,
-    samples: int = DEFAULT_SAMPLES, seed: int = 0, progress: Progress = lambda _: None,
+    samples: int = DEFAULT_SAMPLES, seed: int = 0, progress: Progress = silent,
 ) -> CalibrationSet:  # fmt: skip
     """Roll prompts out over a source's images. The same arguments give the same set, byte by byte.
 
@@ -143,7 +142,7 @@ def _roll_all(
     rolled: list[Rolled] = []
     judging: list[Rolled] = []
     for i, make in enumerate(source.images):
-        progress(f"Rolling out prompts on image {i + 1} of {len(source.images)}")
+        progress("Rolling out calibration prompts, image by image", i, len(source.images))
         image, rng = make(), np.random.default_rng([seed, i])
         asked = (*split.samples[i], *split.held_out[i])
         found = roll_out(reference, image, i, asked, rng)

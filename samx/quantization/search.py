@@ -17,11 +17,11 @@ import numpy as np
 
 from samx.artifacts.commit import write_file
 from samx.errors import ParityError
+from samx.progress import Progress, silent
 
 LOW_PERCENTILE = 5
 INTEGER_PRODUCTS, STORED_WEIGHTS = "integer", "stored"
 FORMAT = 2
-Progress = Callable[[str, int, int], None]  # what is judged, number, of how many
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Notebook:
 
 def search(
     task: Task, plan: Plan, budget: Budget, notebook: Path | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Found:  # fmt: skip
     """Judge each of a plan's groups alone, then let the worst give way until the budget is met.
 
@@ -147,18 +147,16 @@ def search(
     base = book.judge(Plan(), task.judge)
     rows = []
     for number, one in enumerate(alone):
-        progress(f"{(one.integer or one.stored)[0]}, {_how(one)}", number, len(alone))
+        progress(f"Judging {(one.integer or one.stored)[0]}, {_how(one)}", number, len(alone))
         rows.append(_row(task, one, book.judge(one, task.judge), base))
     return _greedy(task, plan, budget, book, tuple(rows), progress)
 
 
-def _greedy(
-    task: Task, plan: Plan, budget: Budget, book: Notebook, rows: tuple[Row, ...], progress: Progress
-) -> Found:
+def _greedy(task: Task, plan: Plan, budget: Budget, book: Notebook, rows: tuple[Row, ...], progress: Progress) -> Found:
     gave_way: list[str] = []
     best: tuple[float, Judged] | None = None
     while plan.integer or plan.stored:
-        progress(f"{len(plan.integer) + len(plan.stored)} groups together", len(rows), len(rows))
+        progress(f"Judging {len(plan.integer) + len(plan.stored)} groups together", len(rows), len(rows))
         judged = book.judge(plan, task.judge)
         if judged.bytes > budget.size_share * task.float_bytes:
             break  # groups that give way make it larger still
@@ -166,8 +164,10 @@ def _greedy(
         if spent <= 1:
             return Found(plan, judged, task.float_bytes, rows, tuple(gave_way))
         best = (spent, judged) if best is None or spent < best[0] else best
-        gave_way.append(_worst(plan, rows, budget))
-        plan = plan.without(gave_way[-1])
+        costliest = worst(plan, rows, budget)
+        assert costliest is not None  # every group of a plan has a row
+        gave_way.append(costliest.group)
+        plan = plan.without(costliest.group)
     raise _missed(best[1] if best else None, budget, rows)
 
 
@@ -175,9 +175,9 @@ def _missed(best: Judged | None, budget: Budget, rows: Sequence[Row]) -> ParityE
     found = "no file small enough"
     if best is not None:
         found = f"at best mean IoU {best.mean_iou:.4f}, 5th percentile {best.p05_iou:.4f}"
-    worst = max(rows, key=lambda row: _cost(row, budget), default=None)
-    if worst is not None:
-        found += f"; '{worst.group}' costs most, alone {worst.mean_iou_lost:.4f} of mean IoU ({worst.how})"
+    costliest = max(rows, key=lambda row: _cost(row, budget), default=None)
+    if costliest is not None:
+        found += f"; '{costliest.group}' costs most, alone {costliest.mean_iou_lost:.4f} of mean IoU ({costliest.how})"
     return ParityError(
         "INT8 cannot meet the budget", found=found,
         expected=f"mean {budget.mean_iou:g}, 5th percentile {budget.p05_iou:g} in {budget.size_share:.0%} of the bytes",
@@ -185,11 +185,13 @@ def _missed(best: Judged | None, budget: Budget, rows: Sequence[Row]) -> ParityE
     )  # fmt: skip
 
 
-def _worst(plan: Plan, rows: Sequence[Row], budget: Budget) -> str:
-    """Choose what gives way: the costliest as it is now; of equals, the one that gains least."""
+def worst(plan: Plan, rows: Sequence[Row], budget: Budget) -> Row | None:
+    """Find the costliest group of a plan, as it is quantised there; of equals, the one that gains least."""
     using = {**dict.fromkeys(plan.stored, STORED_WEIGHTS), **dict.fromkeys(plan.integer, INTEGER_PRODUCTS)}
     there = [row for row in rows if using.get(row.group) == row.how]
-    return max(there, key=lambda row: (_cost(row, budget), -row.multiply_adds, -row.bytes_saved, row.group)).group
+    return max(
+        there, key=lambda row: (_cost(row, budget), -row.multiply_adds, -row.bytes_saved, row.group), default=None
+    )
 
 
 def _cost(row: Row, budget: Budget) -> float:

@@ -27,11 +27,22 @@ def open_artifact(
 
     Raises: UnavailableError when the device is not there; ArtifactError when a file cannot be loaded.
     """
-    roles = ROLES if artifact.manifest.options.get("split") else ("decoder",)
-    names = [artifact.file_with_role(role) for role in roles]
-    sessions = [_session(name, artifact.read(name), device, threads) for name in names]
-    slots = Slots.of(artifact.manifest.options, str(artifact.path))
-    return OnnxRuntimeRuntime(artifact.manifest.spec, sessions, device, chunk, slots)
+    options = artifact.manifest.options
+    roles = ROLES if options.get("split") else ("decoder",)
+    files = {name: artifact.read(name) for name in map(artifact.file_with_role, roles)}
+    return open_models(files, artifact.manifest.spec, options, device, threads, chunk, str(artifact.path))
+
+
+def open_models(
+    models: Mapping[str, bytes], spec: DecoderSpec, options: Mapping[str, Any], device: str = "cpu",
+    threads: int | None = None, chunk: int = DEFAULT_CHUNK, where: str = "the export",
+) -> OnnxRuntimeRuntime:  # fmt: skip
+    """Open a decoder's files, the image graph before the prompt graph; `options` are the export's.
+
+    Raises: as open_artifact().
+    """
+    sessions = [_session(name, model, device, threads) for name, model in models.items()]
+    return OnnxRuntimeRuntime(spec, sessions, device, chunk, Slots.of(options, where))
 
 
 def open_encoder(model: bytes, name: str, threads: int | None = None) -> Callable[[FloatArray], Feed]:

@@ -1,0 +1,133 @@
+"""The verdict on an INT8 export: held-out prompts against PyTorch, and against what is known to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from samx.decoders.session import Feed, Outputs, Placement, Session
+from samx.decoders.spec import DecoderSpec
+from samx.quantization.held_out import HeldOut
+from samx.quantization.search import Budget
+from samx.validators.bounds import Bounds, bounds_for
+from samx.validators.gate import run_gate
+from samx.validators.metrics import BoolArray, Expected, mask_iou
+from samx.validators.report import ParityReport
+from samx.validators.suite import ParitySuite
+
+MOST_ACCURACY_LOST = 0.01  # of mean IoU with what is known to be right
+NO_TRUTH = "these images come without regions that are known to be right"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Hold the mean IoU of best masks with what was asked for; None and the reason where nobody knows it."""
+
+    reference: float | None
+    int8: float | None
+    masks: int
+    reason: str | None = None
+
+    @property
+    def lost(self) -> float | None:
+        """Give what INT8 costs."""
+        return None if self.reference is None or self.int8 is None else self.reference - self.int8
+
+    def sentence(self) -> str:
+        """Say it to people."""
+        if self.reference is None or self.int8 is None:
+            return f"Accuracy was not measured: {self.reason}"
+        return f"Accuracy on {self.masks} known regions: {self.int8:.4f} mean IoU, PyTorch's is {self.reference:.4f}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Hold both comparisons on held-out prompts."""
+
+    parity: ParityReport
+    accuracy: Accuracy
+
+    def failures(self) -> list[str]:
+        """Say what is wrong; nothing, if INT8 may be used."""
+        found = [] if self.parity.passed else self.parity.all_failures() or ["not every prompt was compared"]
+        lost = self.accuracy.lost
+        if lost is not None and not lost <= MOST_ACCURACY_LOST:
+            found.append(f"accuracy falls by {lost:.4f} of mean IoU, must be at most {MOST_ACCURACY_LOST:g}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the facts as plain data."""
+        return {
+            "passed": not self.failures(),
+            "parity": self.parity.to_json(),
+            "accuracy": {**asdict(self.accuracy), "lost": self.accuracy.lost},
+        }
+
+
+def judge(session: Session, reference: Session, held: HeldOut, budget: Budget, subject: str) -> Verdict:
+    """Ask an INT8 session every held-out prompt, once, for both comparisons."""
+    suite = ParitySuite.build(reference, held.images, held.cases, held.source)
+    listened = Listener(session)
+    parity = run_gate(listened, suite, int8_bounds(budget), level="graph", subject=f"{subject}, held-out prompts")
+    return Verdict(parity, _accuracy(suite, listened.chosen, held.truth))
+
+
+def int8_bounds(budget: Budget) -> Bounds:
+    """Give INT8's bounds, tightened to what the user allows."""
+    return replace(bounds_for("int8"), mask_iou_mean=budget.mean_iou, mask_iou_p05=budget.p05_iou)
+
+
+class Listener:
+    """Pass questions on to a session, and keep the best mask of each answer."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.chosen: list[BoolArray] = []
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """Tensors in and out."""
+        return self.session.spec
+
+    def set_image(self, image: Feed) -> None:
+        """Pass an image on."""
+        self.session.set_image(image)
+
+    def decode(self, prompts: Feed) -> Outputs:
+        """Pass prompts on, and keep the best masks."""
+        outputs = self.session.decode(prompts)
+        above = outputs["low_res_masks"] > self.spec.mask_threshold
+        self.chosen.append(best(above.reshape(*above.shape[:2], -1), outputs))
+        return outputs
+
+    def placement(self) -> Placement:
+        """Report where the work ran."""
+        return self.session.placement()
+
+
+def best(above: BoolArray, scores: Outputs) -> BoolArray:
+    """Take each prompt's mask of the highest predicted IoU. Shapes: (N, M, K), predictions (N, M) -> (N, K)."""
+    chosen = scores["iou_predictions"].argmax(axis=1)
+    return above[np.arange(len(above)), chosen]
+
+
+def _accuracy(suite: ParitySuite, chosen: Sequence[BoolArray], truth: Sequence[BoolArray | None]) -> Accuracy:
+    if len(chosen) != len(suite.cases):
+        return Accuracy(None, None, 0, "not every prompt was answered")
+    known = [(i, target) for i, target in enumerate(truth) if target is not None]
+    if not known:
+        return Accuracy(None, None, 0, NO_TRUTH)
+    theirs = [_right(_expected(suite.expected[i]), target) for i, target in known]
+    ours = [_right(chosen[i], target) for i, target in known]
+    return Accuracy(float(np.mean(theirs)), float(np.mean(ours)), len(known))
+
+
+def _expected(expected: Expected) -> BoolArray:
+    return best(expected.above, expected.scores)
+
+
+def _right(masks: BoolArray, target: BoolArray) -> float:
+    return float(mask_iou(masks, target.reshape(len(target), -1)).mean())
