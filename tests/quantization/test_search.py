@@ -129,5 +129,5 @@ def test_what_is_too_large_is_no_result() -> None:
 def test_progress_names_what_is_judged() -> None:
     told: list[tuple[str, int, int]] = []
     search(Desk().task(), PLAN, BUDGET, progress=lambda *told_now: told.append(told_now))
-    assert told[:2] == [("a, integer", 0, 5), ("b, integer", 1, 5)]
-    assert told[-1] == ("3 groups together", 5, 5)
+    assert told[:2] == [("Judging a, integer", 0, 5), ("Judging b, integer", 1, 5)]
+    assert told[-1] == ("Judging 3 groups together", 5, 5)
