@@ -13,13 +13,15 @@ PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-inp
 INSTALLED := $(VENV)/.installed
 
 DEMO := demo-out
+COMPARE := .venv-compare
+COMPARED := compare-out
 POINT := 737,290
 BOX := 79,127,534,624
 
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs picture bench train evaluate clean
+.PHONY: help demo test lint docs picture bench compare train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +59,11 @@ picture: $(INSTALLED) ## Write docs/images/demo.png anew with the demo model
 bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
 	@$(BIN)/python -m samx.benchmarks.meta_onnx
 
+compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face too, in an environment of its own (half an hour)
+	@mkdir -p $(COMPARED)
+	@$(COMPARE)/bin/python -m samx.benchmarks.compare --force --json $(COMPARED)/compare.json \
+		--markdown $(COMPARED)/compare.md
+
 train: $(INSTALLED) ## Train the demo model from nothing (about 85 minutes on two cores)
 	@$(BIN)/python -m samx.demo.train
 
@@ -64,7 +71,7 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 	@$(BIN)/python -m samx.demo.evaluate
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find samx tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.
@@ -79,3 +86,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(f"samx needs Python 3.10 or newer, found {sys.version.split()[0]}; name one with: make PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	@echo "== Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
+
+# Their packages ask for other releases of torch, so that they come without what they depend on.
+$(COMPARE)/.installed: pyproject.toml requirements/dev.txt requirements/compare.txt
+	@echo "== Making $(COMPARE)"
+	@$(PYTHON) -m venv --clear $(COMPARE)
+	@$(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt \
+		-e '.[bench]' transformers setuptools wheel
+	@SAM2_BUILD_CUDA=0 $(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation -r requirements/compare.txt
+	@touch $@

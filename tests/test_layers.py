@@ -21,18 +21,20 @@ PACKAGE = Path(samx.__file__).parent
 # Top to bottom. A module may import from the lines below its own, and from its own unit; never from a neighbour on its
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("samx.benchmarks.meta_onnx",),  # a program with a command line of its own
+    ("samx.benchmarks.meta_onnx", "samx.benchmarks.compare"),  # programs with command lines of their own
     ("samx.cli",),
     ("samx.console",),
-    ("samx.export", "samx.bisect", "samx.build", "samx.validate", "samx.segment", "samx.inspect", "samx.doctor"),
+    ("samx.export", "samx.bisect", "samx.build", "samx.validate", "samx.segment", "samx.inspect", "samx.doctor",
+     "samx.bench", "samx.report", "samx.bundle"),
     ("samx.calibrate", "samx.int8"),
+    ("samx.reports", "samx.bundles"),
     ("samx.benchmarks",),
     ("samx.quantization",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
     ("samx.overlay", "samx.registry"),
     ("samx.prompts", "samx.postprocess", "samx.images"),
-    ("samx.coreml", "samx.engines"),
+    ("samx.coreml", "samx.engines", "samx.devices"),
     ("samx.frames", "samx.artifacts", "samx.decoders"),
     ("samx.decoders.session",),
     ("samx.decoders.spec", "samx.extras", "samx.progress", "samx.spans", "samx.demo.__init__"),
@@ -47,6 +49,8 @@ HEAVY = (
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
+    "samx.benchmarks.compare",
+    "samx.benchmarks.compare_decoders",
     "samx.benchmarks.meta_candidates",
     "samx.benchmarks.meta_onnx",
     "samx.benchmarks.peers",

@@ -41,7 +41,7 @@ def _compare(candidate: Candidate, peer: Callable[[Feed], Parts]) -> Agreement:
     feed: Feed = candidate.inputs(0)
     expected = join([part for row in one_by_one(feed) for part in peer(row)])
     found = join(candidate.call(feed))
-    errors = [_error(candidate.name, *pair) for pair in zip(OUTPUTS, expected, found, strict=True)]
+    errors = [output_error(candidate.name, *pair) for pair in zip(OUTPUTS, expected, found, strict=True)]
     return Agreement(candidate.name, len(expected[0]), *errors)
 
 
@@ -56,14 +56,18 @@ def join(parts: Parts) -> list[FloatArray]:
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def _error(candidate: str, output: str, expected: FloatArray, found: FloatArray) -> float:
+def output_error(candidate: str, output: str, expected: FloatArray, found: FloatArray) -> float:
+    """Give the largest difference.
+
+    Raises: ParityError when it is more than MAX_ERROR, when shapes differ, or when one is not finite.
+    """
     bound = MAX_ERROR[output]
     if found.shape != expected.shape:
         raise ParityError(f"{candidate}: {output} has another shape", found=found.shape, expected=expected.shape)
     error = float(np.abs(found - expected).max())
     if not error <= bound:  # NaN is no agreement either
         raise ParityError(
-            f"{candidate}: {output} differs from Meta's graph", found=f"{error:.3g}", expected=f"at most {bound:g}",
+            f"{candidate}: {output} differs from the peer's", found=f"{error:.3g}", expected=f"at most {bound:g}",
             fix="Nothing was measured. Export again; if it stays, please report it.",
         )  # fmt: skip
     return error

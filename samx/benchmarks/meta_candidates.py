@@ -109,12 +109,12 @@ def open_sessions(meta: MetaFiles, exports: Exports, threads: int) -> Sessions:
     """Load every graph in ONNX Runtime on the CPU."""
 
     def ours(artifact: Artifact, role: str) -> Any:
-        return _session(artifact.read(artifact.file_with_role(role)), threads)
+        return open_session(artifact.read(artifact.file_with_role(role)), threads)
 
     return Sessions(
         spec=exports.whole.manifest.spec,
-        meta_whole=_session(meta.whole.read_bytes(), threads),
-        meta=_session(meta.decoder.read_bytes(), threads),
+        meta_whole=open_session(meta.whole.read_bytes(), threads),
+        meta=open_session(meta.decoder.read_bytes(), threads),
         whole=ours(exports.whole, "decoder"),
         batch=ours(exports.batch, "decoder"),
         image=ours(exports.split, "image"),
@@ -124,7 +124,8 @@ def open_sessions(meta: MetaFiles, exports: Exports, threads: int) -> Sessions:
     )
 
 
-def _session(model: bytes, threads: int) -> Any:
+def open_session(model: bytes, threads: int) -> Any:
+    """Load a graph on the CPU, with threads that rest between calls."""
     ort = require("onnxruntime", "onnxruntime", "measuring ONNX files")
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -44,7 +44,7 @@ def test_one_wrong_value_of_the_peer_is_caught(output: int, fault: float) -> Non
         parts[0][output].flat[-1] += fault
         return parts
 
-    with pytest.raises(ParityError, match=r"candidate: .* differs from Meta's graph") as caught:
+    with pytest.raises(ParityError, match=r"candidate: .* differs from the peer's") as caught:
         check_agreement([candidate(decode)], perturbed)
     assert caught.value.exit_code == 3
 

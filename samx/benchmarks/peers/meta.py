@@ -65,14 +65,20 @@ def export_meta(loaded: LoadedDecoder, directory: Path) -> MetaFiles:
 
 
 def build_meta(loaded: LoadedDecoder) -> nn.Module:
+    """Wrap Meta's modules as Meta's export script does."""
+    (onnx_model,) = import_segment_anything("utils.onnx")
+    model: nn.Module = onnx_model.SamOnnxModel(build_sam(loaded), return_single_mask=False)
+    return model
+
+
+def build_sam(loaded: LoadedDecoder) -> nn.Module:
     """Put the weights into Meta's modules; every weight must find its place."""
     if loaded.spec.family != "sam1":
         raise UsageError("Meta's ONNX decoder is a SAM 1 decoder", found=loaded.spec.family, expected="sam1")
-    modeling, onnx_model = import_segment_anything("modeling", "utils.onnx")
-    sam = modeling.Sam(_NoEncoder(loaded.spec.image_size), *_parts(modeling, loaded.spec)).eval()
+    (modeling,) = import_segment_anything("modeling")
+    sam: nn.Module = modeling.Sam(_NoEncoder(loaded.spec.image_size), *_parts(modeling, loaded.spec)).eval()
     sam.load_state_dict(loaded.weights, strict=True)
-    model: nn.Module = onnx_model.SamOnnxModel(sam, return_single_mask=False)
-    return model
+    return sam
 
 
 def import_segment_anything(*modules: str) -> list[ModuleType]:
