@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from samx.artifacts.store import Artifact
 from samx.decoders.session import Session
 from samx.errors import UsageError
-from samx.exporters.job import Exported, ExportJob, ExportOptions
 from samx.progress import Progress
 from samx.registry import GRAPH_DEVICE, Backend, load
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
+    from samx.exporters.job import Exported, ExportJob, ExportOptions
     from samx.quantization.calibration import CalibrationSet
     from samx.quantization.held_out import HeldOut
     from samx.quantization.job import Quantised

@@ -15,6 +15,7 @@ from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
 from samx.decoders.spec import DecoderSpec
 from samx.errors import ParityError, UnavailableError
 from samx.export import DEVICE_REPORT_FILE, Judged
+from samx.progress import silent
 from samx.registry import backend
 from samx.validators.report import ParityReport
 
@@ -72,7 +73,7 @@ def run(
         backend("trt"), library="json", devices=f"{HERE}:devices", compiler=f"{HERE}:compile_toy",
         compiles_anywhere=anywhere,
     )  # fmt: skip
-    return module._compile(entry, judged, lambda _: None)
+    return module._compile(entry, judged, silent)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "safetensors", "transformers", "tensorrt", "tensorrt_rtx",
-    "cuda", "coremltools",
+    "cuda", "coremltools", "pynvml",
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
@@ -73,6 +73,10 @@ HEAVY_MODULES = (
     "samx.demo.sampling",
     "samx.demo.train",
     "samx.exporters",
+    "samx.quantization.coreml",
+    "samx.quantization.coreml_groups",
+    "samx.quantization.coreml_packages",
+    "samx.quantization.coreml_rewrite",
     "samx.quantization.groups",
     "samx.quantization.held_out",
     "samx.quantization.onnx",

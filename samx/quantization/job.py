@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from samx.exporters.job import Exported, ExportJob
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.search import Budget, Found
+
+if TYPE_CHECKING:
+    from samx.exporters.job import Exported, ExportJob
 
 
 @dataclass(frozen=True, eq=False)

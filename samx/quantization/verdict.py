@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from samx.decoders.session import Feed, Outputs, Placement, Session
 from samx.decoders.spec import DecoderSpec
-from samx.quantization.held_out import HeldOut
 from samx.quantization.search import Budget
 from samx.validators.bounds import Bounds, bounds_for
 from samx.validators.gate import run_gate
 from samx.validators.metrics import BoolArray, Expected, mask_iou
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
+
+if TYPE_CHECKING:
+    from samx.quantization.held_out import HeldOut
 
 MOST_ACCURACY_LOST = 0.01  # of mean IoU with what is known to be right
 NO_TRUTH = "these images come without regions that are known to be right"
@@ -71,7 +73,9 @@ def judge(session: Session, reference: Session, held: HeldOut, budget: Budget, s
     """Ask an INT8 session every held-out prompt, once, for both comparisons."""
     suite = ParitySuite.build(reference, held.images, held.cases, held.source)
     listened = Listener(session)
-    parity = run_gate(listened, suite, int8_bounds(budget), level="graph", subject=f"{subject}, held-out prompts")
+    # The gate knows the reference by its identity, which a listener would hide.
+    asked = session if session is reference else listened
+    parity = run_gate(asked, suite, int8_bounds(budget), level="graph", subject=f"{subject}, held-out prompts")
     return Verdict(parity, _accuracy(suite, listened.chosen, held.truth))
 
 

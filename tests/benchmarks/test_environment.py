@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-import pytest
-
 from samx.benchmarks import environment
+from samx.devices.files import Tree
 
 
 def test_names_the_machine_and_the_libraries() -> None:
@@ -15,25 +15,19 @@ def test_names_the_machine_and_the_libraries() -> None:
     assert int(facts["cpus_usable"]) >= 1
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("processor : 0\nflags\t\t: fpu avx2 fma avx512f sse\n", ["avx2", "fma", "avx512f"]),
-        ("Features\t: fp asimd asimddp\n", ["asimd", "asimddp"]),
-        ("no such line\n", []),
-    ],
-)
-def test_instruction_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, expected: list[str]) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
-    assert environment.isa() == expected
+def test_the_processor_is_described_by_what_the_system_tells(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx2 fma avx512f sse\n")
+    (tmp_path / "proc/loadavg").write_text("0.25 0.10 0.05 1/100 42\n")
+    facts = environment.benchmark_environment(Tree(tmp_path))
+    assert facts["isa"] == "avx2 fma avx512f"
+    assert sys.platform == "darwin" or facts["load_1min"] == "0.25"
 
 
-def test_unknown_stays_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("CPUINFO", "GOVERNOR"):
-        monkeypatch.setattr(environment, name, tmp_path / "missing")
-    facts = environment.benchmark_environment()
+def test_unknown_stays_unknown(tmp_path: Path) -> None:
+    facts = environment.benchmark_environment(Tree(tmp_path))
     assert (facts["isa"], facts["governor"]) == ("unknown", "unknown")
+    assert sys.platform == "darwin" or facts["load_1min"] == "unknown"
 
 
 def test_a_busy_machine_is_called_busy() -> None:

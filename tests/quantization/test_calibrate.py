@@ -53,12 +53,13 @@ def test_the_users_own_embeddings(tmp_path: Path) -> None:
     for i in range(6):
         noise = np.random.default_rng(i).normal(size=(1, 256, 16, 16)).astype(np.float16)
         np.save(folder / f"{i}.npy", noise)
-    said: list[str] = []
+    said: list[tuple[str, int, int]] = []
     request = CalibrateRequest(tmp_path / "set.npz", image_size=SIZE_PX, embeddings=folder, samples=24)
-    result = calibrate(request, said.append)
+    result = calibrate(request, lambda text, done=0, total=0, /: said.append((text, done, total)))
     assert result.calibration.source == "6 of 6 embeddings in 'mine'; 2 images held out"
     assert len(result.calibration.held_out) > 0
-    assert said == ["Reading sam1.safetensors", *(f"Rolling out prompts on image {i} of 6" for i in range(1, 7))]
+    rolled = [("Rolling out calibration prompts, image by image", i, 6) for i in range(6)]
+    assert said == [("Reading sam1.safetensors", 0, 0), *rolled]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[SamxError], str]] = {

@@ -242,10 +242,9 @@ def test_dealing_leaves_nobody_out() -> None:
 
 
 def test_progress_counts_images() -> None:
-    said: list[str] = []
-    built(6, samples=24, progress=said.append)
-    assert said[0] == "Rolling out prompts on image 1 of 6"
-    assert len(said) == 6
+    said: list[tuple[str, int, int]] = []
+    built(6, samples=24, progress=lambda text, done=0, total=0, /: said.append((text, done, total)))
+    assert said == [("Rolling out calibration prompts, image by image", i, 6) for i in range(6)]
 
 
 @pytest.mark.parametrize(("count", "samples"), [(8, MIN_SAMPLES - 1), (40, 39), (8, MOST_SAMPLES + 1), (8, 0)])

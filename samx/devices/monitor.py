@@ -1,0 +1,174 @@
+"""Watch devices while something is measured on them, from one thread beside it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from samx.devices.adapter import Adapter
+from samx.devices.energy import UNIT, energy_mj
+from samx.devices.processor import busy
+from samx.devices.reading import Reading, Readings, number, unread
+
+INTERVAL_S = 0.2
+STOP_S = 5.0  # a driver that hangs must not hold the program up
+STEADY_GOVERNOR = "performance"
+LOST = "error"  # name of the reading of a device that stopped answering
+
+Sample = tuple[int, dict[str, Readings]]
+
+
+class Monitor:
+    """Read devices before, during and after a run, as a context manager.
+
+    Its cost is one thread that wakes every `interval_s` and reads what the adapters call cheap; `cost()` gives what
+    that took. Commands, and everything that does not move, run before the thread starts. A device that raises is not
+    asked again; it is flagged, and the run goes on.
+    """
+
+    def __init__(
+        self, adapters: Sequence[Adapter], interval_s: float = INTERVAL_S,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:  # fmt: skip
+        self._adapters, self._interval_s, self._clock = tuple(adapters), interval_s, clock
+        self._names: dict[str, str] = {}
+        self._facts: dict[str, Readings] = {}
+        self._lost: dict[str, str] = {}
+        self._spent_ns: list[int] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="samx-monitor", daemon=True)
+        self._hangs = False
+        self.before: dict[str, Readings] = {}
+        self.after: dict[str, Readings] = {}
+        self.samples: list[Sample] = []
+
+    def __enter__(self) -> Monitor:
+        for adapter in self._adapters:
+            self._facts[adapter.kind] = self._guarded(adapter, adapter.facts)
+            self._names[adapter.kind] = self._name(adapter)
+        self.before = self.sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(STOP_S)
+        self._hangs = self._thread.is_alive()
+        self.after = {} if self._hangs else self.sample()
+
+    def sample(self) -> dict[str, Readings]:
+        """Read every device once and keep it."""
+        start = self._clock()
+        readings = {adapter.kind: self._guarded(adapter, adapter.sample) for adapter in self._adapters}
+        end = self._clock()
+        self.samples.append(((start + end) // 2, readings))
+        self._spent_ns.append(end - start)
+        return readings
+
+    def flags(self) -> list[str]:
+        """Say what makes the numbers doubtful: throttling, lost devices, a busy machine. Begins with `information:`
+        where it only explains them.
+        """
+        return [*self._throttled(), *self._losses(), *self._busy(), *self._governors()]
+
+    def energy_mj(self, start_ns: int, end_ns: int) -> Reading:
+        """Give what the measured device drew between two times of the clock, in mJ, idle power included.
+
+        The first device that tells its power counts; what it covers is its fact `power_scope`.
+        """
+        found = {kind: energy_mj(self._of(kind), start_ns, end_ns, self._slack_ns) for kind in self._kinds}
+        known = [reading for reading in found.values() if reading.value is not None]
+        reasons = "; ".join(f"{kind}: {reading.reason}" for kind, reading in found.items())
+        return known[0] if known else unread(reasons or "no device was watched", UNIT)
+
+    def energy_scope(self, start_ns: int, end_ns: int) -> Reading:
+        """Say what the energy of an interval covers."""
+        for kind in self._kinds:
+            if energy_mj(self._of(kind), start_ns, end_ns, self._slack_ns).value is not None:
+                return self._facts[kind].get("power_scope", unread(f"{kind} does not say what its power covers"))
+        return unread("no device told its power")
+
+    def cost(self) -> Reading:
+        """Give the mean time that one sample took, in microseconds."""
+        spent = self._spent_ns
+        return Reading(sum(spent) / len(spent) / 1e3, "us") if spent else unread("nothing was sampled", "us")
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain data; samples hold values alone, since units and reasons stand in `before`."""
+        return {
+            "devices": {kind: self._device(kind) for kind in self._kinds},
+            "samples": [{"time_ns": at, "readings": _values(readings)} for at, readings in list(self.samples)],
+            "flags": self.flags(),
+            "sampling": {"interval_s": self._interval_s, "cost": self.cost().to_json()},
+        }
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [adapter.kind for adapter in self._adapters]
+
+    @property
+    def _slack_ns(self) -> int:
+        return int(2 * self._interval_s * 1e9)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self.sample()
+
+    def _of(self, kind: str) -> list[tuple[int, Readings]]:
+        return [(at, readings[kind]) for at, readings in list(self.samples)]
+
+    def _guarded(self, adapter: Adapter, read: Callable[[], Readings]) -> Readings:
+        if adapter.kind not in self._lost:
+            try:
+                return read()
+            except Exception as cause:  # whatever a driver's library raises: it must not end the run
+                self._lost[adapter.kind] = " ".join(str(cause).split()) or type(cause).__name__
+        return {LOST: unread(self._lost[adapter.kind])}
+
+    def _name(self, adapter: Adapter) -> str:
+        named = self._guarded(adapter, lambda: {"name": Reading(adapter.name())})
+        return str(named["name"].value) if "name" in named else "unknown"
+
+    def _device(self, kind: str) -> dict[str, Any]:
+        parts = {"facts": self._facts, "before": self.before, "after": self.after}
+        return {"name": self._names.get(kind, "unknown")} | {
+            part: {name: reading.to_json() for name, reading in readings.get(kind, {}).items()}
+            for part, readings in parts.items()
+        }
+
+    def _throttled(self) -> list[str]:
+        return [
+            words for adapter in self._adapters for words in adapter.throttled([r for _, r in self._of(adapter.kind)])
+        ]
+
+    def _losses(self) -> list[str]:
+        lost = [f"{kind} stopped answering: {reason}" for kind, reason in self._lost.items()]
+        return [*lost, *([f"a device did not answer for {STOP_S:g} s at the end of the run"] if self._hangs else [])]
+
+    def _busy(self) -> list[str]:
+        loads = [
+            (number(self.before.get(kind, {}), "load_1min"), number(facts, "cpus_usable"))
+            for kind, facts in self._facts.items()
+        ]
+        return [
+            f"the machine was busy before the run: load {load:.2f} on {cpus:g} usable CPUs"
+            for load, cpus in loads
+            if load is not None and cpus is not None and busy(load, cpus)
+        ]
+
+    def _governors(self) -> list[str]:
+        names = [facts["governor"].value for facts in self._facts.values() if "governor" in facts]
+        return [f"information: the processor's clocks are governed by {name}, not {STEADY_GOVERNOR}"
+                for name in names if name not in (None, STEADY_GOVERNOR)]  # fmt: skip
+
+
+def _values(readings: dict[str, Readings]) -> dict[str, dict[str, Any]]:
+    return {
+        kind: {name: reading.value for name, reading in found.items() if reading.value is not None}
+        for kind, found in readings.items()
+    }
