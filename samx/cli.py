@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from samx import console
+from samx import cli_measure, console
 from samx.errors import UsageError
 
 app = typer.Typer(
@@ -250,6 +250,9 @@ def doctor(json: Json = False) -> None:
     from samx.doctor import doctor as run
 
     console.show(run(), console.examined, as_json=json)
+
+
+cli_measure.add_to(app)
 
 
 def _version(asked: bool) -> None:

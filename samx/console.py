@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from samx.segment import Segmentation
     from samx.validators.report import ParityReport
 
+Draw = Callable[[], None]
+
 out = Console()
 err = Console(stderr=True)
 MIB = 1024 * 1024

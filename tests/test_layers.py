@@ -23,6 +23,7 @@ PACKAGE = Path(samx.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.benchmarks.meta_onnx", "samx.benchmarks.compare"),  # programs with command lines of their own
     ("samx.cli",),
+    ("samx.cli_measure",),
     ("samx.console",),
     ("samx.export", "samx.bisect", "samx.build", "samx.validate", "samx.segment", "samx.inspect", "samx.doctor",
      "samx.bench", "samx.report", "samx.bundle"),

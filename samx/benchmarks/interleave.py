@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-WARM_UP_ROUNDS = 3  # the first call plans memory, the second fills caches
-MIN_ROUNDS = 10  # as trtexec: at least 10 timed iterations, however slow
+from samx.benchmarks.clock import Clock, now_ns
+
 SEED = 0
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Say how long to warm up and to measure each candidate; time and count both have to be reached."""
+
+    seconds: float
+    least: int = 10  # timed calls, however slow. Source: trtexec
+    wanted: int = 64  # timed calls, as long as they fit in twice the seconds: a p90 needs them
+    warm_up_s: float = 0.2  # clocks rise, kernels compile. Source: trtexec
+    warm_up_calls: int = 3  # the first call plans memory, the second fills caches
+
+    def enough(self, calls: int, spent_ns: int) -> bool:
+        """Tell whether a candidate was measured for long enough."""
+        asked = calls >= self.least and spent_ns >= self.seconds * 1e9
+        return asked and (calls >= self.wanted or spent_ns >= 2 * self.seconds * 1e9)
+
+    def warm(self, calls: int, spent_ns: int) -> bool:
+        """Tell whether a candidate was warmed up for long enough."""
+        return calls >= self.warm_up_calls and spent_ns >= self.warm_up_s * 1e9
 
 
 @dataclass(frozen=True)
@@ -39,26 +58,62 @@ class Samples:
         return [ns / self.prompts / 1e6 for ns in self.call_ns]
 
 
-def measure(
-    candidates: Sequence[Candidate], seconds: float, *, warm_up_rounds: int = WARM_UP_ROUNDS,
-    min_rounds: int = MIN_ROUNDS, clock: Callable[[], int] = time.perf_counter_ns,
-) -> list[Samples]:  # fmt: skip
-    """Call each candidate once a round, in a shuffled order, until `seconds` per candidate were timed."""
-    order = Random(SEED)  # shuffled, because a call also pays for the caches that its predecessor left
-    found: dict[str, list[int]] = {candidate.name: [] for candidate in candidates}
-    budget_ns, spent_ns, number = seconds * 1e9 * len(candidates), 0, 0
-    with _no_garbage_collection():
-        while number < warm_up_rounds + min_rounds or spent_ns < budget_ns:
-            for candidate in order.sample(candidates, len(candidates)):
-                elapsed = _time(candidate, number, clock)
-                if number >= warm_up_rounds:
-                    found[candidate.name].append(elapsed)
-                    spent_ns += elapsed
-            number += 1
-    return [Samples(candidate.name, candidate.prompts, tuple(found[candidate.name])) for candidate in candidates]
+class Sampling:
+    """Call each candidate once a round, in a shuffled order. What was measured stays when a call breaks it off."""
+
+    def __init__(
+        self, candidates: Sequence[Candidate], effort: Effort, clock: Clock = now_ns, seed: int = SEED
+    ) -> None:
+        self._candidates, self._effort, self._clock = candidates, effort, clock
+        self._order = Random(seed)  # shuffled, because a call also pays for the caches that its predecessor left
+        self._warm_up = {candidate.name: [0, 0] for candidate in candidates}  # calls, ns
+        self._spent_ns = dict.fromkeys(self._warm_up, 0)
+        self._found: dict[str, list[int]] = {name: [] for name in self._warm_up}
+        self.start_ns = self.end_ns = 0  # of the timed rounds, on the clock
+
+    def run(self) -> None:
+        """Warm up, then measure. Rounds are numbered from 0 in both, so that inputs do not hang on the warm-up."""
+        with _no_garbage_collection():
+            number = 0
+            while not all(self._effort.warm(*spent) for spent in self._warm_up.values()):
+                for name, elapsed in self._round(number).items():
+                    self._warm_up[name] = [number + 1, self._warm_up[name][1] + elapsed]
+                number += 1
+            self.start_ns = self.end_ns = self._clock()
+            number = 0
+            while not all(self._effort.enough(number, spent) for spent in self._spent_ns.values()):
+                self._keep(self._round(number))
+                number += 1
+
+    @property
+    def samples(self) -> list[Samples]:
+        """The timed calls of all finished rounds."""
+        return [Samples(entry.name, entry.prompts, tuple(self._found[entry.name])) for entry in self._candidates]
+
+    def warm_up(self, name: str) -> tuple[int, int]:
+        """Give the calls and nanoseconds of a candidate's warm-up."""
+        calls, spent_ns = self._warm_up[name]
+        return calls, spent_ns
+
+    def _round(self, number: int) -> dict[str, int]:
+        order = self._order.sample(self._candidates, len(self._candidates))
+        return {candidate.name: _time(candidate, number, self._clock) for candidate in order}
+
+    def _keep(self, times: dict[str, int]) -> None:
+        for name, elapsed in times.items():
+            self._found[name].append(elapsed)
+            self._spent_ns[name] += elapsed
+        self.end_ns = self._clock()
 
 
-def _time(candidate: Candidate, number: int, clock: Callable[[], int]) -> int:
+def measure(candidates: Sequence[Candidate], effort: Effort, clock: Clock = now_ns) -> list[Samples]:
+    """Measure candidates in turns until each had its time and its calls."""
+    sampling = Sampling(candidates, effort, clock)
+    sampling.run()
+    return sampling.samples
+
+
+def _time(candidate: Candidate, number: int, clock: Clock) -> int:
     argument = candidate.inputs(number)
     start = clock()
     result = candidate.call(argument)

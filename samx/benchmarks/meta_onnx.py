@@ -21,7 +21,7 @@ from samx.artifacts.manifest import utc_now
 from samx.benchmarks.agreement import Agreement, check_agreement
 from samx.benchmarks.claims import Verdict, judge
 from samx.benchmarks.environment import benchmark_environment, busy
-from samx.benchmarks.interleave import Samples, measure
+from samx.benchmarks.interleave import Effort, Samples, measure
 from samx.benchmarks.meta_candidates import CLAIMS, Group, Sessions, export_samx, groups, meta_call, open_sessions
 from samx.benchmarks.peers.meta import export_meta
 from samx.benchmarks.summary import Ratio, by_name, speedup, summarize
@@ -136,7 +136,7 @@ def agree(sessions: Sessions, image: Feed) -> list[Agreement]:
 
 
 def _measure(group: Group, opset: int, threads: int, seconds: float) -> GroupResult:
-    samples = measure(group.candidates, seconds)
+    samples = measure(group.candidates, Effort(seconds))
     named = by_name(samples)
     ratios = {name: speedup(named[group.baseline], entry) for name, entry in named.items() if name != group.baseline}
     return GroupResult(group.title, opset, threads, group.baseline, samples, ratios, judge(CLAIMS, ratios))

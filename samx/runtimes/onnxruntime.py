@@ -133,6 +133,8 @@ def _session(name: str, model: bytes, device: str, threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
+    # Else idle threads spin on after a call, and take the processor from what comes next: another session, the masks.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

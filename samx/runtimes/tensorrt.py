@@ -21,7 +21,7 @@ from samx.engines.messages import first_error
 from samx.engines.plan import BuildPlan
 from samx.engines.stamp import STAMP_ROLE, Machine, Stamp, differs
 from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError, UsageError
-from samx.runtimes.base import Runtime, Slots
+from samx.runtimes.base import CopiesOnly, Runtime, Slots
 from samx.runtimes.cuda import Buffers, CudaDevice, Device, cuda_runtime
 from samx.runtimes.tensorrt_context import Context, open_context
 
@@ -105,7 +105,7 @@ class Parts:
     device: Device
 
 
-class TensorRTRuntime(Runtime):
+class TensorRTRuntime(CopiesOnly, Runtime):
     """Feed an engine by tensor name. Buffers stay; a repeated call with the same shapes only copies and runs."""
 
     def __init__(
@@ -151,7 +151,8 @@ class TensorRTRuntime(Runtime):
         for name, value in prompts.items():
             self._upload(name, value)
         shapes = {tensor.name: self._bind_output(tensor, n) for tensor in self.spec.outputs}
-        self._run()
+        if self._works:
+            self._run()
         outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
         for name, value in outputs.items():
             self._device.download(self._bound[name][0], value)

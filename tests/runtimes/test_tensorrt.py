@@ -269,3 +269,22 @@ def test_the_placement_counts_the_engines_layers(text: str, layers: int) -> None
     assert placement.operations == {"cuda": layers}
     assert placement.honoured
     assert placement.details["gpu"] == "Toy GPU"
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_copies_can_be_had_without_the_work_between(cuda_graph: bool) -> None:
+    device = FakeDevice()
+    runtime, _ = fake_runtime(toy_plan(), device, cuda_graph=cuda_graph)
+    runtime.set_image(image())
+    feed = prompts(9)  # three calls of at most four
+    runtime.decode(feed)
+    uploads, downloads, _, _ = (device.counted(what) for what in ("upload", "download", "compute", "launch"))
+    with runtime.copies_only():
+        copied = runtime.decode(feed)
+    assert (device.counted("compute"), device.counted("launch")) == (0, 0)
+    assert device.counted("upload") == uploads - len(image())
+    assert device.counted("download") == downloads
+    assert {name: value.shape for name, value in copied.items()} == {
+        "low_res_masks": (9, 3, 4, 4), "iou_predictions": (9, 3),
+    }  # fmt: skip
+    check(runtime.decode(feed), image(), feed)  # and works again

@@ -1,0 +1,161 @@
+"""The artifacts that are measured: opened, proven on this device, and comparable with each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from samx.artifacts.manifest import Manifest
+from samx.artifacts.store import Artifact, manifest_bytes
+from samx.benchmarks.results import ParityRecord, SubjectRecord
+from samx.decoders.session import Placement, Session
+from samx.decoders.spec import DecoderSpec
+from samx.errors import ParityError, UsageError
+from samx.extras import require
+from samx.registry import Backend, backend, load
+from samx.validators.child import gate_in_child
+from samx.validators.environment import environment
+from samx.validators.report import ParityReport
+
+# Files that a runtime may open. Where an engine runs, the graph that it was built from does not.
+ENGINE_ROLE = "engine"
+MODEL_ROLES = ("decoder", "image", "prompt", "package")
+SAME_MACHINE = ("machine", "cpu", "samx")  # what has to agree for a stored parity report to speak of this machine
+
+
+@dataclass(frozen=True)
+class Place:
+    """Say where artifacts run."""
+
+    device: str
+    threads: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Hold an opened artifact and the proof that it computes what PyTorch computes."""
+
+    name: str
+    artifact: Artifact
+    session: Session
+    parity: ParityRecord
+
+    def record(self, device: str, placement: Placement | None) -> SubjectRecord:
+        """Describe it, with where its calls ran, if any did."""
+        manifest, options = self.artifact.manifest, dict(self.artifact.manifest.options)
+        return SubjectRecord(
+            name=self.name,
+            target=manifest.target,
+            precision=manifest.precision,
+            family=manifest.spec.family,
+            masks=manifest.spec.masks,
+            mask_input=manifest.spec.mask_input,
+            checkpoint=manifest.checkpoint.name,
+            checkpoint_sha256=manifest.checkpoint.sha256,
+            manifest_sha256=hashlib.sha256(manifest_bytes(self.artifact.path)).hexdigest(),
+            bytes=_model_bytes(manifest, device),
+            form=options.get("form"),
+            options=options,
+            parity=self.parity,
+            placement=None if placement is None else asdict(placement),
+        )
+
+
+def open_subjects(paths: Sequence[Path], place: Place) -> list[Subject]:
+    """Open artifacts that can be compared, each with a passed parity check on this device.
+
+    Raises: UsageError for artifacts of different decoders; ParityError for one that does not compute what PyTorch
+    computes; ArtifactError, UnavailableError, MissingExtraError.
+    """
+    artifacts = [Artifact.open(path) for path in paths]
+    _check_comparable(artifacts)
+    for artifact in artifacts:
+        backend(artifact.manifest.target).require_device(place.device)
+    names = _names(paths)
+    return [open_subject(name, artifact, place) for name, artifact in zip(names, artifacts, strict=True)]
+
+
+def open_subject(name: str, artifact: Artifact, place: Place) -> Subject:
+    """Open one artifact, after its parity was shown."""
+    entry = backend(artifact.manifest.target)
+    parity = proven(artifact, entry, place)
+    opener = load(entry.runner(place.device).runtime)
+    return Subject(name, artifact, opener(artifact, device=place.device, threads=place.threads), parity)
+
+
+def proven(artifact: Artifact, entry: Backend, place: Place) -> ParityRecord:
+    """Take the parity report that this machine stored in the artifact, or compare again.
+
+    Raises: ParityError when it did not pass.
+    """
+    level = entry.level(place.device)
+    found, source = _stored(artifact, entry, place.device), "stored"
+    if found is None:
+        source = "fresh"
+        found = gate_in_child(artifact.path, level=level, device=place.device, threads=place.threads)
+    if not found.passed:
+        raise ParityError(
+            f"{artifact.path} is not measured, because it does not compute what PyTorch computes",
+            found=found.summary(), fix="Speed without parity says nothing. Export again.", report=found,
+        )  # fmt: skip
+    worst = {name: value for name, (value, _) in found.worst().items()}
+    runtime = str(found.placement["runtime"])
+    return ParityRecord("passed", found.level, place.device, runtime, found.created, source, len(found.cases), worst)
+
+
+def comparability_flags(subjects: Sequence[Subject]) -> list[str]:
+    """Say what differs between artifacts besides their speed."""
+    checkpoints = {subject.artifact.manifest.checkpoint.sha256: subject for subject in subjects}
+    if len(checkpoints) < 2:
+        return []
+    named = ", ".join(f"{one.name}: {one.artifact.manifest.checkpoint.name}" for one in checkpoints.values())
+    return [f"the artifacts were made from different checkpoints ({named})"]
+
+
+def _stored(artifact: Artifact, entry: Backend, device: str) -> ParityReport | None:
+    """Find the last report about this device, if it was made by this machine with the same library."""
+    manifest = artifact.manifest
+    names = [e.report for e in manifest.evidence if (e.level, e.device) == (entry.level(device), device)]
+    if not names:
+        return None
+    report = ParityReport.from_bytes(artifact.read(names[-1]), f"{artifact.path}: {names[-1]}")
+    here, runner = environment(), entry.runner(device)
+    same_machine = all(report.environment.get(name) == here[name] for name in SAME_MACHINE)
+    version = getattr(require(runner.library, runner.extra, "measuring"), "__version__", None)
+    same_library = report.placement.get("details", {}).get(runner.library) == version is not None
+    return report if not report.passed or (same_machine and same_library) else None
+
+
+def _check_comparable(artifacts: Sequence[Artifact]) -> None:
+    first = artifacts[0]
+    for other in artifacts[1:]:
+        differing = _differences(first.manifest.spec, other.manifest.spec)
+        if differing:
+            raise UsageError(
+                f"{other.path} and {first.path} are different decoders, so their times do not compare",
+                found="; ".join(differing), expected="the same family, masks, inputs and image size",
+                fix="Measure them apart, or export both alike.",
+            )  # fmt: skip
+
+
+def _differences(one: DecoderSpec, other: DecoderSpec) -> list[str]:
+    pairs = [(field.name, getattr(other, field.name), getattr(one, field.name)) for field in fields(DecoderSpec)]
+    return [f"{name} {here} and {there}" for name, here, there in pairs if here != there]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Name artifacts by their directories, numbered where two have the same name."""
+    short = [path.resolve().name for path in paths]
+    return [f"{name} ({short[:i].count(name) + 1})" if short.count(name) > 1 else name for i, name in enumerate(short)]
+
+
+def _model_bytes(manifest: Manifest, device: str) -> int:
+    entry = backend(manifest.target)
+    sizes: dict[str, int] = {}
+    for file in manifest.files.values():
+        sizes[file.role] = sizes.get(file.role, 0) + file.bytes
+    if entry.runner(device) is entry and ENGINE_ROLE in sizes:
+        return sizes[ENGINE_ROLE]
+    return sum(sizes.get(role, 0) for role in MODEL_ROLES)

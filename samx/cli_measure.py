@@ -1,0 +1,120 @@
+"""The commands that measure and carry measurements: bench, report, bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.markup import escape
+
+from samx import console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
+
+
+def bench(
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Artifacts; the first is the baseline.")],
+    device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda, cpu+ane. Never changed silently.")] = "cpu",
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads (default: all).", min=1)] = None,
+    scenario: Annotated[
+        Optional[list[str]], typer.Option(help="What to measure; repeat for more. An unknown name lists them.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A click, a box, eight prompts and a cold start.")] = False,
+    seconds: Annotated[float, typer.Option(help="Timed seconds of each artifact in each scenario.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    embedding: Annotated[Optional[list[Path]], typer.Option(help="Measure on your own embedding files.")] = None,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write the report (JSON) here.")] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Measure artifacts on this machine, in turns, after checking that they compute what PyTorch computes."""
+    from samx.bench import BenchRequest, require_complete
+    from samx.bench import bench as run
+
+    request = BenchRequest(
+        tuple(paths), device, threads, scenario, quick, seconds, seed, output, force, tuple(embedding or ())
+    )
+    with console.steps() as progress:
+        report = run(request, progress)
+    console.show((output, report), measured, as_json=json)
+    require_complete(report)
+
+
+def report(
+    reports: Annotated[list[Path], typer.Argument(metavar="JSON...", help="Reports of 'samx bench' or of kits.")],
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write one HTML page here.")] = None,
+    markdown: Annotated[Optional[Path], typer.Option(help="Write Markdown here, for a pull request.")] = None,
+    baseline: Annotated[
+        Optional[Path], typer.Option(help="Report to compare with; exit code 4 if something became slower for sure.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Make one page of the reports of several devices, and compare them with an earlier one."""
+    from samx.report import ReportRequest, require_unregressed
+    from samx.report import report as run
+
+    result = run(ReportRequest(tuple(reports), output, markdown, baseline, force))
+    console.show(result, reported, as_json=json)
+    require_unregressed(result)
+
+
+def bundle(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Artifact to pack.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Zip file to write.")] = Path("kit.zip"),
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Pack an artifact for a device without samx: questions, answers, and one Python file that asks and measures."""
+    from samx.bundle import bundle as run
+
+    console.show(run(path, output, force), bundled, as_json=json)
+
+
+COMMANDS = {
+    bench: "samx bench sam1-demo-onnx --quick  ·  samx bench DIR OTHER --threads 1 -o cpu.json  ·  "
+    "samx bench sam1-demo-trt --device cuda --scenario click --scenario everything",
+    report: "samx report cpu.json orin.json -o report.html  ·  "
+    "samx report cpu.json --baseline before.json --markdown comment.md",
+    bundle: "samx bundle sam1-demo-trt -o kit.zip",
+}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give an application these commands."""
+    for command, examples in COMMANDS.items():
+        app.command(epilog=examples)(command)
+
+
+def measured(result: tuple[Path | None, Any]) -> tuple[Any, console.Draw]:
+    """View a measurement."""
+    from samx.benchmarks.bench_table import tables
+
+    path, found = result
+
+    def draw() -> None:
+        for part in tables(found):
+            console.out.print(part)
+        if path is not None:
+            console.out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
+
+    return found.to_json(), draw
+
+
+def reported(result: Any) -> tuple[Any, console.Draw]:
+    """View reports that were brought together."""
+
+    def draw() -> None:
+        if not result.paths:
+            console.out.print(result.markdown, markup=False, highlight=False, soft_wrap=True)
+        for path in result.paths:
+            console.out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
+
+    return result.to_json(), draw
+
+
+def bundled(result: Any) -> tuple[Any, console.Draw]:
+    """View a kit."""
+    return result.to_json(), lambda: console.out.print(escape(result.summary()), highlight=False, soft_wrap=True)
