@@ -21,7 +21,7 @@ BOX := 79,127,534,624
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs picture bench compare train evaluate clean
+.PHONY: help demo test lint browser docs picture bench compare train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,16 @@ demo: $(INSTALLED) ## Export the demo decoders with proof, then segment a pictur
 	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam2 --box $(BOX) --output $(DEMO)/box.png --force
 	@echo "Look at $(DEMO)/point.png (SAM 1 form) and $(DEMO)/box.png (SAM 2 form)."
 
-test: lint ## Run every check: lint, types, tests
+test: lint browser ## Run every check: lint, types, the report page in a browser, tests
 	@$(BIN)/pytest -q
+
+browser: $(INSTALLED) ## Look at the report page in headless Chromium
+	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "== Installing Chromium, once" && apt-get update -qq >/dev/null && \
+		apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; fi; \
+	if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then \
+		echo "== The report page in Chromium" && $(BIN)/pytest -q -m browser; \
+	else echo "== NOT RUN: the report page in a browser. As root on Debian: apt-get install chromium chromium-driver"; fi
 
 lint: $(INSTALLED) ## Check style, format and types
 	@echo "== ruff, mypy"

@@ -46,7 +46,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "safetensors", "transformers", "tensorrt", "tensorrt_rtx",
-    "cuda", "coremltools", "pynvml",
+    "cuda", "coremltools", "pynvml", "matplotlib", "jinja2",
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
