@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,38 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "scene.png"
     Image.fromarray(generate_scene(900_003, (400, 300)).image).save(path)
     return path
+
+
+SetMaker = Callable[..., Path]
+SMALL_PX = 128  # a frame of a sixty-fourth of the work
+
+
+@pytest.fixture
+def calibration_of(tmp_path_factory: pytest.TempPathFactory) -> SetMaker:
+    """Make files of calibration sets that belong to no checkpoint."""
+    from samx.decoders.spec import sam1_spec, sam2_spec
+    from samx.quantization.calibration import CalibrationSet, calibration_spec
+    from samx.quantization.samples import Sample
+
+    def make(family: str = "sam1", image_size: int = SMALL_PX) -> Path:
+        spec = calibration_spec({"sam1": sam1_spec, "sam2": sam2_spec}[family](image_size=image_size))
+        images = tuple(noise(seed, spec) for seed in range(4))
+        labels = np.array([[1, -1]], np.float32)
+        samples = tuple(
+            Sample("click", i % 4, {"point_coords": np.array([[[i, 2], [0, 0]]], np.float32), "point_labels": labels})
+            for i in range(24)
+        )
+        found = CalibrationSet(spec, images, samples, (), (), "noise", 0, "c" * 64)
+        path = tmp_path_factory.mktemp("set") / "set.npz"
+        found.save(path)
+        return path
+
+    return make
+
+
+def noise(seed: int, spec: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {tensor.name: rng.normal(size=tensor.shape).astype(np.float32) for tensor in spec.image_inputs}
 
 
 def assert_one_error_line(ended: Ended, code: int, words: str) -> None:
@@ -125,8 +157,15 @@ def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
     [
         (["--target", "tflite"], 2, "unknown export target: found 'tflite'"),
         (["--fp16"], 2, "does not export this precision: found fp16, expected fp32"),
-        (["--int8"], 2, "found int8"),
         (["--fp16", "--int8"], 2, "more than one choice of precision"),
+        (["--calibration", "set.npz"], 2, "only INT8 is calibrated: found --calibration with fp32, expected --int8"),
+        (["--exclude", "upscaling 1"], 2, "only INT8 is calibrated: found --exclude with fp32"),
+        (["--min-iou", "0.99"], 2, "only INT8 is calibrated: found --min-iou with fp32"),
+        (["--target", "trt", "--fp16", "--calibration", "set.npz"], 2, "found --calibration with fp16"),
+        (["--int8", "--min-iou", "0.5"], 2, "found --min-iou 0.5, expected 0.98"),
+        (["--int8", "--min-iou", "1.0"], 2, "found --min-iou 1, expected 0.98"),
+        (["--int8", "--embedding", "picture.npz"], 2, "found --embedding. Calibrate on them: samx calibrate"),
+        (["--int8", "--calibration", "missing.npz"], 6, "calibration set 'missing.npz' cannot be read"),
         (["--single", "--all-masks"], 2, "more than one choice of masks"),
         (["--opset", "17"], 2, "opset is not offered: found 17"),
         (["--family", "sam9"], 2, "no demo weights for this family"),
@@ -140,6 +179,40 @@ def test_bad_requests_leave_nothing(
 ) -> None:
     target = tmp_path / "out"
     assert_one_error_line(samx("export", *arguments, "-o", target), code, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_of_ones_own_checkpoint_needs_a_calibration_set(samx: Samx, tmp_path: Path) -> None:
+    import torch
+    from toys import toy_decoder
+
+    from samx.decoders.spec import sam1_spec
+
+    checkpoint = tmp_path / "tuned.pth"
+    torch.save(toy_decoder(sam1_spec(image_size=SMALL_PX)).state_dict(), checkpoint)
+    ended = samx("export", checkpoint, "--int8", "--image-size", SMALL_PX, "-o", tmp_path / "out")
+    assert_one_error_line(ended, 2, "INT8 needs a calibration set for this checkpoint")
+    assert "samx calibrate CHECKPOINT --pictures DIR --encoder ENCODER.onnx -o set.npz" in ended.err
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"family": "sam2"}, "another decoder (family): found sam2, expected sam1"),
+        ({"image_size": 160}, f"another decoder (image size): found 160, expected {SMALL_PX}"),
+        ({}, "is for another checkpoint: found sha256 cccc"),
+    ],
+    ids=["family", "image size", "checkpoint"],
+)
+def test_int8_refuses_a_set_of_something_else(
+    samx: Samx, calibration_of: SetMaker, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    ended = samx(
+        "export", "--int8", "--image-size", SMALL_PX, "--calibration", calibration_of(**changes), "-o", tmp_path / "out"
+    )
+    assert_one_error_line(ended, 6, words)
+    assert "Calibrate again with this checkpoint" in ended.err
     assert not list(tmp_path.iterdir())
 
 
@@ -163,6 +236,89 @@ def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, mo
 def test_an_unwritable_place_exits_7(samx: Samx, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert_one_error_line(samx("export", "-o", tmp_path / "file" / "out"), 7, "cannot write")
+
+
+# calibrate
+
+
+def drawn(number: int) -> Any:
+    return np.random.default_rng(number).normal(size=(1, 256, SMALL_PX // 16, SMALL_PX // 16)).astype(np.float32)
+
+
+def one_nan(value: Any) -> Any:
+    value[0, 3, 2, 1] = np.nan
+    return value
+
+
+# How many good embeddings lie beside what is planted as '0.npz', and what is said about it.
+FOLDER_FAULTS: dict[str, tuple[int, Callable[[Any], Any] | None, str]] = {
+    "nothing": (0, None, "has no embeddings: found nothing"),
+    "too few": (3, None, "has too few embeddings: found 3, expected at least 4"),
+    "not finite": (5, one_nan, "embeddings/0.npz' has values that are not finite"),
+    "another shape": (5, lambda value: value[..., :-1], "(1, 256, 8, 7)"),
+    "another width": (5, lambda value: value[:, :64], "(1, 64, 8, 8)"),
+    "one value": (5, np.zeros_like, "is constant: found 0 throughout"),
+    "copies": (5, lambda value: drawn(1), "are the same"),
+}
+
+
+def embeddings(folder: Path, good: int, change: Callable[[Any], Any] | None = None) -> Path:
+    folder.mkdir()
+    for number in range(1, good + 1):
+        np.savez(folder / f"{number}.npz", image_embeddings=drawn(number))
+    if change is not None:
+        np.savez(folder / "0.npz", image_embeddings=change(drawn(0)))
+    return folder
+
+
+@pytest.mark.parametrize("fault", FOLDER_FAULTS)
+def test_calibrate_refuses_a_folder_that_cannot_calibrate(samx: Samx, tmp_path: Path, fault: str) -> None:
+    good, plant, words = FOLDER_FAULTS[fault]
+    folder = embeddings(tmp_path / "embeddings", good, plant)
+    flags = ["--embeddings", folder, "--image-size", SMALL_PX, "--samples", "24", "-o", tmp_path / "set.npz"]
+    assert_one_error_line(samx("calibrate", *flags), 6, words)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--embeddings", "a", "--pictures", "b"], 2, "--embeddings and --pictures"),
+        (["--pictures", "b"], 2, "--pictures without --encoder"),
+        (["--encoder", "e.onnx"], 2, "--encoder without --pictures"),
+        (["--pixels", "bgr"], 2, "unknown pixel normalisation"),
+        (["--images", "1"], 2, "cannot calibrate on so many images"),
+        (["--seed", "-1"], 2, "seed is negative"),
+        (["--family", "sam9"], 2, "no demo weights for this family"),
+        (["missing.pth"], 6, "missing.pth"),
+        (["--embeddings", "missing"], 6, "folder 'missing' cannot be read"),
+        (["--pictures", "missing", "--encoder", "missing.onnx"], 6, "folder 'missing' cannot be read"),
+    ],
+)
+def test_bad_calibrate_requests_leave_nothing(
+    samx: Samx, tmp_path: Path, arguments: Sequence[str], code: int, words: str
+) -> None:
+    assert_one_error_line(samx("calibrate", *arguments, "-o", tmp_path / "set.npz"), code, words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibrate_keeps_a_set_that_is_there(samx: Samx, tmp_path: Path) -> None:
+    (tmp_path / "set.npz").write_text("precious")
+    assert_one_error_line(samx("calibrate", "-o", tmp_path / "set.npz"), 7, "exists already")
+    assert (tmp_path / "set.npz").read_text() == "precious"
+
+
+def test_calibrate_says_what_it_made(samx: Samx, tmp_path: Path) -> None:
+    import hashlib
+
+    folder = embeddings(tmp_path / "embeddings", 6)
+    out = tmp_path / "set.npz"
+    flags = ["--embeddings", folder, "--image-size", SMALL_PX, "--samples", "24"]
+    ended = samx("calibrate", *flags, "-o", out, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert sum(ended.json["samples"].values()) == 24
+    assert "(6 of 6)" in ended.err
 
 
 # validate

@@ -14,7 +14,7 @@ import onnx
 from samx.decoders.session import Feed, Session
 from samx.exporters.tensorrt import write_plan
 from samx.extras import require
-from samx.quantization.groups import INTEGER, QUANTISABLE, check_groups, groups_of, multiply_adds, products
+from samx.quantization.groups import INTEGER, QUANTISABLE, check_groups, multiply_adds, products
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.onnx_qdq import quantise_with
 from samx.quantization.ranges import Ranges, collect_ranges
@@ -87,9 +87,12 @@ class Desk:
 
     def plan(self, leave: tuple[str, ...]) -> Plan:
         """Name everything that may be quantised; what is left out of the integers keeps 8-bit weights."""
-        there = {group for data in self.models.values() for group in groups_of(onnx.load_from_string(data))}
-        groups = [group for group in QUANTISABLE if group in there and group not in self.job.excluded]
-        integer = tuple(group for group in groups if group in INTEGER and group not in leave)
+        known = [product for data in self.models.values() for product in products(onnx.load_from_string(data))]
+        there = {product.group for product in known}.difference(self.job.excluded)
+        # ONNX Runtime multiplies integers only where the weight, with its many scales, is the right factor.
+        wrong_side = set() if self.half else {product.group for product in known if product.side == 0}
+        groups = [group for group in QUANTISABLE if group in there]
+        integer = tuple(group for group in groups if group in INTEGER and group not in {*leave, *wrong_side})
         return Plan(integer, tuple(group for group in groups if group not in integer))
 
     def make(self, plan: Plan) -> dict[str, bytes]:
