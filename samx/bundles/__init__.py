@@ -1,0 +1,1 @@
+"""What a kit for another machine is made of, and the program in it."""
