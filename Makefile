@@ -26,7 +26,7 @@ MAKEFLAGS += --no-print-directory
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## Export the demo decoders with proof, then segment a picture
+demo: $(INSTALLED) ## Export the demo decoders with proof, segment a picture, measure
 	@mkdir -p $(DEMO)
 	@echo "== SAM 1 form"
 	@$(BIN)/samx export --output $(DEMO)/sam1 --force
@@ -36,7 +36,10 @@ demo: $(INSTALLED) ## Export the demo decoders with proof, then segment a pictur
 	@$(BIN)/python -m samx.demo.picture $(DEMO)/scene.png
 	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam1 --point $(POINT) --output $(DEMO)/point.png --force
 	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam2 --box $(BOX) --output $(DEMO)/box.png --force
-	@echo "Look at $(DEMO)/point.png (SAM 1 form) and $(DEMO)/box.png (SAM 2 form)."
+	@echo "== How fast the first is here"
+	@$(BIN)/samx bench $(DEMO)/sam1 --quick --output $(DEMO)/bench.json --force
+	@$(BIN)/samx report $(DEMO)/bench.json --output $(DEMO)/bench.html --force
+	@echo "Look at $(DEMO)/point.png (SAM 1 form), $(DEMO)/box.png (SAM 2 form) and $(DEMO)/bench.html."
 
 test: lint browser ## Run every check: lint, types, the report page in a browser, tests
 	@$(BIN)/pytest -q
