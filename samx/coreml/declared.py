@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from samx.coreml.library import UPDATE, quiet
@@ -61,15 +62,22 @@ def check_types(spec: Any, program: Program) -> None:
 
 
 def _check_type(operation: Any, output: Any, var: Any, where: str) -> None:
-    with quiet():
-        from coremltools.converters.mil.frontend.milproto.helper import proto_to_types
-        from coremltools.converters.mil.mil import types
-
+    types, proto_to_types = _types()
     if var is None or not types.is_compatible_type(var.sym_type, proto_to_types(output.type)):
         raise ArtifactError(
             f"an operation of {where} does not give what it declares", found=_words(operation),
             expected="nothing" if var is None else tensor_type(var), fix=AGAIN,
         )  # fmt: skip
+
+
+@cache
+def _types() -> tuple[Any, Any]:
+    """Import once what every operation asks for: being quiet takes longer than the comparison."""
+    with quiet():
+        from coremltools.converters.mil.frontend.milproto.helper import proto_to_types
+        from coremltools.converters.mil.mil import types
+
+    return types, proto_to_types
 
 
 def _operations(spec: Any) -> Iterator[Any]:

@@ -20,6 +20,7 @@ APPLE_RULES = "Apple, Core AI model-authoring rules for the Neural Engine (2026)
 APPLE_FORUM = "Apple engineer, developer.apple.com/forums/thread/724930"
 TYPED = "coremltools guide, 'Typed Execution'"
 MAINTAINER = "coremltools maintainers, github.com/apple/coremltools/issues/1780"
+QUANTISED = "coremltools guide, 'Quantization: Performance'"
 REPORTED = "reported: Bryngelson, 'Apple Neural Engine: Architecture, Programming, and Performance' (2026)"
 REPORTED_GATHER = "reported: github.com/apple/coremltools/issues/1103 and github.com/hollance/neural-engine"
 
@@ -218,6 +219,13 @@ RULES: tuple[Rule, ...] = (
     Rule("larger than 2 MiB", SLOW, "streams from memory instead of staying on chip", REPORTED, _streamed),
     Rule("border of float32", WATCH, "values change type, and perhaps device", TYPED, _border),
     Rule("truth values", WATCH, "run there between comparison and select", REPORTED, _any(lambda t: t.dtype == "bool")),
+    Rule(
+        "8-bit activations",
+        WATCH,
+        "fast from A17 Pro and M4 on; CPU and GPU may get slower",
+        QUANTISED,
+        _operator(frozenset({"quantize"})),
+    ),
     Rule("newer chips only", WATCH, "older chips run it elsewhere", REPORTED, _newer),
     Rule("gather", WATCH, "runs there in few forms before A14 and M2", REPORTED, _stored_gather),
     Rule("infinite constant", WATCH, "the engine's softmax mishandles infinities", APPLE_RULES, _infinite),

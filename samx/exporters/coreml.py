@@ -22,7 +22,7 @@ from samx.exporters.coreml_convert import MULTIFUNCTION_IOS, Shapes, write_packa
 from samx.exporters.coreml_forms import MODULES, in_half
 from samx.exporters.coreml_swift import SWIFT_FILE, swift_source
 from samx.exporters.coreml_weights import check_compression, prepare
-from samx.exporters.job import Exported, ExportJob
+from samx.exporters.job import Exported, ExportJob, ExportOptions
 from samx.exporters.onnx import METADATA_PREFIX, metadata
 from samx.spans import Span
 
@@ -31,6 +31,8 @@ ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
 SINGLE_POINTS = Span(8, 8, 8)  # where a package has one function
 USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
 IOS = (16, 17, 18)
+INT8_IOS = 17  # the first whose programs have quantize and dequantize
+HALF = ("fp16", "int8")  # int8 is made from float16 packages afterwards
 OPTIONS = ("precision", "ios", "contract", "weights")  # that mean something to a package
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
@@ -46,21 +48,29 @@ def export(job: ExportJob, directory: Path) -> Exported:
     functions = {_function_name(contract, n, job.options.ios): n for n in rows}
     usual = max(_span(contract, job.options.points, job.options.ios).opt, rows[0])
     default = _function_name(contract, usual, job.options.ios)
-    reports: dict[str, LintReport] = {}
+    programs: dict[str, Program] = {}
     files: dict[str, str] = {}
     for border in contract.borders(job.spec):
         shapes = Shapes({name: contract.sizes(n) for name, n in functions.items()}, default)
-        program = _write(job, border, shapes, directory / border.folder)
-        reports[border.folder] = _checked(program, border.folder)
+        programs[border.folder] = _write(job, border, shapes, directory / border.folder)
         files.update(_roles(directory, border.folder))
-    lints = {folder: report.to_json() for folder, report in reports.items()}
-    (directory / LINT_FILE).write_text(json.dumps(lints, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    notes = write_lint(directory, programs, default)
     (directory / SWIFT_FILE).write_text(_swift(job, contract, functions), encoding="utf-8")
     chosen = job.options.to_json()
     options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
-    notes = tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
     return Exported(files, options, _tools(), max(rows), notes)
+
+
+def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
+    """Write the lint of each package's program; gives what people should read about it.
+
+    Raises: SamxError when a program has what no package may have.
+    """
+    reports = {folder: _checked(program, folder) for folder, program in programs.items()}
+    lints = {folder: report.to_json() for folder, report in reports.items()}
+    (directory / LINT_FILE).write_text(json.dumps(lints, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
 
 
 def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
@@ -70,15 +80,25 @@ def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
         raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
     if options.ios not in IOS:
         raise UsageError("iOS version is not offered", found=options.ios, expected=" or ".join(map(str, IOS)))
-    if options.weights is not None:
-        check_compression(options.weights)
-    if options.weights is not None and options.precision != "fp16":
-        raise UsageError("smaller weights go with float16", found=f"precision {options.precision}", expected="--fp16")
+    _check_precision(options)
     contract = CONTRACTS[options.contract]
     _check_contract(contract, job.spec)
     if options.prompts not in (None, ONE_PROMPT):
         raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
     return contract, _rows(contract, options.points, options.ios)
+
+
+def _check_precision(options: ExportOptions) -> None:
+    """Refuse smaller weights beside another precision than float16, and activations that a system does not know."""
+    if options.weights is not None:
+        check_compression(options.weights)
+        if options.precision != "fp16":
+            fix = "With --int8 a search chooses the weights that get 8 bits." if options.precision == "int8" else None
+            found = f"precision {options.precision}"
+            raise UsageError("smaller weights go with float16", found=found, expected="--fp16", fix=fix)
+    if options.precision == "int8" and options.ios < INT8_IOS:
+        expected = f"--ios {INT8_IOS} or later"
+        raise UsageError("8-bit activations came with iOS 17", found=f"--ios {options.ios}", expected=expected)
 
 
 def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
@@ -119,7 +139,7 @@ def _write(job: ExportJob, border: Border, shapes: Shapes, path: Path) -> Progra
     """Write one package, and read it back from the disk."""
     options = job.options
     module = MODULES[border.folder](build_reference(replace(job.loaded, spec=job.spec)))
-    if options.precision == "fp16":
+    if options.precision in HALF:
         border, module = in_half(border), to_half(module)
     if options.weights is not None:
         prepare(module, options.weights)
@@ -140,7 +160,7 @@ def _checked(program: Program, name: str) -> LintReport:
 def _swift(job: ExportJob, contract: Contract, functions: Mapping[str, int]) -> str:
     """Write the example for what the app itself hands over: the image's tensors and, if any, masks."""
     border = contract.borders(job.spec)[-1]
-    border = in_half(border) if job.options.precision == "fp16" else border
+    border = in_half(border) if job.options.precision in HALF else border
     features = [
         replace(tensor, shape=tuple(1 if d == "prompts" else d for d in tensor.shape))
         for tensor in border.inputs

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,46 @@ def write_package(
     metadata: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Convert a module once a function and write one package; below iOS 18 a package has one function."""
-    with _quiet(), tempfile.TemporaryDirectory(prefix="samx-coreml-") as folder:
-        parts = {name: Path(folder, f"{name}.mlpackage") for name in shapes.functions}
-        for name, part in parts.items():
-            _convert(module, border, shapes.examples(border, name), ios, weights).save(str(part))
+    models = (
+        (name, _convert(module, border, shapes.examples(border, name), ios, weights)) for name in shapes.functions
+    )
+    _write(models, shapes.default, path, ios, metadata)
+
+
+def rewrite_package(
+    functions: Mapping[str, Any], default: str, path: Path, *, ios: int, metadata: Mapping[str, str]
+) -> None:
+    """Write MIL functions, as they are, in the place of a package."""
+    models = ((name, _as_it_is(function, ios)) for name, function in functions.items())
+    _write(models, default, path, ios, metadata)
+
+
+def _write(models: Iterable[tuple[str, Any]], default: str, path: Path, ios: int, metadata: Mapping[str, str]) -> None:
+    """Save a model once a function, and join them; a model is made when its turn comes."""
+    with quiet(), tempfile.TemporaryDirectory(prefix="samx-coreml-") as folder:
+        parts: dict[str, Path] = {}
+        for name, model in models:
+            parts[name] = Path(folder, f"{name}.mlpackage")
+            model.save(str(parts[name]))
         whole = Path(folder, "whole.mlpackage")
-        _join(parts, shapes.default, ios, whole)
+        _join(parts, default, ios, whole)
         _finish(whole, path, metadata)
+
+
+def _as_it_is(function: Any, ios: int) -> Any:
+    ct = open_coremltools(PURPOSE)
+    return ct.convert(
+        program_of({SINGLE_FUNCTION: function}), convert_to="mlprogram", pass_pipeline=ct.PassPipeline.EMPTY,
+        minimum_deployment_target=getattr(ct.target, f"iOS{ios}"), skip_model_load=True,
+    )  # fmt: skip
+
+
+def program_of(functions: Mapping[str, Any]) -> Any:
+    """Put MIL functions into a program of coremltools'."""
+    program = open_coremltools(PURPOSE).converters.mil.mil.Program()
+    for name, function in functions.items():
+        program.add_function(name, function)
+    return program
 
 
 def _register_norm() -> None:
@@ -137,7 +170,7 @@ def _finish(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
     spec = open_coremltools(PURPOSE).proto.Model_pb2.Model.FromString((source / MODEL).read_bytes())
     for name, value in metadata.items():
         spec.description.metadata.userDefined[name] = value
-    (path / WEIGHTS).parent.mkdir(parents=True)
+    (path / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
     (path / MODEL).write_bytes(spec.SerializeToString(deterministic=True))
     (path / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
     (path / "Manifest.json").write_text(_package_manifest(path.name), encoding="utf-8")
@@ -159,7 +192,7 @@ def _package_manifest(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the converter's notices and progress bars away from the user; its errors still come."""
     logger = logging.getLogger("coremltools")
     level = logger.level

@@ -9,7 +9,7 @@ from samx.coreml.compute_plan import SINGLE_FUNCTION
 from samx.decoders.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
 
 SWIFT_FILE = "SamxDecoder.swift"
-SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16"}
+SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16", "int8": "Float16"}  # at the border
 
 HEAD = Template("""\
 // Made by samx beside its package. Add the package to the Xcode project, and this file.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +85,20 @@ def _clustered(weight: Tensor, bits: int) -> Tensor:
 
 
 def add_compression(pipeline: Any, name: str, kept: Collection[str]) -> None:
-    """Let a conversion end with compressing the weights of convolutions, but for those that are kept."""
+    """Let a pipeline end with compressing the weights of convolutions, but for those that are kept."""
+    _append(
+        pipeline, name, lambda config: {"op_type_configs": {"conv": config}, "op_name_configs": dict.fromkeys(kept)}
+    )
+
+
+def add_chosen(pipeline: Any, name: str, weights: Collection[str]) -> None:
+    """Let a pipeline end with compressing these weights, by the names of their constants, and no others."""
+    _append(pipeline, name, lambda config: {"op_name_configs": dict.fromkeys(weights, config)})
+
+
+def _append(pipeline: Any, name: str, choose: Callable[[Any], dict[str, Any]]) -> None:
     found = COMPRESSIONS[name]
     optimize = open_coremltools(PURPOSE).optimize.coreml
     config = getattr(optimize, found.config)(weight_threshold=SMALLEST, **found.settings)
     pipeline.append_pass(found.graph_pass)
-    configs = optimize.OptimizationConfig(op_type_configs={"conv": config}, op_name_configs=dict.fromkeys(kept))
-    pipeline.set_options(found.graph_pass, {"config": configs})
+    pipeline.set_options(found.graph_pass, {"config": optimize.OptimizationConfig(**choose(config))})

@@ -55,11 +55,11 @@ class MilRuntime(Runtime):
 
     def __init__(
         self, spec: DecoderSpec, opened: OpenedPackages, versions: Mapping[str, str], chunk: int = DEFAULT_CHUNK,
-        threads: int | None = None,
+        threads: int | None = None, packages: Packages | None = None,
     ) -> None:  # fmt: skip
         super().__init__(spec, chunk, opened.slots)
         self._opened, self._versions, self._threads = opened, versions, threads
-        self._packages = Packages(opened.programs)
+        self._packages = packages or Packages(opened.programs)
         self._image: Arrays = {}
 
     def placement(self) -> Placement:

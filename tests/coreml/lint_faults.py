@@ -47,6 +47,11 @@ def conv(x: Any) -> Any:
     return mb.conv(x=x, weight=half(8, x.shape[1], 1, 1))
 
 
+def eight_bits(x: Any) -> Any:
+    scale = np.float16(0.5)
+    return conv(mb.dequantize(input=mb.quantize(input=x, scale=scale, output_dtype="int8"), scale=scale))
+
+
 WIDE = (1, 8, 128, 128)  # 131072 elements, rows of 256 bytes
 SMALL = (1, 8, 4, 32)
 DYNAMIC = (1, 8, 1, get_new_symbol("points"))
@@ -85,6 +90,7 @@ FAULTS: dict[str, tuple[Any, int]] = {
     "larger than 2 MiB": (function(relu, (1, 8, 512, 257)), 1),
     "border of float32": (function(lambda x: mb.cast(x=mb.cast(x=x, dtype="fp32"), dtype="fp16"), SMALL), 2),
     "truth values": (function(lambda x: mb.select(cond=mb.less(x=x, y=np.float16(0)), a=x, b=x), SMALL), 2),
+    "8-bit activations": (function(eight_bits, SMALL), 1),
     "newer chips only": (function(lambda x: mb.sin(x=x), SMALL), 1),
     "gather": (function(lambda x: mb.gather(x=x, indices=np.array([1, 0], np.int32), axis=1), SMALL), 1),
     "infinite constant": (function(lambda x: mb.add(x=x, y=np.float16(-np.inf)), SMALL), 1),

@@ -13,7 +13,7 @@ from samx.coreml.evaluate import Evaluator
 
 RANDOM = np.random.default_rng(5)
 HALF, FULL, INT = np.float16, np.float32, np.int32
-WORDS = {"float16": "fp16", "float32": "fp32", "int32": "int32", "int8": "int8", "bool": "bool"}
+WORDS = {"float16": "fp16", "float32": "fp32", "int32": "int32", "int8": "int8", "uint8": "uint8", "bool": "bool"}
 
 
 def normal(*shape: int) -> Array:

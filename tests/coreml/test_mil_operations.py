@@ -156,6 +156,10 @@ GROWTH, GROUPED_GROWTH = normal(4, 3, 2, 2), normal(4, 2, 2, 2)
 SQUARES = np.arange(16, dtype=FULL).reshape(1, 8, 1, 2)  # 2 channels of 2x2 sub-pixels at 2 places
 UNFOLDED = np.array([[[[0, 2, 1, 3], [4, 6, 5, 7]], [[8, 10, 9, 11], [12, 14, 13, 15]]]], FULL)
 INTS = integers(2, 3, 4).astype(np.int8)
+INFINITY = float("inf")
+TIES_AND_ENDS = np.array(
+    [-0.5, 0.5, 1.5, 2.5, 0.4, -1.5, 126.5, 127.49, 128, -128, -200, INFINITY, -INFINITY], FULL
+)  # fmt: skip
 PADS = {"pad_type": "custom", "pad": [1, 0, 2, 3], "strides": [2, 1]}
 
 
@@ -210,7 +214,31 @@ KNOWN: list[tuple[Case, Array]] = [
     (one("pixel_unshuffle", UNFOLDED, downscale_factor=np.uint32(2)), SQUARES),
     (Case("concat", {"values": [X, -X]}, {"axis": 1, "interleave": True}), np.stack([X, -X], 2).reshape(2, 6, 4)),
     (one("gather", X, indices=INT(2), axis=1), X[:, 2]),
+    (
+        Case("quantize", {"input": TIES_AND_ENDS}, {"scale": FULL(1), "output_dtype": "int8"}),
+        np.array([0, 0, 2, 2, 0, -2, 126, 127, 127, -128, -128, 127, -128], np.int8),
+    ),
+    (
+        Case(
+            "quantize", {"input": TIES_AND_ENDS}, {"scale": FULL(2), "zero_point": np.int8(-3), "output_dtype": "int8"}
+        ),
+        np.array([-3, -3, -2, -2, -3, -4, 60, 61, 61, -67, -103, 127, -128], np.int8),
+    ),
+    (
+        Case(
+            "quantize",
+            {"input": TIES_AND_ENDS},
+            {"scale": FULL(1), "zero_point": np.uint8(128), "output_dtype": "uint8"},
+        ),
+        np.array([128, 128, 130, 130, 128, 126, 254, 255, 255, 0, 0, 255, 0], np.uint8),
+    ),
     (Case("dequantize", {"input": INTS}, {"scale": HALF(0.5)}), 0.5 * INTS.astype(FULL)),
+    (
+        Case(
+            "dequantize", {"input": np.array([0, 128, 255], np.uint8)}, {"scale": FULL(3), "zero_point": np.uint8(128)}
+        ),
+        np.array([-384, 0, 381], FULL),
+    ),
     (
         Case("dequantize", {"input": INTS}, {"scale": P[0, :, 0], "zero_point": bytes_of(1, -2, 3), "axis": -2}),
         P[0, :, :1] * (INTS - np.array([[1], [-2], [3]], FULL)),
@@ -267,3 +295,9 @@ def test_a_value_that_float16_cannot_hold_changes() -> None:
     assert found.tolist() == [2048, HALF(0.1)]
     (wide,) = two("add", x.astype(FULL), full(1, 0)).evaluated()
     assert wide[0] == 2049
+
+
+def test_what_is_no_number_has_no_8_bits() -> None:
+    case = Case("quantize", {"input": np.array([np.nan], FULL)}, {"scale": FULL(1), "output_dtype": "int8"})
+    with pytest.raises(ArtifactError, match="quantize"):
+        case.evaluated()

@@ -279,6 +279,8 @@ REFUSED: Mapping[str, tuple[DecoderSpec, dict[str, Any], str]] = {
     "prompts": (SPECS["sam1"], {"prompts": Span(1, 4, 8)}, "one prompt"),
     "weights": (SPECS["sam1"], {"weights": "linear3", "precision": "fp16"}, "linear3"),
     "weights_float32": (SPECS["sam1"], {"weights": "linear8"}, "--fp16"),
+    "weights_int8": (SPECS["sam1"], {"weights": "linear8", "precision": "int8"}, "a search chooses"),
+    "ios_int8": (SPECS["sam1"], {"precision": "int8", "ios": 16}, "found --ios 16, expected --ios 17 or later"),
 }
 
 

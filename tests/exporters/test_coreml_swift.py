@@ -16,6 +16,7 @@ CASES = {
     "sam1": (sam1_spec(), "samx", "fp16", FUNCTIONS),
     "sam1_float32": (sam1_spec(masks="single"), "samx", "fp32", {"main": 8}),
     "sam2": (sam2_spec(mask_input=True), "samx", "fp16", FUNCTIONS),
+    "sam2_int8": (sam2_spec(), "samx", "int8", FUNCTIONS),
     "apple": (sam2_spec(), "apple", "fp16", FUNCTIONS),
 }
 Case = tuple[DecoderSpec, str, str, Mapping[str, int]]
@@ -65,6 +66,7 @@ def test_a_single_function_is_not_named() -> None:
         ("sam1", ["iou_predictions", "Float16", "label: Float)", "label: -2", "a prompt without a box ends with"]),
         ("sam1_float32", ["best of 1 masks", "MLShapedArray<Float>(output", "label: Float)"]),
         ("sam2", ["high_res_features_0", "every prompt ends with"]),
+        ("sam2_int8", ["sam2, int8, contract samx", "MLShapedArray<Float16>(output"]),
         ("apple", ["scores", "label: Int32)", "sparse_embedding", "the prompt encoder adds itself"]),
     ],
 )

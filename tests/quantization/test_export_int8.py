@@ -63,7 +63,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
     torch.save(toy_decoder(SPEC).state_dict(), found.checkpoint)
     found.embeddings.mkdir()
     for i in range(6):
-        np.savez(found.embeddings / f"{i}.npz", **features(SPEC, i))
+        np.save(found.embeddings / f"{i}.npy", features(SPEC, i)["image_embeddings"])
     request = CalibrateRequest(
         found.calibration, found.checkpoint, image_size=SIZE_PX, embeddings=found.embeddings, samples=24
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from calibration_toys import toy_set
+from rich.console import Console
 from verdict_toys import Discs, grown, held, shrunk, verdict
 
+from samx import console
 from samx.artifacts import strict_json
 from samx.benchmarks.int8 import SpeedReport
 from samx.errors import ParityError, WriteError
@@ -154,6 +157,18 @@ def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         report(quantised=broken).save(tmp_path / "report.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_has_one_sign_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float16 files a group may by chance come out better than it was."""
+    rows = Row("upscaling 1", "integer", -0.0007, 0.02, 2048, 4000), ROWS[2]
+    found = report(quantised=replace(QUANTISED, found=replace(QUANTISED.found, rows=rows)))
+    paper = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=paper, width=200))
+    console.out.print(console._groups(found))
+    better, worse = [line.split() for line in paper.getvalue().splitlines() if "yes" in line]
+    assert {"+0.0007", "-0.0200", "2"} <= set(better)
+    assert "-0.0030" in worse
 
 
 def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:

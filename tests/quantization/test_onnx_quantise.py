@@ -266,7 +266,8 @@ class TestExcluded:
 
 @pytest.mark.parametrize("group", ["upscaling 3", "point encoding", ""])
 def test_an_unknown_group_is_refused_before_any_work(group: str, tmp_path: Path) -> None:
-    job = quantisation_job("whole", tmp_path, exclude=(group,), progress=told(said := []))
+    said: list[str] = []
+    job = quantisation_job("whole", tmp_path, exclude=(group,), progress=told(said))
     before = graphs(tmp_path)
     with pytest.raises(UsageError, match="unknown group of products") as caught:
         quantise(job)
@@ -323,7 +324,8 @@ class TestNotebook:
 
 
 def test_the_steps_are_told(tmp_path: Path) -> None:
-    job = quantisation_job("whole", tmp_path, LARGE, exclude=ALL_BUT_TWO, progress=told(said := []))
+    said: list[str] = []
+    job = quantisation_job("whole", tmp_path, LARGE, exclude=ALL_BUT_TWO, progress=told(said))
     quantise(job)
     assert said[:2] == [
         "Collecting the ranges of activations",

@@ -1,0 +1,71 @@
+"""Toy decoders as float16 Core ML packages, and jobs that quantise them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from calibration_toys import toy_set
+from toys import toy_checkpoint
+
+from samx.artifacts.commit import seal
+from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.artifacts.store import Artifact
+from samx.coreml.package import package_from_directory
+from samx.coreml.program import Program, load_program
+from samx.decoders.spec import sam1_spec, sam2_spec
+from samx.exporters.coreml import export
+from samx.exporters.job import ExportJob, ExportOptions
+from samx.quantization.calibration import CalibrationSet
+from samx.quantization.coreml_groups import QUANTISABLE
+from samx.quantization.job import QuantisationJob, Quantised
+from samx.quantization.search import Budget
+from samx.runtimes.mil import MilRuntime, open_artifact
+from samx.spans import Span
+
+SPECS = {
+    "sam1": sam1_spec(image_size=128, mlp_width=64, masks="single", mask_input=True),
+    "sam2": sam2_spec(image_size=128, mlp_width=64),
+}
+ANYTHING = Budget(0.01, 0.01, 1.0)  # random weights give masks that are all border
+POINTS = Span(2, 2, 4)
+FEW = ("image projections, layer 0", "token MLP")
+
+
+def leaving(*groups: str, family: str = "sam1") -> tuple[str, ...]:
+    """Name all groups but these."""
+    there = [group for group in QUANTISABLE if group != "object score" or family == "sam2"]
+    return tuple(group for group in there if group not in groups)
+
+
+def float_job(
+    directory: Path, family: str = "sam1", points: Span = POINTS, *, budget: Budget = ANYTHING,
+    calibration: CalibrationSet | None = None, notebook: Path | None = None, **options: Any,
+) -> QuantisationJob:  # fmt: skip
+    """Export a toy's float16 packages, and say how they are to be quantised."""
+    chosen = ExportOptions(precision="int8", points=points, **options)
+    job = ExportJob(toy_checkpoint(SPECS[family]), SPECS[family], chosen, "coreml")
+    return QuantisationJob(job, export(job, directory), directory, calibration or toy_set(), budget, notebook)
+
+
+def excluding(job: QuantisationJob, groups: Sequence[str]) -> QuantisationJob:
+    """Leave groups in floating point."""
+    options = replace(job.export.options, exclude=tuple(groups))
+    return replace(job, export=replace(job.export, options=options))
+
+
+def opened(job: QuantisationJob, quantised: Quantised) -> MilRuntime:
+    """Seal what was quantised, and open it with the evaluator."""
+    manifest = Manifest(
+        "coreml", "int8", job.export.spec, CheckpointEntry("toy", "toy", "0" * 64, 1),
+        options=dict(quantised.exported.options),
+    )  # fmt: skip
+    seal(job.directory, manifest, quantised.exported.files)
+    return open_artifact(Artifact.open(job.directory))
+
+
+def program(directory: Path, folder: str = "decoder.mlpackage") -> Program:
+    """Read a package back."""
+    return load_program(package_from_directory(directory / folder), folder)
