@@ -17,6 +17,7 @@ from samx.quantization.calibration import CalibrationSet
 
 MIB = 1024 * 1024
 
+
 @dataclass(frozen=True)
 class CalibrateRequest:
     """Say what to calibrate, on which images, and where the set goes. No images named: demo scenes."""

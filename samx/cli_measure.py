@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -73,7 +74,7 @@ def bundle(
     console.show(run(path, output, force), bundled, as_json=json)
 
 
-COMMANDS = {
+COMMANDS: dict[Callable[..., None], str] = {
     bench: "samx bench sam1-demo-onnx --quick  ·  samx bench DIR OTHER --threads 1 -o cpu.json  ·  "
     "samx bench sam1-demo-trt --device cuda --scenario click --scenario everything",
     report: "samx report cpu.json orin.json -o report.html  ·  "

@@ -122,7 +122,7 @@ def _groups(report: Int8Report) -> Table:
     chosen = {*((group, "integer") for group in plan.integer), *((group, "stored") for group in plan.stored)}
     table = Table("group", "how", "mean IoU", "5th pct.", "KiB saved", "chosen", title="INT8: what a group costs alone")
     for row in report.rows:
-        cost = f"-{row.mean_iou_lost:.4f}", f"-{row.p05_iou_lost:.4f}", f"{row.bytes_saved / 1024:.0f}"
+        cost = f"{-row.mean_iou_lost:+.4f}", f"{-row.p05_iou_lost:+.4f}", f"{row.bytes_saved / 1024:.0f}"
         table.add_row(row.group, row.how, *cost, "yes" if (row.group, row.how) in chosen else "")
     return table
 

@@ -66,6 +66,7 @@ def picture(tmp_path: Path) -> Path:
 
 SetMaker = Callable[..., Path]
 SMALL_PX = 128  # a frame of a sixty-fourth of the work
+SMALL = ("--image-size", str(SMALL_PX))
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_int8_of_ones_own_checkpoint_needs_a_calibration_set(samx: Samx, tmp_pat
 
     checkpoint = tmp_path / "tuned.pth"
     torch.save(toy_decoder(sam1_spec(image_size=SMALL_PX)).state_dict(), checkpoint)
-    ended = samx("export", checkpoint, "--int8", "--image-size", SMALL_PX, "-o", tmp_path / "out")
+    ended = samx("export", checkpoint, "--int8", *SMALL, "-o", tmp_path / "out")
     assert_one_error_line(ended, 2, "INT8 needs a calibration set for this checkpoint")
     assert "samx calibrate CHECKPOINT --pictures DIR --encoder ENCODER.onnx -o set.npz" in ended.err
     assert list(tmp_path.iterdir()) == [checkpoint]
@@ -208,9 +209,7 @@ def test_int8_of_ones_own_checkpoint_needs_a_calibration_set(samx: Samx, tmp_pat
 def test_int8_refuses_a_set_of_something_else(
     samx: Samx, calibration_of: SetMaker, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    ended = samx(
-        "export", "--int8", "--image-size", SMALL_PX, "--calibration", calibration_of(**changes), "-o", tmp_path / "out"
-    )
+    ended = samx("export", "--int8", *SMALL, "--calibration", calibration_of(**changes), "-o", tmp_path / "out")
     assert_one_error_line(ended, 6, words)
     assert "Calibrate again with this checkpoint" in ended.err
     assert not list(tmp_path.iterdir())
@@ -275,8 +274,8 @@ def embeddings(folder: Path, good: int, change: Callable[[Any], Any] | None = No
 def test_calibrate_refuses_a_folder_that_cannot_calibrate(samx: Samx, tmp_path: Path, fault: str) -> None:
     good, plant, words = FOLDER_FAULTS[fault]
     folder = embeddings(tmp_path / "embeddings", good, plant)
-    flags = ["--embeddings", folder, "--image-size", SMALL_PX, "--samples", "24", "-o", tmp_path / "set.npz"]
-    assert_one_error_line(samx("calibrate", *flags), 6, words)
+    out = tmp_path / "set.npz"
+    assert_one_error_line(samx("calibrate", "--embeddings", folder, *SMALL, "--samples", "24", "-o", out), 6, words)
     assert list(tmp_path.iterdir()) == [folder]
 
 
@@ -313,8 +312,7 @@ def test_calibrate_says_what_it_made(samx: Samx, tmp_path: Path) -> None:
 
     folder = embeddings(tmp_path / "embeddings", 6)
     out = tmp_path / "set.npz"
-    flags = ["--embeddings", folder, "--image-size", SMALL_PX, "--samples", "24"]
-    ended = samx("calibrate", *flags, "-o", out, "--json")
+    ended = samx("calibrate", "--embeddings", folder, *SMALL, "--samples", "24", "-o", out, "--json")
     assert ended.code == 0, ended.err
     assert ended.json["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert sum(ended.json["samples"].values()) == 24

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from calibration_toys import SPEC, click, features, toy_set
 from coreml_int8_toys import FEW, SPECS, excluding, float_job, leaving, opened, program
 
 from samx.coreml.compute_plan import SINGLE_FUNCTION
+from samx.coreml.evaluate import limited_threads
 from samx.coreml.library import open_coremltools
 from samx.coreml.package import package_from_directory
 from samx.decoders.spec import EMPTY_SLOT
@@ -30,6 +31,13 @@ from samx.quantization.judging import judged, masks
 from samx.quantization.search import Budget, Plan
 from samx.runtimes.torch import reference_session
 from samx.spans import Span
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Toys are too small for two."""
+    with limited_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +200,7 @@ def test_the_package_keeps_what_it_says_about_itself(float16: QuantisationJob, d
     assert {name: said[1].get(name) for name in said[0]} == said[0]
 
 
+@pytest.mark.slow
 def test_the_same_plan_gives_the_same_bytes(float16: QuantisationJob, tmp_path: Path) -> None:
     def written(folder: Path) -> Any:
         job = copied(float16, folder)
@@ -224,6 +233,7 @@ def test_prompts_that_do_not_fit_cannot_calibrate(float16: QuantisationJob, tmp_
         quantise(copied(float16, tmp_path, exported=narrow))
 
 
+@pytest.mark.slow
 def test_judgements_are_taken_over_from_the_notebook(float16: QuantisationJob, tmp_path: Path) -> None:
     job = excluding(copied(float16, tmp_path / "a", notebook=tmp_path / "notes.json"), leaving("IoU head"))
     first = quantise(job).found
