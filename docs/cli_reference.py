@@ -32,7 +32,7 @@ EXIT_CODES = {
     5: "unavailable: a backend, a device or an optional library is not on this machine",
     6: "input rejected: checkpoint, picture, embedding, prompt or artifact",
     7: "could not write; nothing was left behind",
-    130: "stopped by the user; nothing was left behind",
+    130: "stopped by the user; no output was left behind (but a search keeps its notes, to go on from)",
 }
 
 

@@ -72,7 +72,7 @@ def run(command: Callable[[], Any], as_json: bool) -> int:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_code
     except KeyboardInterrupt:
-        err.print("stopped; nothing was left behind")
+        err.print("stopped; no output was left behind")
         return 130
     return 0
 

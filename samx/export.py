@@ -110,7 +110,7 @@ def _check_options(request: ExportRequest, entry: Backend) -> None:
 
     options = _options(request)
     options.refuse_foreign(entry.target, entry.options)
-    check_options(request.precision, request.calibration, options, bool(request.embeddings))
+    check_options(entry, request.precision, request.calibration, options, bool(request.embeddings))
 
 
 @dataclass(frozen=True)

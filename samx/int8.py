@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,7 +164,9 @@ class Int8:
         }  # fmt: skip
 
 
-def check_options(precision: str, calibration: Path | None, options: ExportOptions, own_embeddings: bool) -> None:
+def check_options(
+    entry: Backend, precision: str, calibration: Path | None, options: ExportOptions, own_embeddings: bool
+) -> None:  # fmt: skip
     """Refuse what belongs to INT8 in another export, and the other way round.
 
     Raises: UsageError.
@@ -182,6 +184,15 @@ def check_options(precision: str, calibration: Path | None, options: ExportOptio
             fix="Calibrate on them: samx calibrate CHECKPOINT --embeddings DIR -o set.npz",
         )  # fmt: skip
     _budget(options.min_iou)
+    _check_excluded(entry, options.exclude)
+
+
+def _check_excluded(entry: Backend, groups: Sequence[str]) -> None:
+    """Refuse a group that the target's graphs never have, before minutes of work."""
+    known: Any = load(entry.groups) if entry.groups and groups else ()
+    unknown = [group for group in groups if group not in known]
+    if unknown:
+        raise UsageError("unknown group of products", found=", ".join(unknown), expected=" or ".join(known))
 
 
 def _budget(min_iou: float | None) -> Budget:

@@ -29,6 +29,7 @@ class Backend:
     extra: str
     options: tuple[str, ...] = ()  # fields of ExportOptions that not every target has
     quantiser: str | None = None  # "module:function" that makes INT8 of what the exporter wrote
+    groups: str | None = None  # "module:name" of the groups of products that it knows
     graph: str | None = None  # what runs this target's files where its device is not; None: the runtime itself
     device: str = GRAPH_DEVICE  # the one that it is for
     needs: str | None = None  # the machine that has it, in words
@@ -89,25 +90,27 @@ BACKENDS: tuple[Backend, ...] = (
         "onnx", "ONNX Runtime", "samx.exporters.onnx:export", "samx.runtimes.onnxruntime:open_artifact",
         "samx.runtimes.onnxruntime:devices", ("fp32", "int8"), "onnxruntime", "onnxruntime",
         ("opset", "split", "simplify", "exclude", "min_iou"), quantiser="samx.quantization.onnx:quantise",
+        groups="samx.quantization.groups:QUANTISABLE",
     ),
     Backend(
         "trt", "TensorRT", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
         "samx.runtimes.tensorrt:devices", ("fp32", "fp16", "int8"), "tensorrt", "trt",
         ("opset", "simplify", "islands", "exclude", "min_iou"),
-        quantiser="samx.quantization.onnx:quantise_for_tensorrt",
+        quantiser="samx.quantization.onnx:quantise_for_tensorrt", groups="samx.quantization.groups:QUANTISABLE",
         graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.engines.lower:lower",
     ),
     Backend(
         "trt-rtx", "TensorRT for RTX", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
         "samx.runtimes.tensorrt:devices_rtx", ("fp32", "fp16", "int8"), "tensorrt_rtx", "trt-rtx",
         ("opset", "simplify", "islands", "turing", "exclude", "min_iou"),
-        quantiser="samx.quantization.onnx:quantise_for_tensorrt",
+        quantiser="samx.quantization.onnx:quantise_for_tensorrt", groups="samx.quantization.groups:QUANTISABLE",
         graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.engines.lower:lower", compiles_anywhere=True,
     ),
     Backend(
         "coreml", "Core ML", "samx.exporters.coreml:export", "samx.runtimes.coreml:open_artifact",
         "samx.runtimes.coreml:devices", ("fp32", "fp16", "int8"), "coremltools", "coreml",
         ("ios", "contract", "weights", "exclude", "min_iou"), quantiser="samx.quantization.coreml:quantise",
+        groups="samx.quantization.coreml_groups:QUANTISABLE",
         graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.coreml.lower:lower",
     ),
 )  # fmt: skip

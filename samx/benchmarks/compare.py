@@ -38,7 +38,7 @@ from samx.progress import Progress
 SCHEMA = 1
 PROMPTS = (1, 8, 64)
 AGREED_PROMPTS = 2
-LEAST_CALLS = 10
+LEAST_CALLS = 7  # a ratio's interval needs six
 
 
 @dataclass(frozen=True)

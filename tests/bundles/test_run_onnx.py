@@ -312,10 +312,16 @@ def test_a_busy_machine_is_flagged(kit: Path, program: ModuleType, tmp_path: Pat
     assert any(flag.startswith("the machine was busy before the run: load 99.00 on") for flag in flags)
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to programs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_real_ctrl_c_leaves_a_marked_report(kit: Path, tmp_path: Path) -> None:
     command = [sys.executable, "run.py", "--seconds", "60", "-o", str(tmp_path / "report.json")]
-    with subprocess.Popen(command, cwd=kit, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=kit, text=True, preexec_fn=heed_interrupts, **pipes) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if line.strip().startswith("click"):

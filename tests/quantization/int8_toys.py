@@ -24,11 +24,15 @@ SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
 USUAL_POINTS = {"absorbed": Span(1, 8, 8), "direct": Span(1, 16, 16)}  # what makes the exporter choose the form
 
 
-@cache
 def toy_graphs(
     family: str, form: str, opset: int = 18, precision: str = "fp32", split: bool = False
 ) -> dict[str, bytes]:
-    """Export a toy decoder in a form; gives its files by name."""
+    """Export a toy decoder in a form, once; gives its files by name."""
+    return _exported(family, form, opset, precision, split)
+
+
+@cache  # of all arguments by place: one that is left out would make another entry
+def _exported(family: str, form: str, opset: int, precision: str, split: bool) -> dict[str, bytes]:
     spec = SPECS[family]
     points, prompts = USUAL_POINTS[form], Span(1, 1, 64)
     options = ExportOptions(precision=precision, opset=opset, split=split, points=points, prompts=prompts)

@@ -13,7 +13,7 @@ from samx.validate import validate
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("family", ["sam1", "sam2"])
 def test_a_demo_model_in_int8_passes_its_gate(family: Family, tmp_path: Path) -> None:
     result = export(ExportRequest(tmp_path / "out", family=family, precision="int8"))
