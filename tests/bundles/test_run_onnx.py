@@ -320,8 +320,9 @@ def heed_interrupts() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_real_ctrl_c_leaves_a_marked_report(kit: Path, tmp_path: Path) -> None:
     command = [sys.executable, "run.py", "--seconds", "60", "-o", str(tmp_path / "report.json")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=kit, text=True, preexec_fn=heed_interrupts, **pipes) as child:
+    with subprocess.Popen(
+        command, cwd=kit, text=True, preexec_fn=heed_interrupts, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if line.strip().startswith("click"):
