@@ -100,7 +100,8 @@ def compare(settings: Settings, progress: Progress) -> Comparison:
             for prompts in settings.prompts:
                 progress(f"{family}, threads {threads}: measuring, prompts a call {prompts}")
                 groups.append(_group(family, threads, prompts, calls, spec, settings.seconds))
-    return Comparison(utc_now(), sys.argv, environment, versions(settings), errors, tuple(groups))
+    command = ["python", "-m", "samx.benchmarks.compare", *sys.argv[1:]]
+    return Comparison(utc_now(), command, environment, versions(settings), errors, tuple(groups))
 
 
 def chosen(family: str, compiled: bool) -> list[Decoder]:
