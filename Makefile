@@ -104,7 +104,7 @@ $(COMPARE)/.installed: pyproject.toml requirements/dev.txt requirements/compare.
 	@$(PYTHON) -m venv --clear $(COMPARE)
 	@$(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt \
-		-e '.[bench]' transformers setuptools wheel
+		-e '.[bench]' openvino transformers setuptools wheel
 	@SAM2_BUILD_CUDA=0 $(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation -r requirements/compare.txt
 	@touch $@

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from samx.benchmarks.agreement import Parts
 from samx.benchmarks.meta_candidates import no_mask_feed, open_session
-from samx.benchmarks.peers import huggingface, samexporter
+from samx.benchmarks.peers import huggingface, require_peer, samexporter
 from samx.benchmarks.peers.meta import DECODER_INPUTS, DECODER_OUTPUTS, export_meta
 from samx.decoders.checkpoint import LoadedDecoder, build_reference
 from samx.decoders.deploy.decoder import DeployDecoder
@@ -128,7 +129,10 @@ def hugging_face(setting: Setting, compiled: bool = False) -> Call:
     return call
 
 
-def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | None = None) -> Call:
+def samx_onnx(
+    setting: Setting, name: str, split: bool = False, prompts: str | None = None,
+    session: Callable[[bytes, int], Any] = open_session,
+) -> Call:  # fmt: skip
     """Open our graph as samx's runtime does."""
     folder = setting.folder / name
     options = ExportOptions(split=split, prompts=Span.parse(prompts, "prompts") if prompts else None)
@@ -137,7 +141,7 @@ def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | N
         folder.mkdir()
         export(ExportJob(setting.loaded, spec, options), folder)
     files = ("image.onnx", "prompt.onnx") if split else ("decoder.onnx",)
-    sessions = [open_session((folder / file).read_bytes(), setting.threads) for file in files]
+    sessions = [session((folder / file).read_bytes(), setting.threads) for file in files]
     runtime = OnnxRuntimeRuntime(spec, sessions, "cpu")
     runtime.set_image(setting.image)
 
@@ -146,6 +150,28 @@ def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | N
         return [[outputs["low_res_masks"], outputs["iou_predictions"]]]
 
     return call
+
+
+class OpenVinoGraph:
+    """Run a graph in OpenVINO where samx's runtime expects a session of ONNX Runtime; float32, never bfloat16."""
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
+        }  # fmt: skip
+        core = require_peer("openvino").Core()
+        compiled = core.compile_model(core.read_model(model), "CPU", settings)
+        self.request = compiled.create_infer_request()
+        self.names = [output.get_any_name() for output in compiled.outputs]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        """Name the outputs."""
+        return [SimpleNamespace(name=name) for name in self.names]
+
+    def run(self, names: Sequence[str] | None, feed: Feed) -> list[FloatArray]:
+        """Compute outputs; copies, as in ONNX Runtime."""
+        found = self.request.infer(dict(feed))
+        return [found[name] for name in names or self.names]
 
 
 def samx_torch(setting: Setting, compiled: bool = False) -> Call:
@@ -181,6 +207,11 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("samx, one graph", partial(samx_onnx, name="one"), ORT),
     Decoder("samx, --prompts 16", partial(samx_onnx, name="many", prompts="16"), ORT),
     Decoder("samx, image part kept", partial(samx_onnx, name="split", split=True), ORT),
+    Decoder(
+        "samx, OpenVINO, image part kept",
+        partial(samx_onnx, name="split", split=True, session=OpenVinoGraph),
+        ("openvino",),
+    ),
     Decoder("samx, PyTorch eager", samx_torch, TORCH),
     Decoder("samx, PyTorch compiled", partial(samx_torch, compiled=True), TORCH, compiled=True),
 )
