@@ -21,7 +21,7 @@ from samx.registry import backend
 from samx.runtimes.base import DEFAULT_CHUNK, Slots
 from samx.runtimes.coreml import UNITS
 from samx.runtimes.coreml_packages import OpenedPackages, open_packages
-from samx.runtimes.onnxruntime import PROVIDERS
+from samx.runtimes.onnxruntime import PROVIDERS, usual_chunk
 from samx.runtimes.onnxruntime import ROLES as GRAPH_ROLES
 
 FOLDER = "artifact"  # of the artifact's files in a kit
@@ -52,10 +52,11 @@ def _onnx_places(artifact: Artifact) -> dict[str, Place]:
 
 
 def _onnx(artifact: Artifact, device: str) -> Place:
-    roles = GRAPH_ROLES if artifact.manifest.options.get("split") else ("decoder",)
+    options = artifact.manifest.options
+    roles = GRAPH_ROLES if options.get("split") else ("decoder",)
     return {
         **_library("onnxruntime", "onnxruntime", (1, 20), None, f"{PIP} {ONNX_PACKAGES[device]}"),
-        **_calls(artifact, Slots.of(artifact.manifest.options, str(artifact.path)), DEFAULT_CHUNK),
+        **_calls(artifact, Slots.of(options, str(artifact.path)), usual_chunk(options, device)),
         "graphs": [_inside(artifact.file_with_role(role)) for role in roles], "provider": PROVIDERS[device],
     }  # fmt: skip
 

@@ -65,7 +65,7 @@ class DeployDecoder(nn.Module):
         self.hypernetworks = HyperNetworks(source, self.choice.masks)
         self.iou_head = source.iou_prediction_head
         self.object_score_head = source.pred_obj_score_head if spec.object_score else None
-        self.head = MaskHead(source)
+        self.head = MaskHead(source, scale_free=form == "low_rank" and not spec.high_res_features)
         self.requires_grad_(False)
         self.eval()
 

@@ -15,9 +15,12 @@ def by_head(weight: Tensor, heads: int) -> Tensor:
     return weight.t().unflatten(0, (heads, -1)).contiguous()
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum products over factors. Shapes: (N, R, L) x 2 -> (N, 1, L)."""
-    return (a * b).sum(1, keepdim=True)
+def dot(a: Tensor, b: Tensor, heads: int) -> Tensor:
+    """Sum products over factors, R = heads * T. Shapes: (N, R, L) x 2 -> (N, 1, L).
+
+    In two steps, the second as a product: ONNX Runtime takes several times as long over one axis (CPU).
+    """
+    return a.new_ones(1, 1, heads) @ (a * b).unflatten(1, (heads, -1)).sum(2)
 
 
 def channel_mean(x: Tensor) -> Tensor:
@@ -26,16 +29,14 @@ def channel_mean(x: Tensor) -> Tensor:
 
 
 class Image(NamedTuple):
-    """Hold what a prompt has made of the image: scale * table + factors^T rows.
+    """Hold what a prompt has made of the image: scale * (table + factors^T rows).
 
-    After layer 0 the factors lack the scale: scale * (table + factors^T rows). Multiplying it in is put off, because
-    every product is cheaper to scale afterwards.
+    Multiplying the scale in is put off, because every product is cheaper to scale afterwards.
     Shapes: scale (N, 1, L), factors (N, R, L) after layer 0 and (N, 2R+1, L) after layer 1.
     """
 
     scale: Tensor
     factors: Tensor
-    scaled: bool
 
 
 def table(weight: Tensor, offset: Tensor, heads: int) -> CellProjection:
@@ -76,9 +77,7 @@ class Scores(nn.Module):
         """Shapes: vectors (N, h, T, d), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, L)."""
         per_head = rows.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)  # (N, h, d, R)
         of_rows = ((vectors @ per_head).flatten(1, 2) @ image.factors).unflatten(1, (self.heads, -1))
-        of_table, scale = vectors @ table, image.scale.unsqueeze(1)
-        cells = of_table * scale + of_rows if image.scaled else (of_table + of_rows) * scale
-        return cells + vectors @ self.constant
+        return (vectors @ table + of_rows) * image.scale.unsqueeze(1) + vectors @ self.constant
 
 
 def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
@@ -87,7 +86,6 @@ def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Te
     Shapes: weights (N, h, T, L), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, d).
     """
     heads, scaled = weights.shape[1], weights * image.scale.unsqueeze(1)
-    for_rows = weights if image.scaled else scaled
-    of_rows = (for_rows.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R)
+    of_rows = (scaled.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R)
     per_head = rows.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, h, R, d)
     return scaled @ table.transpose(-1, -2) + of_rows @ per_head

@@ -3,10 +3,10 @@
 With T tokens and h heads, an image-to-token attention adds a product of its weights, (L, R = h*T), and R rows of
 channels. Between layer norms the cells are then
 
-    x = s * table + F^T rows + constant
+    x = s * (table + F^T rows) + constant
 
 where the table depends on the image alone, s is one number per cell (the norms' scales) and F holds the attention
-weights, scaled too. Every later projection acts on the table once per image and on the rows once per prompt, so
+weights. Every later projection acts on the table once per image and on the rows once per prompt, so
 that nothing 4096 x 256 is computed for a prompt but the first upscaling.
 
 A layer norm needs the mean and the variance over channels. The mean is taken out beforehand, from tables and rows; the
@@ -36,7 +36,8 @@ from samx.decoders.deploy.attention import (
 from samx.decoders.deploy.cells import TokenPart
 from samx.decoders.deploy.factors import Image, Rows, Scores, channel_mean, dot, mix_values, table
 from samx.decoders.deploy.folding import AfterOne, CentredImage, centre
-from samx.decoders.deploy.upscale import SUBROWS, Grow, GrowRows
+from samx.decoders.deploy.grow_factors import GrowFactors
+from samx.decoders.deploy.upscale import Grow
 from samx.decoders.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
 
 
@@ -69,7 +70,7 @@ class LowRankTransformer(nn.Module):
         self.one = LayerOne(one, after, position)
         self.last = FinalAttention(after, source.transformer.final_attn_token_to_image, position)
         self.final_norm = source.transformer.norm_final_attn
-        self.grow = GrowFactors(after, cast(nn.ConvTranspose2d, source.output_upscaling[0]))
+        self.grow = GrowFactors(after, source)
 
     def image_state(self, cells: Tensor) -> dict[str, Tensor]:
         """Do the image's work. Shapes: (1, C, L) -> tables (1, h, d, L) and (1, L, C/2), sums (1, 1, L)."""
@@ -100,7 +101,7 @@ class LayerZero(nn.Module):
     def __init__(self, layer: TwoWayAttentionBlock, no_mask: Tensor, position: Tensor) -> None:
         super().__init__()
         attention = layer.cross_attn_image_to_token
-        self.eps = layer.norm4.eps
+        self.heads, self.eps = attention.heads, layer.norm4.eps
         self.to_image_attention = CachedTokenToImage(layer.cross_attn_token_to_image, no_mask + position, no_mask)
         self.queries = projection(attention.q_proj, position + no_mask, attention.heads)
         self.side = TokenSide(attention)
@@ -136,9 +137,10 @@ class LayerZero(nn.Module):
         rows = self.added(values)  # (N, R, C), centred
         share = 1 / rows.shape[2]  # squares are averaged over channels
         cross = ((2 * share * values) @ state["image_products_0"]).flatten(1, 2)
-        variance = state["image_squares_0"] + dot(weights, cross + ((share * rows) @ rows.transpose(1, 2)) @ weights)
+        gram = (share * rows) @ rows.transpose(1, 2)
+        variance = state["image_squares_0"] + dot(weights, cross + gram @ weights, self.heads)
         scale = (variance + self.eps).rsqrt()
-        return values, Image(scale, weights, scaled=False)
+        return values, Image(scale, weights)
 
 
 class LayerOne(nn.Module):
@@ -194,21 +196,20 @@ class LayerOne(nn.Module):
         self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor],
         values0: Tensor, image: Image,
     ) -> tuple[Tensor, Image]:  # fmt: skip
-        """Shapes: (N, T, C) x 2 [, (N, T)], values0 (N, h, T, d) -> values, the image and a row of ones."""
+        """Shapes: (N, T, C) x 2 [, (N, T)], values0 (N, h, T, d) -> values, the image with a constant row."""
         keys, values = self.side(positioned, tokens)
         scores = self.queries(keys, state["image_queries_1"], self.query_rows(values0), image)
         weights = softmax_over_tokens(scores, empty).flatten(1, 2)
         variance = self._variance(state, values0, values, image, weights)
-        scale = (variance + self.eps).rsqrt()
-        both = image.scale * scale
-        factors = torch.cat([image.factors * both, weights * scale, torch.ones_like(scale)], dim=1)
-        return values, Image(both, factors, scaled=True)
+        scale = image.scale * (variance + self.eps).rsqrt()
+        factors = torch.cat([image.factors, weights * image.scale.reciprocal(), scale.reciprocal()], dim=1)
+        return values, Image(scale, factors)
 
     def _variance(
         self, state: Mapping[str, Tensor], values0: Tensor, values1: Tensor, image: Image, weights: Tensor
     ) -> Tensor:
         """Sum the squares of centred cells without forming them. Shapes: -> (N, 1, L)."""
-        scale, factors, _ = image
+        scale, factors = image
         rows0, rows1 = self.rows0(values0), self.rows1(values1) + self.constant  # (N, R, C) x 2
         share = 1 / rows0.shape[2]  # squares are averaged over channels
         gram00, gram10, gram11 = (
@@ -218,9 +219,9 @@ class LayerOne(nn.Module):
         cross0 = ((2 * share * values0) @ state["image_products_1"]).flatten(1, 2)
         cross1 = ((2 * share * values1) @ state["image_products_2"]).flatten(1, 2)
         # By powers of the scale: 2, 1, 0.
-        squares = state["image_squares_1"] + dot(factors, cross0 + gram00 @ factors)
-        mixed = state["image_constants_1"] + dot(weights, cross1 + gram10 @ factors)
-        return scale * (scale * squares + mixed) + dot(weights, gram11 @ weights)
+        squares = state["image_squares_1"] + dot(factors, cross0 + gram00 @ factors, self.heads)
+        mixed = state["image_constants_1"] + dot(weights, cross1 + gram10 @ factors, self.heads)
+        return scale * (scale * squares + mixed) + dot(weights, gram11 @ weights, self.heads)
 
 
 class FinalAttention(nn.Module):
@@ -248,27 +249,3 @@ class FinalAttention(nn.Module):
         mixed = mix_values(weights, state["image_values_2"], self.value_rows(*values), image)
         out: Tensor = self.out(join_heads(mixed))
         return out
-
-
-class GrowFactors(nn.Module):
-    """The first upscaling as one product with the factors. See upscale.GrowRows."""
-
-    def __init__(self, after: AfterOne, conv: nn.ConvTranspose2d) -> None:
-        super().__init__()
-        grow = GrowRows(conv, biased=True)
-        self.channels = grow.channels
-        weights = [grow.get_buffer(f"weight{dy}").t() for dy in SUBROWS]  # (dx * out, C)
-        self.rows = nn.ModuleList(after.rows(weight, grow.bias) for weight in weights)
-        folded = [after.fold(weight) for weight in weights]
-        self.table = nn.ModuleList(Linear(weight, weight @ after.zero.offset[0]) for weight in folded)
-
-    def tables(self, cells: Tensor) -> dict[str, Tensor]:
-        """Upscale the image's part. Shapes: (1, C, L) -> (1, L, dx * out) x 2."""
-        last = cells.transpose(1, 2)
-        return {f"image_rows_{dy}": self.table[dy](last) for dy in SUBROWS}
-
-    def forward(self, dy: int, state: Mapping[str, Tensor], values: tuple[Tensor, Tensor], image: Image) -> Tensor:
-        """Give one sub-row. Shapes: values (N, h, T, d) x 2 -> (N, 2*L, C/4)."""
-        of_rows = image.factors.transpose(1, 2) @ self.rows[dy](*values)  # (N, L, dx * out)
-        grown = of_rows + image.scale.transpose(1, 2) * state[f"image_rows_{dy}"]
-        return grown.reshape(-1, 2 * grown.shape[1], self.channels)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samx.decoders.deploy.scale_free import widened_norm, with_bias_row
 from samx.decoders.reference import LayerNorm2d, MaskDecoder
 
 SUBROWS = (0, 1)
-# ONNX Runtime adds a bias and applies GELU in one pass, fastest on rows of about this length (CPU).
-BIAS_ROW = 512
 # Gives one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
 Grow = Callable[[int], Tensor]
 
@@ -35,8 +34,10 @@ def to_rows(features: Tensor, levels: int) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Apply exact GELU, written in the order of operations that ONNX Runtime fuses at any opset."""
-    return 0.5 * (x * (1 + torch.erf(x / math.sqrt(2))))
+    """Apply exact GELU; in an exported graph in the order of operations that ONNX Runtime fuses at any opset."""
+    if torch.compiler.is_exporting():
+        return 0.5 * (x * (1 + torch.erf(x / math.sqrt(2))))
+    return F.gelu(x)  # one pass over the largest tensor where the other is five
 
 
 class GrowRows(nn.Module):
@@ -57,6 +58,11 @@ class GrowRows(nn.Module):
             self.register_buffer(f"weight{dy}", weight.contiguous())
         self.register_buffer("bias", conv.bias.detach().repeat(2))  # (dx * out)
 
+    def append_bias(self, appended: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Move the bias into the matrices. Shapes: appended (in, dx * out), (dx * out,) -> (in', dx * out)."""
+        for dy in SUBROWS:
+            self.register_buffer(f"weight{dy}", appended(self.get_buffer(f"weight{dy}"), self.bias))
+
     def forward(self, cells: Tensor, dy: int) -> Tensor:
         """Shapes: (K, in) -> (K, dx * out)."""
         weight = self.get_buffer(f"weight{dy}")
@@ -73,9 +79,8 @@ class MaskProduct(nn.Module):
 class MaskHead(nn.Module):
     """Turn once-grown image tokens and mask weights into logits."""
 
-    bias: Tensor
-
-    def __init__(self, source: MaskDecoder) -> None:
+    def __init__(self, source: MaskDecoder, *, scale_free: bool = False) -> None:
+        """Take the decoder; `scale_free` for pixels of scale_free.py."""
         super().__init__()
         _, norm, _, grow, _ = source.output_upscaling
         assert isinstance(norm, LayerNorm2d)
@@ -83,27 +88,29 @@ class MaskHead(nn.Module):
         self.grid, self.cells = source.spec.grid, source.spec.grid**2
         self.norm = nn.LayerNorm(norm.weight.shape, norm.eps)
         self.norm.weight, self.norm.bias = norm.weight, norm.bias
-        self.grow, self.product = GrowRows(grow, biased=False), MaskProduct()
-        self.register_buffer("bias", self.grow.bias.repeat(BIAS_ROW // len(self.grow.bias)))
+        # A skip brings the bias along, and so does a constant channel.
+        biased = not (scale_free or source.spec.high_res_features)
+        self.grow, self.product = GrowRows(grow, biased=biased), MaskProduct()
+        if scale_free:
+            self.norm = widened_norm(self.norm)
+            self.grow.append_bias(with_bias_row)
 
     def first_rows(self, grown: Tensor, skip: Tensor | None) -> Tensor:
-        """Normalise. Shapes: (N, 2*L, C/4) [, (1, 2*L, C/4)] -> (N * 2*L, C/4)."""
+        """Normalise. Shapes: (N, 2*L, C/4 [+ 2]) [, (1, 2*L, C/4)] -> (N * 2*L, C/4 [+ 2])."""
         x = grown if skip is None else grown + skip
         return gelu(self.norm(x)).flatten(0, 1)
 
     def second_rows(self, half: Tensor, dy: int, skip: Tensor | None) -> Tensor:
-        """Grow again. Shapes: (N * 2*L, C/4) [, (1, 4*L, C/8)] -> (N, 4*L, C/8)."""
-        x = self.grow(half, dy)
-        if skip is None:
-            return gelu(x.reshape(-1, BIAS_ROW) + self.bias).reshape(-1, 4 * self.cells, self.grow.channels)
-        return gelu(x.reshape(-1, 4 * self.cells, self.grow.channels) + skip)
+        """Grow again. Shapes: (N * 2*L, C/4 [+ 2]) [, (1, 4*L, C/8)] -> (N, 4*L, C/8)."""
+        x = self.grow(half, dy).reshape(-1, 4 * self.cells, self.grow.channels)
+        return gelu(x if skip is None else x + skip)
 
     def skips(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Order the high-resolution features as they are added, and add the second bias to them once per image.
 
         Shapes: (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> (1, 2, 2, 4*L, C/8), (1, 2, 2*L, C/4).
         """
-        return to_rows(fine, levels=2) + self.bias[: self.grow.channels], to_rows(coarse, levels=1)
+        return to_rows(fine, levels=2) + self.grow.bias[: self.grow.channels], to_rows(coarse, levels=1)
 
     def interleave(self, planes: Sequence[Tensor]) -> Tensor:
         """Put the sub-rows between each other. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""

@@ -1,0 +1,44 @@
+"""The first upscaling as one product with an image's factors. See low_rank.py for the letters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from samx.decoders.deploy.attention import Linear
+from samx.decoders.deploy.factors import Image
+from samx.decoders.deploy.folding import AfterOne
+from samx.decoders.deploy.scale_free import EXTRA, centred_outputs, epsilon_bias
+from samx.decoders.deploy.upscale import SUBROWS, GrowRows
+from samx.decoders.reference import LayerNorm2d, MaskDecoder
+
+
+class GrowFactors(nn.Module):
+    """Grow an image's factors to pixels; where nothing is added to them before their norm, without the scale."""
+
+    def __init__(self, after: AfterOne, source: MaskDecoder) -> None:
+        super().__init__()
+        grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]), biased=True)
+        self.scaled = source.spec.high_res_features
+        self.channels = grow.channels if self.scaled else grow.channels + EXTRA
+        weights, bias = [grow.get_buffer(f"weight{dy}").t() for dy in SUBROWS], grow.bias  # (dx * out, C), (dx * out,)
+        if not self.scaled:
+            weights = [centred_outputs(weight, grow.channels) for weight in weights]
+            bias = epsilon_bias(bias, grow.channels, cast(LayerNorm2d, source.output_upscaling[1]).eps)
+        self.rows = nn.ModuleList(after.rows(weight, bias) for weight in weights)
+        folded = [after.fold(weight) for weight in weights]
+        self.table = nn.ModuleList(Linear(weight, weight @ after.zero.offset[0]) for weight in folded)
+
+    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+        """Upscale the image's part. Shapes: (1, C, L) -> (1, L, dx * out) x 2."""
+        last = cells.transpose(1, 2)
+        return {f"image_rows_{dy}": self.table[dy](last) for dy in SUBROWS}
+
+    def forward(self, dy: int, state: Mapping[str, Tensor], values: tuple[Tensor, Tensor], image: Image) -> Tensor:
+        """Give one sub-row. Shapes: values (N, h, T, d) x 2 -> (N, 2*L, C/4 [+ 2])."""
+        of_rows = image.factors.transpose(1, 2) @ self.rows[dy](*values)  # (N, L, dx * out)
+        grown = of_rows + state[f"image_rows_{dy}"]
+        grown = grown * image.scale.transpose(1, 2) if self.scaled else grown
+        return grown.reshape(-1, 2 * grown.shape[1], self.channels)
