@@ -14,6 +14,7 @@ from samx.benchmarks.comparing import comparisons
 from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.harness import Harness
 from samx.benchmarks.results import BenchReport, DeviceRecord
+from samx.benchmarks.roofline import roofline
 from samx.benchmarks.scenarios import Questions, chosen
 from samx.benchmarks.subjects import Place, Subject, comparability_flags, open_subjects
 from samx.devices.find import adapters
@@ -91,6 +92,7 @@ def bench(request: BenchRequest, progress: Progress = silent, clock: Clock = now
         questions = _questions(request, subjects[0])
         run = Harness(subjects, questions, place, request.timed_seconds, request.quick, clock, monitor, progress)
         run.run(scenarios)
+    progress("Measuring what this machine reaches at best")
     report = _report(request, run, monitor)
     if request.output is not None:
         report.save(request.output)
@@ -143,6 +145,7 @@ def _report(request: BenchRequest, run: Harness, monitor: Monitor) -> BenchRepor
         ratios=tuple(ratios),
         not_measured=tuple(run.not_measured),
         flags=(*run.flags, *comparability_flags(run.subjects), *too_few, *_misplaced(run), *_clock_flags(run, step)),
+        roofline=roofline(run.subjects, run.questions, run.results, request.device, request.threads),
     )
 
 

@@ -20,10 +20,11 @@ PARITY_SHOWN = "mask_iou_p05"
 MARKS = {"noisy": "!", "unstable": "~"}
 LEGEND = (
     "ms a call (median); n/a: too few calls to say; !: noisy, ~: drifting while it was measured; "
-    "IoU: 5th percentile of mask IoU against PyTorch on this device"
+    "IoU: 5th percentile of mask IoU against PyTorch on this device; roof: time that the machine's float32 products or "
+    "copies would need at best, as a share of the call's"
 )
 NAMES = ("scenario", "artifact")  # what is folded where a line is too narrow; numbers never are
-ENERGY, MEMORY = "mJ/prompt", "MiB"
+ENERGY, MEMORY, ROOF = "mJ/prompt", "MiB", "roof"
 
 
 def tables(report: BenchReport) -> list[RenderableType]:
@@ -92,6 +93,7 @@ class _Rows:
             "artifact": len(self.subjects) > 1,
             "faster": bool(report.ratios),
             "p99": any(result.summary.p99_ms is not None for result in report.results),
+            ROOF: any(self._roof(result) for result in report.results),
             ENERGY: any(_known(result.energy_mj) for result in report.results),
             MEMORY: any(_known(result.peak_bytes) for result in report.results),
         }
@@ -123,11 +125,20 @@ class _Rows:
             "calls": str(summary.count),
             "prompts/s": _digits(rate) if rate else "",
             "faster": _faster(self.ratios.get((result.scenario, result.phase, result.subject))),
+            ROOF: self._roof(result),
             ENERGY: _value(result.energy_mj, 1),
             MEMORY: _value(result.peak_bytes, MIB),
             "IoU": _iou(self.subjects[result.subject], PARITY_SHOWN),
         }
         return {name: cell for name, cell in cells.items() if name not in self.hidden}
+
+    def _roof(self, result: Result) -> str:
+        line = self.report.roofline
+        if line is None or result.phase != "steady":
+            return ""
+        needs = [need for need in line.needs if (need.subject, need.scenario) == (result.subject, result.scenario)]
+        share = line.share(needs[0], result.summary.median_ms) if needs else None
+        return "" if share is None else f"{100 * share:.0f}%"
 
 
 def _digits(value: float | None) -> str:

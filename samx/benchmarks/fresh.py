@@ -6,9 +6,6 @@ Run by start(); by hand: python -m samx.benchmarks.fresh DIR --feed FILE.npz
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,19 +16,15 @@ from typing import Any
 
 import numpy as np
 
-import samx
-from samx.artifacts import strict_json as read
 from samx.artifacts.store import Artifact, read_manifest
 from samx.benchmarks.clock import Clock, now_ns
 from samx.benchmarks.memory import peak_bytes
+from samx.benchmarks.processes import print_report, report_of
 from samx.decoders.session import Feed, Session
 from samx.errors import SamxError
 from samx.registry import backend, load
 
 CHILD = (sys.executable, "-m", "samx.benchmarks.fresh")
-TIMEOUT_S = 1800.0
-TAIL_CHARACTERS = 300  # of the child's last words, in an error line
-MARK = "samx-fresh:"  # begins the one line that is read; libraries print what they like
 
 
 @dataclass(frozen=True)
@@ -70,29 +63,8 @@ def start(task: Start) -> Fresh:
         np.savez(feed, **task.image, **task.prompts)  # type: ignore[arg-type]  # its stub takes a flag among the names
         arguments = [str(task.artifact), "--feed", str(feed), "--device", task.device, "--calls", str(task.calls)]
         arguments += [] if task.threads is None else ["--threads", str(task.threads)]
-        return _run([*CHILD, *arguments])
-
-
-def _run(command: Sequence[str]) -> Fresh:
-    paths = [str(Path(samx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment,
-            timeout=TIMEOUT_S, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as cause:
-        raise _refusal(f"it did not finish in {TIMEOUT_S:g} s", "") from cause
-    lines = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
-    if done.returncode != 0 or len(lines) != 1:
-        raise _refusal(f"exit code {done.returncode}", " ".join(done.stderr.split())[-TAIL_CHARACTERS:])
-    found = read.fields(read.parse(lines[0].encode(), "its report"), Fresh.__dataclass_fields__, "its report")
+        found = report_of([*CHILD, *arguments], list(Fresh.__dataclass_fields__))
     return Fresh(**{**found, "calls_ns": tuple(found["calls_ns"])})
-
-
-def _refusal(what: str, words: str) -> SamxError:
-    found = f"{what}; its last words: {words}" if words else what
-    return SamxError("a fresh process gave no measurement", found=found, expected="exit code 0 and one report")
 
 
 def main(arguments: Sequence[str] | None = None, clock: Clock = now_ns) -> int:
@@ -103,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = now_ns) -> int:
     except SamxError as error:
         print(error, file=sys.stderr)  # noqa: T201 - this is a program
         return error.exit_code
-    print(MARK + json.dumps(asdict(found)))  # noqa: T201
+    print_report(asdict(found))
     return 0
 
 

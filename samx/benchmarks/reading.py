@@ -16,9 +16,11 @@ from samx.benchmarks.results import (
     SCHEMA_VERSION,
     BenchReport,
     Comparison,
+    Need,
     NotMeasured,
     ParityRecord,
     Result,
+    Roofline,
     SubjectRecord,
 )
 from samx.benchmarks.telemetry import read_device, read_reading
@@ -51,6 +53,7 @@ def read_report(data: bytes, where: str) -> BenchReport:
         ratios=each(_comparison, body["ratios"], f"{where}: ratio"),
         not_measured=each(_not_measured, body["not_measured"], f"{where}: not_measured"),
         flags=lines(body["flags"], f"{where}: flags"),
+        roofline=optional(_roofline, body["roofline"], f"{where}: roofline"),
     )
     _check_names(report, where)
     for ratio in report.ratios:
@@ -151,11 +154,28 @@ def _not_measured(value: Any, where: str) -> NotMeasured:
     return NotMeasured(**texts(found, ("subject", "reason"), where), scenario=scenario, phase=phase)
 
 
+def _roofline(value: Any, where: str) -> Roofline:
+    found = read.fields(value, names(Roofline), where)
+    return Roofline(
+        threads=optional(read.count, found["threads"], f"{where}: threads"),
+        **all_of(read_reading, found, ("multiply_adds_per_s", "bytes_per_s"), where),
+        needs=each(_need, found["needs"], f"{where}: need"),
+    )
+
+
+def _need(value: Any, where: str) -> Need:
+    found = read.fields(value, names(Need), where)
+    return Need(
+        **texts(found, ("subject", "scenario"), where), **all_of(read.count, found, ("multiply_adds", "bytes"), where)
+    )
+
+
 def _check_names(report: BenchReport, where: str) -> None:
     """Every entry belongs to one subject, and no result comes twice."""
     subjects = [subject.name for subject in report.subjects]
     results = [(result.subject, result.scenario, result.phase) for result in report.results]
     named = {result.subject for result in report.results} | {entry.subject for entry in report.not_measured}
+    named |= {need.subject for need in (() if report.roofline is None else report.roofline.needs)}
     if len(set(subjects)) != len(subjects) or len(set(results)) != len(results):
         raise ArtifactError(f"{where} has a subject or a result twice", fix=FIX)
     if unknown := sorted(named - set(subjects)):

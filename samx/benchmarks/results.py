@@ -140,6 +140,32 @@ class NotMeasured:
 
 
 @dataclass(frozen=True)
+class Need:
+    """Say what a steady call of a scenario cannot do without, counted from the decoder's sizes and its form."""
+
+    subject: str
+    scenario: str
+    multiply_adds: int  # of its products; the mean over the scenario's cycle
+    bytes: int  # weights, what is kept of the image or the image, and masks, each once
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Say what calls need, beside the best that this machine reaches."""
+
+    threads: int | None
+    multiply_adds_per_s: Reading  # a large float32 product
+    bytes_per_s: Reading  # a large copy, read and written
+    needs: tuple[Need, ...]
+
+    def share(self, need: Need, median_ms: float) -> float | None:
+        """Give the least time that this machine could take, as a share of a time that was measured."""
+        peaks = [(need.multiply_adds, self.multiply_adds_per_s), (need.bytes, self.bytes_per_s)]
+        known = [amount / reading["value"] for amount, reading in peaks if reading["value"]]
+        return max(known) * 1e3 / median_ms if len(known) == len(peaks) else None
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """Hold one run of `samx bench`."""
 
@@ -160,6 +186,7 @@ class BenchReport:
     ratios: tuple[Comparison, ...]
     not_measured: tuple[NotMeasured, ...]
     flags: tuple[str, ...]  # what makes the whole report or a comparison in it doubtful
+    roofline: Roofline | None = None  # a kit has none
 
     def find(self, subject: str, scenario: str, phase: str = "steady") -> Result | None:
         """Look a result up."""

@@ -9,7 +9,7 @@ from typing import Any
 import samx
 from samx.artifacts.manifest import utc_now
 from samx.extras import require
-from samx.reports import details, pictures, words
+from samx.reports import details, limits, pictures, words
 from samx.reports.baseline import RULE, BaselineComparison
 from samx.reports.charts.sparks import spark
 from samx.reports.charts.svg import EXTRA, SERIES
@@ -56,6 +56,7 @@ def _content(runs: Sequence[Run], comparison: BaselineComparison | None) -> dict
         "rule": RULE,
         "why": words.WHY_NO_PERCENTILE,
         "details": details,
+        "limits": limits,
         "pictures": _pictures(runs, comparison),
     }
 
@@ -67,6 +68,7 @@ def _pictures(runs: Sequence[Run], comparison: BaselineComparison | None) -> dic
         "changes": [] if comparison is None else pictures.change_pictures(comparison.changes),
         "phases": [*pictures.phase_pictures(runs), *pictures.memory_pictures(runs)],
         "energy": pictures.energy_pictures(runs),
+        "roofs": pictures.roof_pictures(runs),
     }
 
 

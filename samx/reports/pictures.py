@@ -13,8 +13,10 @@ from samx.reports.charts.distributions import Row as Distribution
 from samx.reports.charts.distributions import distributions
 from samx.reports.charts.intervals import Row as Interval
 from samx.reports.charts.intervals import intervals
+from samx.reports.charts.roof import Call, roof
 from samx.reports.charts.svg import SERIES
 from samx.reports.details import energies
+from samx.reports.limits import Limit, limits
 from samx.reports.runs import Entry, Run, all_entries, precisions, scenarios
 from samx.reports.words import MIB, counted, percent, plain, short, spaced, times
 
@@ -87,6 +89,24 @@ def energy_pictures(runs: Sequence[Run]) -> list[Picture]:
     heads, measured = precisions(runs), energies(runs)[0]
     by_prompts = sorted(measured, key=lambda name: max(result.prompts for _, result, _ in measured[name]))
     return [_energy(name, heads, measured[name]) for name in dict.fromkeys([*by_prompts[:1], *by_prompts[-1:]])]
+
+
+def roof_pictures(runs: Sequence[Run]) -> list[Picture]:
+    """Draw how near each artifact came to what its machine reaches."""
+    heads = precisions(runs)
+    return [_roof(run, needs, heads) for run in runs if (needs := limits(run))]
+
+
+def _roof(run: Run, needs: Sequence[Limit], heads: list[str]) -> Picture:
+    line = needs[0].roofline
+    calls = [Call(str(i), limit.adds_per_byte, limit.adds_per_s, f"series-{_colour(limit.entry, heads) + 1}")
+             for i, limit in enumerate(needs, 1)]  # fmt: skip
+    words = tuple((call.colour, f"{call.mark} {limit.words}") for call, limit in zip(calls, needs, strict=True))
+    threads = "" if line.threads is None else f", {counted(line.threads, 'thread')}"
+    caption = "float32 multiply-adds a second, over multiply-adds for each byte that a call needs"
+    told = "; ".join(meaning for _, meaning in words)
+    svg = roof(f"{run.key}, {caption}. {told}.", line.multiply_adds_per_s["value"], line.bytes_per_s["value"], calls)
+    return Picture(f"{run.key} \u00b7 {plain(run.device)}{threads}", caption, svg, legend=words)
 
 
 def _energy(name: str, heads: list[str], rows: Sequence[tuple[Entry, Result, float]]) -> Picture:

@@ -16,7 +16,7 @@ from samx.reports.words import elide, plain
 
 UNKNOWN = "unknown"
 DEVICE_CHARACTERS = 60
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)

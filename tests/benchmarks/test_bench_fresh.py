@@ -13,8 +13,9 @@ from bench_toys import MS, TimedSession
 from fake_candidates import FakeClock
 
 from samx.artifacts.store import Artifact
-from samx.benchmarks import fresh, memory
-from samx.benchmarks.fresh import MARK, Start, main, start
+from samx.benchmarks import fresh, memory, processes
+from samx.benchmarks.fresh import Start, main, start
+from samx.benchmarks.processes import MARK
 from samx.errors import SamxError
 
 POINTS = {"point_coords": np.zeros((1, 2, 2), np.float32), "point_labels": np.array([[1, -1]], np.float32)}
@@ -102,7 +103,7 @@ def test_a_child_that_does_not_report_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fresh, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(processes, "TIMEOUT_S", 0.2)
     with pytest.raises(SamxError, match=r"did not finish in 0\.2 s"):
         started(monkeypatch, "import time; time.sleep(60)")
 

@@ -1,0 +1,176 @@
+"""How many multiply-adds a decoder needs and what it keeps of an image, counted from its spec without any library.
+
+Counted are the products, which is where the operations are. Letters: P points and T tokens of a prompt, R = heads * T,
+L cells of the image, C channels, D channels of the cross-attentions, K tokens that are read at the end, M masks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from samx.decoders.spec import DecoderSpec
+
+FLOAT_BYTES = 4  # of what is kept of an image, and of masks
+LABELS = 5  # rows of the table that a label chooses from
+EXTRA = 2  # channels that deploy/scale_free.py appends
+REFERENCE = "reference"  # the released decoder's structure: everything for every prompt
+
+Part = tuple[str, int, int]  # what for, multiply-adds an image, multiply-adds a prompt
+
+
+@dataclass(frozen=True)
+class Work:
+    """Say what an image and a prompt on it cost, by part of the decoder, and how much is kept of the image.
+
+    Where nothing is kept, the image's part is done once a call.
+    """
+
+    image_parts: Mapping[str, int]
+    prompt_parts: Mapping[str, int]
+    kept_bytes: int
+
+    @property
+    def image(self) -> int:
+        """Multiply-adds an image."""
+        return sum(self.image_parts.values())
+
+    @property
+    def prompt(self) -> int:
+        """Multiply-adds a prompt."""
+        return sum(self.prompt_parts.values())
+
+
+class _Sizes:
+    """Name the numbers that counts are made of."""
+
+    def __init__(self, spec: DecoderSpec, form: str, points: int, cached: bool) -> None:
+        self.spec, self.form, self.cached = spec, form, cached
+        self.p, self.t = points, spec.output_tokens + points
+        self.c, self.d, self.l, self.h = spec.width, spec.cross_attention_width, spec.grid**2, spec.heads
+        self.r = self.h * self.t
+        self.k, self.m, self.painted = self._selected()
+        self.extra = EXTRA if form == "low_rank" and not spec.high_res_features else 0
+
+    def _selected(self) -> tuple[int, int, int]:
+        """Count tokens read at the end, mask weights made, masks painted. The reference computes all of them."""
+        spec, all_masks = self.spec, self.spec.mask_tokens
+        upto = spec.output_tokens - all_masks  # tokens before the masks'
+        if self.form == REFERENCE:
+            return self.t, all_masks, all_masks
+        if spec.masks == "single" and not spec.stability_fallback:
+            return upto + 1, 1, 1
+        if spec.masks == "single":  # mask 0, and what it may fall back to
+            return upto + all_masks, all_masks, 2
+        masks = all_masks - (spec.masks == "multimask")
+        return upto + all_masks, masks, masks
+
+
+def count(spec: DecoderSpec, form: str, points: int, *, cached: bool) -> Work:
+    """Count a form at a number of points, padding counted; `cached`: layer 0 works once for all prompts on an image."""
+    s = _Sizes(spec, form, points, cached)
+    image: Counter[str] = Counter()
+    prompt: Counter[str] = Counter()
+    for part, once, each in (*_tokens(s), *FORMS[form](s), *_upscaling(s), *_heads(s)):
+        image[part] += once
+        prompt[part] += each
+    return Work(+image, +prompt, FLOAT_BYTES * _kept(s))
+
+
+def _tokens(s: _Sizes) -> Iterator[Part]:
+    yield "prompt encoding", 0, (s.p + s.l) * s.c if s.form == REFERENCE else LABELS * s.p * s.c
+    yield "self-attention", 0, s.spec.depth * (4 * s.t * s.c * s.c + 2 * s.t * s.t * s.c)
+    yield "token MLPs", 0, s.spec.depth * 2 * s.t * s.c * s.spec.mlp_width
+    if s.spec.mask_input:
+        inner, cells = s.spec.mask_prompt_channels, s.l
+        yield "mask prompt", 0, cells * (4 * 4 * inner // 4 + 4 * (inner // 4) * inner + inner * s.c)
+
+
+def _sides(s: _Sizes, tokens: int) -> int:
+    """Count query and output of an attention to the image, or key and value of one from it."""
+    return 2 * tokens * s.c * s.d
+
+
+def _reference(s: _Sizes) -> Iterator[Part]:
+    yield from _direct_layers(s, s.spec.depth)
+    yield "first upscaling", 0, s.l * s.c * s.c
+
+
+def _direct(s: _Sizes) -> Iterator[Part]:
+    yield from _first_layer(s, _direct_layers)
+    yield "first upscaling", 0, s.l * s.c * s.c
+
+
+def _direct_layers(s: _Sizes, layers: int) -> Iterator[Part]:
+    yield "token to image", 0, layers * (_sides(s, s.t) + 2 * s.l * s.c * s.d + 2 * s.t * s.l * s.d)
+    yield "image to token", 0, layers * (_sides(s, s.t) + 2 * s.l * s.c * s.d + 2 * s.t * s.l * s.d)
+    yield "last attention", 0, _sides(s, s.k) + 2 * s.l * s.c * s.d + 2 * s.k * s.l * s.d
+
+
+def _absorbed(s: _Sizes) -> Iterator[Part]:
+    yield from _first_layer(s, _absorbed_layers)
+    yield "first upscaling", 0, s.l * s.c * s.c
+
+
+def _absorbed_layers(s: _Sizes, layers: int) -> Iterator[Part]:
+    small = 2 * s.t * s.c * s.d  # the projections that moved to the token side
+    yield "token to image", 0, layers * (_sides(s, s.t) + small + 2 * s.r * s.c * s.l)
+    yield "image to token", 0, layers * (_sides(s, s.t) + small + s.t * s.d + 2 * s.r * s.c * s.l)
+    yield "last attention", 0, _sides(s, s.k) + 2 * s.k * s.c * s.d + 2 * s.h * s.k * s.c * s.l + s.k * s.d * s.l
+
+
+def _first_layer(s: _Sizes, layers: Callable[[_Sizes, int], Iterator[Part]]) -> Iterator[Part]:
+    """Count layers whose first one may work on what all prompts share."""
+    table, product = s.c * s.d * s.l, s.t * s.d * s.l
+    yield from layers(s, s.spec.depth - s.cached)
+    if s.form == "direct" and not s.cached and not s.spec.mask_input:  # projected once a call, all the same
+        yield "token to image", 2 * table, -2 * table
+        yield "image to token", table, -table
+    if s.cached:
+        yield "token to image", 2 * table, _sides(s, s.t) + 2 * product
+        yield "image to token", table, _sides(s, s.t) + product + s.t * s.d * s.c + s.r * s.c * s.l
+
+
+def _low_rank(s: _Sizes) -> Iterator[Part]:
+    table, product, mean = s.c * s.d * s.l, s.t * s.d * s.l, s.c * s.l
+    rows, narrow, both = s.t * s.d * s.c, s.t * s.d * s.d, 2 * s.r + 1  # rows of C, of D; how many at the end
+    gram, square, sums = s.r * s.r * s.c, s.r * s.r * s.l, s.h * s.l
+    scores = s.t * s.d * s.r + square + 2 * product
+    yield "token to image", 2 * table, _sides(s, s.t) + 2 * product
+    yield "image to token", table, _sides(s, s.t) + product
+    yield "image norms", table + 2 * mean, rows + product + gram + square + sums
+    yield "token to image", 2 * table, _sides(s, s.t) + 2 * narrow + scores + square + product + s.t * s.d * s.r
+    yield "image to token", table, _sides(s, s.t) + narrow + scores
+    yield "image norms", 2 * table + 4 * mean, 2 * rows + 2 * product + 3 * (gram + square + sums)
+    last = _sides(s, s.k) + 4 * narrow + 2 * s.k * s.d * both + 2 * s.h * s.k * both * s.l + 3 * s.k * s.d * s.l
+    yield "last attention", 2 * table, last
+    pixels = 4 * (s.c // 4 + s.extra)
+    yield "first upscaling", s.c * s.l * pixels, 2 * s.t * s.d * pixels + s.l * both * pixels
+
+
+FORMS: Mapping[str, Callable[[_Sizes], Iterator[Part]]] = {
+    REFERENCE: _reference, "direct": _direct, "absorbed": _absorbed, "low_rank": _low_rank,
+}  # fmt: skip
+
+
+def _upscaling(s: _Sizes) -> Iterator[Part]:
+    yield "second upscaling", 0, 4 * s.l * (s.c // 4 + s.extra) * s.c // 2
+    yield "mask product", 0, 16 * s.l * s.painted * s.c // 8
+
+
+def _heads(s: _Sizes) -> Iterator[Part]:
+    wide = s.spec.iou_head_width
+    iou = s.c * wide + (s.spec.iou_head_depth - 2) * wide * wide + wide * s.spec.mask_tokens
+    score = s.spec.object_score * ((s.spec.object_score_head_depth - 1) * s.c * s.c + s.c)
+    fallback = (s.spec.mask_tokens - 1) * s.c // 8 if s.painted < s.m else 0  # picks one of the other masks' weights
+    yield "heads", 0, s.m * (2 * s.c * s.c + s.c * s.c // 8) + iou + score + fallback
+
+
+def _kept(s: _Sizes) -> int:
+    """Count the numbers that are kept between prompts."""
+    tables = {"low_rank": 11, "absorbed": 3, "direct": 3}.get(s.form, 0) if s.cached else 0
+    cells = 0 if s.form == "low_rank" else s.c
+    grown = 4 * (s.c // 4 + s.extra) + 3 if s.form == "low_rank" else 0
+    skips = 16 * s.c // 8 + 4 * s.c // 4 if s.spec.high_res_features else 0
+    return s.l * (tables * s.d + cells + grown + skips)

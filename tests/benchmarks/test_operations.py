@@ -1,0 +1,76 @@
+"""Counted operations: what PyTorch counts while the modules run, to the last multiply-add."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from samx.benchmarks.operations import REFERENCE, Work, count
+from samx.decoders.deploy.decoder import DeployDecoder, Form
+from samx.decoders.reference import ReferenceDecoder
+from samx.decoders.spec import DecoderSpec, MaskChoice, TensorSpec, sam1_spec, sam2_spec
+
+POINTS, SMALL = 3, 64
+FORMS: tuple[tuple[Form, bool], ...] = (
+    ("direct", False), ("direct", True), ("absorbed", False), ("absorbed", True), ("low_rank", True),
+)  # fmt: skip
+
+
+CHOICES: tuple[tuple[MaskChoice, bool], ...] = (
+    ("all", False), ("multimask", False), ("single", False), ("all", True),
+)  # fmt: skip
+SPECS = [
+    make(image_size=SMALL, masks=masks, mask_input=mask_input)
+    for make in (sam1_spec, sam2_spec) for masks, mask_input in CHOICES
+]  # fmt: skip
+
+
+def name(value: object) -> str:
+    return f"{value.family}-{value.masks}-{value.mask_input}" if isinstance(value, DecoderSpec) else str(value)
+
+
+def tensors(wanted: tuple[TensorSpec, ...], prompts: int) -> list[Tensor]:
+    sizes = {"prompts": prompts, "points": POINTS}
+    return [torch.ones([sizes[d] if isinstance(d, str) else d for d in spec.shape]) for spec in wanted]
+
+
+def counted(decoder: ReferenceDecoder | DeployDecoder, prompts: int) -> int:
+    spec = decoder.spec
+    feed = dict(zip([t.name for t in spec.inputs], tensors(spec.inputs, prompts), strict=True))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        decoder(**feed)
+    flops: int = counter.get_total_flops()
+    return flops // 2
+
+
+def expected(work: Work, prompts: int) -> int:
+    return work.image + prompts * work.prompt
+
+
+# A mask prompt changes the image, so nothing is kept of it.
+@pytest.mark.parametrize(
+    ("spec", "form", "cached"),
+    [(spec, *form) for spec in SPECS for form in FORMS if not (spec.mask_input and form[1])], ids=name,
+)  # fmt: skip
+def test_every_form_needs_what_is_counted(spec: DecoderSpec, form: Form, cached: bool) -> None:
+    decoder = DeployDecoder(ReferenceDecoder(spec).requires_grad_(False), form, cached=cached)
+    work = count(spec, form, POINTS, cached=cached)
+    assert [counted(decoder, n) for n in (1, 3)] == [expected(work, n) for n in (1, 3)]
+    state = decoder.image_state(*tensors(spec.image_inputs, 1))
+    assert work.kept_bytes == 4 * sum(kept.numel() for kept in state.values())
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_the_reference_needs_what_is_counted(spec: DecoderSpec) -> None:
+    work = count(spec, REFERENCE, POINTS, cached=False)
+    assert work.image == 0
+    assert counted(ReferenceDecoder(spec).requires_grad_(False), 1) == work.prompt
+
+
+def test_the_parts_are_told_apart() -> None:
+    work = count(sam1_spec(), "low_rank", 2, cached=True)
+    assert sum(work.prompt_parts.values()) == work.prompt
+    assert {"token to image", "image to token", "image norms", "second upscaling"} <= set(work.prompt_parts)
+    assert work.prompt < 0.3 * count(sam1_spec(), REFERENCE, 2, cached=False).prompt
