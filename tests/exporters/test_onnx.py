@@ -18,8 +18,9 @@ from samx.decoders.session import Feed, Outputs
 from samx.decoders.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
 from samx.errors import UsageError
 from samx.exporters.graph_rules import FORBIDDEN, broken_rules
+from samx.exporters.graphs import EXAMPLE_SIZES
 from samx.exporters.job import ExportJob, ExportOptions
-from samx.exporters.onnx import EXAMPLE_SIZES, export
+from samx.exporters.onnx import export
 from samx.spans import Span
 
 CLOSE = 1e-5  # float32, relative to the largest output
