@@ -1,4 +1,4 @@
-"""Finish an exported artifact on the device: build its engine, or name one as trusted. Needs no torch and no onnx."""
+"""Finish an exported artifact on the device: build its engine, or name its code as trusted. Needs no torch, no onnx."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import Evidence, Manifest
 from samx.artifacts.store import Artifact
+from samx.engines import host
 from samx.engines import trust as trusted
 from samx.engines.library import library_of
 from samx.engines.lower import ENGINE_ROLE, REPORT_ROLE, engine_file, gpu_for, lower, read_plan
@@ -43,7 +44,7 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class TrustResult:
-    """Say which engine is trusted from now on."""
+    """Say which file is trusted from now on."""
 
     path: Path
     file: str
@@ -73,12 +74,12 @@ def build(path: Path, *, force: bool = False, progress: Progress = lambda _: Non
 
 
 def trust(path: Path, *, progress: Progress = lambda _: None) -> TrustResult:
-    """Name the engine of an artifact as one that this user trusts to run as code.
+    """Name the engine or the compiled package of an artifact as one that this user trusts to run as code.
 
     Raises: UsageError for another target; ArtifactError when it has no engine or was altered; WriteError.
     """
-    artifact = _engine_artifact(path)
-    name = engine_file(artifact)
+    artifact = Artifact.open(path)
+    name = _code_file(artifact)
     sha256 = artifact.manifest.files[name].sha256  # verified when the artifact was opened
     progress(f"{path / name} has sha256 {sha256}")
     trusted.remember(sha256, f"named, at {path.absolute() / name}")
@@ -89,6 +90,13 @@ def _engine_artifact(path: Path) -> Artifact:
     artifact = Artifact.open(path)
     library_of(artifact.manifest.target)
     return artifact
+
+
+def _code_file(artifact: Artifact) -> str:
+    if artifact.manifest.target == host.TARGET:
+        return artifact.file_with_role(host.PACKAGE_ROLE)
+    library_of(artifact.manifest.target)
+    return engine_file(artifact)
 
 
 def _reasons(artifact: Artifact, plan: BuildPlan) -> tuple[str, ...]:

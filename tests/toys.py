@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,3 +64,12 @@ def prompt_tensors(
 def arrays(tensors: dict[str, Tensor]) -> Feed:
     """Turn tensors into a session's feed."""
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on tensors as small as these, several only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Engines are executable code: only those that this user built or named are loaded."""
+"""Engines and compiled packages are executable code: only those that this user built or named are loaded."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def is_trusted(sha256: str) -> bool:
     return sha256 in _engines(trust_file())
 
 
-def require_trusted(sha256: str, path: Path) -> None:
-    """Refuse an engine that this user neither built nor named.
+def require_trusted(sha256: str, path: Path, what: str = "engine", build: str = "samx build") -> None:
+    """Refuse code that this user neither built nor named; `build` is the command that makes it here.
 
     Raises: ArtifactError saying how to name it or build it.
     """
     if not is_trusted(sha256):
         raise ArtifactError(
-            f"the engine of {path} was neither built nor named by this user, and an engine is executable code",
+            f"the {what} of {path} was neither built nor named by this user, and it is executable code",
             found=f"sha256 {sha256}",
-            fix=f"Build it here with 'samx build {path}', or, if you know where it comes from, 'samx trust {path}'.",
+            fix=f"Build it here with '{build} {path}', or, if you know where it comes from, 'samx trust {path}'.",
         )
 
 

@@ -13,7 +13,7 @@ from samx.decoders.deploy.decoder import DeployDecoder
 from samx.decoders.reference import ReferenceDecoder
 from samx.decoders.session import Feed, Outputs, Placement
 from samx.decoders.spec import DecoderSpec
-from samx.errors import UnavailableError
+from samx.errors import UnavailableError, UsageError
 from samx.runtimes.base import Runtime
 
 # PyTorch asks the system for every large tensor anew: in chunks of sixteen, half of the time goes into fresh pages.
@@ -25,7 +25,7 @@ class TorchRuntime(Runtime):
 
     def __init__(self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK) -> None:
         super().__init__(module.spec, chunk)
-        self._device = _available(device)
+        self._device = torch_device(device)
         self._module = module.eval().to(self._device)
         self._image: dict[str, Tensor] = {}
 
@@ -48,13 +48,23 @@ class TorchRuntime(Runtime):
         return {name: torch.tensor(value, device=self._device) for name, value in feed.items()}
 
 
-def _available(device: str) -> torch.device:
-    if device.startswith("cuda") and not torch.cuda.is_available():
+def torch_device(device: str | torch.device) -> torch.device:
+    """Give a device of PyTorch's, seen to be there.
+
+    Raises: UsageError for a name that it does not know; UnavailableError where it has none of this name.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as cause:
+        raise UsageError("PyTorch knows no such device", found=f"'{device}'", expected="cpu, cuda or cuda:0") from cause
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ImportError) as cause:  # the last two from a build without it
         raise UnavailableError(
-            "PyTorch finds no CUDA device", found=f"device '{device}'", expected="a CUDA GPU and a CUDA build of torch",
-            fix="Use --device cpu, or run 'samx doctor'.",
-        )  # fmt: skip
-    return torch.device(device)
+            f"PyTorch finds no {found.type.upper()} device", found=f"device '{device}'",
+            expected="one that is there, and a build of torch for it", fix="Use --device cpu, or run 'samx doctor'.",
+        ) from cause  # fmt: skip
+    return found
 
 
 def reference_session(

@@ -48,8 +48,10 @@ def groups_of(decoder: DeployDecoder) -> list[str]:
     return [*(name for name in GROUPS if list(_modules(decoder, name))), STREAM]
 
 
-def set_precision(decoder: DeployDecoder, islands: Collection[str] = ISLANDS) -> DeployDecoder:
-    """Turn a decoder into float16 but for its islands; inputs and outputs stay float32.
+def set_precision(
+    decoder: DeployDecoder, islands: Collection[str] = ISLANDS, half: torch.dtype = torch.float16
+) -> DeployDecoder:
+    """Turn a decoder into half precision but for its islands; inputs and outputs stay float32.
 
     Raises: UsageError for an island that no decoder has.
     """
@@ -58,10 +60,10 @@ def set_precision(decoder: DeployDecoder, islands: Collection[str] = ISLANDS) ->
         raise UsageError(
             "unknown group of operations", found=", ".join(unknown), expected=" or ".join((*GROUPS, STREAM))
         )
-    stream = torch.float32 if STREAM in islands else torch.float16
+    stream = torch.float32 if STREAM in islands else half
     held: dict[str, torch.dtype] = {}  # by module name, what its tensors shall be
     for name in GROUPS:
-        dtype = torch.float32 if name in islands else torch.float16
+        dtype = torch.float32 if name in islands else half
         for path, module in _modules(decoder, name):
             held[path] = dtype
             if dtype != stream or name in TAKES_INPUTS:

@@ -1,0 +1,3 @@
+from samx.pytorch import load as load
+
+__version__: str

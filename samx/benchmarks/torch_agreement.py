@@ -1,0 +1,56 @@
+"""Nothing is timed that does not compute the same: a way of decoding against the reference form in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import inf
+
+import numpy as np
+
+from samx.benchmarks.agreement import MAX_ERROR, OUTPUTS
+from samx.decoders.session import FloatArray
+from samx.errors import ParityError
+from samx.validators.metrics import mask_iou
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Hold what lies between two decoders' outputs, or how much may."""
+
+    logit_error: float
+    iou_error: float  # of the predicted IoU
+    mask_iou_mean: float
+
+    def within(self, bounds: Differences) -> bool:
+        """Tell whether everything is on the good side; NaN and infinity are on none."""
+        errors = self.logit_error < bounds.logit_error and self.iou_error < bounds.iou_error
+        return errors and self.mask_iou_mean >= bounds.mask_iou_mean
+
+
+# Half precision may go as far as Meta's own modules do under autocast: the bounds keep nonsense out of the table, and
+# what was found stands beside the times.
+BOUNDS: Mapping[str, Differences] = {
+    "float32": Differences(MAX_ERROR[OUTPUTS[0]], MAX_ERROR[OUTPUTS[1]], 0.999),
+    "float16": Differences(inf, inf, 0.99),
+    "bfloat16": Differences(inf, inf, 0.95),
+}
+
+
+def compare(name: str, found: Sequence[FloatArray], wanted: Sequence[FloatArray], dtype: str) -> Differences:
+    """Compare masks and predicted IoU. Shapes: (N, M, S, S), (N, M).
+
+    Raises: ParityError when they differ in shape, or by more than the type may.
+    """
+    shapes = [[part.shape for part in parts] for parts in (found, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ParityError(f"{name} gives other shapes than the reference form", found=shapes[0], expected=shapes[1])
+    logit_error, iou_error = (float(np.abs(mine - exact).max()) for mine, exact in zip(found, wanted, strict=True))
+    mine, exact = ((parts[0] > 0).reshape(*parts[1].shape, -1) for parts in (found, wanted))
+    differences = Differences(logit_error, iou_error, float(mask_iou(mine, exact).mean()))
+    if not differences.within(BOUNDS[dtype]):
+        raise ParityError(
+            f"{name} differs from the reference form in float32", found=asdict(differences),
+            expected=asdict(BOUNDS[dtype]), fix="It was not measured.",
+        )  # fmt: skip
+    return differences

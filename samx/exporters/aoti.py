@@ -1,0 +1,95 @@
+"""Export the deploy form as an AOTInductor package: code compiled for this machine's processor, run without tracing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samx.artifacts.commit import write_file
+from samx.engines import trust
+from samx.engines.host import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
+from samx.errors import SamxError, UnavailableError
+from samx.exporters.graphs import Graph, deploy_decoder, dynamic_shapes, examples, facts, graphs, usual_sizes
+from samx.exporters.job import Exported, ExportJob
+from samx.extras import quiet
+
+PACKAGE_FILE = "decoder.pt2"  # holds two models, 'image' and 'prompt'
+# Threads are counted when the code runs, so that it obeys --threads.
+INDUCTOR: dict[str, Any] = {"aot_inductor.package": True, "cpp.dynamic_threads": True}
+
+
+def export(job: ExportJob, directory: Path) -> Exported:
+    """Compile the decoder, write the package and what it is bound to, and trust it.
+
+    Raises: UnavailableError without a C++ compiler; SamxError when the compiler fails; UsageError, WriteError.
+    """
+    options = replace(usual_sizes(job.options), split=True)
+    # Low-rank norms cancel large sums, which float16 does not survive.
+    decoder = deploy_decoder(replace(job, options=options), low_rank=options.precision == "fp32")
+    write_package(graphs(decoder, split=True), directory / PACKAGE_FILE)
+    sha256 = hashlib.sha256((directory / PACKAGE_FILE).read_bytes()).hexdigest()
+    write_file(directory / STAMP_FILE, HostStamp(Host.here(version("torch")), sha256).to_bytes())
+    trust.remember(sha256, f"compiled from {job.loaded.name} {job.loaded.sha256}")
+    files = {PACKAGE_FILE: PACKAGE_ROLE, STAMP_FILE: STAMP_ROLE}
+    return Exported(files, {**options.to_json(), **facts(decoder, options)}, {"torch": version("torch")})
+
+
+def write_package(parts: Sequence[Graph], path: Path) -> None:
+    """Compile graphs and put them into one package, by their roles.
+
+    Raises: UnavailableError without a C++ compiler; SamxError when the compiler fails.
+    """
+    from torch._inductor.package.package import package_aoti
+
+    _require_compiler()
+    with _compiling():
+        package_aoti(str(path), {part.role: _compile(part) for part in parts})
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as cause:
+        raise UnavailableError(
+            "target 'aoti' needs a C++ compiler", found="none that works", fix="Install g++, or name a compiler in CXX."
+        ) from cause
+
+
+def _compile(part: Graph) -> Any:
+    given = examples(part.inputs)
+    # Deferred: of strides in the low-rank form the tracer cannot prove what holds for every number of points.
+    program = torch.export.export(
+        part.module.eval(), given, dynamic_shapes=(dynamic_shapes(part.inputs),),
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )  # fmt: skip
+    return torch._inductor.aot_compile(program.module(), given, options=INDUCTOR)
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Compile in a directory of its own: the usual one has a name that others on the machine could have taken."""
+    from torch._inductor.exc import CppCompileError, InductorError
+    from torch._inductor.utils import fresh_cache
+
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="samx-aoti-") as folder, quiet("torch._inductor.utils"),
+            fresh_cache(dir=folder), torch.no_grad(), warnings.catch_warnings(),
+        ):  # fmt: skip
+            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+            yield
+    except (CppCompileError, InductorError) as cause:
+        lines = [line for line in str(cause).splitlines() if "error:" in line] or [str(cause).strip().splitlines()[-1]]
+        raise SamxError("the C++ compiler refuses the decoder", found=lines[0], fix="Please report this.") from cause
