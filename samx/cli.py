@@ -34,6 +34,7 @@ def export(
     ] = None,
     family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="openvino: bfloat16, where the processor has it.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers.")] = False,
     multimask: Annotated[bool, typer.Option("--multimask", help="Three masks a prompt (default).")] = False,
     single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
@@ -62,7 +63,8 @@ def export(
     ] = "samx",
     weights: Annotated[Optional[str], typer.Option(help="coreml: smaller weights: linear8 or palette8.")] = None,
     calibration: Annotated[
-        Optional[Path], typer.Option(help="--int8: set made by 'samx calibrate'; none: demo scenes, for a demo model.")
+        Optional[Path],
+        typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
     ] = None,
     min_iou: Annotated[
         Optional[float], typer.Option(help="--int8: mean mask IoU to keep (default 0.98). Groups give way until it is.")
@@ -82,7 +84,7 @@ def export(
     from samx.export import export as run
     from samx.spans import Span
 
-    precision = _one_of("precision", {"fp16": fp16, "int8": int8}, "fp32")
+    precision = _one_of("precision", {"fp16": fp16, "bf16": bf16, "int8": int8}, "fp32")
     masks = _one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}, "multimask")
     name = checkpoint.name.partition(".")[0] if checkpoint else f"{family}-demo"
     request = ExportRequest(

@@ -63,7 +63,7 @@ class ExportRequest:
     mask_input: bool = False
     image_size: int | None = None
     embeddings: Sequence[Path] = ()
-    calibration: Path | None = None  # of int8; None: demo scenes, for a demo model
+    calibration: Path | None = None  # of int8, and what judges bf16; None: demo scenes, for a demo model
     overwrite: bool = False
     options: dict[str, object] = field(default_factory=dict)  # the fields of ExportOptions but precision
 
@@ -222,13 +222,36 @@ class FloatSteps:
         return ParitySuite.build(reference_session(self.job.loaded, spec), images, cases, source)
 
 
+@dataclass(frozen=True)
+class HeldOutSteps(FloatSteps):
+    """Take the steps of an export in bfloat16: as any other, but judged on the prompts that judge INT8."""
+
+    def suite(self, exported: Exported, most_images: int) -> ParitySuite:
+        """Roll prompts out, and ask the reference about them.
+
+        Raises: UsageError without a calibration set for a checkpoint whose scenes are not known; InputError.
+        """
+        from samx.int8 import held_out_prompts
+        from samx.runtimes.torch import reference_session
+
+        held = held_out_prompts(
+            self.job, self.checkpoint, self.request.calibration, most_images, exported.most_points, self.progress
+        )
+        self.progress("Asking the PyTorch reference")
+        images, cases = held.stored(most_images)
+        return ParitySuite.build(reference_session(self.job.loaded, self.job.spec), images, cases, held.source)
+
+
+STEPS: Mapping[str, type[FloatSteps]] = {"bf16": HeldOutSteps}  # of the other floating point precisions: FloatSteps
+
+
 def _steps(
     request: ExportRequest, entry: Backend, job: ExportJob, checkpoint: Path, progress: Progress
 ) -> FloatSteps | Int8:
     from samx.int8 import Int8
 
     if request.precision != "int8":
-        return FloatSteps(request, entry, job, checkpoint, progress)
+        return STEPS.get(request.precision, FloatSteps)(request, entry, job, checkpoint, progress)
     return Int8.prepare(entry, job, checkpoint, request.calibration, request.out, progress)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 
 from samx.errors import MissingExtraError
+
+# What libraries bring along to report over the network that they were imported; they do without where it is missing.
+REPORTERS: Mapping[str, str] = {"openvino": "openvino_telemetry"}
 
 
 def require(library: str, extra: str, purpose: str) -> ModuleType:
@@ -16,11 +20,12 @@ def require(library: str, extra: str, purpose: str) -> ModuleType:
 
     Raises: MissingExtraError naming the extra that installs it.
     """
+    name = library.split(".")[0]
     try:
-        with quiet(library.split(".")[0]):
+        with quiet(name), _without(REPORTERS.get(name)):
             return importlib.import_module(library)
     except ModuleNotFoundError as cause:
-        if cause.name is None or cause.name.split(".")[0] != library.split(".")[0]:
+        if cause.name is None or cause.name.split(".")[0] != name:
             raise
         raise MissingExtraError(library, extra, purpose) from cause
 
@@ -35,3 +40,16 @@ def quiet(library: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _without(reporter: str | None) -> Iterator[None]:
+    """Let a library look as if it had never been installed; the user's own program can still import it afterwards."""
+    if reporter is None or reporter in sys.modules:
+        yield
+        return
+    sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[reporter]

@@ -15,7 +15,7 @@ PACKAGE_SUFFIX = ".mlpackage"
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Describe an artifact, an ONNX file by the metadata inside, or a Core ML package by its functions and a lint.
+    """Describe an artifact, an ONNX or OpenVINO file by the metadata inside, or a Core ML package by its functions.
 
     Raises: ArtifactError for a damaged artifact; InputError for anything else.
     """
@@ -25,9 +25,12 @@ def inspect(path: Path) -> dict[str, Any]:
         return {"kind": "artifact", **Artifact.inspect(path)}
     if path.suffix == ".onnx" and path.is_file():
         return {"kind": "onnx", "path": str(path), "bytes": path.stat().st_size, **_onnx_facts(path)}
+    if path.suffix == ".xml" and path.is_file():
+        return {"kind": "openvino", "path": str(path), "bytes": path.stat().st_size, **_openvino_facts(path)}
     raise InputError(
         f"cannot inspect '{path}'", found="a file of another kind" if path.exists() else "nothing",
-        expected="an artifact directory, an .onnx file or an .mlpackage", fix="Name what 'samx export' left.",
+        expected="an artifact directory, an .onnx file, an OpenVINO .xml or an .mlpackage",
+        fix="Name what 'samx export' left.",
     )  # fmt: skip
 
 
@@ -47,6 +50,24 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
             for key, value in metadata.items()
             if key.startswith(METADATA_PREFIX)
         },
+    }
+
+
+def _openvino_facts(path: Path) -> dict[str, Any]:
+    from samx.openvino import ir
+
+    weights = path.with_suffix(ir.WEIGHTS_SUFFIX)
+    try:
+        files = ir.Ir(path.read_bytes(), weights.read_bytes())
+    except OSError as cause:
+        raise InputError(
+            f"'{path}' lacks its weights", found=cause.strerror, expected=weights.name, fix="Keep the two together."
+        ) from cause
+    graph = ir.read(files)
+    return {
+        "inputs": [port.get_any_name() for port in graph.inputs],
+        "outputs": [port.get_any_name() for port in graph.outputs],
+        "samx": ir.metadata(graph),
     }
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samx.artifacts.commit import seal
+from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.decoders.session import Session
 from samx.errors import UsageError
@@ -16,6 +18,7 @@ from samx.registry import GRAPH_DEVICE, Backend, load
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
+    from samx.decoders.checkpoint import LoadedDecoder
     from samx.exporters.job import Exported, ExportJob, ExportOptions
     from samx.quantization.calibration import CalibrationSet
     from samx.quantization.held_out import HeldOut
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from samx.quantization.report import Int8Report
     from samx.quantization.search import Budget
 
+# The precisions that an option goes with.
+GO_WITH: Mapping[str, tuple[str, ...]] = {
+    "--calibration": ("int8", "bf16"), "--exclude": ("int8",), "--min-iou": ("int8",),
+}  # fmt: skip
 NOTEBOOK_SUFFIX = ".int8-search.json"
 REPORT_FILE, REPORT_ROLE = "int8_report.json", "int8_report"
 LEAST_IOU = 0.98  # the gate's; --min-iou may ask for more
@@ -130,22 +137,28 @@ class Int8:
     def _speeds(self, artifact: Artifact) -> list[Mapping[str, Any]]:
         """Measure beside what the same command writes without --int8."""
         from samx.benchmarks.int8 import compare_speed
-        from samx.runtimes.onnxruntime import open_models
 
         with tempfile.TemporaryDirectory(prefix="samx-float-") as folder:
-            options = replace(self.job.options, precision="fp32", exclude=(), min_iou=None)
-            exported = load(self.backend.exporter)(replace(self.job, options=options), Path(folder))
-            models = {name: Path(folder, name).read_bytes() for name in exported.files}
-        ours = load(self.backend.runtime)(artifact)
-        sessions = {"float": open_models(models, self.job.spec, exported.options), "int8": ours}
-        sizes = {"float": sum(map(len, models.values())), "int8": sum(artifact.manifest.files[n].bytes for n in models)}
+            exported = self._floating(Path(folder), artifact.manifest)
+            artifacts = {"float": exported, "int8": artifact}
+            sessions: dict[str, Session] = {name: load(self.backend.runtime)(one) for name, one in artifacts.items()}
+        sizes = {
+            name: sum(one.manifest.files[n].bytes for n in exported.manifest.files) for name, one in artifacts.items()
+        }
         image, prompts = self._question()
         for session in sessions.values():
             session.set_image(image)
-        threads = int(ours.placement().details["threads"])
+        threads = int(sessions["int8"].placement().details["threads"])
         runs = {name: session.decode for name, session in sessions.items()}
         feeds = ({name: value.repeat(n, axis=0) for name, value in prompts.items()} for n in SPEED_PROMPTS)
         return [compare_speed(runs, feed, sizes, threads=threads, seconds=SPEED_SECONDS).to_json() for feed in feeds]
+
+    def _floating(self, directory: Path, like: Manifest) -> Artifact:
+        options = replace(self.job.options, precision="fp32", exclude=(), min_iou=None)
+        exported: Exported = load(self.backend.exporter)(replace(self.job, options=options), directory)
+        manifest = replace(like, precision="fp32", options=dict(exported.options), evidence=())
+        seal(directory, manifest, exported.files)
+        return Artifact.open(directory)
 
     def _question(self) -> tuple[Any, Any]:
         """Choose a box: two corners, as most prompts have."""
@@ -167,7 +180,7 @@ class Int8:
 def check_options(
     entry: Backend, precision: str, calibration: Path | None, options: ExportOptions, own_embeddings: bool
 ) -> None:  # fmt: skip
-    """Refuse what belongs to INT8 in another export, and the other way round.
+    """Refuse what belongs to INT8, or to what is judged like it, in another export, and the other way round.
 
     Raises: UsageError.
     """
@@ -175,12 +188,12 @@ def check_options(
         "--calibration": calibration is not None, "--exclude": bool(options.exclude),
         "--min-iou": options.min_iou is not None,
     }  # fmt: skip
-    asked = [flag for flag, is_there in given.items() if is_there]
-    if precision != "int8" and asked:
-        raise UsageError("only INT8 is calibrated", found=f"{asked[0]} with {precision}", expected="--int8")
-    if precision == "int8" and own_embeddings:
+    foreign = [flag for flag, is_there in given.items() if is_there and precision not in GO_WITH[flag]]
+    if foreign:
+        raise UsageError("only INT8 is calibrated", found=f"{foreign[0]} with {precision}", expected="--int8")
+    if precision in GO_WITH["--calibration"] and own_embeddings:
         raise UsageError(
-            "INT8 is judged on prompts that its calibration set holds out", found="--embedding",
+            f"{precision} is judged on prompts that a calibration set holds out", found="--embedding",
             fix="Calibrate on them: samx calibrate CHECKPOINT --embeddings DIR -o set.npz",
         )  # fmt: skip
     _budget(options.min_iou)
@@ -206,17 +219,47 @@ def _budget(min_iou: float | None) -> Budget:
 
 
 def _calibration(job: ExportJob, checkpoint: Path, path: Path | None, progress: Progress) -> CalibrationSet:
-    from samx.exporters.encoder import is_demo
-    from samx.quantization.calibration import CalibrationSet
     from samx.quantization.rollout import build_set, calibration_reference
     from samx.quantization.sources import SourceOptions, open_source
 
     loaded = job.loaded
+    found = _given_set(loaded, checkpoint, path)
+    if found is not None:
+        return found
+    source = open_source(SourceOptions(), checkpoint, loaded.spec, 0)
+    return build_set(calibration_reference(loaded), loaded.sha256, source, progress=progress)
+
+
+def _given_set(loaded: LoadedDecoder, checkpoint: Path, path: Path | None) -> CalibrationSet | None:
+    """Read the user's calibration set; none is needed for a demo model, whose scenes are known.
+
+    Raises: UsageError; InputError for a set of another decoder.
+    """
+    from samx.exporters.encoder import is_demo
+    from samx.quantization.calibration import CalibrationSet
+
     if path is not None:
         found = CalibrationSet.load(path)
         found.check_for(loaded.spec, loaded.sha256)
         return found
     if not is_demo(checkpoint):
-        raise UsageError("INT8 needs a calibration set for this checkpoint", found="none", fix=HOW_TO_CALIBRATE)
-    source = open_source(SourceOptions(), checkpoint, loaded.spec, 0)
-    return build_set(calibration_reference(loaded), loaded.sha256, source, progress=progress)
+        raise UsageError("this precision needs a calibration set for this checkpoint", found="none",
+                         fix=HOW_TO_CALIBRATE)  # fmt: skip
+    return None
+
+
+def held_out_prompts(
+    job: ExportJob, checkpoint: Path, path: Path | None, images: int, most_points: int | None, progress: Progress
+) -> HeldOut:
+    """Give what judges a floating point export of eight bits: prompts on at most so many images.
+
+    Raises: as Int8.prepare(); InputError when the calibration set holds nothing out.
+    """
+    from samx.quantization.held_out import held_out, held_out_scenes
+    from samx.quantization.rollout import calibration_reference
+
+    given, reference = _given_set(job.loaded, checkpoint, path), calibration_reference(job.loaded)
+    more: dict[str, Any] = {"most_points": most_points, "progress": progress}
+    if given is None:
+        return held_out_scenes(reference, checkpoint, job.spec, images=images, **more)
+    return held_out(given, reference, checkpoint, job.spec, **more)

@@ -107,11 +107,21 @@ BACKENDS: tuple[Backend, ...] = (
         graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.engines.lower:lower", compiles_anywhere=True,
     ),
     Backend(
+        "openvino", "OpenVINO", "samx.exporters.openvino:export", "samx.runtimes.openvino:open_artifact",
+        "samx.runtimes.openvino:devices", ("fp32", "fp16", "bf16", "int8"), "openvino", "openvino",
+        ("split", "simplify", "exclude", "min_iou"), quantiser="samx.quantization.openvino:quantise",
+        groups="samx.quantization.groups:QUANTISABLE",
+    ),
+    Backend(
         "coreml", "Core ML", "samx.exporters.coreml:export", "samx.runtimes.coreml:open_artifact",
         "samx.runtimes.coreml:devices", ("fp32", "fp16", "int8"), "coremltools", "coreml",
         ("ios", "contract", "weights", "exclude", "min_iou"), quantiser="samx.quantization.coreml:quantise",
         groups="samx.quantization.coreml_groups:QUANTISABLE",
         graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.coreml.lower:lower",
+    ),
+    Backend(
+        "aoti", "AOTInductor", "samx.exporters.aoti:export", "samx.runtimes.aoti:open_artifact",
+        "samx.runtimes.aoti:devices", ("fp32", "fp16"), "torch", "export", ("islands",),
     ),
 )  # fmt: skip
 

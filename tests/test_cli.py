@@ -216,16 +216,16 @@ def test_int8_refuses_a_set_of_something_else(
 
 
 def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter is sabotaged: one attention bias of the deploy form is off."""
+    """The exporter is sabotaged: a bias of the deploy form is off."""
     from samx.decoders.deploy.decoder import DeployDecoder
-    from samx.exporters import onnx
+    from samx.exporters import graphs
 
     def spoiled(*arguments: Any, **options: Any) -> DeployDecoder:
         decoder = DeployDecoder(*arguments, **options)
-        decoder.head.bias[5] += 1.0
+        decoder.hypernetworks.get_buffer("bias2").add_(1.0)
         return decoder
 
-    monkeypatch.setattr(onnx, "DeployDecoder", spoiled)
+    monkeypatch.setattr(graphs, "DeployDecoder", spoiled)
     ended = samx("export", "-o", tmp_path / "out")
     assert_one_error_line(ended, 3, "parity failed")
     assert "Nothing was written" in ended.err

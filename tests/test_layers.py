@@ -21,7 +21,9 @@ PACKAGE = Path(samx.__file__).parent
 # Top to bottom. A module may import from the lines below its own, and from its own unit; never from a neighbour on its
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("samx.benchmarks.meta_onnx", "samx.benchmarks.compare"),  # programs with command lines of their own
+    # Programs with command lines of their own.
+    ("samx.benchmarks.meta_onnx", "samx.benchmarks.compare", "samx.benchmarks.torch_forms"),
+    ("samx.benchmarks.compare_decoders",),
     ("samx.cli",),
     ("samx.cli_measure",),
     ("samx.console",),
@@ -40,12 +42,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.calibrate", "samx.int8"),
     ("samx.reports", "samx.bundles"),
     ("samx.benchmarks",),
-    ("samx.quantization",),
+    ("samx.quantization", "samx.pytorch"),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
     ("samx.overlay", "samx.registry"),
     ("samx.prompts", "samx.postprocess", "samx.images"),
-    ("samx.coreml", "samx.engines", "samx.devices"),
+    ("samx.coreml", "samx.engines", "samx.openvino"),
+    ("samx.devices",),
     ("samx.frames", "samx.artifacts", "samx.decoders"),
     ("samx.decoders.session",),
     ("samx.decoders.spec", "samx.extras", "samx.progress", "samx.spans", "samx.demo.__init__"),
@@ -56,7 +59,7 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 HEAVY = (
     "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "safetensors", "transformers", "tensorrt", "tensorrt_rtx",
-    "cuda", "coremltools", "pynvml", "matplotlib", "jinja2",
+    "cuda", "coremltools", "openvino", "pynvml", "matplotlib", "jinja2",
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
@@ -65,6 +68,10 @@ HEAVY_MODULES = (
     "samx.benchmarks.meta_candidates",
     "samx.benchmarks.meta_onnx",
     "samx.benchmarks.peers",
+    "samx.benchmarks.torch_forms",
+    "samx.benchmarks.torch_measure",
+    "samx.benchmarks.torch_peaks",
+    "samx.benchmarks.torch_ways",
     "samx.coreml.checks",
     "samx.coreml.compiled",
     "samx.coreml.evaluate",
@@ -92,6 +99,7 @@ HEAVY_MODULES = (
     "samx.quantization.held_out",
     "samx.quantization.onnx",
     "samx.quantization.onnx_qdq",
+    "samx.quantization.openvino",
     "samx.quantization.ranges",
     "samx.quantization.rollout",
     "samx.quantization.sources",

@@ -1,11 +1,12 @@
-"""Box prompts at random, the same for everybody who asks for the same round."""
+"""Box prompts: at random, the same for everybody who asks for the same round; or round the objects of a demo scene."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from samx.decoders.session import Feed
+from samx.decoders.session import Feed, FloatArray
 from samx.decoders.spec import LABELS, DecoderSpec
+from samx.demo.scenes import LEVELS, generate_scene
 
 SEED = 20
 MIN_SIDE_PX = 16  # one cell of the embedding grid
@@ -21,3 +22,11 @@ def box_feed(spec: DecoderSpec, number: int, count: int) -> Feed:
         "point_coords": np.stack([top_left, bottom_right], axis=1).astype(np.float32),
         "point_labels": np.tile(np.array(corners, np.float32), (count, 1)),
     }
+
+
+def object_boxes(seed: int, size_px: tuple[int, int]) -> FloatArray:
+    """Draw a box round every region of a scene that is not tiny. Shapes: -> (N, 2, 2), corners in px."""
+    scene = generate_scene(seed, size_px)
+    places = [np.argwhere(mask) for level in LEVELS for mask in scene.masks(level)]  # (row, column)
+    corners = [np.stack([place.min(0), place.max(0) + 1])[:, ::-1] for place in places]
+    return np.array([box for box in corners if (box[1] - box[0]).min() >= MIN_SIDE_PX], np.float32)

@@ -8,36 +8,40 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
+import numpy as np
 import typer
 
 from samx import console
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import utc_now
 from samx.benchmarks.agreement import OUTPUTS, join, output_error
-from samx.benchmarks.boxes import box_feed
+from samx.benchmarks.boxes import box_feed, object_boxes
 from samx.benchmarks.compare_decoders import DECODERS, Call, Decoder, Setting
 from samx.benchmarks.compare_table import markdown
 from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
 from samx.benchmarks.summary import Ratio, by_name, speedup, summarize
 from samx.decoders.checkpoint import load_checkpoint
+from samx.decoders.session import FloatArray
 from samx.decoders.spec import DecoderSpec
 from samx.demo import demo_checkpoint
 from samx.devices.processor import usable_cpus
-from samx.errors import UsageError
-from samx.exporters.encoder import demo_images
+from samx.errors import ParityError, UsageError
+from samx.exporters.encoder import PARITY_SCENES, demo_images
 from samx.images import check_free
 from samx.progress import Progress
+from samx.validators.metrics import mask_iou
 
-SCHEMA = 1
+SCHEMA = 2
 PROMPTS = (1, 8, 64)
 AGREED_PROMPTS = 2
+LEAST_IOU = 0.98  # mean over all masks, of a decoder that computes with fewer bits
 LEAST_CALLS = 7  # a ratio's interval needs six
 
 
@@ -78,6 +82,7 @@ class Comparison:
     environment: dict[str, str]
     versions: dict[str, str]
     errors: dict[str, dict[str, float]]  # by family, decoder: largest difference of a logit from the baseline's
+    mask_iou: dict[str, dict[str, float]]  # by family, decoder with fewer bits: mean with the baseline's masks
     groups: tuple[Group, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -93,15 +98,18 @@ def compare(settings: Settings, progress: Progress) -> Comparison:
     environment = benchmark_environment()
     groups: list[Group] = []
     errors: dict[str, dict[str, float]] = {}
+    masks: dict[str, dict[str, float]] = {}
     for family in settings.families:
         for threads, calls, spec in _opened(family, settings, progress):
             progress(f"{family}, threads {threads}: comparing the outputs")
-            errors[family] = agree(calls, spec)
+            rounded = {entry.name for entry in chosen(family, settings.compiled) if entry.rounded}
+            errors[family] = agree({name: call for name, call in calls.items() if name not in rounded}, spec)
+            masks[family] = agree_in_masks(calls, rounded)
             for prompts in settings.prompts:
                 progress(f"{family}, threads {threads}: measuring, prompts a call {prompts}")
                 groups.append(_group(family, threads, prompts, calls, spec, settings.seconds))
     command = ["python", "-m", "samx.benchmarks.compare", *sys.argv[1:]]
-    return Comparison(utc_now(), command, environment, versions(settings), errors, tuple(groups))
+    return Comparison(utc_now(), command, environment, versions(settings), errors, masks, tuple(groups))
 
 
 def chosen(family: str, compiled: bool) -> list[Decoder]:
@@ -141,6 +149,26 @@ def agree(calls: dict[str, Call], spec: DecoderSpec) -> dict[str, float]:
         for name, outputs in found.items()
     }
     return {name: logits for name, (logits, _) in errors.items()}
+
+
+def agree_in_masks(calls: dict[str, Call], rounded: Collection[str]) -> dict[str, float]:
+    """Compare the masks of some decoders with the first one's, on boxes round the picture's objects; gives mean IoU.
+
+    Raises: ParityError.
+    """
+    if not rounded:
+        return {}
+    boxes = object_boxes(*PARITY_SCENES[0])
+    expected, *_ = join(next(iter(calls.values()))(boxes))
+    return {name: _mean_iou(name, join(calls[name](boxes))[0], expected) for name in calls if name in rounded}
+
+
+def _mean_iou(name: str, found: FloatArray, expected: FloatArray) -> float:
+    ours, theirs = ((logits > 0).reshape(*logits.shape[:2], -1) for logits in (found, expected))
+    iou = float(mask_iou(ours, theirs).mean()) if np.isfinite(found).all() else 0.0
+    if iou < LEAST_IOU:
+        raise ParityError(f"{name}: masks differ from the peer's", found=f"mean IoU {iou:.4f}", expected=f"{LEAST_IOU}")
+    return iou
 
 
 def _group(family: str, threads: int, prompts: int, calls: dict[str, Call], spec: DecoderSpec, seconds: float) -> Group:

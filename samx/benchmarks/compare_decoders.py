@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,21 @@ import onnx
 import torch
 from torch import Tensor
 
+from samx.artifacts.store import Artifact
 from samx.benchmarks.agreement import Parts
 from samx.benchmarks.meta_candidates import no_mask_feed, open_session
-from samx.benchmarks.peers import huggingface, require_peer, samexporter
+from samx.benchmarks.peers import huggingface, samexporter
 from samx.benchmarks.peers.meta import DECODER_INPUTS, DECODER_OUTPUTS, export_meta
 from samx.decoders.checkpoint import LoadedDecoder, build_reference
 from samx.decoders.deploy.decoder import DeployDecoder
 from samx.decoders.session import Feed, FloatArray
 from samx.decoders.spec import LABELS
+from samx.export import ExportRequest, export
 from samx.exporters.job import ExportJob, ExportOptions
-from samx.exporters.onnx import export
-from samx.runtimes.base import DEFAULT_CHUNK
-from samx.runtimes.onnxruntime import OnnxRuntimeRuntime
+from samx.exporters.onnx import export as write_onnx
+from samx.runtimes.base import DEFAULT_CHUNK, Runtime
+from samx.runtimes.onnxruntime import open_models
+from samx.runtimes.openvino import open_artifact
 from samx.spans import Span
 
 MASKS = slice(1, 4)  # of the four that Meta's SAM 1 graphs return: the three that everybody else does
@@ -60,6 +62,7 @@ class Decoder:
     libraries: tuple[str, ...]
     families: tuple[str, ...] = ("sam1", "sam2")
     compiled: bool = False  # minutes before the first call
+    rounded: bool = False  # to fewer bits: its masks are compared, and not its logits
 
 
 def points_of(boxes: Boxes, padded: bool) -> Feed:
@@ -129,49 +132,36 @@ def hugging_face(setting: Setting, compiled: bool = False) -> Call:
     return call
 
 
-def samx_onnx(
-    setting: Setting, name: str, split: bool = False, prompts: str | None = None,
-    session: Callable[[bytes, int], Any] = open_session,
-) -> Call:  # fmt: skip
+def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | None = None) -> Call:
     """Open our graph as samx's runtime does."""
     folder = setting.folder / name
     options = ExportOptions(split=split, prompts=Span.parse(prompts, "prompts") if prompts else None)
     spec = replace(setting.loaded.spec, masks="multimask")
     if not folder.exists():
         folder.mkdir()
-        export(ExportJob(setting.loaded, spec, options), folder)
+        write_onnx(ExportJob(setting.loaded, spec, options), folder)
     files = ("image.onnx", "prompt.onnx") if split else ("decoder.onnx",)
-    sessions = [session((folder / file).read_bytes(), setting.threads) for file in files]
-    runtime = OnnxRuntimeRuntime(spec, sessions, "cpu")
-    runtime.set_image(setting.image)
+    models = {file: (folder / file).read_bytes() for file in files}
+    return _runtime(open_models(models, spec, options.to_json(), threads=setting.threads), setting.image)
+
+
+def samx_openvino(setting: Setting, precision: str) -> Call:
+    """Open what 'samx export --target openvino --split' leaves, proven and in its precision."""
+    path, family = setting.folder / f"openvino-{precision}", setting.loaded.spec.family
+    if not path.exists():
+        export(ExportRequest(path, None, family, "openvino", precision, options={"split": True}))
+    return _runtime(open_artifact(Artifact.open(path), threads=setting.threads), setting.image)
+
+
+def _runtime(runtime: Runtime, image: Feed) -> Call:
+    padded = runtime.spec.family == "sam2"
+    runtime.set_image(image)
 
     def call(boxes: Boxes) -> Parts:
-        outputs = runtime.decode(points_of(boxes, padded=spec.family == "sam2"))
+        outputs = runtime.decode(points_of(boxes, padded))
         return [[outputs["low_res_masks"], outputs["iou_predictions"]]]
 
     return call
-
-
-class OpenVinoGraph:
-    """Run a graph in OpenVINO where samx's runtime expects a session of ONNX Runtime; float32, never bfloat16."""
-
-    def __init__(self, model: bytes, threads: int) -> None:
-        settings = {
-            "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY",
-        }  # fmt: skip
-        core = require_peer("openvino").Core()
-        compiled = core.compile_model(core.read_model(model), "CPU", settings)
-        self.request = compiled.create_infer_request()
-        self.names = [output.get_any_name() for output in compiled.outputs]
-
-    def get_outputs(self) -> list[SimpleNamespace]:
-        """Name the outputs."""
-        return [SimpleNamespace(name=name) for name in self.names]
-
-    def run(self, names: Sequence[str] | None, feed: Feed) -> list[FloatArray]:
-        """Compute outputs; copies, as in ONNX Runtime."""
-        found = self.request.infer(dict(feed))
-        return [found[name] for name in names or self.names]
 
 
 def samx_torch(setting: Setting, compiled: bool = False) -> Call:
@@ -194,7 +184,7 @@ def samx_torch(setting: Setting, compiled: bool = False) -> Call:
     return call
 
 
-ORT, TORCH = ("onnxruntime",), ("torch",)
+ORT, OPENVINO, TORCH = ("onnxruntime",), ("openvino",), ("torch",)
 HF = ("transformers", "torch")
 # The first of a family is what the others are compared with: Meta's own export, and for SAM 2, for which Meta has none,
 # the one that most people use.
@@ -207,11 +197,9 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("samx, one graph", partial(samx_onnx, name="one"), ORT),
     Decoder("samx, --prompts 16", partial(samx_onnx, name="many", prompts="16"), ORT),
     Decoder("samx, image part kept", partial(samx_onnx, name="split", split=True), ORT),
-    Decoder(
-        "samx, OpenVINO, image part kept",
-        partial(samx_onnx, name="split", split=True, session=OpenVinoGraph),
-        ("openvino",),
-    ),
+    Decoder("samx, OpenVINO", partial(samx_openvino, precision="fp32"), OPENVINO),
+    Decoder("samx, OpenVINO bfloat16", partial(samx_openvino, precision="bf16"), OPENVINO, rounded=True),
+    Decoder("samx, OpenVINO INT8", partial(samx_openvino, precision="int8"), OPENVINO, rounded=True),
     Decoder("samx, PyTorch eager", samx_torch, TORCH),
     Decoder("samx, PyTorch compiled", partial(samx_torch, compiled=True), TORCH, compiled=True),
 )

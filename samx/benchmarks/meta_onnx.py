@@ -84,6 +84,7 @@ class Settings:
     opsets: Sequence[int]
     seconds: float
     checkpoint: Path
+    grid: bool = False
 
 
 Progress = Callable[[str], None]
@@ -96,16 +97,17 @@ def compare(settings: Settings, progress: Progress) -> Report:
     """
     loaded = load_checkpoint(settings.checkpoint)
     images, source = _images(settings.checkpoint, loaded)
-    report = Report(sys.argv, loaded.name, loaded.sha256, source, benchmark_environment())
+    command = ["python", "-m", "samx.benchmarks.meta_onnx", *sys.argv[1:]]
+    report = Report(command, loaded.name, loaded.sha256, source, benchmark_environment())
     for opset, sessions, threads in _opened(settings, loaded, progress):
         where = f"opset {opset}, {threads} thread{'s' if threads > 1 else ''}"
         progress(f"{where}: comparing the outputs")
         report.agreement += [
             {"opset": opset, "threads": threads, "image": i, **asdict(entry)}
             for i, image in enumerate(images)
-            for entry in agree(sessions, image)
+            for entry in agree(sessions, image, settings.grid and i == 0)
         ]
-        for group in groups(sessions, images[0]):
+        for group in groups(sessions, images[0], settings.grid):
             progress(f"{where}: measuring {group.title}")
             report.results.append(_measure(group, opset, threads, settings.seconds))
     return report
@@ -129,14 +131,14 @@ def _opened(settings: Settings, loaded: LoadedDecoder, progress: Progress) -> It
                 yield opset, open_sessions(meta, exports, threads), threads
 
 
-def agree(sessions: Sessions, image: Feed) -> list[Agreement]:
+def agree(sessions: Sessions, image: Feed, grid: bool = False) -> list[Agreement]:
     """Check every candidate on one image, through the very calls that will be timed."""
     peer = meta_call(sessions, image)
-    return [entry for group in groups(sessions, image) for entry in check_agreement(group.candidates, peer)]
+    return [entry for group in groups(sessions, image, grid) for entry in check_agreement(group.candidates, peer)]
 
 
 def _measure(group: Group, opset: int, threads: int, seconds: float) -> GroupResult:
-    samples = measure(group.candidates, Effort(seconds))
+    samples = measure(group.candidates, group.effort or Effort(seconds))
     named = by_name(samples)
     ratios = {name: speedup(named[group.baseline], entry) for name, entry in named.items() if name != group.baseline}
     return GroupResult(group.title, opset, threads, group.baseline, samples, ratios, judge(CLAIMS, ratios))
@@ -181,12 +183,15 @@ def meta_onnx(
     opset: Annotated[str, typer.Option(help=" or ".join(OPSET_CHOICES))] = "both",
     checkpoint: Annotated[Optional[Path], typer.Option(help="SAM 1 weights (default: the demo model).")] = None,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write raw samples and all facts here.")] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Measure everything mode's 1024 points too; takes minutes.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 4 when a claimed speed-up is not met.")] = False,
 ) -> None:
     """Measure samx's SAM 1 decoder beside Meta's own ONNX decoder."""
     if opset not in OPSET_CHOICES:
         raise UsageError("opset is not offered", found=opset, expected=" or ".join(OPSET_CHOICES))
-    settings = Settings(threads or [1], OPSET_CHOICES[opset], seconds, checkpoint or demo_checkpoint("sam1"))
+    settings = Settings(threads or [1], OPSET_CHOICES[opset], seconds, checkpoint or demo_checkpoint("sam1"), grid)
     with console.steps() as progress:
         report = compare(settings, progress)
     show(report)

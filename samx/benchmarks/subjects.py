@@ -21,7 +21,8 @@ from samx.validators.report import ParityReport
 
 # Files that a runtime may open. Where an engine runs, the graph that it was built from does not.
 ENGINE_ROLE = "engine"
-MODEL_ROLES = ("decoder", "image", "prompt", "package")
+GRAPH_ROLES = ("decoder", "image", "prompt")
+MODEL_ROLES = (*GRAPH_ROLES, *(f"{role}_weights" for role in GRAPH_ROLES), "package")
 SAME_MACHINE = ("machine", "cpu", "samx")  # what has to agree for a stored parity report to speak of this machine
 
 

@@ -1,4 +1,4 @@
-"""Prompts that judge an INT8 export: on images, or at least prompts, that did not calibrate it."""
+"""Prompts that judge an INT8 or bfloat16 export: on images, or at least prompts, that did not calibrate it."""
 
 from __future__ import annotations
 
@@ -57,26 +57,27 @@ def held_out(
             expected=f"a demo checkpoint and none of {HELD_OUT_SCENES[0]} to {HELD_OUT_SCENES[-1]}",
             fix="Calibrate again with this checkpoint.",
         )  # fmt: skip
-    return _scenes(calibration, reference, checkpoint, spec, most_points, progress)
+    return held_out_scenes(reference, checkpoint, spec, calibration.seed, most_points=most_points, progress=progress)
 
 
-def _scenes(
-    calibration: CalibrationSet, reference: Session, checkpoint: Path, spec: DecoderSpec,
-    most_points: int | None, progress: Progress,
+def held_out_scenes(
+    reference: Session, checkpoint: Path, spec: DecoderSpec, seed: int = 0, *, images: int | None = None,
+    most_points: int | None = None, progress: Progress = silent,
 ) -> HeldOut:  # fmt: skip
-    source = demo_scenes(checkpoint, calibration.spec, HELD_OUT_SCENES)
-    count, seed = len(source.images), calibration.seed
-    images: list[Feed] = []
+    """Give prompts on demo scenes that never calibrate, whose regions are known; on so many of them, or on all."""
+    source = demo_scenes(checkpoint, reference.spec, HELD_OUT_SCENES[:images])
+    count = len(source.images)
+    features: list[Feed] = []
     rolled: list[Rolled] = []
     for i, asked in enumerate(deal(HELD_OUT_SAMPLES, range(count), count, seed)):
         progress("Rolling out held-out prompts, scene by scene", i, count)
         image = source.images[i]()
-        images.append(image.features)
+        features.append(image.features)
         rolled += roll_out(reference, image, i, asked, np.random.default_rng([seed, HELD_OUT_SCENES[i]]))
     check_outlined(rolled)
     kept = [found for found in rolled if found.sample.fits(most_points)]
     truth = tuple(found.target[None] if found.is_truth else None for found in kept)
-    return HeldOut(tuple(images), tuple(as_cases([found.sample for found in kept], spec)), truth, source.words)
+    return HeldOut(tuple(features), tuple(as_cases([found.sample for found in kept], spec)), truth, source.words)
 
 
 def _together(cases: Sequence[Case]) -> Iterator[Case]:

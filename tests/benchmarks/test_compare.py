@@ -11,8 +11,8 @@ import torch
 from toys import toy_checkpoint
 
 from samx.benchmarks.agreement import Parts
-from samx.benchmarks.boxes import box_feed
-from samx.benchmarks.compare import Group, agree, chosen
+from samx.benchmarks.boxes import MIN_SIDE_PX, box_feed, object_boxes
+from samx.benchmarks.compare import Group, agree, agree_in_masks, chosen
 from samx.benchmarks.compare_decoders import DECODERS, Boxes, Call, points_of
 from samx.benchmarks.compare_table import markdown
 from samx.benchmarks.interleave import Samples
@@ -63,6 +63,46 @@ def test_one_that_computes_something_else_stops_the_comparison(other: Call) -> N
         agree({"theirs": decoder(), "ours": other}, SPEC)
 
 
+def masked(flipped: float) -> Call:
+    """Answer every box with masks of which a share of the pixels is another, and with logits of another size."""
+
+    def call(boxes: Boxes) -> Parts:
+        logits = np.full((len(boxes), 3, 100, 1), 7.0, np.float32)
+        logits[:, :, : round(flipped * 100)] *= -1
+        return [[logits, np.full((len(boxes), 3), 0.5, np.float32)]]
+
+    return call
+
+
+def test_fewer_bits_are_compared_in_masks() -> None:
+    calls = {"theirs": decoder(), "float": decoder(9.0), "bits": masked(0.01)}
+    assert agree_in_masks({**calls, "theirs": masked(0.0)}, {"bits"}) == {"bits": pytest.approx(0.99)}
+    assert agree_in_masks(calls, set()) == {}
+
+
+@pytest.mark.parametrize("other", [masked(0.03), masked(1.0)])
+def test_fewer_bits_with_other_masks_stop_the_comparison(other: Call) -> None:
+    with pytest.raises(ParityError, match=r"bits: masks differ from the peer's: found mean IoU 0\..*, expected 0.98"):
+        agree_in_masks({"theirs": masked(0.0), "bits": other}, {"bits"})
+
+
+def test_masks_of_nothing_that_can_be_compared_stop_the_comparison() -> None:
+    with pytest.raises(ParityError, match=r"mean IoU 0\.0000"):
+        agree_in_masks({"theirs": decoder(), "bits": decoder(float("nan"))}, {"bits"})
+
+
+def test_only_what_has_fewer_bits_is_excused_from_equal_logits() -> None:
+    assert {entry.name for entry in DECODERS if entry.rounded} == {"samx, OpenVINO bfloat16", "samx, OpenVINO INT8"}
+
+
+def test_objects_are_boxed_by_corners_in_order() -> None:
+    boxes = object_boxes(900_001, (256, 256))
+    assert len(boxes) > 4
+    assert (boxes[:, 1] - boxes[:, 0] >= MIN_SIDE_PX).all()
+    assert boxes.min() >= 0
+    assert boxes.max() <= 256
+
+
 def test_sam2_gets_its_padding_point() -> None:
     boxes = box_feed(SPEC, 0, 2)["point_coords"]
     padded, plain = points_of(boxes, padded=True), points_of(boxes, padded=False)
@@ -108,7 +148,8 @@ def report(load: str = "0.00") -> dict[str, Any]:
     environment = {"cpu": "A CPU", "isa": "avx2", "platform": "Linux", "load_1min": load, "cpus_usable": "2"}
     return {
         "created": "2026-01-01T00:00:00+00:00", "environment": environment, "versions": {"onnxruntime": "1.0"},
-        "errors": {"sam1": {"theirs": 0.0, "ours": 1e-5, "shaky": 2e-5}}, "groups": [one.to_json() for one in groups],
+        "errors": {"sam1": {"theirs": 0.0, "ours": 1e-5}}, "mask_iou": {"sam1": {"shaky": 0.991}},
+        "groups": [one.to_json() for one in groups],
     }  # fmt: skip
 
 
@@ -116,9 +157,10 @@ def test_the_table_holds_times_ratios_and_what_was_compared() -> None:
     text = markdown(report())
     assert "**sam1, 1 thread**" in text
     assert "**sam1, 2 threads**" in text
-    assert "| theirs | 40.0 | 0.0e+00 |" in text
-    assert "| ours | 10.0, 4.00 (4.00 to 4.00) | 1.0e-05 |" in text
+    assert "| theirs | 40.0 | logits within 0.0e+00 |" in text
+    assert "| ours | 10.0, 4.00 (4.00 to 4.00) | logits within 1.0e-05 |" in text
     assert "| shaky | 20.0!, 2.00" in text
+    assert "| mask IoU 0.9910 |" in text
     assert "onnxruntime 1.0" in text
     assert "busy" not in text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_peaks_come_from_a_process_with_as_many_threads(monkeypatch: pytest.Monk
 
 def test_the_program_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import samx.benchmarks.peaks as p; p.product_rate = lambda: 1.0; p.copy_rate = lambda n: n * 2.0"
-    monkeypatch.setattr(measuring, "CHILD", (measuring.sys.executable, "-c", f"{program}; p.main()"))
+    monkeypatch.setattr(measuring, "CHILD", (sys.executable, "-c", f"{program}; p.main()"))
     assert peaks(2) == Peaks(2, 1.0, 4.0)
 
 

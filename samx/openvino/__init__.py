@@ -1,0 +1,1 @@
+"""OpenVINO: opening the library, writing and reading its files (IR), counting what its CPU plugin runs."""

@@ -1,0 +1,34 @@
+"""INT8 for OpenVINO: what ONNX Runtime's quantiser wrote, multiplied in integers by OpenVINO too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from int8_jobs import quantisation_job
+
+from samx.decoders.session import Feed, Session
+from samx.openvino import ir
+from samx.quantization import openvino as int8
+from samx.runtimes.openvino import open_graphs
+from samx.runtimes.torch import reference_session
+from samx.validators.metrics import BoolArray
+
+
+def test_int8_files_multiply_integers(tmp_path: Path) -> None:
+    job = quantisation_job("whole", tmp_path)
+    done = int8.quantise(job)
+    assert {path.name for path in tmp_path.iterdir()} == {"decoder.xml", "decoder.bin"} == set(done.exported.files)
+    products = done.arithmetic["products"]
+    assert sum(count for arithmetic, count in products.items() if arithmetic in ("i8", "u8")) >= 1, products
+    assert done.arithmetic["integer_multiply_adds"] > 0
+    graph = ir.from_directory(tmp_path, "decoder")
+    session = open_graphs([graph], job.export.spec, "int8", points=3)
+    reference = reference_session(job.export.loaded, job.export.spec)
+    question = job.calibration.images[0], job.calibration.samples[0].feed(job.export.spec)
+    found, expected = (masks(one, *question) for one in (session, reference))
+    assert (found == expected).mean() > 0.97
+
+
+def masks(session: Session, features: Feed, feed: Feed) -> BoolArray:
+    session.set_image(features)
+    return session.decode(feed)["low_res_masks"] > 0
