@@ -192,7 +192,7 @@ def test_int8_of_ones_own_checkpoint_needs_a_calibration_set(samx: Samx, tmp_pat
     checkpoint = tmp_path / "tuned.pth"
     torch.save(toy_decoder(sam1_spec(image_size=SMALL_PX)).state_dict(), checkpoint)
     ended = samx("export", checkpoint, "--int8", *SMALL, "-o", tmp_path / "out")
-    assert_one_error_line(ended, 2, "INT8 needs a calibration set for this checkpoint")
+    assert_one_error_line(ended, 2, "this precision needs a calibration set for this checkpoint")
     assert "samx calibrate CHECKPOINT --pictures DIR --encoder ENCODER.onnx -o set.npz" in ended.err
     assert list(tmp_path.iterdir()) == [checkpoint]
 

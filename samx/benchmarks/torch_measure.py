@@ -171,6 +171,7 @@ def make_ways(settings: Settings, setting: Setting, dtype: str) -> list[Way]:
     decoder = load(settings.checkpoint, points=BOX_POINTS, dtype=DTYPES[dtype], device=settings.device)
     ways = [torch_ways.baseline(setting), *torch_ways.ours(decoder, setting)]
     if settings.compile:
+        torch.compiler.reset()  # PyTorch counts compilations of a function, and gives up after eight
         ways += [torch_ways.compiled(way, dynamic=on_cpu) for way in ways]
     if not on_cpu:
         ways += torch_ways.graphed(ways)

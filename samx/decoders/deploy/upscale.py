@@ -79,6 +79,8 @@ class MaskProduct(nn.Module):
 class MaskHead(nn.Module):
     """Turn once-grown image tokens and mask weights into logits."""
 
+    bias: Tensor
+
     def __init__(self, source: MaskDecoder, *, scale_free: bool = False) -> None:
         """Take the decoder; `scale_free` for pixels of scale_free.py."""
         super().__init__()
@@ -91,6 +93,7 @@ class MaskHead(nn.Module):
         # A skip brings the bias along, and so does a constant channel.
         biased = not (scale_free or source.spec.high_res_features)
         self.grow, self.product = GrowRows(grow, biased=biased), MaskProduct()
+        self.register_buffer("bias", self.grow.bias[: self.grow.channels].clone())  # in the skips' type
         if scale_free:
             self.norm = widened_norm(self.norm)
             self.grow.append_bias(with_bias_row)
@@ -110,7 +113,7 @@ class MaskHead(nn.Module):
 
         Shapes: (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> (1, 2, 2, 4*L, C/8), (1, 2, 2*L, C/4).
         """
-        return to_rows(fine, levels=2) + self.grow.bias[: self.grow.channels], to_rows(coarse, levels=1)
+        return to_rows(fine, levels=2) + self.bias, to_rows(coarse, levels=1)
 
     def interleave(self, planes: Sequence[Tensor]) -> Tensor:
         """Put the sub-rows between each other. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
