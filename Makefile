@@ -41,8 +41,8 @@ demo: $(INSTALLED) ## Export the demo decoders with proof, segment a picture, me
 	@$(BIN)/samx report $(DEMO)/bench.json --output $(DEMO)/bench.html --force
 	@echo "Look at $(DEMO)/point.png (SAM 1 form), $(DEMO)/box.png (SAM 2 form) and $(DEMO)/bench.html."
 
-test: lint browser ## Run every check: lint, types, the report page in a browser, tests (two files at a time)
-	@$(BIN)/pytest -q -n 2 --dist loadfile
+test: lint browser ## Run every check: lint, types, the report page in a browser, tests
+	@$(BIN)/pytest -q
 
 browser: $(INSTALLED) ## Look at the report page in headless Chromium
 	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
