@@ -30,7 +30,9 @@ PROMPT_LABELS = [(1, [1]), (1, [2, 3]), (2, [1, -1]), (5, [1, 0, 1, 0, -1]), (7,
 TARGET = backend("openvino")
 
 
-@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "whole" else pytest.mark.slow) for kind in SPECS]
+)
 def test_files_compute_the_reference_at_any_size(kind: str, tmp_path: Path) -> None:
     spec = SPECS[kind]
     session, reference = open_artifact(artifact(kind, tmp_path / "toy")), toy_decoder(spec)
