@@ -134,19 +134,21 @@ def _first_layer(s: _Sizes, layers: Callable[[_Sizes, int], Iterator[Part]]) -> 
 
 def _low_rank(s: _Sizes) -> Iterator[Part]:
     table, product, mean = s.c * s.d * s.l, s.t * s.d * s.l, s.c * s.l
-    rows, narrow, both = s.t * s.d * s.c, s.t * s.d * s.d, 2 * s.r + 1  # rows of C, of D; how many at the end
-    gram, square, sums = s.r * s.r * s.c, s.r * s.r * s.l, s.h * s.l
-    scores = s.t * s.d * s.r + square + 2 * product
+    free, ones = s.r - s.h + 1, s.d + s.h  # independent factors, and what their rows are spread over
+    both = 2 * free + 1  # factors at the end
+    rows, gram, square, sums = free * ones * s.d, free * ones * (ones + s.t), s.r * free * s.l, s.h * s.l
+    scores = rows + s.t * s.d * free + square + 2 * product
+    sides = _sides(s, s.t) + s.t * s.c * s.h  # the values' ones are made like values
     yield "token to image", 2 * table, _sides(s, s.t) + 2 * product
-    yield "image to token", table, _sides(s, s.t) + product
-    yield "image norms", table + 2 * mean, rows + product + gram + square + sums
-    yield "token to image", 2 * table, _sides(s, s.t) + 2 * narrow + scores + square + product + s.t * s.d * s.r
-    yield "image to token", table, _sides(s, s.t) + narrow + scores
-    yield "image norms", 2 * table + 4 * mean, 2 * rows + 2 * product + 3 * (gram + square + sums)
-    last = _sides(s, s.k) + 4 * narrow + 2 * s.k * s.d * both + 2 * s.h * s.k * both * s.l + 3 * s.k * s.d * s.l
+    yield "image to token", table, sides + product
+    yield "image norms", table + 2 * mean, product + gram + square + sums
+    yield "token to image", 2 * table, _sides(s, s.t) + scores + rows + square + product + s.t * s.d * free
+    yield "image to token", table, sides + scores
+    yield "image norms", 2 * table + 4 * mean, 2 * product + 3 * (gram + square + sums)
+    last = _sides(s, s.k) + 4 * rows + 2 * s.k * s.d * both + 2 * s.h * s.k * both * s.l + 3 * s.k * s.d * s.l
     yield "last attention", 2 * table, last
     pixels = 4 * (s.c // 4 + s.extra)
-    yield "first upscaling", s.c * s.l * pixels, 2 * s.t * s.d * pixels + s.l * both * pixels
+    yield "first upscaling", s.c * s.l * pixels, 2 * free * ones * pixels + s.l * both * pixels
 
 
 FORMS: Mapping[str, Callable[[_Sizes], Iterator[Part]]] = {

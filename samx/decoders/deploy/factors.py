@@ -8,11 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from samx.decoders.deploy.attention import CellProjection
-
-
-def by_head(weight: Tensor, heads: int) -> Tensor:
-    """View a map from heads to channels. Shapes: (m, h*d) -> (h, d, m)."""
-    return weight.t().unflatten(0, (heads, -1)).contiguous()
+from samx.decoders.deploy.values import Values
 
 
 def dot(a: Tensor, b: Tensor, heads: int) -> Tensor:
@@ -32,11 +28,13 @@ class Image(NamedTuple):
     """Hold what a prompt has made of the image: scale * (table + factors^T rows).
 
     Multiplying the scale in is put off, because every product is cheaper to scale afterwards.
-    Shapes: scale (N, 1, L), factors (N, R, L) after layer 0 and (N, 2R+1, L) after layer 1.
+    Shapes: scale (N, 1, L); factors (N, R', L) after layer 0 and (N, 2R'+1, L) after layer 1, the independent ones;
+    weights (N, R, L), all of the last attention's.
     """
 
     scale: Tensor
     factors: Tensor
+    weights: Tensor
 
 
 def table(weight: Tensor, offset: Tensor, heads: int) -> CellProjection:
@@ -44,20 +42,9 @@ def table(weight: Tensor, offset: Tensor, heads: int) -> CellProjection:
     return CellProjection(weight, torch.zeros_like(weight[:, 0]), offset, heads)
 
 
-class Rows(nn.Module):
-    """Map an attention's values to rows that a later projection has already been applied to.
-
-    Shapes: values (N, h, T, d) -> (N, h*T, m).
-    """
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor, heads: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", by_head(weight, heads))  # (h, d, m)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return (values @ self.weight).flatten(1, 2)
+def products(values: Values, table: Tensor) -> Tensor:
+    """Multiply values with the image by head. Shapes: values, (1, h, d, L) -> (N, R, L)."""
+    return (values.by_head[..., :-1] @ table).flatten(1, 2)
 
 
 class Scores(nn.Module):
@@ -74,8 +61,8 @@ class Scores(nn.Module):
         self.register_buffer("constant", constant.unflatten(0, (heads, -1)).unsqueeze(0).contiguous())
 
     def forward(self, vectors: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
-        """Shapes: vectors (N, h, T, d), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, L)."""
-        per_head = rows.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)  # (N, h, d, R)
+        """Shapes: vectors (N, h, T, d), table (1, h, d, L), rows (N, R', h*d) -> (N, h, T, L)."""
+        per_head = rows.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1)  # (N, h, d, R')
         of_rows = ((vectors @ per_head).flatten(1, 2) @ image.factors).unflatten(1, (self.heads, -1))
         return (vectors @ table + of_rows) * image.scale.unsqueeze(1) + vectors @ self.constant
 
@@ -83,9 +70,9 @@ class Scores(nn.Module):
 def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
     """Average projected cells by attention weights.
 
-    Shapes: weights (N, h, T, L), table (1, h, d, L), rows (N, R, h*d) -> (N, h, T, d).
+    Shapes: weights (N, h, T, L), table (1, h, d, L), rows (N, R', h*d) -> (N, h, T, d).
     """
     heads, scaled = weights.shape[1], weights * image.scale.unsqueeze(1)
-    of_rows = (scaled.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R)
-    per_head = rows.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, h, R, d)
+    of_rows = (scaled.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R')
+    per_head = rows.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, h, R', d)
     return scaled @ table.transpose(-1, -2) + of_rows @ per_head

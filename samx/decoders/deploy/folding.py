@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from samx.decoders.deploy.attention import CellProjection
-from samx.decoders.deploy.factors import Rows, channel_mean, table
+from samx.decoders.deploy.factors import channel_mean, table
+from samx.decoders.deploy.values import Rows
 from samx.decoders.reference import TwoWayAttentionBlock
 
 
@@ -53,9 +54,9 @@ class AfterZero:
         """Project the image part of layer 0's output [, centred]. Shapes: weight (h*d, C)."""
         return table(self.fold(weight, centred), self.offset, self.heads)
 
-    def rows(self, weight: Tensor | None) -> Rows:
-        """Project the rows of layer 0's output; without a weight, centre them."""
-        return Rows(self.out_centred if weight is None else weight @ self.out, self.heads)
+    def rows(self, weight: Tensor) -> Rows:
+        """Project the rows of layer 0's output."""
+        return Rows(weight @ self.out, self.heads)
 
 
 class AfterOne:
@@ -78,22 +79,18 @@ class AfterOne:
 
 
 class AllRows(nn.Module):
-    """Stack the rows of both layers and the constant one. Shapes: (N, h, T, d) x 2 -> (N, 2R+1, m)."""
+    """Stack the rows of both layers and the constant one. Shapes: spread (N, R', h*(d+1)) x 2 -> (N, 2R'+1, m)."""
 
-    constant: Tensor
     last: Tensor
 
     def __init__(self, after: AfterOne, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         gained = weight * after.gain
-        self.rows0, self.rows1 = (
-            Rows(gained @ after.zero.out_centred, after.heads),
-            Rows(gained @ after.out, after.heads),
-        )
-        self.register_buffer("constant", gained @ after.constant / after.heads)
+        self.rows0 = Rows(gained @ after.zero.out_centred, after.heads)
+        self.rows1 = Rows(gained @ after.out, after.heads, gained @ after.constant)
         last = weight @ after.bias
         self.register_buffer("last", (last if bias is None else last + bias).reshape(1, 1, -1))
 
-    def forward(self, values0: Tensor, values1: Tensor) -> Tensor:
-        last = self.last.expand(values0.shape[0], -1, -1)
-        return torch.cat([self.rows0(values0), self.rows1(values1) + self.constant, last], dim=1)
+    def forward(self, spread0: Tensor, spread1: Tensor) -> Tensor:
+        last = self.last.expand(spread0.shape[0], -1, -1)
+        return torch.cat([self.rows0(spread0), self.rows1(spread1), last], dim=1)

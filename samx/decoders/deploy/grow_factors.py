@@ -36,9 +36,11 @@ class GrowFactors(nn.Module):
         last = cells.transpose(1, 2)
         return {f"image_rows_{dy}": self.table[dy](last) for dy in SUBROWS}
 
-    def forward(self, dy: int, state: Mapping[str, Tensor], values: tuple[Tensor, Tensor], image: Image) -> Tensor:
-        """Give one sub-row. Shapes: values (N, h, T, d) x 2 -> (N, 2*L, C/4 [+ 2])."""
-        of_rows = image.factors.transpose(1, 2) @ self.rows[dy](*values)  # (N, L, dx * out)
+    def forward(self, dy: int, state: Mapping[str, Tensor], spread: tuple[Tensor, Tensor], image: Image) -> Tensor:
+        """Give one sub-row. Shapes: spread values of both layers -> (N, 2*L, C/4 [+ 2])."""
+        # Four axes: ONNX Runtime would take the transposition of three into the product, and lose more than it saves.
+        factors, rows = image.factors.transpose(1, 2).unsqueeze(1), self.rows[dy](*spread).unsqueeze(1)
+        of_rows = (factors @ rows).squeeze(1)  # (N, L, dx * out)
         grown = of_rows + state[f"image_rows_{dy}"]
         grown = grown * image.scale.transpose(1, 2) if self.scaled else grown
         return grown.reshape(-1, 2 * grown.shape[1], self.channels)

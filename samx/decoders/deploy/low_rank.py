@@ -1,7 +1,7 @@
 """The transformer on factors: after layer 0 the image cells are never formed again.
 
 With T tokens and h heads, an image-to-token attention adds a product of its weights, (L, R = h*T), and R rows of
-channels. Between layer norms the cells are then
+channels, of which R' = R - h + 1 are independent (values.py). Between layer norms the cells are then
 
     x = s * (table + F^T rows) + constant
 
@@ -12,7 +12,7 @@ that nothing 4096 x 256 is computed for a prompt but the first upscaling.
 A layer norm needs the mean and the variance over channels. The mean is taken out beforehand, from tables and rows; the
 variance is a quadratic form in s and F whose coefficients are small matrices.
 
-Letters: N prompts, T tokens, R = h*T, L cells, C channels, h heads of width d. Factors lie cells innermost, (N, R, L).
+Letters: N prompts, T tokens, L cells, C channels, h heads of width d. Factors lie cells innermost, (N, R', L).
 """
 
 from __future__ import annotations
@@ -34,23 +34,12 @@ from samx.decoders.deploy.attention import (
     split_heads,
 )
 from samx.decoders.deploy.cells import TokenPart
-from samx.decoders.deploy.factors import Image, Rows, Scores, channel_mean, dot, mix_values, table
+from samx.decoders.deploy.factors import Image, Scores, channel_mean, dot, mix_values, products, table
 from samx.decoders.deploy.folding import AfterOne, CentredImage, centre
 from samx.decoders.deploy.grow_factors import GrowFactors
 from samx.decoders.deploy.upscale import Grow
+from samx.decoders.deploy.values import Gram, TokenSide, Values, independent_rows, with_ones
 from samx.decoders.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
-
-
-class TokenSide(nn.Module):
-    """Prepare tokens as keys and values of the image's queries. Shapes: (N, T, C) -> (N, h, T, d)."""
-
-    def __init__(self, source: Attention) -> None:
-        super().__init__()
-        self.heads = source.heads
-        self.key, self.value = linear(source.k_proj, query_scale(source)), linear(source.v_proj)
-
-    def forward(self, positioned: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return split_heads(self.key(positioned), self.heads), split_heads(self.value(tokens), self.heads)
 
 
 class LowRankTransformer(nn.Module):
@@ -85,12 +74,14 @@ class LowRankTransformer(nn.Module):
         A dense embedding, which a mask prompt makes, would need tables of its own for every prompt.
         """
         tokens = self.tokens[0](token_pe, token_pe, empty, lambda q: self.zero.to_image(q, state))
-        values0, image = self.zero(tokens + token_pe, tokens, empty, state)
+        kept = independent_rows(self.zero.heads, tokens)
+        values0, image = self.zero(tokens + token_pe, tokens, empty, state, kept)
         tokens = self.tokens[1](tokens, token_pe, empty, lambda q: self.one.to_image(q, state, values0, image))
-        values1, image = self.one(tokens + token_pe, tokens, empty, state, values0, image)
+        values1, image = self.one(tokens + token_pe, tokens, empty, state, values0, image, kept)
         tokens, token_pe = tokens[:, self.read], token_pe[:, self.read]
-        tokens = tokens + self.last(tokens + token_pe, state, (values0, values1), image)
-        return self.final_norm(tokens), lambda dy: self.grow(dy, state, (values0, values1), image)
+        spread = (values0.spread, values1.spread)
+        tokens = tokens + self.last(tokens + token_pe, state, spread, image)
+        return self.final_norm(tokens), lambda dy: self.grow(dy, state, spread, image)
 
 
 class LayerZero(nn.Module):
@@ -108,8 +99,10 @@ class LayerZero(nn.Module):
         offset = no_mask + attention.out_proj.bias.detach()
         self.register_buffer("offset", offset.t().contiguous())  # (C, 1)
         added = centre(attention.out_proj.weight.detach())  # (C, h*d)
-        self.added = Rows(added, attention.heads)
-        self.products = table(added.t().contiguous(), offset, attention.heads)
+        share = 1 / len(added)  # squares are averaged over channels
+        rows = with_ones(added, attention.heads)
+        self.gram = Gram(rows, rows, attention.heads, share)
+        self.products = table(2 * share * added.t(), offset, attention.heads)
 
     def tables(self, cells: Tensor) -> dict[str, Tensor]:
         """Project the image for layer 0, and sum its squares."""
@@ -129,18 +122,16 @@ class LayerZero(nn.Module):
         return out
 
     def forward(
-        self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Image]:
-        """Shapes: (N, T, C) x 2 [, (N, T)] -> values (N, h, T, d), the image."""
-        keys, values = self.side(positioned, tokens)
+        self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor], kept: Tensor
+    ) -> tuple[Values, Image]:
+        """Shapes: (N, T, C) x 2 [, (N, T)], (R',) -> values, the image."""
+        keys, values = self.side(positioned, tokens, kept)
         weights = softmax_over_tokens(keys @ state["image_queries_0"], empty).flatten(1, 2)
-        rows = self.added(values)  # (N, R, C), centred
-        share = 1 / rows.shape[2]  # squares are averaged over channels
-        cross = ((2 * share * values) @ state["image_products_0"]).flatten(1, 2)
-        gram = (share * rows) @ rows.transpose(1, 2)
-        variance = state["image_squares_0"] + dot(weights, cross + gram @ weights, self.heads)
+        factors = weights.index_select(1, kept)
+        by = products(values, state["image_products_0"]) + self.gram(*values) @ factors
+        variance = state["image_squares_0"] + dot(weights, by, self.heads)
         scale = (variance + self.eps).rsqrt()
-        return values, Image(scale, weights)
+        return values, Image(scale, factors, weights)
 
 
 class LayerOne(nn.Module):
@@ -163,17 +154,19 @@ class LayerOne(nn.Module):
         constants = query @ zero.bias + to_token.q_proj.bias.detach()
         self.queries = Scores(query @ position.t() + constants.unsqueeze(1), self.heads)
         self.side = TokenSide(to_token)
-        self.rows0, self.rows1 = zero.rows(None), Rows(after.out, self.heads)
-        # Spread over the heads, whose weights sum to one each.
-        self.register_buffer("constant", after.constant / self.heads)
-        self.products0 = zero.table(zero.out_centred.t(), centred=True)
-        self.products1 = zero.table(after.out.t(), centred=True)
+        self.register_buffer("constant", after.constant)
+        rows0, rows1 = with_ones(zero.out_centred, self.heads), with_ones(after.out, self.heads, after.constant)
+        share = 1 / len(after.out)  # squares are averaged over channels
+        self.gram00, self.gram11 = (Gram(rows, rows, self.heads, share) for rows in (rows0, rows1))
+        self.gram10 = Gram(rows1, rows0, self.heads, 2 * share)
+        self.products0 = zero.table(2 * share * zero.out_centred.t(), centred=True)
+        self.products1 = zero.table(2 * share * after.out.t(), centred=True)
         self.image = CentredImage(zero.offset, zero.gain)
 
     def tables(self, cells: Tensor) -> dict[str, Tensor]:
         """Project the image for layer 1, and sum its squares and its products with the constant."""
         centred = self.image(cells)
-        constant = 2 * self.heads * self.constant.unsqueeze(1)
+        constant = 2 * self.constant.unsqueeze(1)
         return {
             "image_keys_1": self.key_table(cells),
             "image_values_1": self.value_table(cells),
@@ -184,44 +177,39 @@ class LayerOne(nn.Module):
             "image_constants_1": channel_mean(constant * centred),
         }
 
-    def to_image(self, positioned: Tensor, state: Mapping[str, Tensor], values: Tensor, image: Image) -> Tensor:
+    def to_image(self, positioned: Tensor, state: Mapping[str, Tensor], values: Values, image: Image) -> Tensor:
         """Attend from tokens to the factors. Shapes: (N, T, C) -> (N, T, C)."""
         q = split_heads(self.query(positioned), self.heads)
-        weights = self.keys(q, state["image_keys_1"], self.key_rows(values), image).softmax(-1)
-        mixed = mix_values(weights, state["image_values_1"], self.value_rows(values), image)
+        weights = self.keys(q, state["image_keys_1"], self.key_rows(values.spread), image).softmax(-1)
+        mixed = mix_values(weights, state["image_values_1"], self.value_rows(values.spread), image)
         out: Tensor = self.out(join_heads(mixed))
         return out
 
     def forward(
         self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor],
-        values0: Tensor, image: Image,
-    ) -> tuple[Tensor, Image]:  # fmt: skip
-        """Shapes: (N, T, C) x 2 [, (N, T)], values0 (N, h, T, d) -> values, the image with a constant row."""
-        keys, values = self.side(positioned, tokens)
-        scores = self.queries(keys, state["image_queries_1"], self.query_rows(values0), image)
+        values0: Values, image: Image, kept: Tensor,
+    ) -> tuple[Values, Image]:  # fmt: skip
+        """Shapes: (N, T, C) x 2 [, (N, T)], (R',) -> values, the image with a constant row."""
+        keys, values = self.side(positioned, tokens, kept)
+        scores = self.queries(keys, state["image_queries_1"], self.query_rows(values0.spread), image)
         weights = softmax_over_tokens(scores, empty).flatten(1, 2)
-        variance = self._variance(state, values0, values, image, weights)
-        scale = image.scale * (variance + self.eps).rsqrt()
-        factors = torch.cat([image.factors, weights * image.scale.reciprocal(), scale.reciprocal()], dim=1)
-        return values, Image(scale, factors)
+        added = Image(image.scale, weights.index_select(1, kept), weights)
+        scale = image.scale * (self._variance(state, values0, values, image, added) + self.eps).rsqrt()
+        factors = torch.cat([image.factors, added.factors * image.scale.reciprocal(), scale.reciprocal()], dim=1)
+        return values, Image(scale, factors, weights)
 
     def _variance(
-        self, state: Mapping[str, Tensor], values0: Tensor, values1: Tensor, image: Image, weights: Tensor
+        self, state: Mapping[str, Tensor], values0: Values, values1: Values, image: Image, added: Image
     ) -> Tensor:
         """Sum the squares of centred cells without forming them. Shapes: -> (N, 1, L)."""
-        scale, factors = image
-        rows0, rows1 = self.rows0(values0), self.rows1(values1) + self.constant  # (N, R, C) x 2
-        share = 1 / rows0.shape[2]  # squares are averaged over channels
-        gram00, gram10, gram11 = (
-            a @ b.transpose(1, 2)
-            for a, b in ((share * rows0, rows0), (2 * share * rows1, rows0), (share * rows1, rows1))
-        )
-        cross0 = ((2 * share * values0) @ state["image_products_1"]).flatten(1, 2)
-        cross1 = ((2 * share * values1) @ state["image_products_2"]).flatten(1, 2)
+        by00 = products(values0, state["image_products_1"]) + self.gram00(*values0) @ image.factors
+        gram10 = self.gram10(values1.by_head, values0.spread)
+        by10 = products(values1, state["image_products_2"]) + gram10 @ image.factors
+        by11 = self.gram11(*values1) @ added.factors
         # By powers of the scale: 2, 1, 0.
-        squares = state["image_squares_1"] + dot(factors, cross0 + gram00 @ factors, self.heads)
-        mixed = state["image_constants_1"] + dot(weights, cross1 + gram10 @ factors, self.heads)
-        return scale * (scale * squares + mixed) + dot(weights, gram11 @ weights, self.heads)
+        squares = state["image_squares_1"] + dot(image.weights, by00, self.heads)
+        mixed = state["image_constants_1"] + dot(added.weights, by10, self.heads)
+        return image.scale * (image.scale * squares + mixed) + dot(added.weights, by11, self.heads)
 
 
 class FinalAttention(nn.Module):
@@ -241,11 +229,11 @@ class FinalAttention(nn.Module):
         return {"image_keys_2": self.key_table(cells), "image_values_2": self.value_table(cells)}
 
     def forward(
-        self, positioned: Tensor, state: Mapping[str, Tensor], values: tuple[Tensor, Tensor], image: Image
+        self, positioned: Tensor, state: Mapping[str, Tensor], spread: tuple[Tensor, Tensor], image: Image
     ) -> Tensor:
-        """Shapes: (N, K, C), values (N, h, T, d) x 2 -> (N, K, C)."""
+        """Shapes: (N, K, C), spread values of both layers -> (N, K, C)."""
         q = split_heads(self.query(positioned), self.heads)
-        weights = self.keys(q, state["image_keys_2"], self.key_rows(*values), image).softmax(-1)
-        mixed = mix_values(weights, state["image_values_2"], self.value_rows(*values), image)
+        weights = self.keys(q, state["image_keys_2"], self.key_rows(*spread), image).softmax(-1)
+        mixed = mix_values(weights, state["image_values_2"], self.value_rows(*spread), image)
         out: Tensor = self.out(join_heads(mixed))
         return out
