@@ -108,15 +108,25 @@ class Runtime(ABC):
         n = len(feed["point_coords"])
         if n == 0:
             raise PromptError("no prompts", found="N = 0", expected="at least one prompt")
-        if n <= self._chunk:
+        chunk = self._chunk_of(n)
+        if n <= chunk:
             return self._decode_slots(feed)
         outputs: Outputs = {}
-        for rows in _slices(n, self._chunk):
-            part = self._decode_slots({name: value[rows] for name, value in feed.items()})
+        slices = list(_slices(n, chunk))
+        parts = [{name: value[rows] for name, value in feed.items()} for rows in slices]
+        for rows, part in zip(slices, self._decode_parts(parts), strict=True):
             for name, value in part.items():
                 whole = outputs.setdefault(name, np.empty((n, *value.shape[1:]), value.dtype))
                 whole[rows] = value
         return outputs
+
+    def _chunk_of(self, prompts: int) -> int:
+        """Say how many of so many prompts are decoded at a time."""
+        return self._chunk
+
+    def _decode_parts(self, parts: Sequence[dict[str, FloatArray]]) -> Iterator[Outputs]:
+        """Decode the parts of a batch, in their order."""
+        return map(self._decode_slots, parts)
 
     def _decode_slots(self, prompts: dict[str, FloatArray]) -> Outputs:
         if self._slots is None:
