@@ -45,11 +45,13 @@ class Work:
 class _Sizes:
     """Name the numbers that counts are made of."""
 
-    def __init__(self, spec: DecoderSpec, form: str, points: int, cached: bool) -> None:
+    def __init__(self, spec: DecoderSpec, form: str, points: int, cached: bool, independent: bool) -> None:
         self.spec, self.form, self.cached = spec, form, cached
         self.p, self.t = points, spec.output_tokens + points
         self.c, self.d, self.l, self.h = spec.width, spec.cross_attention_width, spec.grid**2, spec.heads
         self.r = self.h * self.t
+        self.free = self.r - (self.h - 1) * independent  # factors a layer
+        self.both = 2 * self.free + (1 if independent else self.h)
         self.k, self.m, self.painted = self._selected()
         self.extra = EXTRA if form == "low_rank" and not spec.high_res_features else 0
 
@@ -67,9 +69,13 @@ class _Sizes:
         return upto + all_masks, masks, masks
 
 
-def count(spec: DecoderSpec, form: str, points: int, *, cached: bool) -> Work:
-    """Count a form at a number of points, padding counted; `cached`: layer 0 works once for all prompts on an image."""
-    s = _Sizes(spec, form, points, cached)
+def count(spec: DecoderSpec, form: str, points: int, *, cached: bool, independent: bool = True) -> Work:
+    """Count a form at a number of points, padding counted.
+
+    With `cached`, layer 0 works once for all prompts on an image; with `independent`, the low-rank form drops the
+    factors that follow from others.
+    """
+    s = _Sizes(spec, form, points, cached, independent)
     image: Counter[str] = Counter()
     prompt: Counter[str] = Counter()
     for part, once, each in (*_tokens(s), *FORMS[form](s), *_upscaling(s), *_heads(s)):
@@ -134,8 +140,7 @@ def _first_layer(s: _Sizes, layers: Callable[[_Sizes, int], Iterator[Part]]) -> 
 
 def _low_rank(s: _Sizes) -> Iterator[Part]:
     table, product, mean = s.c * s.d * s.l, s.t * s.d * s.l, s.c * s.l
-    free, ones = s.r - s.h + 1, s.d + s.h  # independent factors, and what their rows are spread over
-    both = 2 * free + 1  # factors at the end
+    free, ones, both = s.free, s.d + s.h, s.both  # `ones`: what the factors' rows are spread over
     rows, gram, square, sums = free * ones * s.d, free * ones * (ones + s.t), s.r * free * s.l, s.h * s.l
     scores = rows + s.t * s.d * free + square + 2 * product
     sides = _sides(s, s.t) + s.t * s.c * s.h  # the values' ones are made like values

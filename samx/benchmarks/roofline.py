@@ -54,7 +54,8 @@ def _need(subject: Subject, questions: Questions, result: Result) -> Need | None
     counted = options.get("form") in FORMS and isinstance(options.get("cached"), bool) and not options.get("slots")
     if not counted or scenario.kind not in KINDS or result.phase != "steady":
         return None
-    work = [count(manifest.spec, options["form"], points, cached=options["cached"]) for points in result.points]
+    form = {"cached": options["cached"], "independent": options.get("independent") is not False}
+    work = [count(manifest.spec, options["form"], points, **form) for points in result.points]
     afresh = scenario.kind == "image" or not options.get("split")
     adds = fmean(each.prompt * result.prompts + (each.image if afresh else 0) for each in work)
     image = sum(prod(map(int, tensor.shape)) for tensor in manifest.spec.image_inputs) * FLOAT_BYTES

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from samx.decoders.checkpoint import build_reference
 from samx.decoders.deploy.decoder import CACHE_FROM_PROMPTS, DeployDecoder, choose_form
+from samx.decoders.deploy.low_rank import LowRankTransformer
 from samx.decoders.deploy.precision import ISLANDS, set_precision
 from samx.decoders.spec import TensorSpec
 from samx.errors import UsageError
@@ -74,7 +75,7 @@ def usual_sizes(options: ExportOptions) -> ExportOptions:
     return replace(options, points=options.points or USUAL_POINTS, prompts=options.prompts or USUAL_PROMPTS)
 
 
-def deploy_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False) -> DeployDecoder:
+def deploy_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, independent: bool = True) -> DeployDecoder:
     """Make the form that suits the job's sizes, in its precision; with `low_rank` that form may be chosen.
 
     Raises: UsageError for islands that are none.
@@ -87,7 +88,7 @@ def deploy_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False) -> De
     form = choose_form(job.spec, options.points.opt, low_rank and cached)
     reference = build_reference(replace(job.loaded, spec=job.spec))
     fused = options.opset >= ATTENTION_OPSET
-    decoder = DeployDecoder(reference, form, fused=fused, cached=cached, slots=slots)
+    decoder = DeployDecoder(reference, form, fused=fused, cached=cached, slots=slots, independent=independent)
     return set_precision(decoder, ISLANDS | set(options.islands)) if options.precision == "fp16" else decoder
 
 
@@ -100,7 +101,14 @@ def facts(decoder: DeployDecoder, options: ExportOptions) -> dict[str, Any]:
     kept = "kept between prompts" if decoder.cached else "computed anew in every call"
     widths = f"projections of {spec.cross_attention_width} and cells of {spec.width} channels"
     reason = f"{columns} against {widths}; the image's part is {kept}"
-    form = {"form": decoder.form, "form_reason": reason, "cached": decoder.cached, "slots": decoder.slots}
+    form: dict[str, Any] = {
+        "form": decoder.form,
+        "form_reason": reason,
+        "cached": decoder.cached,
+        "slots": decoder.slots,
+    }
+    if isinstance(decoder.transformer, LowRankTransformer):
+        form["independent"] = decoder.transformer.independent
     return form if decoder.stream is None else {**form, "islands": sorted(ISLANDS | set(options.islands))}
 
 

@@ -35,10 +35,11 @@ def export(job: ExportJob, directory: Path) -> Exported:
     return write_graphs(replace(job, options=usual_sizes(job.options)), directory, low_rank=low_rank, slots=False)
 
 
-def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool) -> Exported:
+def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool, independent: bool = True) -> Exported:
     """Write the decoder's ONNX files into a directory.
 
-    With `low_rank` that form may be chosen; with `slots` the graph knows empty points.
+    With `low_rank` that form may be chosen, with `independent` without the factors that follow from others; with
+    `slots` the graph knows empty points.
     Raises: UsageError for an opset that samx does not write and as deploy_decoder(); SamxError when a graph breaks a
     rule of the deploy form.
     """
@@ -46,7 +47,7 @@ def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool
     if options.opset not in OPSETS:
         raise UsageError("opset is not offered", found=options.opset, expected=" or ".join(map(str, OPSETS)))
     onnx = require("onnx", "export", "ONNX export")
-    decoder = deploy_decoder(job, low_rank=low_rank, slots=slots)
+    decoder = deploy_decoder(job, low_rank=low_rank, slots=slots, independent=independent)
     files = {}
     for graph in graphs(decoder, options.split):
         model, file = _write(graph, options), f"{graph.role}.onnx"

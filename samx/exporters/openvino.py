@@ -36,7 +36,8 @@ def export(job: ExportJob, directory: Path) -> Exported:
         exported = write_graphs(plain, directory, low_rank=False, slots=False)
         return replace(exported, options={**exported.options, "precision": precision})
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
-        exported = write_graphs(plain, Path(folder), low_rank=True, slots=False)
+        # Without dependent factors their number is odd, and OpenVINO's bfloat16 products want even ones.
+        exported = write_graphs(plain, Path(folder), low_rank=True, slots=False, independent=False)
         models = {name: Path(folder, name).read_bytes() for name in exported.files}
     return convert(exported, models, directory, precision)
 

@@ -62,6 +62,14 @@ def test_every_form_needs_what_is_counted(spec: DecoderSpec, form: Form, cached:
     assert work.kept_bytes == 4 * sum(kept.numel() for kept in state.values())
 
 
+def test_every_factor_is_counted_where_all_are_kept() -> None:
+    spec = SPECS[0]
+    decoder = DeployDecoder(ReferenceDecoder(spec).requires_grad_(False), "low_rank", independent=False)
+    work = count(spec, "low_rank", POINTS, cached=True, independent=False)
+    assert counted(decoder, 2) == expected(work, 2)
+    assert work.prompt > count(spec, "low_rank", POINTS, cached=True).prompt
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_the_reference_needs_what_is_counted(spec: DecoderSpec) -> None:
     work = count(spec, REFERENCE, POINTS, cached=False)

@@ -42,10 +42,10 @@ def error(spec: DecoderSpec, reference: ReferenceDecoder, deploy: DeployDecoder,
 
 
 def pair(
-    spec: DecoderSpec, dtype: torch.dtype, form: Form, fused: bool, cached: bool = True
+    spec: DecoderSpec, dtype: torch.dtype, form: Form, fused: bool, cached: bool = True, **how: bool
 ) -> tuple[ReferenceDecoder, DeployDecoder]:
     reference = toy_decoder(spec).to(dtype)
-    return reference, DeployDecoder(reference, form, fused=fused, cached=cached)
+    return reference, DeployDecoder(reference, form, fused=fused, cached=cached, **how)
 
 
 FORMS = [("low_rank", False), *((form, mask) for form in ("absorbed", "direct") for mask in (False, True))]
@@ -58,6 +58,14 @@ def test_every_prompt_kind_is_exact_in_float64(family: str, form: Form, mask_inp
     spec = replace(SPECS[family], masks="all", mask_input=mask_input)
     feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, labels, torch.float64)}
     assert error(spec, *pair(spec, torch.float64, form, fused=False), feed) < EXACT
+
+
+@pytest.mark.parametrize("labels", PROMPTS.values(), ids=list(PROMPTS))
+@pytest.mark.parametrize("family", SPECS)
+def test_all_factors_are_as_exact_as_the_independent_ones(family: str, labels: list[int]) -> None:
+    spec = replace(SPECS[family], masks="all")
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, labels, torch.float64)}
+    assert error(spec, *pair(spec, torch.float64, "low_rank", fused=False, independent=False), feed) < EXACT
 
 
 @pytest.mark.parametrize("prompts", [1, 3])

@@ -49,7 +49,7 @@ class DeployDecoder(nn.Module):
 
     def __init__(
         self, reference: ReferenceDecoder, form: Form = "absorbed", *,
-        fused: bool = False, cached: bool = True, slots: bool = False,
+        fused: bool = False, cached: bool = True, slots: bool = False, independent: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
@@ -61,7 +61,7 @@ class DeployDecoder(nn.Module):
         self.masks = MaskEmbedding(reference.prompt_encoder) if spec.mask_input else None
         self.register_buffer("learned_tokens", source.learned_tokens().detach().clone())
         self.choice: TokenChoice = token_choice(spec)
-        self.transformer = self._transformer(reference, form, fused)
+        self.transformer = self._transformer(reference, form, fused, independent)
         self.hypernetworks = HyperNetworks(source, self.choice.masks)
         self.iou_head = source.iou_prediction_head
         self.object_score_head = source.pred_obj_score_head if spec.object_score else None
@@ -70,13 +70,13 @@ class DeployDecoder(nn.Module):
         self.eval()
 
     def _transformer(
-        self, reference: ReferenceDecoder, form: Form, fused: bool
+        self, reference: ReferenceDecoder, form: Form, fused: bool, independent: bool
     ) -> CellTransformer | LowRankTransformer:
         read = slice(self.choice.first, self.choice.last)
         if form == "low_rank":
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")
-            return LowRankTransformer(reference, read, fused=fused)
+            return LowRankTransformer(reference, read, fused=fused, independent=independent)
         return CellTransformer(reference, form, read, fused=fused, cached=self.cached, tabled=not self.slots)
 
     def image_state(

@@ -28,7 +28,7 @@ class Image(NamedTuple):
     """Hold what a prompt has made of the image: scale * (table + factors^T rows).
 
     Multiplying the scale in is put off, because every product is cheaper to scale afterwards.
-    Shapes: scale (N, 1, L); factors (N, R', L) after layer 0 and (N, 2R'+1, L) after layer 1, the independent ones;
+    Shapes: scale (N, 1, L); factors (N, R', L) after layer 0 and (N, 2R'+K, L) after layer 1, the last K constant;
     weights (N, R, L), all of the last attention's.
     """
 

@@ -62,7 +62,11 @@ class AfterZero:
 class AfterOne:
     """Fold layer 1's norm into what is projected afterwards."""
 
-    def __init__(self, zero: TwoWayAttentionBlock, one: TwoWayAttentionBlock, no_mask: Tensor) -> None:
+    def __init__(
+        self, zero: TwoWayAttentionBlock, one: TwoWayAttentionBlock, no_mask: Tensor, constants: int = 1
+    ) -> None:
+        """Take both layers, and how many factors share the constant."""
+        self.constants = constants
         attention = one.cross_attn_image_to_token
         self.zero, self.heads = AfterZero(zero, no_mask), attention.heads
         self.gain, self.bias = one.norm4.weight.detach(), one.norm4.bias.detach()
@@ -79,7 +83,7 @@ class AfterOne:
 
 
 class AllRows(nn.Module):
-    """Stack the rows of both layers and the constant one. Shapes: spread (N, R', h*(d+1)) x 2 -> (N, 2R'+1, m)."""
+    """Stack the rows of both layers and the constant's K. Shapes: spread (N, R', h*(d+1)) x 2 -> (N, 2R'+K, m)."""
 
     last: Tensor
 
@@ -89,7 +93,8 @@ class AllRows(nn.Module):
         self.rows0 = Rows(gained @ after.zero.out_centred, after.heads)
         self.rows1 = Rows(gained @ after.out, after.heads, gained @ after.constant)
         last = weight @ after.bias
-        self.register_buffer("last", (last if bias is None else last + bias).reshape(1, 1, -1))
+        last = (last if bias is None else last + bias) / after.constants
+        self.register_buffer("last", last.expand(1, after.constants, -1).contiguous())
 
     def forward(self, spread0: Tensor, spread1: Tensor) -> Tensor:
         last = self.last.expand(spread0.shape[0], -1, -1)

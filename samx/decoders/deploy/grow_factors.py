@@ -18,8 +18,10 @@ from samx.decoders.reference import LayerNorm2d, MaskDecoder
 class GrowFactors(nn.Module):
     """Grow an image's factors to pixels; where nothing is added to them before their norm, without the scale."""
 
-    def __init__(self, after: AfterOne, source: MaskDecoder) -> None:
+    def __init__(self, after: AfterOne, source: MaskDecoder, *, turned: bool) -> None:
+        """Take the decoder, and whether to copy the factors to cells outermost before they are multiplied."""
         super().__init__()
+        self.turned = turned
         grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]), biased=True)
         self.scaled = source.spec.high_res_features
         self.channels = grow.channels if self.scaled else grow.channels + EXTRA
@@ -38,9 +40,9 @@ class GrowFactors(nn.Module):
 
     def forward(self, dy: int, state: Mapping[str, Tensor], spread: tuple[Tensor, Tensor], image: Image) -> Tensor:
         """Give one sub-row. Shapes: spread values of both layers -> (N, 2*L, C/4 [+ 2])."""
-        # Four axes: ONNX Runtime would take the transposition of three into the product, and lose more than it saves.
-        factors, rows = image.factors.transpose(1, 2).unsqueeze(1), self.rows[dy](*spread).unsqueeze(1)
-        of_rows = (factors @ rows).squeeze(1)  # (N, L, dx * out)
+        factors, rows = image.factors.transpose(1, 2), self.rows[dy](*spread)
+        # Four axes, or else ONNX Runtime takes the transposition into the product, and loses more than it saves.
+        of_rows = (factors.unsqueeze(1) @ rows.unsqueeze(1)).squeeze(1) if self.turned else factors @ rows
         grown = of_rows + state[f"image_rows_{dy}"]
         grown = grown * image.scale.transpose(1, 2) if self.scaled else grown
         return grown.reshape(-1, 2 * grown.shape[1], self.channels)

@@ -38,28 +38,32 @@ from samx.decoders.deploy.factors import Image, Scores, channel_mean, dot, mix_v
 from samx.decoders.deploy.folding import AfterOne, CentredImage, centre
 from samx.decoders.deploy.grow_factors import GrowFactors
 from samx.decoders.deploy.upscale import Grow
-from samx.decoders.deploy.values import Gram, TokenSide, Values, independent_rows, with_ones
+from samx.decoders.deploy.values import Gram, TokenSide, Values, independent_rows, select, with_ones
 from samx.decoders.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
 
 
 class LowRankTransformer(nn.Module):
     """Run the two-way transformer and the first upscaling on an image's tables and a prompt's factors."""
 
-    def __init__(self, reference: ReferenceDecoder, read: slice, *, fused: bool) -> None:
-        """Take the decoder, and which tokens are read after the last attention."""
+    def __init__(self, reference: ReferenceDecoder, read: slice, *, fused: bool, independent: bool) -> None:
+        """Take the decoder, and which tokens are read after the last attention.
+
+        With `independent`, factors that follow from others are dropped, and the others turned over for the upscaling;
+        without, all sizes are multiples of the heads.
+        """
         super().__init__()
         source = reference.mask_decoder
         zero, one = (cast(TwoWayAttentionBlock, block) for block in source.transformer.layers)
         no_mask = reference.prompt_encoder.no_mask_embed.weight.detach()  # (1, C)
         position = reference.prompt_encoder.pe_layer.grid(reference.spec.grid).detach().flatten(0, 1)  # (L, C)
-        after = AfterOne(zero, one, no_mask)
-        self.read = read
+        after = AfterOne(zero, one, no_mask, constants=1 if independent else source.spec.heads)
+        self.read, self.independent = read, independent
         self.tokens = nn.ModuleList([TokenPart(zero, fused), TokenPart(one, fused)])
         self.zero = LayerZero(zero, no_mask, position)
         self.one = LayerOne(one, after, position)
         self.last = FinalAttention(after, source.transformer.final_attn_token_to_image, position)
         self.final_norm = source.transformer.norm_final_attn
-        self.grow = GrowFactors(after, source)
+        self.grow = GrowFactors(after, source, turned=independent)
 
     def image_state(self, cells: Tensor) -> dict[str, Tensor]:
         """Do the image's work. Shapes: (1, C, L) -> tables (1, h, d, L) and (1, L, C/2), sums (1, 1, L)."""
@@ -74,7 +78,7 @@ class LowRankTransformer(nn.Module):
         A dense embedding, which a mask prompt makes, would need tables of its own for every prompt.
         """
         tokens = self.tokens[0](token_pe, token_pe, empty, lambda q: self.zero.to_image(q, state))
-        kept = independent_rows(self.zero.heads, tokens)
+        kept = independent_rows(self.zero.heads, tokens) if self.independent else None
         values0, image = self.zero(tokens + token_pe, tokens, empty, state, kept)
         tokens = self.tokens[1](tokens, token_pe, empty, lambda q: self.one.to_image(q, state, values0, image))
         values1, image = self.one(tokens + token_pe, tokens, empty, state, values0, image, kept)
@@ -122,12 +126,12 @@ class LayerZero(nn.Module):
         return out
 
     def forward(
-        self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor], kept: Tensor
+        self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor], kept: Tensor | None
     ) -> tuple[Values, Image]:
-        """Shapes: (N, T, C) x 2 [, (N, T)], (R',) -> values, the image."""
+        """Shapes: (N, T, C) x 2 [, (N, T), (R',)] -> values, the image."""
         keys, values = self.side(positioned, tokens, kept)
         weights = softmax_over_tokens(keys @ state["image_queries_0"], empty).flatten(1, 2)
-        factors = weights.index_select(1, kept)
+        factors = select(weights, kept)
         by = products(values, state["image_products_0"]) + self.gram(*values) @ factors
         variance = state["image_squares_0"] + dot(weights, by, self.heads)
         scale = (variance + self.eps).rsqrt()
@@ -142,7 +146,7 @@ class LayerOne(nn.Module):
     def __init__(self, layer: TwoWayAttentionBlock, after: AfterOne, position: Tensor) -> None:
         super().__init__()
         to_image, to_token, zero = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token, after.zero
-        self.heads, self.eps = to_image.heads, layer.norm4.eps
+        self.heads, self.eps, self.constants = to_image.heads, layer.norm4.eps, after.constants
         key, value, query = (p.weight.detach() for p in (to_image.k_proj, to_image.v_proj, to_token.q_proj))
         self.query = linear(to_image.q_proj, query_scale(to_image))
         weight, bias = to_image.out_proj.weight.detach(), to_image.out_proj.bias.detach()
@@ -187,15 +191,16 @@ class LayerOne(nn.Module):
 
     def forward(
         self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor],
-        values0: Values, image: Image, kept: Tensor,
+        values0: Values, image: Image, kept: Tensor | None,
     ) -> tuple[Values, Image]:  # fmt: skip
-        """Shapes: (N, T, C) x 2 [, (N, T)], (R',) -> values, the image with a constant row."""
+        """Shapes: (N, T, C) x 2 [, (N, T), (R',)] -> values, the image with a constant row."""
         keys, values = self.side(positioned, tokens, kept)
         scores = self.queries(keys, state["image_queries_1"], self.query_rows(values0.spread), image)
         weights = softmax_over_tokens(scores, empty).flatten(1, 2)
-        added = Image(image.scale, weights.index_select(1, kept), weights)
+        added = Image(image.scale, select(weights, kept), weights)
         scale = image.scale * (self._variance(state, values0, values, image, added) + self.eps).rsqrt()
-        factors = torch.cat([image.factors, added.factors * image.scale.reciprocal(), scale.reciprocal()], dim=1)
+        constant = scale.reciprocal().expand(-1, self.constants, -1)
+        factors = torch.cat([image.factors, added.factors * image.scale.reciprocal(), constant], dim=1)
         return values, Image(scale, factors, weights)
 
     def _variance(

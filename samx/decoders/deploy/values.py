@@ -6,7 +6,8 @@ Every head but the last leaves out its last token: with w the weights that are k
     sum over heads and tokens of weight * value = w^T spread
 
 where a kept row of `spread` is the difference to the last token's value in its head's channels, and in the last head,
-whose weights are all kept, the other heads' last values besides. R' = h*(T-1) + 1 factors do the work of R = h*T.
+whose weights are all kept, the other heads' last values besides. R' = h*(T-1) + 1 factors do the work of R = h*T. Where
+products want even sizes, all are kept, and `spread` holds each value in its head's channels.
 
 Each head's values carry a one after their d channels, on which a constant of whatever is projected is a weight.
 """
@@ -37,6 +38,11 @@ def independent_rows(heads: int, like: Tensor) -> Tensor:
     return rows + torch.div(rows, others, rounding_mode="floor").clamp(max=heads - 1)
 
 
+def select(weights: Tensor, kept: Tensor | None) -> Tensor:
+    """Keep the independent factors, or all. Shapes: (N, h*T, L) -> (N, R', L)."""
+    return weights if kept is None else weights.index_select(1, kept)
+
+
 def with_ones(weight: Tensor, heads: int, constant: Tensor | None = None) -> Tensor:
     """Turn a projection of joined heads into one of values that carry ones; a constant is shared by the heads.
 
@@ -64,12 +70,17 @@ class TokenSide(nn.Module):
         self.register_buffer("own", one.repeat_interleave(len(bias) // heads, 1).unsqueeze(1))  # (h, 1, h*(d+1))
         self.register_buffer("last", one[:, -1:].unsqueeze(1))  # (h, 1, 1)
 
-    def forward(self, positioned: Tensor, tokens: Tensor, kept: Tensor) -> tuple[Tensor, Values]:
-        """Shapes: (N, T, C) x 2, (R',) -> keys (N, h, T, d), values."""
+    def forward(self, positioned: Tensor, tokens: Tensor, kept: Tensor | None) -> tuple[Tensor, Values]:
+        """Shapes: (N, T, C) x 2 [, (R',)] -> keys (N, h, T, d), values; without `kept`, R' is all of h*T."""
         keys, values = split_heads(self.key(positioned), self.heads), self.value(tokens)
-        last = values[:, -1:].unsqueeze(1)
-        spread = (values.unsqueeze(1) - last) * self.own + last * self.last  # (N, h, T, h*(d+1))
-        return keys, Values(split_heads(values, self.heads), spread.flatten(1, 2).index_select(1, kept))
+        return keys, Values(split_heads(values, self.heads), self._spread(values, kept))
+
+    def _spread(self, values: Tensor, kept: Tensor | None) -> Tensor:
+        by_factor = values.unsqueeze(1)
+        if kept is None:
+            return (by_factor * self.own).flatten(1, 2)
+        last = by_factor[:, :, -1:]
+        return ((by_factor - last) * self.own + last * self.last).flatten(1, 2).index_select(1, kept)
 
 
 class Rows(nn.Module):
