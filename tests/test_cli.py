@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -42,9 +44,6 @@ class Samx:
     def __call__(self, *arguments: str | Path) -> Ended:
         words = ["samx", *map(str, arguments)]
         self.monkeypatch.setattr(sys, "argv", words)
-        for name in ("out", "err"):
-            stream = sys.stdout if name == "out" else sys.stderr
-            self.monkeypatch.setattr(getattr(console, name), "file", stream)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         captured = self.capsys.readouterr()
@@ -55,6 +54,16 @@ class Samx:
 @pytest.fixture
 def samx(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Samx:
     return Samx(capsys, monkeypatch)
+
+
+def test_a_command_run_here_leaves_the_streams_to_those_who_come_after(capsys: pytest.CaptureFixture[str]) -> None:
+    """A console that keeps this test's streams would write to closed ones in the next test."""
+    with pytest.MonkeyPatch.context() as patch:
+        assert Samx(capsys, patch)("--version").out.startswith("samx ")
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        console.out.print("a result")
+        console.err.print("an error")
+    assert (out.getvalue(), err.getvalue()) == ("a result\n", "an error\n")
 
 
 @pytest.fixture
