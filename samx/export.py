@@ -172,6 +172,7 @@ def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Pro
     progress(f"Reading {checkpoint.name}")
     loaded = load_checkpoint(checkpoint, image_size=request.image_size)
     spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
+    _own_images(request, spec, MOST_EMBEDDINGS)  # what cannot be read is told before minutes of work
 
     steps = _steps(request, entry, ExportJob(loaded, spec, _options(request), entry.target), checkpoint, progress)
     progress(f"Exporting the {entry.title} graph")
@@ -306,9 +307,17 @@ def _images(
     """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""
     from samx.exporters.encoder import demo_images, is_demo
 
+    if own := _own_images(request, spec, most):
+        return own, ", ".join(path.name for path in request.embeddings)
+    return (demo_images(checkpoint, spec), "demo scenes, demo encoder") if is_demo(checkpoint) else (None, None)
+
+
+def _own_images(request: ExportRequest, spec: DecoderSpec, most: int) -> list[Feed]:
+    """Read the user's embeddings.
+
+    Raises: UsageError for too many; ImageError.
+    """
     paths = request.embeddings
     if len(paths) > most:
         raise UsageError("too many embeddings to judge on", found=len(paths), expected=f"at most {most}")
-    if paths:
-        return [read_embedding(path, spec) for path in paths], ", ".join(path.name for path in paths)
-    return (demo_images(checkpoint, spec), "demo scenes, demo encoder") if is_demo(checkpoint) else (None, None)
+    return [read_embedding(path, spec) for path in paths]
