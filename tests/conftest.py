@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from samx.export import ExportRequest, export
+
+
+def pytest_collection_finish() -> None:
+    """Let torch compute on one thread in this process, where it is here at all.
+
+    On tensors as small as these several threads wait for each other, and on a busy machine twenty times as long as
+    they compute. Processes that tests start are left as users have them.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +31,10 @@ def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sam2_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export the SAM 2 demo model, split in two graphs, with mask prompts and Attention operators."""
+    """Export the SAM 2 demo model for small frames, split in two graphs, with mask prompts and Attention operators."""
     out = tmp_path_factory.mktemp("demo") / "sam2"
     options: dict[str, object] = {"split": True, "opset": 23}
-    export(ExportRequest(out=out, family="sam2", mask_input=True, options=options))
+    export(ExportRequest(out=out, family="sam2", mask_input=True, image_size=256, options=options))
     return out
 
 

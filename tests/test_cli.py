@@ -19,6 +19,7 @@ from PIL import Image
 from samx import cli, console
 from samx.demo import demo_checkpoint
 from samx.demo.scenes import generate_scene
+from samx.export import ExportRequest, export
 from samx.validators.child import gate_in_child
 
 
@@ -187,8 +188,9 @@ def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
 def test_bad_requests_leave_nothing(
     samx: Samx, tmp_path: Path, arguments: Sequence[str], code: int, words: str
 ) -> None:
-    target = tmp_path / "out"
-    assert_one_error_line(samx("export", *arguments, "-o", target), code, words)
+    ended = samx("export", *arguments, "-o", tmp_path / "out")
+    assert_one_error_line(ended, code, words)
+    assert "Asking the PyTorch reference" not in ended.err, "refused after the export"
     assert not list(tmp_path.iterdir())
 
 
@@ -235,7 +237,7 @@ def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, mo
         return decoder
 
     monkeypatch.setattr(graphs, "DeployDecoder", spoiled)
-    ended = samx("export", "-o", tmp_path / "out")
+    ended = samx("export", *SMALL, "-o", tmp_path / "out")
     assert_one_error_line(ended, 3, "parity failed")
     assert "Nothing was written" in ended.err
     assert not list(tmp_path.iterdir())
@@ -392,6 +394,14 @@ def test_every_graph_passes_its_gate_again(sam2_artifact: Path) -> None:
     report = gate_in_child(sam2_artifact, level="graph", threads=1)
     assert report.passed
     assert report.placement["operations"].keys() == {"cpu"}
+
+
+@pytest.mark.slow
+def test_the_sam2_demo_model_passes_at_its_full_size(tmp_path: Path) -> None:
+    options: dict[str, object] = {"split": True, "opset": 23}
+    result = export(ExportRequest(out=tmp_path / "sam2", family="sam2", mask_input=True, options=options))
+    assert result.report.passed
+    assert result.manifest.spec.image_size == 1024
 
 
 # segment
