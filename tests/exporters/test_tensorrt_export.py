@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,8 +43,8 @@ ENGINE_CAP_BYTES = 22_000_000
 BUILD_CAP_S = 60
 
 
-def run_export(directory: Path, spec: DecoderSpec, **options: object) -> Exported:
-    job = ExportJob(toy_checkpoint(spec), spec, ExportOptions(precision="fp16", **options), "trt")  # type: ignore[arg-type]
+def run_export(directory: Path, spec: DecoderSpec, **options: Any) -> Exported:
+    job = ExportJob(toy_checkpoint(spec), spec, ExportOptions(**{"precision": "fp16", **options}), "trt")
     return export_trt(job, directory)
 
 
@@ -49,11 +52,36 @@ def float32_weights(model: onnx.ModelProto) -> int:
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
 
 
-@pytest.mark.parametrize("opset", [18, 23])
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
-def test_the_types_are_in_the_file(spec: DecoderSpec, opset: int, tmp_path: Path) -> None:
-    run_export(tmp_path, spec, opset=opset)
-    model = onnx.load(tmp_path / DECODER_FILE)
+FIXED = Span(4, 4, 4)
+EXPORTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "sam1-18": ("sam1", {"points": Span(1, 4, 9)}),
+    "sam1-23": ("sam1", {"opset": 23}),
+    "sam2-18": ("sam2", {}),
+    "sam2-23": ("sam2", {"opset": 23}),
+    "fixed-18": ("sam1", {"precision": "fp32", "points": FIXED, "prompts": FIXED}),
+    "fixed-23": ("sam1", {"precision": "fp32", "points": FIXED, "prompts": FIXED, "opset": 23}),
+}
+SLOW_TYPES = [pytest.param(*key, marks=pytest.mark.slow) for key in (("sam1-23", 23), ("sam2-18", 18))]
+Made = Callable[[str], tuple[Path, Exported]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Export on demand, each once; no test changes the files."""
+
+    @functools.cache
+    def make(name: str) -> tuple[Path, Exported]:
+        spec, options = EXPORTS[name]
+        directory = tmp_path_factory.mktemp(name)
+        return directory, run_export(directory, SPECS[spec], **options)
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "opset"), [("sam1-18", 18), ("sam2-23", 23), *SLOW_TYPES])
+def test_the_types_are_in_the_file(name: str, opset: int, made: Made) -> None:
+    model = onnx.load(made(name)[0] / DECODER_FILE)
+    assert model.opset_import[0].version == opset
     halves = sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16)
     assert halves > 3_000_000
     assert float32_weights(model) < 3_000  # point encoding: a Gaussian matrix, a table of labels, constants
@@ -68,13 +96,13 @@ def test_a_group_can_be_kept_in_float32(tmp_path: Path) -> None:
     assert exported.options["islands"] == ["point encoding", "token MLP"]
 
 
-def test_the_plan_fits_the_file(tmp_path: Path) -> None:
-    exported = run_export(tmp_path, SPECS["sam1"], points=Span(1, 4, 9))
-    plan = BuildPlan.from_bytes((tmp_path / PLAN_FILE).read_bytes(), "plan")
-    assert plan.onnx_sha256 == hashlib.sha256((tmp_path / DECODER_FILE).read_bytes()).hexdigest()
+def test_the_plan_fits_the_file(made: Made) -> None:
+    directory, exported = made("sam1-18")
+    plan = BuildPlan.from_bytes((directory / PLAN_FILE).read_bytes(), "plan")
+    assert plan.onnx_sha256 == hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
     assert (plan.points, plan.prompts) == (Span(1, 4, 9), PROMPTS)
     assert (exported.most_points, exported.options["points"]) == (9, [1, 4, 9])
-    assert set(exported.files) == {path.name for path in tmp_path.iterdir()}
+    assert set(exported.files) == {path.name for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -177,19 +205,17 @@ class TestSlots:
         with pytest.raises(PromptError, match=f"found 17, expected at most {POINTS.max}"):
             session.decode(arrays(prompt_tensors(session.spec, 1, [1] * 17)))
 
-    @pytest.mark.parametrize("opset", [18, 23])
-    def test_a_fixed_shape_gives_every_prompt_its_own_masks(self, opset: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["fixed-23", pytest.param("fixed-18", marks=pytest.mark.slow)])
+    def test_a_fixed_shape_gives_every_prompt_its_own_masks(self, name: str, made: Made) -> None:
         """Four slots of four points: what is asked for is computed as if nothing else were there."""
         spec = SPECS["sam1"]
         checkpoint = toy_checkpoint(spec)
-        fixed = Slots(points=Span(4, 4, 4), prompts=Span(4, 4, 4))
-        options = ExportOptions(points=fixed.points, prompts=fixed.prompts, opset=opset)
-        job = ExportJob(checkpoint, spec, options, "trt")
-        exported = export_trt(job, tmp_path)
+        fixed = Slots(points=FIXED, prompts=FIXED)
+        directory, exported = made(name)
         assert Slots.of(exported.options, "options") == fixed
         settings = ort.SessionOptions()
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        session = ort.InferenceSession((tmp_path / DECODER_FILE).read_bytes(), settings, ["CPUExecutionProvider"])
+        session = ort.InferenceSession((directory / DECODER_FILE).read_bytes(), settings, ["CPUExecutionProvider"])
         candidate = OnnxRuntimeRuntime(spec, [session], "cpu", slots=fixed)
         cases = parity_cases(spec, most_points=fixed.points.max)
         suite = ParitySuite.build(reference_session(checkpoint, spec), cases=cases)
@@ -197,8 +223,8 @@ class TestSlots:
         report = run_gate(candidate, suite, bounds_for("fp32"), level="graph")
         assert report.passed, report.summary()
 
-    def test_a_slot_that_is_not_masked_fails_the_gate(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_slot_that_is_not_masked_fails_the_gate(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
         """The fault planted: empty slots are filled with padding tokens, which are attended to."""
         monkeypatch.setattr(base, "EMPTY_SLOT", -1)
         with pytest.raises(AssertionError, match="parity failed"):
-            self.test_a_fixed_shape_gives_every_prompt_its_own_masks(18, tmp_path)
+            self.test_a_fixed_shape_gives_every_prompt_its_own_masks("fixed-23", made)
