@@ -15,6 +15,7 @@ from samx.export import ExportRequest, ExportResult, export
 from samx.exporters.coreml_swift import SWIFT_FILE
 from samx.prompts import Prompt
 from samx.segment import segment_picture
+from samx.spans import Span
 from samx.validate import validate
 
 MOST_BYTES = 10_000_000  # of all functions together, in float16
@@ -41,8 +42,9 @@ def keeps_float16_bounds(result: ExportResult) -> bool:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
-    out = tmp_path_factory.mktemp("coreml") / "sam1"
-    return export(ExportRequest(out=out, target="coreml", precision="fp16"))
+    """Export with two functions; with the usual number the slow tests do."""
+    out, options = tmp_path_factory.mktemp("coreml") / "sam1", {"points": Span(2, 2, 4)}
+    return export(ExportRequest(out=out, target="coreml", precision="fp16", options={**options}))
 
 
 def test_the_demo_model_keeps_its_masks_in_ten_megabytes(exported: ExportResult) -> None:
@@ -86,6 +88,7 @@ def test_an_altered_weight_is_refused(exported: ExportResult, tmp_path: Path) ->
 
 
 SLOW: dict[str, dict[str, Any]] = {
+    "sam1": {},
     "sam2": {"family": "sam2"},
     "sam2_apple": {"family": "sam2", "options": {"contract": "apple"}},
     "sam1_masks": {"masks": "all", "mask_input": True},
