@@ -18,7 +18,7 @@ from samx.decoders.session import Feed, Outputs
 from samx.decoders.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
 from samx.errors import UsageError
 from samx.exporters.graph_rules import FORBIDDEN, broken_rules
-from samx.exporters.graphs import EXAMPLE_SIZES
+from samx.exporters.graphs import EXAMPLE_SIZES, deploy_decoder, facts, usual_sizes
 from samx.exporters.job import ExportJob, ExportOptions
 from samx.exporters.onnx import export
 from samx.spans import Span
@@ -80,7 +80,10 @@ def test_graphs_compute_the_reference_at_any_size(
             np.testing.assert_allclose(outputs[name], want, rtol=0, atol=CLOSE * float(want.abs().max()))
 
 
-@pytest.mark.parametrize(("family", "masks"), [("sam1", "single"), ("sam2", "single"), ("sam2", "all")])
+SLOW_MASKS = [pytest.param(*key, marks=pytest.mark.slow) for key in (("sam1", "single"), ("sam2", "all"))]
+
+
+@pytest.mark.parametrize(("family", "masks"), [("sam2", "single"), *SLOW_MASKS])
 def test_single_and_all_masks(exports: Exports, family: str, masks: MaskChoice) -> None:
     spec = replace(SPECS[family], masks=masks, stability_delta=2.0, stability_threshold=0.885)
     tensors = {**image_tensors(spec), **prompt_tensors(spec, 6, [1, -1])}
@@ -160,11 +163,13 @@ def test_neither_simplification_nor_caching_changes_the_masks(exports: Exports) 
     np.testing.assert_allclose(plain["low_res_masks"], simplified["low_res_masks"], rtol=0, atol=1e-4)
 
 
-def test_the_form_follows_the_points_and_says_why(tmp_path: Path) -> None:
+def test_the_form_follows_the_points_and_says_why() -> None:
     spec = SPECS["sam1"]
-    exported = export(ExportJob(toy_checkpoint(spec), spec, ExportOptions(points=Span(1, 40, 40))), tmp_path)
-    assert exported.options["form"] == "direct"
-    assert "360 columns" in exported.options["form_reason"]
+    options = usual_sizes(ExportOptions(points=Span(1, 40, 40)))
+    decoder = deploy_decoder(ExportJob(toy_checkpoint(spec), spec, options), low_rank=True, slots=False)
+    found = facts(decoder, options)
+    assert found["form"] == "direct"
+    assert "360 columns" in str(found["form_reason"])
 
 
 def test_an_unknown_opset_is_refused(tmp_path: Path) -> None:
