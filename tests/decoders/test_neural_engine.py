@@ -17,13 +17,14 @@ from samx.decoders.reference import ReferenceDecoder
 from samx.decoders.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
 
 EXACT = 1e-12  # of logits up to about 20, in float64
+SMALL = 256  # px: the same operations on a grid of 16 x 16
 SPECS = {
-    "sam1": sam1_spec(),
-    "sam1_single_mask": sam1_spec(masks="single", mask_input=True),
-    "sam1_all": sam1_spec(masks="all"),
-    "sam2": sam2_spec(),
-    "sam2_single": sam2_spec(masks="single"),
-    "sam2_all_mask": sam2_spec(masks="all", mask_input=True),
+    "sam1": sam1_spec(image_size=SMALL),
+    "sam1_single_mask": sam1_spec(image_size=SMALL, masks="single", mask_input=True),
+    "sam1_all": sam1_spec(image_size=SMALL, masks="all"),
+    "sam2": sam2_spec(image_size=SMALL),
+    "sam2_single": sam2_spec(image_size=SMALL, masks="single"),
+    "sam2_all_mask": sam2_spec(image_size=SMALL, masks="all", mask_input=True),
 }
 LABELS = {"click": [1, -1], "box": [2, 3], "clicks": [1, 0, 1, -1], "none": [-1]}
 
