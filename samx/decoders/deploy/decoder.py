@@ -19,7 +19,6 @@ from samx.decoders.spec import DecoderSpec
 from samx.errors import UsageError
 
 Form = Literal["low_rank", "absorbed", "direct"]
-SKIPS = ("image_skips_0", "image_skips_1")
 # From this many prompts a call, the image's tables cost less than they save: 1.7 billion multiply-adds an image against
 # 0.4 a prompt, at a box's 7 tokens.
 CACHE_FROM_PROMPTS = 4
@@ -87,14 +86,14 @@ class DeployDecoder(nn.Module):
     ) -> dict[str, Tensor]:
         """Do the image's work. Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name.
 
-        The skips are (1, 2, 2, 4*L, C/8) and (1, 2, 2*L, C/4); for the others see the transformers.
+        The skips are MaskHead.skips(); for the others see the transformers.
         """
         cells = self._inward(image_embeddings).flatten(2)  # (1, C, L)
         state = self.transformer.image_state(cells)
         if high_res_features_0 is None or high_res_features_1 is None:
             return state
         skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))
-        return {**state, **dict(zip(SKIPS, skips, strict=True))}
+        return {**state, **skips}
 
     def decode(
         self,
@@ -121,8 +120,7 @@ class DeployDecoder(nn.Module):
         position = self.choice
         iou = self.iou_head(tokens[:, position.iou])  # (N, 4)
         weights = self.hypernetworks(tokens[:, position.iou + 1 + position.masks.start :])
-        skips = (state[SKIPS[0]], state[SKIPS[1]]) if SKIPS[0] in state else None
-        masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(grow, rows, skips))
+        masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(grow, rows, state))
         if self.object_score_head is None:
             return masks, iou
         return masks, iou, self.object_score_head(tokens[:, 0])

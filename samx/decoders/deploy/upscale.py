@@ -8,7 +8,7 @@ its own way to the mask product, in matrices small enough for a cache; only fini
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,22 @@ from samx.decoders.deploy.scale_free import widened_norm, with_bias_row
 from samx.decoders.reference import LayerNorm2d, MaskDecoder
 
 SUBROWS = (0, 1)
+# The high-resolution features of an image, by sub-row of the second upscaling and of the first.
+FINE, COARSE = (tuple(f"image_skips_{level}_{i}" for i in range(n)) for level, n in ((0, 4), (1, 2)))
 # Gives one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
 Grow = Callable[[int], Tensor]
 
 
-def to_rows(features: Tensor, levels: int) -> Tensor:
-    """Order pixels as the upscaling produces them: sub-rows outermost, then rows of whole pixels, channels last.
+def to_planes(features: Tensor, levels: int) -> list[Tensor]:
+    """Order pixels as the upscaling produces them: a tensor a sub-row, of rows of whole pixels, channels last.
 
-    Shapes: (1, c, H, W) -> (1, 2, ..., 2, H * W / 2**levels, c) with one axis of 2 per level.
+    In two steps, a matrix turned, then rows picked: where all axes move at once, ONNX Runtime moves single numbers.
+    Shapes: (1, c, H, W) -> 2**levels x (1, H * W / 2**levels, c).
     """
-    rows = features.shape[2] >> levels
-    x = features.permute(0, 2, 3, 1).unflatten(1, (rows, *[2] * levels))  # (1, gy, dy1, ..., W, c)
-    subrows = range(2, 2 + levels)
-    return x.permute(0, *subrows, 1, 2 + levels, 3 + levels).flatten(1 + levels, 2 + levels)
+    _, channels, height, width = features.shape
+    pixels = features.flatten(2).transpose(1, 2)  # (1, H * W, c)
+    rows = pixels.reshape(1, height >> levels, 2**levels, width * channels)
+    return [rows[:, :, i].reshape(1, -1, channels) for i in range(2**levels)]
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -108,25 +111,26 @@ class MaskHead(nn.Module):
         x = self.grow(half, dy).reshape(-1, 4 * self.cells, self.grow.channels)
         return gelu(x if skip is None else x + skip)
 
-    def skips(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    def skips(self, fine: Tensor, coarse: Tensor) -> dict[str, Tensor]:
         """Order the high-resolution features as they are added, and add the second bias to them once per image.
 
-        Shapes: (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> (1, 2, 2, 4*L, C/8), (1, 2, 2*L, C/4).
+        Shapes: (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> FINE (1, 4*L, C/8), COARSE (1, 2*L, C/4).
         """
-        return to_rows(fine, levels=2) + self.bias, to_rows(coarse, levels=1)
+        finest = [plane + self.bias for plane in to_planes(fine, levels=2)]
+        return dict(zip((*FINE, *COARSE), [*finest, *to_planes(coarse, levels=1)], strict=True))
 
     def interleave(self, planes: Sequence[Tensor]) -> Tensor:
         """Put the sub-rows between each other. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
         rows = [plane.unflatten(2, (self.grid, -1)) for plane in planes]  # (N, M, G, 4G)
         return torch.stack(rows, dim=3).flatten(2, 3)
 
-    def forward(self, grow: Grow, weights: Tensor, skips: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Shapes: (N, M, C/8) [, (1, 2, 2, 4*L, C/8), (1, 2, 2*L, C/4)] -> (N, M, 4G, 4G)."""
+    def forward(self, grow: Grow, weights: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Shapes: (N, M, C/8), the image's state, perhaps with skips() -> (N, M, 4G, 4G)."""
         planes = []
         for dy1 in SUBROWS:
-            half = self.first_rows(grow(dy1), None if skips is None else skips[1][:, dy1])
+            half = self.first_rows(grow(dy1), state.get(COARSE[dy1]))
             for dy2 in SUBROWS:
-                pixels = self.second_rows(half, dy2, None if skips is None else skips[0][:, dy1, dy2])
+                pixels = self.second_rows(half, dy2, state.get(FINE[2 * dy1 + dy2]))
                 planes.append(self.product(weights, pixels))
         return self.interleave(planes)
 
