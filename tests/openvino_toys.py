@@ -18,7 +18,7 @@ from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.exporters.graphs import usual_sizes
 from samx.exporters.job import Exported, ExportJob, ExportOptions
 from samx.exporters.onnx import write_graphs
-from samx.exporters.openvino import USUAL_POINTS, convert
+from samx.exporters.openvino import FLOAT_GRAPHS, USUAL_POINTS, convert
 
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", "0" * 64, 3)
 # One graph; two graphs in the form with the most tables; everything that SAM 2 and mask prompts add.
@@ -42,7 +42,7 @@ def onnx_files(kind: str) -> tuple[Exported, dict[str, bytes]]:
         "openvino",
     )
     with tempfile.TemporaryDirectory() as folder:
-        exported = write_graphs(job, Path(folder), low_rank=True, slots=False)
+        exported = write_graphs(job, Path(folder), **FLOAT_GRAPHS)
         return exported, {name: (Path(folder) / name).read_bytes() for name in exported.files}
 
 

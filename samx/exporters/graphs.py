@@ -22,7 +22,7 @@ USUAL_POINTS, USUAL_PROMPTS = Span(1, 8, 8), Span(1, 1, 64)  # any number works;
 ATTENTION_OPSET = 23  # first opset with the Attention operator
 # torch.export specialises on sizes 0 and 1, and takes equal sizes for related ones: examples avoid both, and every
 # size that the decoder has of its own, so that a test sees an example's size if it is baked in.
-EXAMPLE_SIZES = {"prompts": 13, "points": 7}
+EXAMPLE_SIZES = {"prompts": 13, "points": 9}
 
 
 @dataclass(frozen=True)
