@@ -21,8 +21,8 @@ from samx.spans import Span
 USUAL_POINTS = Span(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
 HALVES = ("fp16", "bf16")
 FLOAT = "fp32"  # what the ONNX graphs are written in
-# Without dependent factors their number is odd, and bfloat16 products want even ones: OpenVINO 2026.4 takes up to
-# a third longer, and in graphs of any shape answers for exactly eight tokens are six times as far off.
+# Without dependent factors their number is odd, and bfloat16 products want even ones: OpenVINO 2026.4 takes a tenth
+# longer, a third with factors turned over too, and in graphs of any shape is six times as far off for eight tokens.
 FLOAT_GRAPHS: Mapping[str, bool] = {"low_rank": True, "slots": False, "independent": False}
 
 

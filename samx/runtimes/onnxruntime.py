@@ -92,7 +92,7 @@ def run_encoder(model: bytes, name: str, frame: FloatArray, threads: int | None 
 class Crew:
     """Decode prompts side by side, each on a thread of its own, in one session that all of them share.
 
-    No operation then waits for another thread's share of it, which costs a tenth with two threads and more with many.
+    No operation then waits for another thread's share of it, which costs a tenth with two threads.
     """
 
     threads: int

@@ -11,7 +11,8 @@ import pytest
 
 from samx.decoders.session import Feed
 from samx.decoders.spec import sam1_spec
-from samx.runtimes.onnxruntime import Crew, OnnxRuntimeRuntime
+from samx.runtimes import onnxruntime
+from samx.runtimes.onnxruntime import SPLIT_CHUNK, Crew, OnnxRuntimeRuntime, open_models
 
 PATIENCE_S = 20
 SPEC = sam1_spec(image_size=128)
@@ -76,3 +77,26 @@ def test_an_error_on_a_thread_is_not_lost() -> None:
     bad["point_coords"][2, 0, 0] = 666
     with pytest.raises(RuntimeError, match="no such prompt"):
         runtime(Session(), Session(), threads=2).decode(bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "chunk", "decoded"),
+    [({"split": True}, None, [1] * 6), ({"split": True}, SPLIT_CHUNK, [2, 2, 2]), ({}, None, [6])],
+    ids=["kept image", "a chunk was asked for", "one graph"],
+)
+def test_only_a_kept_image_gets_a_crew(
+    options: dict[str, Any], chunk: int | None, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int | None]] = []
+    session = Session()
+
+    def open_one(name: str, model: bytes, device: str, threads: int | None) -> Session:
+        opened.append((name, threads))
+        return session
+
+    monkeypatch.setattr(onnxruntime, "_session", open_one)
+    made = open_models({"prompt.onnx": b""}, SPEC, options, threads=3, chunk=chunk)
+    made.set_image({"image_embeddings": np.zeros((1, SPEC.width, SPEC.grid, SPEC.grid), np.float32)})
+    made.decode(prompts(6))
+    assert session.calls == decoded
+    assert opened == [("prompt.onnx", 3), *([("prompt.onnx", 1)] if decoded[0] == 1 else [])]
