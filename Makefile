@@ -68,18 +68,18 @@ picture: $(INSTALLED) ## Write docs/images/demo.png anew with the demo model
 	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam1 --point $(POINT) --output docs/images/demo.png --force
 
 bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
-	@$(BIN)/python -m samx.benchmarks.meta_onnx
+	@$(BIN)/python -m samx.commands.meta_onnx
 
 compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face too, in an environment of its own (half an hour)
 	@mkdir -p $(COMPARED)
-	@$(COMPARE)/bin/python -m samx.benchmarks.compare --force --json $(COMPARED)/compare.json \
+	@$(COMPARE)/bin/python -m samx.commands.compare --force --json $(COMPARED)/compare.json \
 		--markdown $(COMPARED)/compare.md
 
 train: $(INSTALLED) ## Train the demo model from nothing (about 85 minutes on two cores)
-	@$(BIN)/python -m samx.demo.train
+	@$(BIN)/python -m tools.train_demo.train
 
 evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
-	@$(BIN)/python -m samx.demo.evaluate
+	@$(BIN)/python -m tools.train_demo.evaluate
 
 clean: ## Remove the environment and everything that was made
 	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

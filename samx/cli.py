@@ -80,9 +80,9 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
-    from samx.export import ExportRequest
-    from samx.export import export as run
-    from samx.spans import Span
+    from samx.commands.export import ExportRequest
+    from samx.commands.export import export as run
+    from samx.models.shape_range import Span
 
     precision = _one_of("precision", {"fp16": fp16, "bf16": bf16, "int8": int8}, "fp32")
     masks = _one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}, "multimask")
@@ -125,8 +125,8 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """Roll realistic prompts out over images: what INT8 takes its ranges from."""
-    from samx.calibrate import CalibrateRequest
-    from samx.calibrate import calibrate as run
+    from samx.commands.calibrate import CalibrateRequest
+    from samx.commands.calibrate import calibrate as run
 
     request = CalibrateRequest(
         out=output, checkpoint=checkpoint, family=family, image_size=image_size,  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def bisect(
     json: Json = False,
 ) -> None:
     """Measure what float16 costs, group of operations by group, to choose what an export keeps in float32."""
-    from samx.bisect import bisect as run
+    from samx.commands.bisect import bisect as run
 
     with console.steps() as progress:
         result = run(checkpoint, family, progress)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def build(
     json: Json = False,
 ) -> None:
     """Finish a TensorRT export on the device: build its engine. Needs NumPy and TensorRT, no PyTorch."""
-    from samx.build import build as run
+    from samx.commands.build import build as run
 
     with console.steps() as progress:
         result = run(path, force=force, progress=progress)
@@ -172,7 +172,7 @@ def trust(
     json: Json = False,
 ) -> None:
     """Name an engine that somebody else built as one to run: engines are executable code."""
-    from samx.build import trust as run
+    from samx.commands.build import trust as run
 
     console.show(run(path), console.trusted, as_json=json)
 
@@ -190,7 +190,7 @@ def validate(
     json: Json = False,
 ) -> None:
     """Compare an artifact with PyTorch on this machine; exit code 3 if it differs."""
-    from samx.validate import validate as run
+    from samx.commands.validate import validate as run
 
     with console.steps() as progress:
         progress(f"Judging {path}")
@@ -220,9 +220,9 @@ def segment(
     json: Json = False,
 ) -> None:
     """Draw the best mask for a prompt over a picture."""
-    from samx.images import check_free, write_png
-    from samx.prompts import Prompt, parse_box, parse_point
-    from samx.segment import segment_picture
+    from samx.commands.segment import segment_picture
+    from samx.processing.images import check_free, write_png
+    from samx.processing.prompts import Prompt, parse_box, parse_point
 
     check_free(output, force)
     prompt = Prompt.of_clicks(
@@ -241,7 +241,7 @@ def segment(
 @app.command(epilog="samx inspect sam1-demo-onnx  ·  samx inspect sam1-demo-onnx/decoder.onnx --json")
 def inspect(path: Annotated[Path, typer.Argument(help="Artifact directory or ONNX file.")], json: Json = False) -> None:
     """Say what an artifact is, without loading the model."""
-    from samx.inspect import inspect as run
+    from samx.commands.inspect import inspect as run
 
     console.show(run(path), console.inspected, as_json=json)
 
@@ -249,7 +249,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Artifact directory or ONN
 @app.command(epilog="samx doctor  ·  samx doctor --json")
 def doctor(json: Json = False) -> None:
     """Say which backends work here, and what to install for the others."""
-    from samx.doctor import doctor as run
+    from samx.commands.doctor import doctor as run
 
     console.show(run(), console.examined, as_json=json)
 

@@ -31,8 +31,8 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure artifacts on this machine, in turns, after checking that they compute what PyTorch computes."""
-    from samx.bench import BenchRequest, require_complete
-    from samx.bench import bench as run
+    from samx.commands.bench import BenchRequest, require_complete
+    from samx.commands.bench import bench as run
 
     request = BenchRequest(
         tuple(paths), device, threads, scenario, quick, seconds, seed, output, force, tuple(embedding or ())
@@ -54,8 +54,8 @@ def report(
     json: Json = False,
 ) -> None:
     """Make one page of the reports of several devices, and compare them with an earlier one."""
-    from samx.report import ReportRequest, require_unregressed
-    from samx.report import report as run
+    from samx.commands.report import ReportRequest, require_unregressed
+    from samx.commands.report import report as run
 
     result = run(ReportRequest(tuple(reports), output, markdown, baseline, force))
     console.show(result, reported, as_json=json)
@@ -69,7 +69,7 @@ def bundle(
     json: Json = False,
 ) -> None:
     """Pack an artifact for a device without samx: questions, answers, and one Python file that asks and measures."""
-    from samx.bundle import bundle as run
+    from samx.commands.bundle import bundle as run
 
     console.show(run(path, output, force), bundled, as_json=json)
 

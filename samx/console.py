@@ -18,12 +18,12 @@ from samx.errors import SamxError
 from samx.progress import Progress
 
 if TYPE_CHECKING:
-    from samx.bisect import Bisection
-    from samx.build import BuildResult, TrustResult
-    from samx.calibrate import CalibrateResult
-    from samx.export import ExportResult
+    from samx.commands.bisect import Bisection
+    from samx.commands.build import BuildResult, TrustResult
+    from samx.commands.calibrate import CalibrateResult
+    from samx.commands.export import ExportResult
+    from samx.commands.segment import Segmentation
     from samx.quantization.report import Int8Report
-    from samx.segment import Segmentation
     from samx.validators.report import ParityReport
 
 Draw = Callable[[], None]

@@ -93,18 +93,20 @@ BACKENDS: tuple[Backend, ...] = (
         groups="samx.quantization.groups:QUANTISABLE",
     ),
     Backend(
-        "trt", "TensorRT", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
-        "samx.runtimes.tensorrt:devices", ("fp32", "fp16", "int8"), "tensorrt", "trt",
+        "trt", "TensorRT", "samx.exporters.tensorrt.export:export", "samx.runtimes.tensorrt.runtime:open_artifact",
+        "samx.runtimes.tensorrt.runtime:devices", ("fp32", "fp16", "int8"), "tensorrt", "trt",
         ("opset", "simplify", "islands", "exclude", "min_iou"),
         quantiser="samx.quantization.onnx:quantise_for_tensorrt", groups="samx.quantization.groups:QUANTISABLE",
-        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.engines.lower:lower",
+        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.exporters.tensorrt.lower:lower",
     ),
     Backend(
-        "trt-rtx", "TensorRT for RTX", "samx.exporters.tensorrt:export", "samx.runtimes.tensorrt:open_artifact",
-        "samx.runtimes.tensorrt:devices_rtx", ("fp32", "fp16", "int8"), "tensorrt_rtx", "trt-rtx",
+        "trt-rtx", "TensorRT for RTX", "samx.exporters.tensorrt.export:export",
+        "samx.runtimes.tensorrt.runtime:open_artifact", "samx.runtimes.tensorrt.runtime:devices_rtx",
+        ("fp32", "fp16", "int8"), "tensorrt_rtx", "trt-rtx",
         ("opset", "simplify", "islands", "turing", "exclude", "min_iou"),
         quantiser="samx.quantization.onnx:quantise_for_tensorrt", groups="samx.quantization.groups:QUANTISABLE",
-        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.engines.lower:lower", compiles_anywhere=True,
+        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.exporters.tensorrt.lower:lower",
+        compiles_anywhere=True,
     ),
     Backend(
         "openvino", "OpenVINO", "samx.exporters.openvino:export", "samx.runtimes.openvino:open_artifact",
@@ -113,11 +115,11 @@ BACKENDS: tuple[Backend, ...] = (
         groups="samx.quantization.groups:QUANTISABLE",
     ),
     Backend(
-        "coreml", "Core ML", "samx.exporters.coreml:export", "samx.runtimes.coreml:open_artifact",
-        "samx.runtimes.coreml:devices", ("fp32", "fp16", "int8"), "coremltools", "coreml",
+        "coreml", "Core ML", "samx.exporters.coreml.export:export", "samx.runtimes.coreml.runtime:open_artifact",
+        "samx.runtimes.coreml.runtime:devices", ("fp32", "fp16", "int8"), "coremltools", "coreml",
         ("ios", "contract", "weights", "exclude", "min_iou"), quantiser="samx.quantization.coreml:quantise",
         groups="samx.quantization.coreml_groups:QUANTISABLE",
-        graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.coreml.lower:lower",
+        graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.lower:lower",
     ),
     Backend(
         "aoti", "AOTInductor", "samx.exporters.aoti:export", "samx.runtimes.aoti:open_artifact",
@@ -130,8 +132,8 @@ BACKENDS: tuple[Backend, ...] = (
 RUNNERS: Mapping[str, Backend] = {
     "onnx": BACKENDS[0],
     "mil": Backend(
-        "mil", "MIL evaluator", "", "samx.runtimes.mil:open_artifact", "samx.runtimes.mil:devices", (), "coremltools",
-        "coreml",
+        "mil", "MIL evaluator", "", "samx.runtimes.mil.runtime:open_artifact", "samx.runtimes.mil.runtime:devices", (),
+        "coremltools", "coreml",
     ),
 }  # fmt: skip
 

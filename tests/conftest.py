@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from samx.export import ExportRequest, export
+from samx.commands.export import ExportRequest, export
 
 
 def pytest_collection_finish() -> None:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.coreml.evaluate import Evaluator
-from samx.coreml.package import DECODER, read_package
-from samx.coreml.program import load_program
-from samx.decoders.session import Feed, Placement
-from samx.decoders.spec import EMPTY_SLOT, sam1_spec
-from samx.runtimes.coreml import CoreMLRuntime, open_artifact
+from samx.formats.coreml.package import DECODER, read_package
+from samx.formats.coreml.program import load_program
+from samx.models.session import Feed, Placement
+from samx.models.spec import EMPTY_SLOT, sam1_spec
+from samx.runtimes.coreml.runtime import CoreMLRuntime, open_artifact
+from samx.runtimes.mil.evaluate import Evaluator
 
 SPEC = sam1_spec(image_size=16)  # one cell of embedding, masks of 4 x 4
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", hashlib.sha256(b"toy").hexdigest(), 3)

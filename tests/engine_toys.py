@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
-from samx.decoders.spec import DecoderSpec, TensorSpec, sam1_spec
-from samx.engines.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
-from samx.engines.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
-from samx.spans import Span
+from samx.exporters.tensorrt.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
+from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec, TensorSpec, sam1_spec
 
 SPEC = sam1_spec(image_size=16)  # one cell of embedding, masks of 4 x 4
 PROMPTS, POINTS = Span(1, 2, 4), Span(1, 2, 3)

@@ -14,11 +14,11 @@ from toys import toy_checkpoint
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.exporters.graphs import usual_sizes
-from samx.exporters.job import Exported, ExportJob, ExportOptions
 from samx.exporters.onnx import write_graphs
 from samx.exporters.openvino import FLOAT_GRAPHS, USUAL_POINTS, convert
+from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", "0" * 64, 3)
 # One graph; two graphs in the form with the most tables; everything that SAM 2 and mask prompts add.

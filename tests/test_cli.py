@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from samx import cli, console
+from samx.commands.export import ExportRequest, export
 from samx.demo import demo_checkpoint
 from samx.demo.scenes import generate_scene
-from samx.export import ExportRequest, export
 from samx.validators.child import gate_in_child
 
 
@@ -82,7 +82,7 @@ SMALL = ("--image-size", str(SMALL_PX))
 @pytest.fixture
 def calibration_of(tmp_path_factory: pytest.TempPathFactory) -> SetMaker:
     """Make files of calibration sets that belong to no checkpoint."""
-    from samx.decoders.spec import sam1_spec, sam2_spec
+    from samx.models.spec import sam1_spec, sam2_spec
     from samx.quantization.calibration import CalibrationSet, calibration_spec
     from samx.quantization.samples import Sample
 
@@ -136,7 +136,7 @@ def test_a_checkpoint_of_ones_own_is_exported_alike(samx: Samx, tmp_path: Path) 
     import torch
     from toys import toy_decoder
 
-    from samx.decoders.spec import sam2_spec
+    from samx.models.spec import sam2_spec
 
     weights = {}
     for name, value in toy_decoder(sam2_spec(image_size=256)).state_dict().items():
@@ -198,7 +198,7 @@ def test_int8_of_ones_own_checkpoint_needs_a_calibration_set(samx: Samx, tmp_pat
     import torch
     from toys import toy_decoder
 
-    from samx.decoders.spec import sam1_spec
+    from samx.models.spec import sam1_spec
 
     checkpoint = tmp_path / "tuned.pth"
     torch.save(toy_decoder(sam1_spec(image_size=SMALL_PX)).state_dict(), checkpoint)
@@ -228,8 +228,8 @@ def test_int8_refuses_a_set_of_something_else(
 
 def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter is sabotaged: a bias of the deploy form is off."""
-    from samx.decoders.deploy.decoder import DeployDecoder
     from samx.exporters import graphs
+    from samx.models.fast.decoder import DeployDecoder
 
     def spoiled(*arguments: Any, **options: Any) -> DeployDecoder:
         decoder = DeployDecoder(*arguments, **options)
@@ -422,8 +422,8 @@ def test_segment_takes_an_embedding_and_gives_the_same(
     samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path
 ) -> None:
     from samx.artifacts.store import Artifact
-    from samx.frames import Frame
-    from samx.images import read_image, to_frame
+    from samx.processing.frames import Frame
+    from samx.processing.images import read_image, to_frame
     from samx.runtimes.onnxruntime import run_encoder
 
     artifact, image = Artifact.open(demo_artifact), read_image(picture)

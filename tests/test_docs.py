@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from samx.cli import app
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -13,8 +13,8 @@ import pytest
 import samx
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
-from samx.decoders.spec import DecoderSpec
 from samx.errors import UnavailableError
+from samx.models.spec import DecoderSpec
 
 PACKAGE = Path(samx.__file__).parent
 
@@ -22,37 +22,26 @@ PACKAGE = Path(samx.__file__).parent
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Programs with command lines of their own.
-    ("samx.benchmarks.meta_onnx", "samx.benchmarks.compare", "samx.benchmarks.torch_forms"),
-    ("samx.benchmarks.compare_decoders",),
+    ("samx.commands.meta_onnx", "samx.commands.compare", "samx.benchmarks.torch_forms"),
+    ("samx.commands.compare_decoders",),
     ("samx.cli",),
     ("samx.cli_measure",),
     ("samx.console",),
-    (
-        "samx.export",
-        "samx.bisect",
-        "samx.build",
-        "samx.validate",
-        "samx.segment",
-        "samx.inspect",
-        "samx.doctor",
-        "samx.bench",
-        "samx.report",
-        "samx.bundle",
-    ),
-    ("samx.calibrate", "samx.int8"),
-    ("samx.reports", "samx.bundles"),
+    ("samx.commands",),
+    ("samx.kits", "samx.benchmarks.report", "samx.quantization"),
     ("samx.benchmarks",),
-    ("samx.quantization", "samx.pytorch"),
+    ("samx.models.load",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
-    ("samx.overlay", "samx.registry"),
-    ("samx.prompts", "samx.postprocess", "samx.images"),
-    ("samx.coreml", "samx.engines", "samx.openvino"),
+    ("samx.processing.overlay", "samx.registry"),
+    ("samx.processing.prompts", "samx.processing.postprocess", "samx.processing.images"),
+    ("samx.formats",),
     ("samx.devices",),
-    ("samx.frames", "samx.artifacts", "samx.decoders"),
-    ("samx.decoders.session",),
-    ("samx.decoders.spec", "samx.extras", "samx.progress", "samx.spans", "samx.demo.__init__"),
+    ("samx.processing.frames", "samx.artifacts", "samx.models"),
+    ("samx.models.session",),
+    ("samx.models.spec", "samx.extras", "samx.progress", "samx.models.shape_range", "samx.demo.__init__"),
     ("samx.errors",),
+    ("samx.processing",),
     ("samx",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -63,33 +52,28 @@ HEAVY = (
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
-    "samx.benchmarks.compare",
-    "samx.benchmarks.compare_decoders",
-    "samx.benchmarks.meta_candidates",
-    "samx.benchmarks.meta_onnx",
-    "samx.benchmarks.peers",
+    "samx.commands.compare",
+    "samx.commands.compare_decoders",
+    "samx.benchmarks.contenders.meta_candidates",
+    "samx.commands.meta_onnx",
+    "samx.benchmarks.contenders",
     "samx.benchmarks.torch_forms",
     "samx.benchmarks.torch_measure",
     "samx.benchmarks.torch_peaks",
-    "samx.benchmarks.torch_ways",
-    "samx.coreml.checks",
-    "samx.coreml.compiled",
-    "samx.coreml.evaluate",
-    "samx.coreml.operations",
-    "samx.coreml.storage",
-    "samx.decoders.checkpoint",
-    "samx.decoders.deploy",
-    "samx.decoders.neural_engine",
-    "samx.decoders.reference",
-    "samx.decoders.weight_files",
-    "samx.demo.batches",
+    "samx.benchmarks.contenders.pytorch",
+    "samx.runtimes.mil.checks",
+    "samx.runtimes.coreml.compiled",
+    "samx.runtimes.mil.evaluate",
+    "samx.runtimes.mil.operations",
+    "samx.formats.coreml.storage",
+    "samx.models.checkpoint",
+    "samx.models.fast",
+    "samx.models.fixed",
+    "samx.models.reference",
+    "samx.models.weight_files",
     "samx.demo.encoder",
-    "samx.demo.evaluate",
-    "samx.demo.fast_decode",
-    "samx.demo.losses",
     "samx.demo.model",
     "samx.demo.sampling",
-    "samx.demo.train",
     "samx.exporters",
     "samx.quantization.coreml",
     "samx.quantization.coreml_groups",
@@ -171,8 +155,8 @@ def test_imports_run_downwards(name: str, path: Path) -> None:
         ("samx.exporters.planted", "from samx.runtimes import base"),
         ("samx.exporters.planted", "def late():\n    import samx.runtimes.base"),
         ("samx.validators.planted", "from samx.runtimes.onnxruntime import open_artifact"),
-        ("samx.decoders.planted", "from samx.prompts import Prompt"),
-        ("samx.decoders.spec", "from samx.decoders.checkpoint import load_checkpoint"),
+        ("samx.models.planted", "from samx.processing.prompts import Prompt"),
+        ("samx.models.spec", "from samx.models.checkpoint import load_checkpoint"),
         ("samx.artifacts.planted", "from samx import cli"),
         ("samx.errors", "from samx.extras import require"),
         ("samx.planted", "from samx import errors"),  # a module that LAYERS does not place
@@ -210,11 +194,12 @@ TELL_HEAVY = f"\nprint('heavy:', *sorted(set({HEAVY!r}) & set(sys.modules)))"
 
 def test_the_light_modules_are_those_that_a_device_needs() -> None:
     needed = {
-        "samx.cli", "samx.console", "samx.doctor", "samx.inspect", "samx.segment", "samx.validate", "samx.registry",
-        "samx.errors", "samx.prompts", "samx.frames", "samx.postprocess", "samx.images", "samx.overlay",
-        "samx.artifacts.store", "samx.artifacts.commit", "samx.validators.gate", "samx.validators.child",
-        "samx.validators.suite", "samx.decoders.spec", "samx.decoders.session", "samx.runtimes.onnxruntime",
-        "samx.demo.scenes", "samx.demo.picture",
+        "samx.cli", "samx.console", "samx.commands.doctor", "samx.commands.inspect", "samx.commands.segment",
+        "samx.commands.validate", "samx.registry", "samx.errors", "samx.processing.prompts", "samx.processing.frames",
+        "samx.processing.postprocess", "samx.processing.images", "samx.processing.overlay", "samx.artifacts.store",
+        "samx.artifacts.commit", "samx.validators.gate", "samx.validators.child", "samx.validators.suite",
+        "samx.models.spec", "samx.models.session", "samx.runtimes.onnxruntime", "samx.demo.scenes",
+        "samx.demo.picture",
     }  # fmt: skip
     assert needed <= set(light_modules())
 
@@ -230,7 +215,7 @@ def test_light_modules_import_with_the_base_dependencies_alone() -> None:
 
 
 def test_a_hidden_library_is_really_hidden() -> None:
-    done = child(IMPORT_ALL, "samx.decoders.reference", blocked=HEAVY)
+    done = child(IMPORT_ALL, "samx.models.reference", blocked=HEAVY)
     assert "ModuleNotFoundError: No module named 'torch'" in done.stderr
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samx.decoders.checkpoint import LoadedDecoder
-from samx.decoders.reference import ReferenceDecoder
-from samx.decoders.session import Feed
-from samx.decoders.spec import DecoderSpec
+from samx.models.checkpoint import LoadedDecoder
+from samx.models.reference import ReferenceDecoder
+from samx.models.session import Feed
+from samx.models.spec import DecoderSpec
 
 MASK_LOGIT_GAIN, IOU_GAIN = 60.0, 6.0  # bring random weights to the logits (about 10) and IoU spread of trained ones
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, cast, get_args
 
 import samx
 from samx.artifacts import strict_json as read
-from samx.decoders.spec import DecoderSpec
 from samx.errors import ArtifactError
+from samx.models.spec import DecoderSpec
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "samx-artifact"

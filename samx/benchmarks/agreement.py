@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from samx.benchmarks.interleave import Candidate
-from samx.decoders.session import Feed, FloatArray
 from samx.errors import ParityError
+from samx.models.session import Feed, FloatArray
 
 OUTPUTS = ("low_res_masks", "iou_predictions")
 # Two float32 graphs of the same algebra; logits reach about 30. The first is the parity gate's bound for float32.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from samx.decoders.session import Feed, FloatArray
-from samx.decoders.spec import LABELS, DecoderSpec
 from samx.demo.scenes import LEVELS, generate_scene
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import LABELS, DecoderSpec
 
 SEED = 20
 MIN_SIDE_PX = 16  # one cell of the embedding grid

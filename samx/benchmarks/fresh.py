@@ -20,8 +20,8 @@ from samx.artifacts.store import Artifact, read_manifest
 from samx.benchmarks.clock import Clock, now_ns
 from samx.benchmarks.memory import peak_bytes
 from samx.benchmarks.processes import print_report, report_of
-from samx.decoders.session import Feed, Session
 from samx.errors import SamxError
+from samx.models.session import Feed, Session
 from samx.registry import backend, load
 
 CHILD = (sys.executable, "-m", "samx.benchmarks.fresh")

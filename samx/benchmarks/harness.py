@@ -14,9 +14,9 @@ from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Questions, Scenario
 from samx.benchmarks.subjects import Place, Subject
 from samx.benchmarks.work import candidate, copying, finishing
-from samx.decoders.session import Placement, Session
 from samx.devices import reading as device
 from samx.errors import PromptError
+from samx.models.session import Placement, Session
 from samx.progress import Progress
 from samx.runtimes.base import CopiesOnly
 

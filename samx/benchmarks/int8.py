@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from samx.benchmarks.interleave import Candidate, Effort, measure
-from samx.decoders.session import Feed
+from samx.models.session import Feed
 
 EVEN = 0.05  # ratios this close to 1 are within what repeated measurements differ by
 Run = Callable[[Feed], Any]

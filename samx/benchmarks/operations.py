@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from samx.decoders.spec import DecoderSpec
+from samx.models.spec import DecoderSpec
 
 FLOAT_BYTES = 4  # of what is kept of an image, and of masks
 LABELS = 5  # rows of the table that a label chooses from

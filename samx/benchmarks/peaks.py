@@ -16,7 +16,7 @@ import numpy as np
 
 from samx.benchmarks.clock import Clock, now_ns
 from samx.benchmarks.processes import print_report, report_of
-from samx.decoders.session import FloatArray
+from samx.models.session import FloatArray
 
 CHILD = (sys.executable, "-m", "samx.benchmarks.peaks")
 # Whatever library NumPy multiplies with takes its threads from one of these, when it is loaded.

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 
 from samx.benchmarks.interleave import Effort
-from samx.decoders.session import Feed
-from samx.decoders.spec import LABELS, DecoderSpec
 from samx.errors import UsageError
-from samx.frames import Frame
-from samx.prompts import PromptBatch, Table, point_grid
+from samx.models.session import Feed
+from samx.models.spec import LABELS, DecoderSpec
+from samx.processing.frames import Frame
+from samx.processing.prompts import PromptBatch, Table, point_grid
 
 MOST_POINTS = 7  # of the changing number; with padding eight, what an export takes unless it is told otherwise
 REFINEMENTS = 4  # clicks on one object, each with the mask that the one before it gave

@@ -10,10 +10,10 @@ from pathlib import Path
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact, manifest_bytes
 from samx.benchmarks.results import ParityRecord, SubjectRecord
-from samx.decoders.session import Placement, Session
-from samx.decoders.spec import DecoderSpec
 from samx.errors import ParityError, UsageError
 from samx.extras import require
+from samx.models.session import Placement, Session
+from samx.models.spec import DecoderSpec
 from samx.registry import Backend, backend, load
 from samx.validators.child import gate_in_child
 from samx.validators.environment import environment

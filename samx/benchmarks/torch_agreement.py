@@ -9,8 +9,8 @@ from math import inf
 import numpy as np
 
 from samx.benchmarks.agreement import MAX_ERROR, OUTPUTS
-from samx.decoders.session import FloatArray
 from samx.errors import ParityError
+from samx.models.session import FloatArray
 from samx.validators.metrics import mask_iou
 
 

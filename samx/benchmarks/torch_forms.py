@@ -21,7 +21,7 @@ from samx.benchmarks.summary import describe
 from samx.benchmarks.table import environment_table
 from samx.benchmarks.torch_measure import DTYPES, GroupResult, Report, Settings, run
 from samx.demo import demo_checkpoint
-from samx.images import check_free
+from samx.processing.images import check_free
 
 # Short, so that the table fits into 80 columns.
 HEADINGS = ("decoder", "us", "IQR", "faster", "95%", "peak", "copy", "IoU")

@@ -14,21 +14,21 @@ import numpy as np
 import torch
 
 from samx.artifacts.manifest import utc_now
-from samx.benchmarks import torch_ways
 from samx.benchmarks.boxes import box_feed
+from samx.benchmarks.contenders import pytorch as torch_ways
+from samx.benchmarks.contenders.pytorch import Call, Outputs, Prompts, Setting, Way, Work
 from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
 from samx.benchmarks.summary import RATIO_SAMPLES, Ratio, by_name, speedup, summarize
 from samx.benchmarks.torch_agreement import Differences, compare
 from samx.benchmarks.torch_peaks import Peaks, Shares, peaks, shares
-from samx.benchmarks.torch_ways import Call, Outputs, Prompts, Setting, Way, Work
-from samx.decoders.checkpoint import LoadedDecoder, load_checkpoint
-from samx.decoders.session import FloatArray
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UsageError
 from samx.exporters.encoder import demo_images, is_demo
+from samx.models.checkpoint import LoadedDecoder, load_checkpoint
+from samx.models.load import load
+from samx.models.session import FloatArray
 from samx.progress import Progress
-from samx.pytorch import load
 from samx.runtimes.torch import torch_device
 from samx.validators.synthetic import synthetic_images
 

@@ -9,8 +9,8 @@ from math import inf
 import torch
 
 from samx.benchmarks.clock import Clock
+from samx.benchmarks.contenders.pytorch import Setting, Work
 from samx.benchmarks.operations import FLOAT_BYTES, REFERENCE, count
-from samx.benchmarks.torch_ways import Setting, Work
 
 PRODUCT_SIDE = {"cpu": 1536, "cuda": 8192}
 COPIED_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}  # more than caches hold

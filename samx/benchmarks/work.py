@@ -10,9 +10,9 @@ import numpy as np
 
 from samx.benchmarks.interleave import Candidate
 from samx.benchmarks.scenarios import Questions, Scenario
-from samx.decoders.session import Feed, FloatArray, Outputs, Session
-from samx.postprocess import best_indices, segment
-from samx.prompts import Point, Prompt, PromptBatch
+from samx.models.session import Feed, FloatArray, Outputs, Session
+from samx.processing.postprocess import best_indices, segment
+from samx.processing.prompts import Point, Prompt, PromptBatch
 from samx.runtimes.base import CopiesOnly
 
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from samx.decoders.reference import Attention, ReferenceDecoder
-from samx.decoders.spec import DecoderSpec, Family
 from samx.demo import demo_checkpoint
 from samx.demo.encoder import DemoEncoder
+from samx.models.reference import Attention, ReferenceDecoder
+from samx.models.spec import DecoderSpec, Family
 
 FORMAT_TAG = "samx_demo"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from samx.demo.scenes import generate_scene
-from samx.images import write_png
+from samx.processing.images import write_png
 
 PICTURE_SEED = 4
 PICTURE_SIZE_PX = (1024, 768)  # not square, as photographs are

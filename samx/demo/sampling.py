@@ -120,3 +120,10 @@ def error_click(rng: Rng, predicted: Array, target: Array) -> tuple[tuple[float,
     if not wrong.any():
         wrong, label = target, 1
     return frame_point(random_pixel(rng, wrong)), label
+
+
+def pick_region(rng: Rng, regions: list[Region]) -> Region:
+    """Choose a level first, then a region of it, so that all levels are asked for alike."""
+    level = rng.choice(sorted({region.level for region in regions}))
+    there = [region for region in regions if region.level == level]
+    return there[int(rng.integers(len(there)))]

@@ -1,0 +1,1 @@
+"""Write graphs in a backend's format."""

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from samx.artifacts import trust
 from samx.artifacts.commit import write_file
-from samx.engines import trust
-from samx.engines.host import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
 from samx.errors import SamxError, UnavailableError
 from samx.exporters.graphs import Graph, deploy_decoder, dynamic_shapes, examples, facts, graphs, usual_sizes
-from samx.exporters.job import Exported, ExportJob
+from samx.exporters.options import Exported, ExportJob
 from samx.extras import quiet
+from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
 
 PACKAGE_FILE = "decoder.pt2"  # holds two models, 'image' and 'prompt'
 # Threads are counted when the code runs, so that it obeys --threads.

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samx.decoders.session import Feed
-from samx.decoders.spec import DecoderSpec
 from samx.demo.model import FORMAT_TAG, DemoModel, demo_notes, load_demo
 from samx.demo.scenes import generate_scene
 from samx.exporters.tracing import to_onnx
-from samx.frames import Frame
-from samx.images import to_frame
+from samx.models.session import Feed
+from samx.models.spec import DecoderSpec
+from samx.processing.frames import Frame
+from samx.processing.images import to_frame
 
 ENCODER_FILE = "encoder.onnx"
 ENCODER_OPSET = 18

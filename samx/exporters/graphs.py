@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samx.decoders.checkpoint import build_reference
-from samx.decoders.deploy.decoder import CACHE_FROM_PROMPTS, DeployDecoder, choose_form
-from samx.decoders.deploy.low_rank import LowRankTransformer
-from samx.decoders.deploy.precision import ISLANDS, set_precision
-from samx.decoders.spec import TensorSpec
 from samx.errors import UsageError
-from samx.exporters.job import ExportJob, ExportOptions
-from samx.spans import Span
+from samx.exporters.options import ExportJob, ExportOptions
+from samx.models.checkpoint import build_reference
+from samx.models.fast.decoder import CACHE_FROM_PROMPTS, DeployDecoder, choose_form
+from samx.models.fast.low_rank import LowRankTransformer
+from samx.models.fast.precision import ISLANDS, set_precision
+from samx.models.shape_range import Span
+from samx.models.spec import TensorSpec
 
 USUAL_POINTS, USUAL_PROMPTS = Span(1, 8, 8), Span(1, 1, 64)  # any number works; the form is chosen for the second
 ATTENTION_OPSET = 23  # first opset with the Attention operator

@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samx.decoders.spec import LABELS, DecoderSpec
 from samx.errors import SamxError, UsageError
-from samx.exporters.graph_rules import broken_rules
 from samx.exporters.graphs import Graph, deploy_decoder, dynamic_shapes, examples, facts, graphs, usual_sizes
-from samx.exporters.job import OPSETS, Exported, ExportJob, ExportOptions
+from samx.exporters.options import OPSETS, Exported, ExportJob, ExportOptions
 from samx.exporters.tracing import to_onnx
 from samx.extras import require
+from samx.formats.onnx import broken_rules
+from samx.models.spec import LABELS, DecoderSpec
 
 if TYPE_CHECKING:
     import onnx

@@ -10,13 +10,13 @@ from types import ModuleType
 
 from samx.errors import SamxError
 from samx.exporters.graphs import usual_sizes
-from samx.exporters.job import Exported, ExportJob
 from samx.exporters.onnx import write_graphs
+from samx.exporters.options import Exported, ExportJob
 from samx.extras import require
-from samx.openvino import ir
-from samx.openvino.compiled import check_processor
-from samx.openvino.rules import broken_rules
-from samx.spans import Span
+from samx.formats.openvino import ir
+from samx.formats.openvino.compiled import check_processor
+from samx.formats.openvino.rules import broken_rules
+from samx.models.shape_range import Span
 
 USUAL_POINTS = Span(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
 HALVES = ("fp16", "bf16")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from samx.artifacts.commit import write_file
-from samx.decoders.session import Feed
-from samx.decoders.spec import DecoderSpec
 from samx.errors import ImageError, InputError
+from samx.models.session import Feed
+from samx.models.spec import DecoderSpec
 from samx.quantization import calibration_file
 from samx.quantization.samples import Sample, as_cases
 from samx.validators import suite_file

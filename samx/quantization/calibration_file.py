@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samx.artifacts import strict_json as read
-from samx.decoders.session import Feed, FloatArray
-from samx.decoders.spec import DecoderSpec
 from samx.errors import ArtifactError
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import DecoderSpec
 from samx.quantization.samples import Sample
 from samx.validators import suite_file
 from samx.validators.suite_file import HEADER, UNPACKED_CAP_BYTES

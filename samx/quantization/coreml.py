@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from samx.coreml.package import package_from_directory
-from samx.coreml.program import Program, load_program
 from samx.errors import InputError
-from samx.exporters.coreml import write_lint
-from samx.exporters.coreml_convert import rewrite_package
+from samx.exporters.coreml.convert import rewrite_package
+from samx.exporters.coreml.export import write_lint
+from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.program import Program, load_program
 from samx.quantization.coreml_groups import Convolution, convolutions, whole_plan
 from samx.quantization.coreml_packages import FloatPackages, Watched
 from samx.quantization.coreml_rewrite import Ranges, arithmetic, rewrite

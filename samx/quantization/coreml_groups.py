@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from samx.coreml.lint_program import multiply_adds, steps_of
 from samx.errors import SamxError, UsageError
-from samx.exporters.coreml_weights import SMALLEST
+from samx.exporters.coreml.weights import SMALLEST
+from samx.formats.coreml.lint_program import multiply_adds, steps_of
 from samx.quantization.search import Plan
 
 CONVOLUTION = "conv"

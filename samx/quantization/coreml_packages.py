@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from samx.coreml.contract import Arrays, contract_of
-from samx.coreml.functions import Functions
-from samx.coreml.library import open_coremltools
-from samx.coreml.package import PackageFiles, package_from_directory
-from samx.coreml.program import Program, load_program
-from samx.decoders.spec import DecoderSpec
 from samx.errors import InputError
-from samx.exporters.coreml import ONE_PROMPT
+from samx.exporters.coreml.export import ONE_PROMPT
+from samx.formats.coreml.contract import Arrays, contract_of
+from samx.formats.coreml.functions import Functions
+from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.package import PackageFiles, package_from_directory
+from samx.formats.coreml.program import Program, load_program
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec
 from samx.quantization.coreml_groups import Convolution, half_convolutions
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges
 from samx.quantization.job import QuantisationJob
 from samx.runtimes.base import Slots
-from samx.runtimes.coreml_packages import OpenedPackages
-from samx.runtimes.mil import MilRuntime, Packages
-from samx.spans import Span
+from samx.runtimes.coreml.packages import OpenedPackages
+from samx.runtimes.mil.runtime import MilRuntime, Packages
 
 WHERE = "the float16 export"
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from samx.coreml.library import open_coremltools
-from samx.coreml.lint_program import multiply_adds, steps_of
-from samx.exporters.coreml_convert import program_of, quiet
-from samx.exporters.coreml_weights import add_chosen
+from samx.exporters.coreml.convert import program_of, quiet
+from samx.exporters.coreml.weights import add_chosen
+from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.lint_program import multiply_adds, steps_of
 from samx.quantization.coreml_groups import CONVOLUTION, Convolution, half_convolutions
 from samx.quantization.search import Plan
 
 PURPOSE = "INT8 for Core ML"
-WEIGHTS = "linear8"  # of samx/exporters/coreml_weights.py: symmetric, a scale for each output
+WEIGHTS = "linear8"  # of samx/exporters/coreml/weights.py: symmetric, a scale for each output
 MOST = 127  # of a signed byte; -128 is left out, so that the range is symmetric
 DTYPE = "int8"
 Ranges = Mapping[str, float]  # largest magnitude of what a convolution takes, by its weight's name

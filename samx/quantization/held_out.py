@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from samx.decoders.session import Feed, Session
-from samx.decoders.spec import DecoderSpec
 from samx.errors import InputError
 from samx.exporters.encoder import is_demo
+from samx.models.session import Feed, Session
+from samx.models.spec import DecoderSpec
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.rollout import HELD_OUT_SAMPLES, Rolled, check_outlined, deal, roll_out

@@ -11,7 +11,7 @@ from samx.quantization.calibration import CalibrationSet
 from samx.quantization.search import Budget, Found
 
 if TYPE_CHECKING:
-    from samx.exporters.job import Exported, ExportJob
+    from samx.exporters.options import Exported, ExportJob
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from samx.decoders.session import Feed, Session
+from samx.models.session import Feed, Session
 from samx.quantization.search import Judged
 from samx.validators.cases import Case
 from samx.validators.metrics import BoolArray, mask_iou

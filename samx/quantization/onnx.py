@@ -11,9 +11,9 @@ from typing import Any
 
 import onnx
 
-from samx.decoders.session import Feed, Session
-from samx.exporters.tensorrt import write_plan
+from samx.exporters.tensorrt.export import write_plan
 from samx.extras import require
+from samx.models.session import Feed, Session
 from samx.quantization.groups import INTEGER, QUANTISABLE, check_groups, multiply_adds, products
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.onnx_qdq import quantise_with

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from samx.exporters.openvino import convert
-from samx.openvino import ir
+from samx.formats.openvino import ir
+from samx.models.shape_range import Span
 from samx.quantization import onnx
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.runtimes.openvino import open_graphs
-from samx.spans import Span
 
 PRECISION = "int8"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samx.decoders.checkpoint import LoadedDecoder
-from samx.decoders.session import Feed, Session
 from samx.errors import InputError, UsageError
+from samx.models.checkpoint import LoadedDecoder
+from samx.models.session import Feed, Session
 from samx.progress import Progress, silent
 from samx.quantization.calibration import (
     MIN_IMAGES,

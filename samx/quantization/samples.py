@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samx.decoders.session import Feed, FloatArray
-from samx.decoders.spec import LABELS, DecoderSpec
 from samx.errors import InputError
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import LABELS, DecoderSpec
 from samx.validators.cases import Case
 
 # One click, a box, several clicks on the object, clicks on it and beside it, a box with clicks, and a correction of an

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samx.decoders.session import Feed, FloatArray
-from samx.decoders.spec import IMAGE_PATCH_PX, UPSCALING, DecoderSpec
 from samx.demo.model import DemoModel, load_demo
 from samx.demo.scenes import generate_scene
 from samx.errors import ImageError, UsageError
 from samx.exporters.encoder import is_demo
-from samx.frames import Frame
-from samx.images import PIXELS, normalised, read_embedding, read_image, to_frame
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import IMAGE_PATCH_PX, UPSCALING, DecoderSpec
+from samx.processing.frames import Frame
+from samx.processing.images import PIXELS, normalised, read_embedding, read_image, to_frame
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES, check_features
 from samx.runtimes.onnxruntime import open_encoder
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samx.decoders.session import Feed, FloatArray, Outputs, Session
-from samx.decoders.spec import LABELS, Family
-from samx.demo.batches import pick_region
 from samx.demo.sampling import (
     MIN_REGION_SHARE,
     Region,
@@ -18,9 +15,12 @@ from samx.demo.sampling import (
     find_regions,
     frame_point,
     jittered_box,
+    pick_region,
     random_pixel,
 )
 from samx.errors import ParityError
+from samx.models.session import Feed, FloatArray, Outputs, Session
+from samx.models.spec import LABELS, Family
 from samx.quantization.calibration import calibration_spec
 from samx.quantization.samples import fitted
 from samx.quantization.sources import SourceImage, mask_px

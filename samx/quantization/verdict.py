@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samx.decoders.session import Feed, Outputs, Placement, Session
-from samx.decoders.spec import DecoderSpec
+from samx.models.session import Feed, Outputs, Placement, Session
+from samx.models.spec import DecoderSpec
 from samx.quantization.search import Budget
 from samx.validators.bounds import Bounds, bounds_for
 from samx.validators.gate import run_gate

@@ -1,0 +1,1 @@
+"""Run artifacts: one module or folder a backend."""

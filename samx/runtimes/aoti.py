@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from samx.artifacts import trust
 from samx.artifacts.store import Artifact
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import DecoderSpec, TensorSpec
-from samx.engines import trust
-from samx.engines.host import PACKAGE_ROLE, STAMP_ROLE, Host, HostStamp
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require
+from samx.formats.aoti import PACKAGE_ROLE, STAMP_ROLE, Host, HostStamp
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import DecoderSpec, TensorSpec
 from samx.runtimes.base import Runtime
 
 if TYPE_CHECKING:

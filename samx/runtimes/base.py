@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from samx.decoders.session import Feed, FloatArray, Outputs, Placement
-from samx.decoders.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
 from samx.errors import ImageError, PromptError, SamxError, UsageError
-from samx.spans import Span
+from samx.models.session import Feed, FloatArray, Outputs, Placement
+from samx.models.shape_range import Span
+from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
 # gain nothing) and the peak bounded: 1.6 GiB resident for 1000 prompts, 1 GiB of it the masks themselves.

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.decoders.session import Feed, FloatArray, Outputs, Placement
-from samx.decoders.spec import DecoderSpec
 from samx.devices.processor import usable_cpus
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require
+from samx.models.session import Feed, FloatArray, Outputs, Placement
+from samx.models.spec import DecoderSpec
 from samx.runtimes.base import DEFAULT_CHUNK, Runtime, Slots
 
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

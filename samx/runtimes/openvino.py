@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import DecoderSpec
 from samx.errors import ArtifactError, InputError, UnavailableError
 from samx.extras import require
-from samx.openvino.compiled import ARITHMETIC, PLUGIN, check_processor, check_products, devices_of, products
-from samx.openvino.ir import WEIGHTS_ROLE, Ir, read
+from samx.formats.openvino.compiled import ARITHMETIC, PLUGIN, check_processor, check_products, devices_of, products
+from samx.formats.openvino.ir import WEIGHTS_ROLE, Ir, read
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec
 from samx.runtimes.base import Runtime
 from samx.runtimes.onnxruntime import ROLES
-from samx.spans import Span
 
 DEVICE = "cpu"
 # Prompts decoded at a time: what they share stays in the cache. Sixteen cost up to 10 % more a prompt, and win nothing.

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samx.decoders.checkpoint import LoadedDecoder, build_reference
-from samx.decoders.deploy.decoder import DeployDecoder
-from samx.decoders.reference import ReferenceDecoder
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import DecoderSpec
 from samx.errors import UnavailableError, UsageError
+from samx.models.checkpoint import LoadedDecoder, build_reference
+from samx.models.fast.decoder import DeployDecoder
+from samx.models.reference import ReferenceDecoder
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import DecoderSpec
 from samx.runtimes.base import Runtime
 
 # PyTorch asks the system for every large tensor anew: in chunks of sixteen, half of the time goes into fresh pages.

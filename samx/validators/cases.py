@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from samx.decoders.session import Feed, FloatArray
-from samx.decoders.spec import LABELS, DecoderSpec
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import LABELS, DecoderSpec
 
 Frame = tuple[int, int]  # width, height in px of the part of the square frame that holds the picture
 PADDING, BACKGROUND, FOREGROUND = LABELS["padding"], LABELS["background"], LABELS["foreground"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samx.artifacts.manifest import Level, utc_now
-from samx.decoders.session import Feed, Outputs, Placement, Session
+from samx.models.session import Feed, Outputs, Placement, Session
 from samx.validators.bounds import Bounds
 from samx.validators.cases import Case
 from samx.validators.environment import environment

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.decoders.session import FloatArray, Outputs
-from samx.decoders.spec import DecoderSpec
+from samx.models.session import FloatArray, Outputs
+from samx.models.spec import DecoderSpec
 from samx.validators.bounds import Bounds
 
 BoolArray = NDArray[np.bool_]

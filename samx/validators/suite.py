@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from samx.artifacts.commit import write_file
-from samx.decoders.session import Feed, FloatArray, Session
-from samx.decoders.spec import DecoderSpec, TensorSpec
 from samx.errors import ParityError
+from samx.models.session import Feed, FloatArray, Session
+from samx.models.spec import DecoderSpec, TensorSpec
 from samx.validators import suite_file
 from samx.validators.cases import Case, parity_cases
 from samx.validators.metrics import Expected, expect

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samx.artifacts import strict_json as read
-from samx.decoders.session import Feed, FloatArray
-from samx.decoders.spec import LABELS, UPSCALING, DecoderSpec, TensorSpec
 from samx.errors import ArtifactError
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import LABELS, UPSCALING, DecoderSpec, TensorSpec
 from samx.validators.cases import Case
 from samx.validators.metrics import BoolArray, Expected
 from samx.validators.synthetic import GENERATOR_VERSION, synthetic_images

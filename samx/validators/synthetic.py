@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.decoders.session import Feed, FloatArray
-from samx.decoders.spec import DecoderSpec, TensorSpec
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import DecoderSpec, TensorSpec
 from samx.validators.cases import default_frames
 
 Integers = NDArray[np.int64]

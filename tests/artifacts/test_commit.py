@@ -237,7 +237,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 import samx.artifacts.commit as commit
 from samx.artifacts.manifest import CheckpointEntry, Manifest
-from samx.decoders.spec import DecoderSpec
+from samx.models.spec import DecoderSpec
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -12,7 +12,7 @@ from typing import Any
 
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
-from samx.decoders.spec import DecoderSpec
+from samx.models.spec import DecoderSpec
 
 ROLES = {"decoder.onnx": "decoder", "cases.npz": "parity_cases"}
 # Laid out like a Core ML package.

@@ -10,9 +10,9 @@ import numpy as np
 
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest
-from samx.decoders.session import Feed, Outputs, Placement, Session
-from samx.decoders.spec import DecoderSpec, sam1_spec
 from samx.extras import require
+from samx.models.session import Feed, Outputs, Placement, Session
+from samx.models.spec import DecoderSpec, sam1_spec
 from samx.validators.bounds import BOUNDS
 from samx.validators.gate import run_gate
 from samx.validators.report import ParityReport

@@ -24,10 +24,10 @@ from samx.benchmarks.results import (
 )
 from samx.benchmarks.scenarios import BY_NAME, Questions, Scenario
 from samx.benchmarks.subjects import Place, Subject
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import DecoderSpec, sam1_spec
 from samx.devices.reading import Reading, unread
 from samx.errors import PromptError
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import DecoderSpec, sam1_spec
 from samx.progress import silent
 from samx.runtimes.base import CopiesOnly
 

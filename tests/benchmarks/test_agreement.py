@@ -10,9 +10,9 @@ import pytest
 from samx.benchmarks.agreement import Parts, check_agreement
 from samx.benchmarks.boxes import MIN_SIDE_PX, box_feed
 from samx.benchmarks.interleave import Candidate
-from samx.decoders.session import Feed
-from samx.decoders.spec import sam1_spec
 from samx.errors import ParityError
+from samx.models.session import Feed
+from samx.models.spec import sam1_spec
 
 SPEC = sam1_spec(masks="all")
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from samx.bench import BenchRequest, bench
 from samx.benchmarks.harness import INTERRUPTED
 from samx.benchmarks.results import BenchReport
+from samx.commands.bench import BenchRequest, bench
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 from pathlib import Path
-from samx.bench import BenchRequest, bench
+from samx.commands.bench import BenchRequest, bench
 request = BenchRequest([Path(sys.argv[1])], seconds=60, scenarios=["click"], output=Path(sys.argv[2]))
 bench(request, lambda text, *place: print(text, flush=True))
 """

@@ -11,13 +11,13 @@ import pytest
 from bench_toys import MS, SPEC, CopyingSession, TimedSession, fresh, harness, measured, pair, questions
 from fake_candidates import FakeClock
 
-from samx.benchmarks.comparing import comparisons
 from samx.benchmarks.fresh import Fresh, Start
 from samx.benchmarks.harness import COLD_STARTS, QUICK_COLD_STARTS
 from samx.benchmarks.scenarios import BY_NAME, MOST_POINTS, NAMES, SCENARIOS, chosen
-from samx.decoders.spec import sam1_spec, sam2_spec
+from samx.commands.comparing import comparisons
 from samx.errors import UsageError
-from samx.prompts import PromptBatch
+from samx.models.spec import sam1_spec, sam2_spec
+from samx.processing.prompts import PromptBatch
 
 
 def test_times_are_exact_and_the_warm_up_is_not_among_them() -> None:

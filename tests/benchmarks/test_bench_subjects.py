@@ -10,8 +10,8 @@ from bench_artifacts import SMALL, ConeSession, opener, toy_artifact, toy_parity
 
 from samx.benchmarks import subjects
 from samx.benchmarks.subjects import Place, comparability_flags, open_subjects
-from samx.decoders.session import Placement
 from samx.errors import ArtifactError, ParityError, UnavailableError, UsageError
+from samx.models.session import Placement
 from samx.validators.report import ParityReport
 
 CPU = Place("cpu", None)

@@ -12,18 +12,18 @@ from toys import toy_checkpoint
 
 from samx.benchmarks.agreement import Parts
 from samx.benchmarks.boxes import MIN_SIDE_PX, box_feed, object_boxes
-from samx.benchmarks.compare import Group, agree, agree_in_masks, chosen
-from samx.benchmarks.compare_decoders import DECODERS, Boxes, Call, points_of
 from samx.benchmarks.compare_table import markdown
+from samx.benchmarks.contenders import huggingface, require_peer
+from samx.benchmarks.contenders.weights import fill
 from samx.benchmarks.interleave import Samples
-from samx.benchmarks.peers import huggingface, require_peer
-from samx.benchmarks.peers.weights import fill
 from samx.benchmarks.summary import by_name, speedup
-from samx.decoders.checkpoint import load_checkpoint
-from samx.decoders.spec import sam1_spec
+from samx.commands.compare import Group, agree, agree_in_masks, chosen
+from samx.commands.compare_decoders import DECODERS, Boxes, Call, points_of
 from samx.demo import demo_checkpoint
 from samx.errors import CheckpointError, ParityError, UnavailableError
 from samx.exporters.encoder import demo_images
+from samx.models.checkpoint import load_checkpoint
+from samx.models.spec import sam1_spec
 from samx.runtimes.torch import reference_session
 
 SPEC = sam1_spec()

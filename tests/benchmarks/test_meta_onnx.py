@@ -10,12 +10,12 @@ import pytest
 from fake_candidates import samples
 from rich.console import Console
 
-from samx.benchmarks import meta_onnx
 from samx.benchmarks.claims import judge
-from samx.benchmarks.meta_candidates import CLAIMS, IMAGE_KEPT, META, META_MANY, ONE_GRAPH
-from samx.benchmarks.meta_onnx import GroupResult, Report, enforce
+from samx.benchmarks.contenders.meta_candidates import CLAIMS, IMAGE_KEPT, META, META_MANY, ONE_GRAPH
 from samx.benchmarks.summary import speedup
 from samx.benchmarks.table import group_table
+from samx.commands import meta_onnx
+from samx.commands.meta_onnx import GroupResult, Report, enforce
 from samx.console import run
 from samx.errors import BenchmarkError, ParityError, UsageError
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from samx.benchmarks.peers import meta
-from samx.decoders.checkpoint import LoadedDecoder
-from samx.decoders.reference import ReferenceDecoder
-from samx.decoders.spec import sam1_spec, sam2_spec
+from samx.benchmarks.contenders import meta
 from samx.errors import MissingExtraError, UsageError
+from samx.models.checkpoint import LoadedDecoder
+from samx.models.reference import ReferenceDecoder
+from samx.models.spec import sam1_spec, sam2_spec
 
 INSTALLED = importlib.util.find_spec("segment_anything") is not None
 needs_peer = pytest.mark.skipif(not INSTALLED, reason="segment-anything is not installed (extra 'bench')")

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from samx.benchmarks.operations import REFERENCE, Work, count
-from samx.decoders.deploy.decoder import DeployDecoder, Form
-from samx.decoders.reference import ReferenceDecoder
-from samx.decoders.spec import DecoderSpec, MaskChoice, TensorSpec, sam1_spec, sam2_spec
+from samx.models.fast.decoder import DeployDecoder, Form
+from samx.models.reference import ReferenceDecoder
+from samx.models.spec import DecoderSpec, MaskChoice, TensorSpec, sam1_spec, sam2_spec
 
 POINTS, SMALL = 3, 64
 FORMS: tuple[tuple[Form, bool], ...] = (

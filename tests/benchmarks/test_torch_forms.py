@@ -19,16 +19,26 @@ from safetensors.torch import save_file
 from toys import image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 from toys import one_thread as one_thread
 
-from samx.benchmarks import torch_measure, torch_peaks, torch_ways
+from samx.benchmarks import torch_measure, torch_peaks
+from samx.benchmarks.contenders import pytorch as torch_ways
+from samx.benchmarks.contenders.pytorch import (
+    WARM_UPS,
+    Graphed,
+    Prompts,
+    Setting,
+    Work,
+    baseline,
+    clock_for,
+    reference_form,
+)
 from samx.benchmarks.operations import count
 from samx.benchmarks.torch_agreement import compare
 from samx.benchmarks.torch_forms import group_table, torch_forms
 from samx.benchmarks.torch_measure import Settings, run
 from samx.benchmarks.torch_peaks import Peaks
-from samx.benchmarks.torch_ways import WARM_UPS, Graphed, Prompts, Setting, Work, baseline, clock_for, reference_form
-from samx.decoders.session import FloatArray
-from samx.decoders.spec import sam1_spec
 from samx.errors import ParityError, UnavailableError, UsageError, WriteError
+from samx.models.session import FloatArray
+from samx.models.spec import sam1_spec
 from samx.progress import silent
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_peaks")

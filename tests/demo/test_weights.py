@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from samx.demo import FAMILIES, demo_checkpoint
 from samx.demo.encoder import DemoEncoder
-from samx.demo.evaluate import evaluate_demo
 from samx.demo.model import DemoModel, demo_notes, load_demo, save_demo
 from samx.errors import UsageError
+from tools.train_demo.evaluate import evaluate_demo
 
 MOST_BYTES = 20_000_000  # of both files: they travel in the package
 MOST_ENCODER_PARAMETERS = 900_000

@@ -13,18 +13,18 @@ from engine_toys import home as home
 from toys import image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 from toys import one_thread as one_thread
 
+from samx.artifacts import trust
 from samx.artifacts.store import Artifact
-from samx.decoders.spec import sam1_spec
-from samx.engines import trust
-from samx.engines.host import STAMP_FILE, Host, HostStamp
+from samx.commands.export import ExportRequest, export
+from samx.commands.validate import validate
 from samx.errors import SamxError, UnavailableError, UsageError
-from samx.export import ExportRequest, export
 from samx.exporters import aoti
 from samx.exporters.graphs import Graph
-from samx.exporters.job import ExportJob, ExportOptions
+from samx.exporters.options import ExportJob, ExportOptions
+from samx.formats.aoti import STAMP_FILE, Host, HostStamp
+from samx.models.shape_range import Span
+from samx.models.spec import sam1_spec
 from samx.runtimes.aoti import load_models, open_artifact
-from samx.spans import Span
-from samx.validate import validate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = sam1_spec(image_size=128)

@@ -17,26 +17,26 @@ from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 from samx.artifacts.commit import seal
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.coreml.library import open_coremltools
-from samx.coreml.lint import forbidden
-from samx.coreml.package import package_from_directory
-from samx.coreml.program import Program, load_program
-from samx.decoders.session import FloatArray, Outputs
-from samx.decoders.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.commands.export import ExportRequest, export
+from samx.commands.inspect import inspect
+from samx.commands.validate import validate
 from samx.errors import ArtifactError, PromptError, UnavailableError, UsageError
-from samx.export import ExportRequest, export
-from samx.exporters import coreml as exporter
-from samx.exporters.coreml import LINT_FILE
-from samx.exporters.coreml import export as export_coreml
-from samx.exporters.coreml_swift import SWIFT_FILE
-from samx.exporters.coreml_weights import prepare, spared
-from samx.exporters.job import Exported, ExportJob, ExportOptions
-from samx.inspect import inspect
+from samx.exporters.coreml.export import LINT_FILE
+from samx.exporters.coreml.export import export as export_coreml
+from samx.exporters.coreml.export import export as exporter
+from samx.exporters.coreml.swift import SWIFT_FILE
+from samx.exporters.coreml.weights import prepare, spared
+from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.lint import forbidden
+from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.program import Program, load_program
+from samx.models.session import FloatArray, Outputs
+from samx.models.shape_range import Span
+from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
 from samx.registry import backend
-from samx.runtimes.mil import MilRuntime, open_artifact
+from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 from samx.runtimes.torch import reference_session
-from samx.spans import Span
-from samx.validate import validate
 from samx.validators.bounds import bounds_for
 from samx.validators.cases import parity_cases
 from samx.validators.gate import run_gate

@@ -8,8 +8,8 @@ import pytest
 import tree_sitter
 import tree_sitter_swift
 
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.exporters.coreml_swift import swift_source
+from samx.exporters.coreml.swift import swift_source
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 FUNCTIONS = {"points_4": 4, "points_1": 1, "points_16": 16}
 CASES = {

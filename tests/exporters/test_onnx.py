@@ -14,14 +14,14 @@ import onnxruntime as ort
 import pytest
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
-from samx.decoders.session import Feed, Outputs
-from samx.decoders.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
 from samx.errors import UsageError
-from samx.exporters.graph_rules import FORBIDDEN, broken_rules
 from samx.exporters.graphs import EXAMPLE_SIZES, deploy_decoder, facts, usual_sizes
-from samx.exporters.job import ExportJob, ExportOptions
 from samx.exporters.onnx import export
-from samx.spans import Span
+from samx.exporters.options import ExportJob, ExportOptions
+from samx.formats.onnx import FORBIDDEN, broken_rules
+from samx.models.session import Feed, Outputs
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
 
 CLOSE = 1e-5  # float32, relative to the largest output
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}

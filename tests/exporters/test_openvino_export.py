@@ -16,12 +16,12 @@ from onnx import TensorProto
 from openvino_toys import SPECS, SPLIT, artifact, exported, onnx_files, options
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
+from samx.commands.inspect import inspect
 from samx.errors import InputError, SamxError, UsageError
 from samx.exporters import openvino
-from samx.exporters.job import ExportJob
-from samx.inspect import inspect
-from samx.openvino import ir
-from samx.openvino.rules import broken_rules
+from samx.exporters.options import ExportJob
+from samx.formats.openvino import ir
+from samx.formats.openvino.rules import broken_rules
 from samx.registry import backend, check_precision
 from samx.runtimes.openvino import open_artifact
 

@@ -11,9 +11,9 @@ import pytest
 from openvino_toys import SPECS, exported, onnx_files
 from toys import toy_decoder
 
-from samx.decoders.session import FloatArray
 from samx.extras import require
-from samx.openvino import ir
+from samx.formats.openvino import ir
+from samx.models.session import FloatArray
 
 ROLE = {"whole": "decoder", "split": "prompt", "sam2": "prompt"}
 COORDS = np.array([[[0, 0], [127.75, 0.25], [63.3, 101.1]]], np.float32)

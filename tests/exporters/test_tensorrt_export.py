@@ -18,21 +18,21 @@ from onnx import TensorProto
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
 from samx.artifacts.store import Artifact
-from samx.build import build
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.engines.plan import PLAN_FILE, BuildPlan
+from samx.commands.build import build
+from samx.commands.export import ExportRequest, export
+from samx.commands.validate import validate
 from samx.errors import PromptError, UnavailableError, UsageError
-from samx.export import ExportRequest, export
-from samx.exporters.job import Exported, ExportJob, ExportOptions
 from samx.exporters.onnx import DECODER_FILE
-from samx.exporters.tensorrt import POINTS, PROMPTS
-from samx.exporters.tensorrt import export as export_trt
+from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.exporters.tensorrt.export import POINTS, PROMPTS
+from samx.exporters.tensorrt.export import export as export_trt
+from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes import base
 from samx.runtimes.base import Slots
 from samx.runtimes.onnxruntime import OnnxRuntimeRuntime, open_artifact
 from samx.runtimes.torch import reference_session
-from samx.spans import Span
-from samx.validate import validate
 from samx.validators.bounds import bounds_for
 from samx.validators.cases import parity_cases
 from samx.validators.gate import run_gate

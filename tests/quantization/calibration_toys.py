@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import DecoderSpec, sam1_spec
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import DecoderSpec, sam1_spec
 from samx.quantization.calibration import CalibrationSet, calibration_spec
 from samx.quantization.samples import Sample, kinds
 from samx.quantization.sources import Source, SourceImage

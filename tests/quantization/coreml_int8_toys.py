@@ -13,17 +13,17 @@ from toys import toy_checkpoint
 from samx.artifacts.commit import seal
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.coreml.package import package_from_directory
-from samx.coreml.program import Program, load_program
-from samx.decoders.spec import sam1_spec, sam2_spec
-from samx.exporters.coreml import export
-from samx.exporters.job import ExportJob, ExportOptions
+from samx.exporters.coreml.export import export
+from samx.exporters.options import ExportJob, ExportOptions
+from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.program import Program, load_program
+from samx.models.shape_range import Span
+from samx.models.spec import sam1_spec, sam2_spec
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.coreml_groups import QUANTISABLE
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.search import Budget
-from samx.runtimes.mil import MilRuntime, open_artifact
-from samx.spans import Span
+from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 
 SPECS = {
     "sam1": sam1_spec(image_size=128, mlp_width=64, masks="single", mask_input=True),

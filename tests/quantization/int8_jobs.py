@@ -13,16 +13,16 @@ import onnx
 from calibration_toys import click, features, toy_set
 from toys import toy_checkpoint
 
-from samx.decoders.session import Feed
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.exporters.job import Exported, ExportJob, ExportOptions
 from samx.exporters.onnx import export as export_onnx
-from samx.exporters.tensorrt import export as export_trt
+from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.exporters.tensorrt.export import export as export_trt
+from samx.models.session import Feed
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.quantization.calibration import CalibrationSet, calibration_spec
 from samx.quantization.groups import QUANTISABLE, products
 from samx.quantization.job import QuantisationJob
 from samx.quantization.search import Budget
-from samx.spans import Span
 
 IMAGES, SAMPLES = 4, 24
 EXPORTERS = {"onnx": export_onnx, "trt": export_trt}

@@ -14,11 +14,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
-from samx.decoders.session import Feed
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.exporters.job import ExportJob, ExportOptions
 from samx.exporters.onnx import write_graphs
-from samx.spans import Span
+from samx.exporters.options import ExportJob, ExportOptions
+from samx.models.session import Feed
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
 USUAL_POINTS = {"absorbed": Span(1, 8, 8), "direct": Span(1, 16, 16)}  # what makes the exporter choose the form

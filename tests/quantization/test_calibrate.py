@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samx.calibrate import CalibrateRequest, CalibrateResult, calibrate
-from samx.decoders.checkpoint import load_checkpoint
+from samx.commands.calibrate import CalibrateRequest, CalibrateResult, calibrate
 from samx.demo import demo_checkpoint
 from samx.errors import CheckpointError, ImageError, SamxError, UsageError, WriteError
+from samx.models.checkpoint import load_checkpoint
 from samx.quantization.calibration import CalibrationSet
 
 SIZE_PX = 256  # a sixteenth of the work

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from calibration_toys import CHECKPOINT, SPEC, click, features, toy_set
 
-from samx.decoders.spec import sam2_spec
 from samx.errors import ArtifactError, InputError, WriteError
+from samx.models.spec import sam2_spec
 from samx.quantization import calibration_file
 from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, CalibrationSet
 from samx.quantization.samples import SHARES, Sample, kinds

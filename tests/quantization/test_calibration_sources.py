@@ -14,24 +14,24 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from samx.decoders.checkpoint import load_checkpoint
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.demo import demo_checkpoint
-from samx.demo.evaluate import HELD_OUT_SCENES as EVALUATED
-from samx.demo.evaluate import HELD_OUT_SEED
 from samx.demo.model import load_demo
 from samx.demo.picture import PICTURE_SEED
-from samx.demo.pool import TRAIN_SEED
 from samx.demo.sampling import find_regions
 from samx.demo.scenes import generate_scene
-from samx.demo.train import VALIDATION_SEEDS
 from samx.errors import ImageError, InputError, UsageError
 from samx.exporters.encoder import PARITY_SCENES
-from samx.frames import Frame
-from samx.images import PIXELS, to_frame
+from samx.models.checkpoint import load_checkpoint
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.processing.frames import Frame
+from samx.processing.images import PIXELS, to_frame
 from samx.quantization import sources
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES
 from samx.quantization.sources import CALIBRATION_SCENES, HELD_OUT_SCENES, Source, SourceOptions, open_source
+from tools.train_demo.evaluate import HELD_OUT_SCENES as EVALUATED
+from tools.train_demo.evaluate import HELD_OUT_SEED
+from tools.train_demo.pool import TRAIN_SEED
+from tools.train_demo.train import VALIDATION_SEEDS
 
 DEMO = demo_checkpoint("sam1")
 NO_DEMO = Path("vit_b.pth")

@@ -13,14 +13,14 @@ import pytest
 from calibration_toys import SPEC, click, features, toy_set
 from coreml_int8_toys import FEW, SPECS, excluding, float_job, leaving, opened, program
 
-from samx.coreml.compute_plan import SINGLE_FUNCTION
-from samx.coreml.evaluate import limited_threads
-from samx.coreml.library import open_coremltools
-from samx.coreml.package import package_from_directory
-from samx.decoders.spec import EMPTY_SLOT
 from samx.errors import InputError, ParityError, UsageError
-from samx.exporters.coreml import LINT_FILE
-from samx.exporters.coreml_weights import SMALLEST
+from samx.exporters.coreml.export import LINT_FILE
+from samx.exporters.coreml.weights import SMALLEST
+from samx.formats.coreml.functions import SINGLE_FUNCTION
+from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.package import package_from_directory
+from samx.models.shape_range import Span
+from samx.models.spec import EMPTY_SLOT
 from samx.quantization.calibration import calibration_spec
 from samx.quantization.coreml import JUDGED_EVERY, Desk, quantise
 from samx.quantization.coreml_groups import INTEGER, Convolution, convolutions, group_of
@@ -29,8 +29,8 @@ from samx.quantization.coreml_rewrite import Ranges
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.judging import judged, masks
 from samx.quantization.search import Budget, Plan
+from samx.runtimes.mil.evaluate import limited_threads
 from samx.runtimes.torch import reference_session
-from samx.spans import Span
 
 
 @pytest.fixture(scope="module", autouse=True)

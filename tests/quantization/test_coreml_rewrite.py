@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from mil_packages import function, mb
 
-from samx.coreml.evaluate import Evaluator
-from samx.coreml.program import Program
 from samx.errors import SamxError, UsageError
+from samx.formats.coreml.program import Program
 from samx.quantization import groups
 from samx.quantization.coreml_groups import GROUPS, INTEGER, QUANTISABLE, convolutions, group_of, whole_plan
 from samx.quantization.coreml_rewrite import MOST, arithmetic, rewrite, scale_of
 from samx.quantization.search import Plan
+from samx.runtimes.mil.evaluate import Evaluator
 
 RANDOM = np.random.default_rng(3)
 FIRST = RANDOM.normal(size=(64, 64, 1, 1)).astype(np.float16)

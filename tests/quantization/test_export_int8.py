@@ -20,18 +20,18 @@ from rich.console import Console
 from toys import toy_decoder
 
 from samx import console
-from samx import int8 as module
 from samx.artifacts.store import Artifact
 from samx.benchmarks.int8 import SpeedReport
-from samx.calibrate import CalibrateRequest, calibrate
-from samx.decoders.spec import sam1_spec, sam2_spec
+from samx.commands.calibrate import CalibrateRequest, calibrate
+from samx.commands.export import ExportRequest, ExportResult, export
+from samx.commands.validate import validate
 from samx.errors import ArtifactError, InputError, ParityError, SamxError, UsageError
-from samx.export import ExportRequest, ExportResult, export
+from samx.models.spec import sam1_spec, sam2_spec
+from samx.quantization import int8 as module
 from samx.quantization import verdict
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.onnx import Desk
 from samx.registry import backend, check_precision
-from samx.validate import validate
 from samx.validators.suite import ParitySuite
 
 SPEC = SPECS["whole"]

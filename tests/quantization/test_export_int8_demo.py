@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from samx.decoders.spec import Family
-from samx.export import ExportRequest, export
+from samx.commands.export import ExportRequest, export
+from samx.commands.validate import validate
+from samx.models.spec import Family
 from samx.quantization.rollout import HELD_OUT_SAMPLES
-from samx.validate import validate
 
 
 @pytest.mark.slow

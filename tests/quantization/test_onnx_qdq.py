@@ -12,15 +12,15 @@ import pytest
 from int8_toys import SPECS, agreement, constants, feeds, run, toy_graphs
 from onnx import TensorProto, numpy_helper
 
-from samx.decoders.session import Feed
-from samx.engines.build import build_engine
-from samx.engines.plan import BuildPlan
 from samx.errors import InputError, UsageError
+from samx.exporters.tensorrt.build import build_engine
+from samx.formats.tensorrt.plan import BuildPlan
+from samx.models.session import Feed
+from samx.models.shape_range import Span
 from samx.quantization.groups import INTEGER, STORED, groups_of, products
 from samx.quantization.onnx_qdq import quantise
 from samx.quantization.ranges import collect_ranges
 from samx.quantization.speed import integer_work
-from samx.spans import Span
 
 UPSCALING = ("upscaling 1", "upscaling 2")
 FILE = "decoder.onnx"

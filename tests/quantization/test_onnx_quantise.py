@@ -27,8 +27,8 @@ from int8_jobs import (
 )
 from int8_toys import constants
 
-from samx.engines.plan import PLAN_FILE, BuildPlan
 from samx.errors import InputError, ParityError, UsageError
+from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
 from samx.quantization.groups import INTEGER, QUANTISABLE, groups_of, products
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.onnx import SLOW_ON_CPU, Desk, float32_bytes, quantise, quantise_for_tensorrt

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from int8_jobs import quantisation_job
 
-from samx.decoders.session import Feed, Session
-from samx.openvino import ir
+from samx.formats.openvino import ir
+from samx.models.session import Feed, Session
 from samx.quantization import openvino as int8
 from samx.runtimes.openvino import open_graphs
 from samx.runtimes.torch import reference_session

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from calibration_toys import CHECKPOINT, SPEC, DiscReference, image, scene, source, toy_set
 
-from samx.decoders.checkpoint import load_checkpoint
-from samx.decoders.spec import LABELS, DecoderSpec, sam2_spec
 from samx.demo import demo_checkpoint
 from samx.demo.sampling import padded_prompt
 from samx.errors import InputError, ParityError, UsageError
+from samx.models.checkpoint import load_checkpoint
+from samx.models.spec import LABELS, DecoderSpec, sam2_spec
 from samx.quantization import calibration_file
 from samx.quantization.calibration import MIN_SAMPLES, CalibrationSet, calibration_spec, prompt_key
 from samx.quantization.held_out import held_out

@@ -11,7 +11,7 @@ import pytest
 from calibration_toys import features
 from verdict_toys import BUDGET, CENTRES_PX, EXPORTED, Discs, click, grown, held, shrunk, target, verdict
 
-from samx.decoders.session import Outputs, Placement
+from samx.models.session import Outputs, Placement
 from samx.quantization.held_out import HeldOut
 from samx.quantization.search import Budget
 from samx.quantization.verdict import MOST_ACCURACY_LOST, NO_TRUTH, Accuracy, best, int8_bounds, judge

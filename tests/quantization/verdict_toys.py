@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from calibration_toys import SPEC, DiscReference, features
 
-from samx.decoders.session import Feed
+from samx.models.session import Feed
 from samx.quantization.held_out import HeldOut
 from samx.quantization.search import Budget
 from samx.quantization.verdict import Verdict, judge

@@ -11,16 +11,16 @@ import numpy as np
 from engine_toys import SPEC, toy_masks
 from numpy.typing import NDArray
 
-from samx.decoders.session import Feed
-from samx.engines.gpu import Gpu
-from samx.engines.library import Opened, library_of
-from samx.engines.loading import Loaded
-from samx.engines.messages import Message
-from samx.engines.plan import BuildPlan
 from samx.errors import UnavailableError
+from samx.formats.tensorrt.gpu import Gpu
+from samx.formats.tensorrt.library import Opened, library_of
+from samx.formats.tensorrt.loading import Loaded
+from samx.formats.tensorrt.messages import Message
+from samx.formats.tensorrt.plan import BuildPlan
+from samx.models.session import Feed
 from samx.runtimes.base import Slots
-from samx.runtimes.tensorrt import Parts, TensorRTRuntime
-from samx.runtimes.tensorrt_context import open_context
+from samx.runtimes.tensorrt.context import open_context
+from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime
 
 ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
 

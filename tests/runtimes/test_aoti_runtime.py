@@ -16,17 +16,17 @@ from engine_toys import home as home
 from toys import arrays, image_tensors, prompt_tensors, toy_decoder
 from toys import one_thread as one_thread
 
+from samx.artifacts import trust
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
-from samx.build import build
-from samx.build import trust as name_trusted
-from samx.decoders.deploy.decoder import DeployDecoder
-from samx.decoders.spec import sam1_spec
-from samx.engines import trust
-from samx.engines.host import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
+from samx.commands.build import build
+from samx.commands.build import trust as name_trusted
 from samx.errors import ArtifactError, SamxError, UnavailableError, UsageError
 from samx.exporters.graphs import graphs
+from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
+from samx.models.fast.decoder import DeployDecoder
+from samx.models.spec import sam1_spec
 from samx.registry import backend
 from samx.runtimes import aoti
 from samx.runtimes.aoti import AotiRuntime, open_artifact

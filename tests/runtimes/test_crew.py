@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samx.decoders.session import Feed
-from samx.decoders.spec import sam1_spec
+from samx.models.session import Feed
+from samx.models.spec import sam1_spec
 from samx.runtimes import onnxruntime
 from samx.runtimes.onnxruntime import SPLIT_CHUNK, Crew, OnnxRuntimeRuntime, open_models
 

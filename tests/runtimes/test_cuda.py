@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import samx
-from samx.engines.gpu import Gpu
 from samx.errors import SamxError, UnavailableError
-from samx.runtimes.cuda import CudaDevice, cuda_runtime
+from samx.formats.tensorrt.gpu import Gpu
+from samx.runtimes.tensorrt.cuda import CudaDevice, cuda_runtime
 
 PACKAGE = Path(samx.__file__).parent
 TOY = Gpu("Toy GPU", "8.7", "CUDA 12.6")

@@ -15,21 +15,21 @@ from toys import arrays, image_tensors, prompt_tensors, toy_decoder
 
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
-from samx.coreml import checks
-from samx.coreml.checks import UnknownOperationError
-from samx.coreml.contract import Arrays, Border, Call
-from samx.coreml.operations import OPERATIONS
-from samx.coreml.package import DECODER, package_from_directory, unpacked
-from samx.decoders.neural_engine.decoder import NeuralEngineDecoder
-from samx.decoders.session import Feed
-from samx.decoders.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
 from samx.errors import ArtifactError, MissingExtraError, PromptError, UnavailableError
-from samx.exporters.coreml_convert import Shapes, write_package
-from samx.runtimes import mil
+from samx.exporters.coreml.convert import Shapes, write_package
+from samx.formats.coreml.contract import Arrays, Border, Call
+from samx.formats.coreml.package import DECODER, package_from_directory, unpacked
+from samx.models.fixed.decoder import NeuralEngineDecoder
+from samx.models.session import Feed
+from samx.models.shape_range import Span
+from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
 from samx.runtimes.base import Slots
-from samx.runtimes.coreml_packages import open_packages
+from samx.runtimes.coreml.packages import open_packages
+from samx.runtimes.mil.checks import UnknownOperationError
+from samx.runtimes.mil.operations import OPERATIONS
+from samx.runtimes.mil.runtime import checks
+from samx.runtimes.mil.runtime import runtime as mil
 from samx.runtimes.torch import TorchRuntime
-from samx.spans import Span
 
 SPEC = sam1_spec(image_size=64)
 IMAGE = arrays(image_tensors(SPEC))
@@ -135,7 +135,7 @@ class TestPlacement:
 
     def test_a_function_is_compiled_once(self, session: mil.MilRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
         session.decode(prompts(1, [1]))
-        monkeypatch.setattr("samx.coreml.evaluate.Evaluator", lambda *a: pytest.fail("compiled again"))
+        monkeypatch.setattr("samx.runtimes.mil.evaluate.Evaluator", lambda *a: pytest.fail("compiled again"))
         session.decode(prompts(2, [1]))
 
 

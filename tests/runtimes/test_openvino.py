@@ -13,9 +13,9 @@ from openvino_toys import BFLOAT16, SPECS, artifact, capabilities
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
 from samx.artifacts.store import Artifact
-from samx.decoders.session import Feed, Outputs
 from samx.errors import ArtifactError, UnavailableError
-from samx.openvino.compiled import check_processor, check_products
+from samx.formats.openvino.compiled import check_processor, check_products
+from samx.models.session import Feed, Outputs
 from samx.registry import backend
 from samx.runtimes.openvino import CHUNK, open_artifact
 from samx.runtimes.torch import reference_session

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
-from samx.decoders.deploy.decoder import DeployDecoder
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.errors import ArtifactError, ImageError, PromptError, UnavailableError, UsageError
+from samx.models.fast.decoder import DeployDecoder
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes import onnxruntime
 from samx.runtimes.base import Runtime
 from samx.runtimes.torch import TorchRuntime, reference_session

@@ -11,11 +11,11 @@ from engine_toys import POINTS, toy_masks, toy_plan
 from engine_toys import home as home
 from fake_gpu import FakeCache, FakeDevice, FakeEngine, fake_runtime, image, prompts
 
-from samx.decoders.session import Feed, Outputs
 from samx.errors import PromptError, SamxError, UnavailableError
+from samx.models.session import Feed, Outputs
+from samx.models.shape_range import Span
 from samx.runtimes.base import Slots
-from samx.runtimes.cuda import Buffers
-from samx.spans import Span
+from samx.runtimes.tensorrt.cuda import Buffers
 
 pytestmark = pytest.mark.usefixtures("home")
 TARGETS = pytest.mark.parametrize("target", ["trt", "trt-rtx"])

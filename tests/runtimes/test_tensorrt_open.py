@@ -11,14 +11,14 @@ from engine_toys import home as home
 from engine_toys import toy_artifact
 from fake_gpu import FakeDevice
 
+from samx.artifacts import trust
 from samx.artifacts.commit import seal
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
-from samx.build import build
-from samx.engines import trust
-from samx.engines.gpu import Gpu
+from samx.commands.build import build
 from samx.errors import ArtifactError, MissingExtraError, UnavailableError, UsageError
-from samx.runtimes import tensorrt
+from samx.formats.tensorrt.gpu import Gpu
+from samx.runtimes.tensorrt.runtime import runtime as tensorrt
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from samx import registry
 from samx.artifacts.store import Artifact
-from samx.decoders.session import Feed, Outputs, Placement
+from samx.models.session import Feed, Outputs, Placement
 from samx.validators import child
 from samx.validators.report import ParityReport
 

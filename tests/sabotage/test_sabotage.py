@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from toy_sessions import ON_CPU, SPECS, FaultySession, ToySession, logits_of
 
-from samx.decoders.session import Feed, Outputs, Placement
 from samx.errors import ParityError
+from samx.models.session import Feed, Outputs, Placement
 from samx.validators.bounds import BOUNDS
 from samx.validators.gate import run_gate
 from samx.validators.report import ParityReport

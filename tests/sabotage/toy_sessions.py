@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from toys import toy_decoder
 
-from samx.decoders.session import Feed, FloatArray, Outputs, Placement
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models.session import Feed, FloatArray, Outputs, Placement
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 IMAGE_SIZE = 128  # an eighth of the released one: the same graph, 64 times less work
 SPECS = {

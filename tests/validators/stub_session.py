@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import DecoderSpec
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import DecoderSpec
 
 
 class StubSession:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samx.decoders.session import Feed
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models.session import Feed
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.validators.cases import Case, default_frames, parity_cases
 
 SPECS = [sam1_spec(), sam1_spec(mask_input=True), sam2_spec(), sam2_spec(mask_input=True)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from samx.decoders.session import Outputs
-from samx.decoders.spec import sam1_spec, sam2_spec
+from samx.models.session import Outputs
+from samx.models.spec import sam1_spec, sam2_spec
 from samx.validators.bounds import BOUNDS
 from samx.validators.metrics import TIE_BAND, best_mask_changes, expect, mask_iou, measure, sign_flips, suite_values
 

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 from stub_session import StubSession
 
-from samx.decoders.session import Feed, Outputs, Placement
-from samx.decoders.spec import sam1_spec
 from samx.errors import ArtifactError
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import sam1_spec
 from samx.validators.bounds import BOUNDS, bounds_for
 from samx.validators.gate import run_gate
 from samx.validators.render import to_junit, to_table

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from stub_session import StubSession
 
-from samx.decoders.session import Feed
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.errors import ArtifactError
+from samx.models.session import Feed
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.validators import suite_file
 from samx.validators.bounds import BOUNDS
 from samx.validators.cases import parity_cases

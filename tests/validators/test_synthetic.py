@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.validators.synthetic import synthetic_images
 
 # Pinned: stored suites name the generator's version and seed only. If this changes, raise GENERATOR_VERSION.

@@ -1,0 +1,65 @@
+"""Engines and compiled packages are executable code: only those that this user built or named are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from samx.artifacts import strict_json as read
+from samx.artifacts.manifest import SHA256, utc_now
+from samx.artifacts.private import exclusive, read_private, state_directory, write_private
+from samx.errors import ArtifactError
+
+FORMAT, SCHEMA_VERSION = "samx-trusted-engines", 1
+
+
+def trust_file() -> Path:
+    """Name the file that holds the hashes of this user's engines."""
+    return state_directory() / "trusted-engines.json"
+
+
+def remember(sha256: str, what: str) -> None:
+    """Add an engine's hash to this user's list.
+
+    Raises: WriteError; ArtifactError when the list is damaged or was open to others.
+    """
+    path = trust_file()
+    with exclusive(path):
+        engines = {**_engines(path), sha256: {"what": what, "since": utc_now()}}
+        body = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "engines": engines}
+        write_private(path, (json.dumps(body, indent=2) + "\n").encode())
+
+
+def is_trusted(sha256: str) -> bool:
+    """Say whether this user built or named an engine.
+
+    Raises: ArtifactError when the list is damaged or was open to others.
+    """
+    return sha256 in _engines(trust_file())
+
+
+def require_trusted(sha256: str, path: Path, what: str = "engine", build: str = "samx build") -> None:
+    """Refuse code that this user neither built nor named; `build` is the command that makes it here.
+
+    Raises: ArtifactError saying how to name it or build it.
+    """
+    if not is_trusted(sha256):
+        raise ArtifactError(
+            f"the {what} of {path} was neither built nor named by this user, and it is executable code",
+            found=f"sha256 {sha256}",
+            fix=f"Build it here with '{build} {path}', or, if you know where it comes from, 'samx trust {path}'.",
+        )
+
+
+def _engines(path: Path) -> Mapping[str, Any]:
+    data = read_private(path)
+    if data is None:
+        return {}
+    where = f"the list of trusted engines {path}"
+    body = read.fields(read.parse(data, where), ("format", "schema_version", "engines"), where)
+    engines = read.mapping(body["engines"], where)
+    if (body["format"], body["schema_version"]) != (FORMAT, SCHEMA_VERSION) or not all(map(SHA256.fullmatch, engines)):
+        raise ArtifactError(f"{where} has another format", fix="Remove it, and build or name your engines again.")
+    return engines

@@ -1,0 +1,138 @@
+"""The package 'samexporter': its ONNX decoders of SAM 1 and SAM 2, with the weights of our checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samx.benchmarks.contenders import require_peer
+from samx.benchmarks.contenders.meta import build_sam, torchvision_stubs
+from samx.benchmarks.contenders.weights import fill
+from samx.models.checkpoint import LoadedDecoder
+from samx.models.spec import DecoderSpec
+
+OPSET = 18  # the default of its scripts
+SAM2_INPUTS = (
+    "image_embed", "high_res_feats_0", "high_res_feats_1", "point_coords", "point_labels", "mask_input",
+    "has_mask_input",
+)  # fmt: skip
+SAM2_OUTPUTS = ("masks", "iou_predictions")
+SAM2_MANY: dict[str, dict[int, str]] = {
+    "point_coords": {0: "num_labels", 1: "num_points"}, "point_labels": {0: "num_labels", 1: "num_points"},
+    "mask_input": {0: "num_labels"}, "has_mask_input": {0: "num_labels"},
+}  # fmt: skip
+EXAMPLE_POINTS = 5
+# Imported by its SAM 1 script for MobileSAM's encoder, which is not measured.
+NOT_NEEDED = {"samexporter.mobile_encoder.setup_mobile_sam": "setup_model"}
+
+
+def export_sam1(loaded: LoadedDecoder, path: Path) -> None:
+    """Let its own function write the SAM 1 decoder.
+
+    Raises: UnavailableError without the package.
+    """
+    script = _script("export_decoder")
+    script.sam_model_registry = {"sam1": lambda checkpoint: build_sam(loaded)}
+    with _quietly():
+        script.run_export("sam1", "", str(path), OPSET, return_single_mask=False)
+
+
+def export_sam2(loaded: LoadedDecoder, path: Path) -> None:
+    """Export its SAM 2 decoder module as its script does; the script itself wants an image encoder too.
+
+    Raises: as export_sam1().
+    """
+    script = _script("export_sam2")
+    module = script.SAM2ImageDecoder(build_sam2(loaded), multimask_output=True).eval()
+    with _quietly(), torch.no_grad():
+        torch.onnx.export(
+            module, _examples(loaded.spec), str(path), dynamo=False, opset_version=OPSET,
+            input_names=list(SAM2_INPUTS), output_names=list(SAM2_OUTPUTS), dynamic_axes=SAM2_MANY,
+        )  # fmt: skip
+
+
+def build_sam2(loaded: LoadedDecoder) -> Any:
+    """Put the weights into the decoder of Meta's package 'sam2'; gives what its exporters read of a whole model.
+
+    Raises: UnavailableError without the package.
+    """
+    with torchvision_stubs():
+        require_peer("sam2")
+        parts = [importlib.import_module(f"sam2.modeling.sam.{name}") for name in ("prompt_encoder", "mask_decoder")]
+        transformer = importlib.import_module("sam2.modeling.sam.transformer")
+    model = nn.Module()
+    model.sam_prompt_encoder = _prompt_encoder(parts[0], loaded.spec)
+    model.sam_mask_decoder = _mask_decoder(parts[1], transformer, loaded.spec)
+    fill(model, loaded)
+    model.eval()
+    return SimpleNamespace(
+        sam_prompt_encoder=model.sam_prompt_encoder, sam_mask_decoder=model.sam_mask_decoder,
+        image_size=loaded.spec.image_size,
+    )  # fmt: skip
+
+
+def _prompt_encoder(module: ModuleType, spec: DecoderSpec) -> nn.Module:
+    encoder: nn.Module = module.PromptEncoder(
+        embed_dim=spec.width, image_embedding_size=(spec.grid, spec.grid),
+        input_image_size=(spec.image_size, spec.image_size), mask_in_chans=spec.mask_prompt_channels,
+    )  # fmt: skip
+    return encoder
+
+
+def _mask_decoder(module: ModuleType, transformer: ModuleType, spec: DecoderSpec) -> nn.Module:
+    """Build it as SAM 2.1's configurations do."""
+    two_way = transformer.TwoWayTransformer(
+        depth=spec.depth, embedding_dim=spec.width, mlp_dim=spec.mlp_width, num_heads=spec.heads
+    )
+    decoder: nn.Module = module.MaskDecoder(
+        transformer_dim=spec.width, transformer=two_way, num_multimask_outputs=spec.mask_tokens - 1,
+        iou_head_depth=spec.iou_head_depth, iou_head_hidden_dim=spec.iou_head_width, use_high_res_features=True,
+        iou_prediction_use_sigmoid=True, pred_obj_scores=True, pred_obj_scores_mlp=True,
+        use_multimask_token_for_obj_ptr=True,
+    )  # fmt: skip
+    return decoder
+
+
+def _examples(spec: DecoderSpec) -> tuple[Tensor, ...]:
+    skips = {tensor.name: torch.randn(*map(int, tensor.shape)) for tensor in spec.image_inputs}
+    embedding, *high = skips.values()
+    coords = torch.randint(0, spec.image_size, (1, EXAMPLE_POINTS, 2)).float()
+    mask = torch.randn(1, 1, spec.mask_size, spec.mask_size)
+    return (embedding, *high, coords, torch.zeros(1, EXAMPLE_POINTS), mask, torch.ones(1))
+
+
+def _script(name: str) -> Any:
+    with torchvision_stubs(), _placeholders():
+        require_peer("samexporter")
+        return importlib.import_module(f"samexporter.{name}")
+
+
+@contextmanager
+def _placeholders() -> Iterator[None]:
+    for name, attribute in NOT_NEEDED.items():
+        stand_in = ModuleType(name)
+        setattr(stand_in, attribute, None)
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        for name in NOT_NEEDED:
+            del sys.modules[name]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of the tracer, about Meta's code, and of torch, about its old exporter
+        yield

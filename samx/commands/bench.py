@@ -1,0 +1,168 @@
+"""Measure artifacts on this machine: how fast, on what, and with which proof that they are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import samx
+from samx.artifacts.manifest import utc_now
+from samx.benchmarks.clock import CLOCK_NAME, Clock, now_ns, step_ns
+from samx.benchmarks.environment import benchmark_environment
+from samx.benchmarks.harness import Harness
+from samx.benchmarks.results import BenchReport, DeviceRecord
+from samx.benchmarks.roofline import roofline
+from samx.benchmarks.scenarios import Questions, chosen
+from samx.benchmarks.subjects import Place, Subject, comparability_flags, open_subjects
+from samx.commands.comparing import comparisons
+from samx.devices.find import adapters
+from samx.devices.monitor import Monitor
+from samx.errors import BenchmarkError, UsageError
+from samx.processing.images import check_free, read_embedding
+from samx.progress import Progress, silent
+from samx.validators.child import SUITE_ROLE
+from samx.validators.suite import ParitySuite
+
+QUICK_SECONDS = 1.0
+COARSE = 0.01  # share of a median that one step of the clock may be
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """Say what to measure, where and for how long."""
+
+    paths: Sequence[Path]
+    device: str = "cpu"
+    threads: int | None = None
+    scenarios: Sequence[str] | None = None  # None: all, or the quick ones
+    quick: bool = False
+    seconds: float = 3.0  # timed, of each artifact in each scenario
+    seed: int = 0
+    output: Path | None = None
+    overwrite: bool = False
+    embeddings: Sequence[Path] = ()  # none: the images of the first artifact's parity suite
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises: UsageError.
+        """
+        for what, found, fits, expected in (
+            ("artifacts to measure", len(self.paths), len(self.paths) > 0, "at least one directory"),
+            ("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1"),
+            ("seconds", self.seconds, isfinite(self.seconds) and self.seconds > 0, "more than 0"),
+            ("seed", self.seed, self.seed >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise UsageError(f"{what} cannot be", found=found, expected=expected)
+
+    @property
+    def timed_seconds(self) -> float:
+        """How long each artifact is measured in each scenario."""
+        return min(self.seconds, QUICK_SECONDS) if self.quick else self.seconds
+
+    def command(self) -> tuple[str, ...]:
+        """Give the command line that measures the same again."""
+        options: dict[str, object] = {"--device": self.device, "--threads": self.threads, "--seed": self.seed}
+        options |= {} if self.quick else {"--seconds": f"{self.seconds:g}"}
+        pairs = [(name, value) for name, value in options.items() if value is not None]
+        pairs += [("--scenario", name) for name in self.scenarios or ()]
+        pairs += [("--embedding", path) for path in self.embeddings]
+        flags = ["--quick"] if self.quick else []
+        return ("samx", "bench", *map(str, self.paths), *flags, *(str(part) for pair in pairs for part in pair))
+
+
+def bench(request: BenchRequest, progress: Progress = silent, clock: Clock = now_ns) -> BenchReport:
+    """Measure artifacts in turns, and write the report where one was asked for.
+
+    An interruption or a lost device ends the measurement, not this call: the report holds what there is, and its
+    `partial` says why (require_complete() makes an error of that).
+    Raises: UsageError, WriteError before anything is done; ParityError for an artifact that does not compute what
+    PyTorch computes on this device; ArtifactError, ImageError, UnavailableError, MissingExtraError.
+    """
+    if request.output is not None:
+        check_free(request.output, request.overwrite)
+    scenarios = chosen(tuple(request.scenarios or ()), request.quick)
+    place = Place(request.device, request.threads)
+    with Monitor(adapters(request.device), clock=clock) as monitor:
+        progress("Opening the artifacts, and checking their parity on this device")
+        subjects = open_subjects(request.paths, place)
+        questions = _questions(request, subjects[0])
+        run = Harness(subjects, questions, place, request.timed_seconds, request.quick, clock, monitor, progress)
+        run.run(scenarios)
+    progress("Measuring what this machine reaches at best")
+    report = _report(request, run, monitor)
+    if request.output is not None:
+        report.save(request.output)
+    return report
+
+
+def require_complete(report: BenchReport) -> None:
+    """Refuse a report that ended before its end.
+
+    Raises: BenchmarkError naming why.
+    """
+    if report.partial is not None:
+        raise BenchmarkError(
+            "the measurement is not complete", found=report.partial,
+            fix=f"What was measured is kept and marked: {len(report.results)} results.",
+        )  # fmt: skip
+
+
+def _questions(request: BenchRequest, first: Subject) -> Questions:
+    """Take the images that every artifact is asked about."""
+    spec, artifact = first.artifact.manifest.spec, first.artifact
+    if request.embeddings:
+        images = tuple(read_embedding(path, spec) for path in request.embeddings)
+        return Questions(
+            spec, images, f"embeddings: {', '.join(path.name for path in request.embeddings)}", request.seed
+        )
+    suite = ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)), f"{artifact.path}: parity suite")
+    return Questions(spec, suite.images, f"parity suite of {first.name}: {suite.image_source}", request.seed)
+
+
+def _report(request: BenchRequest, run: Harness, monitor: Monitor) -> BenchReport:
+    step = step_ns(run.clock)
+    records = tuple(subject.record(request.device, run.placements.get(subject.name)) for subject in run.subjects)
+    ratios, too_few = comparisons(run.results, [subject.name for subject in run.subjects])
+    return BenchReport(
+        created=utc_now(),
+        samx=samx.__version__,
+        quick=request.quick,
+        partial=run.partial,
+        command=request.command(),
+        threads=request.threads,
+        seed=request.seed,
+        seconds=request.timed_seconds,
+        images=run.questions.source,
+        clock=CLOCK_NAME,
+        clock_step_ns=step,
+        device=_device(request.device, monitor),
+        subjects=records,
+        results=tuple(run.results),
+        ratios=tuple(ratios),
+        not_measured=tuple(run.not_measured),
+        flags=(*run.flags, *comparability_flags(run.subjects), *too_few, *_misplaced(run), *_clock_flags(run, step)),
+        roofline=roofline(run.subjects, run.questions, run.results, request.device, request.threads),
+    )
+
+
+def _device(requested: str, monitor: Monitor) -> DeviceRecord:
+    found = monitor.to_json()
+    return DeviceRecord(
+        requested, benchmark_environment(), found["devices"], tuple(found["samples"]), found["sampling"],
+        tuple(found["flags"]),
+    )  # fmt: skip
+
+
+def _misplaced(run: Harness) -> list[str]:
+    elsewhere = {name: found for name, found in run.placements.items() if not found.honoured}
+    return [f"{name} was asked to run on {found.requested}, and ran {dict(found.operations)} operations by device"
+            for name, found in elsewhere.items()]  # fmt: skip
+
+
+def _clock_flags(run: Harness, step: int) -> list[str]:
+    coarse = [r for r in run.results if step > COARSE * r.summary.median_ms * 1e6]
+    return [f"the clock is too coarse for {r.scenario} of {r.subject}: steps of {step} ns" for r in coarse]

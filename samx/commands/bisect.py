@@ -1,0 +1,139 @@
+"""Find out which operations float16 hurts: each group alone in half precision, and each group alone spared it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samx.demo import demo_checkpoint
+from samx.errors import ParityError
+from samx.extras import require
+from samx.models.session import Session
+from samx.models.spec import Family
+from samx.validators.bounds import bounds_for
+from samx.validators.gate import run_gate
+from samx.validators.report import ParityReport
+from samx.validators.suite import ParitySuite
+
+if TYPE_CHECKING:
+    from samx.models.checkpoint import LoadedDecoder
+
+PRECISION = "fp16"
+MOST_PROMPTS = 8  # of a case; larger ones repeat the same and would take minutes a group
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Error:
+    """Hold what one arrangement of precisions costs, over all cases."""
+
+    mask_iou_mean: float
+    mask_iou_case: float
+    logit_error: float
+    iou_prediction_error: float
+    passed: bool
+
+    @classmethod
+    def of(cls, report: ParityReport) -> Error:
+        """Take the worst of a report.
+
+        Raises: ParityError when nothing could be compared.
+        """
+        if not report.metrics:
+            raise ParityError(report.summary(), fix="Please report this.", report=report)
+        worst = {name: value for name, (value, _) in report.worst().items()}
+        return cls(
+            worst["mask_iou_mean"], worst["mask_iou_case"], worst["logit_error"], worst["iou_prediction_error"],
+            report.passed,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold what one group costs: in float16 alone, and what is left when it alone keeps float32."""
+
+    group: str
+    alone: Error
+    spared: Error
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """Hold the table and its two frames: everything in float16, and float16 as it is exported."""
+
+    checkpoint: str
+    islands: tuple[str, ...]
+    everything: Error
+    exported: Error
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the table as plain data."""
+        return asdict(self)
+
+
+def bisect(
+    checkpoint: Path | None = None,
+    family: Family = "sam1",
+    progress: Progress = lambda _: None,
+    only: Collection[str] | None = None,
+) -> Bisection:
+    """Measure every group of operations (or `only` some) against PyTorch in float32, rounding after every operation.
+
+    Raises: CheckpointError; MissingExtraError.
+    """
+    for library in ("torch", "safetensors"):
+        require(library, "export", "bisection")
+    from samx.models.checkpoint import load_checkpoint
+    from samx.models.fast.precision import ISLANDS
+
+    path = checkpoint or demo_checkpoint(family)
+    loaded = load_checkpoint(path)
+    progress("Asking the PyTorch reference")
+    suite = _suite(loaded, path)
+    groups = _groups(loaded)
+
+    def error(islands: Collection[str]) -> Error:
+        return Error.of(run_gate(_half(loaded, islands), suite, bounds_for(PRECISION), level="graph"))
+
+    rows = []
+    asked = [group for group in groups if only is None or group in only]
+    for i, group in enumerate(asked):
+        progress(f"{group} ({i + 1} of {len(asked)})")
+        others = [name for name in groups if name != group]
+        rows.append(Row(group, alone=error(others), spared=error({*ISLANDS, group})))
+    return Bisection(loaded.name, tuple(sorted(ISLANDS)), error(()), error(ISLANDS), tuple(rows))
+
+
+def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:
+    from samx.exporters.encoder import demo_images, is_demo
+    from samx.runtimes.torch import reference_session
+    from samx.validators.cases import default_frames, parity_cases
+    from samx.validators.synthetic import synthetic_images
+
+    spec = loaded.spec
+    images = demo_images(path, spec) if is_demo(path) else synthetic_images(spec)
+    cases = parity_cases(spec, frames=default_frames(spec, len(images)))
+    few: Sequence[Any] = [case for case in cases if len(case.prompts["point_labels"]) <= MOST_PROMPTS]
+    return ParitySuite.build(reference_session(loaded, spec), images, few, "demo scenes" if is_demo(path) else None)
+
+
+def _groups(loaded: LoadedDecoder) -> list[str]:
+    from samx.models.checkpoint import build_reference
+    from samx.models.fast.decoder import DeployDecoder
+    from samx.models.fast.precision import groups_of
+
+    return groups_of(DeployDecoder(build_reference(loaded)))
+
+
+def _half(loaded: LoadedDecoder, islands: Collection[str]) -> Session:
+    """Make the decoder as the exporter for engines makes it: with slots."""
+    from samx.models.checkpoint import build_reference
+    from samx.models.fast.decoder import DeployDecoder
+    from samx.models.fast.precision import set_precision
+    from samx.runtimes.torch import TorchRuntime
+
+    return TorchRuntime(set_precision(DeployDecoder(build_reference(loaded), slots=True), islands))

@@ -1,0 +1,142 @@
+"""Finish an exported artifact on the device: build its engine, or name its code as trusted. Needs no torch, no onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from samx.artifacts import trust as trusted
+from samx.artifacts.commit import seal, staging
+from samx.artifacts.manifest import Evidence, Manifest
+from samx.artifacts.store import Artifact
+from samx.errors import ArtifactError
+from samx.exporters.tensorrt.lower import REPORT_ROLE, gpu_for, lower
+from samx.formats import aoti as host
+from samx.formats.tensorrt.library import library_of
+from samx.formats.tensorrt.plan import ENGINE_ROLE, BuildPlan, engine_file, read_plan
+from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
+
+ENGINE_ROLES = (ENGINE_ROLE, STAMP_ROLE, REPORT_ROLE)
+# What an older engine showed; a new one shows it anew.
+ENGINE_LEVELS = ("lowered", "device")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """Say whether an engine was built, why, and what the artifact holds now."""
+
+    path: Path
+    built: bool
+    reasons: tuple[str, ...]  # why it was built; empty where it was up to date
+    manifest: Manifest
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()  # of the library, about precision or shapes; 'samx validate' judges what they mean
+
+    def summary(self) -> str:
+        """Give one line for people."""
+        if not self.built:
+            return f"{self.path} is up to date"
+        return f"built the engine of {self.path} in {self.seconds:.1f} s: {'; '.join(self.reasons)}"
+
+
+@dataclass(frozen=True)
+class TrustResult:
+    """Say which file is trusted from now on."""
+
+    path: Path
+    file: str
+    sha256: str
+
+
+def build(path: Path, *, force: bool = False, progress: Progress = lambda _: None) -> BuildResult:
+    """Build the engine of a trt or trt-rtx artifact for this machine, unless the one that is there belongs here.
+
+    Raises: UsageError for another target; MissingExtraError, UnavailableError, ArtifactError, WriteError. The artifact
+    is then as it was.
+    """
+    artifact = _engine_artifact(path)
+    plan = read_plan(artifact)
+    progress(f"Looking at {path}")
+    reasons = ("asked for",) if force else _reasons(artifact, plan)
+    if not reasons:
+        return BuildResult(path, False, (), artifact.manifest)
+    with staging(path, overwrite=True) as directory:
+        kept = _copy_graph(artifact, directory)
+        before = seal(directory, _without_engine(artifact.manifest), kept)
+        lowered = lower(directory, before, progress)
+        tools, evidence = {**before.tools, **lowered.tools}, (*before.evidence, lowered.evidence)
+        after = replace(before, tools=tools, evidence=evidence)
+        manifest = seal(directory, after, {**kept, **lowered.files})
+    return BuildResult(path, True, reasons, manifest, lowered.seconds, lowered.warnings)
+
+
+def trust(path: Path, *, progress: Progress = lambda _: None) -> TrustResult:
+    """Name the engine or the compiled package of an artifact as one that this user trusts to run as code.
+
+    Raises: UsageError for another target; ArtifactError when it has no engine or was altered; WriteError.
+    """
+    artifact = Artifact.open(path)
+    name = _code_file(artifact)
+    sha256 = artifact.manifest.files[name].sha256  # verified when the artifact was opened
+    progress(f"{path / name} has sha256 {sha256}")
+    trusted.remember(sha256, f"named, at {path.absolute() / name}")
+    return TrustResult(path, name, sha256)
+
+
+def _engine_artifact(path: Path) -> Artifact:
+    artifact = Artifact.open(path)
+    library_of(artifact.manifest.target)
+    return artifact
+
+
+def _code_file(artifact: Artifact) -> str:
+    if artifact.manifest.target == host.TARGET:
+        return artifact.file_with_role(host.PACKAGE_ROLE)
+    library_of(artifact.manifest.target)
+    return engine_file(artifact)
+
+
+def _reasons(artifact: Artifact, plan: BuildPlan) -> tuple[str, ...]:
+    """Say why the engine must be built; nothing where the one that is there belongs to this machine and user."""
+    files = artifact.manifest.files
+    roles = {entry.role: name for name, entry in files.items()}
+    if not set(ENGINE_ROLES) <= set(roles):
+        return ("there was none",)
+    opened = plan.library.start()
+    here = Machine.here(opened.version, gpu_for(plan))
+    stamp_name, sha256 = roles[STAMP_ROLE], files[roles[ENGINE_ROLE]].sha256
+    try:
+        stamp = Stamp.from_bytes(artifact.read(stamp_name), str(artifact.path / stamp_name))
+    except ArtifactError as cause:
+        return (cause.what,)
+    found = differs(stamp, here)
+    if (stamp.target, stamp.compute, stamp.onnx_sha256) != (plan.target, plan.compute, plan.onnx_sha256):
+        found.append("it was built from another graph or plan")
+    if stamp.engine_sha256 != sha256:
+        found.append("its stamp is of another engine")
+    if not trusted.is_trusted(sha256):
+        found.append("it was not built or named by this user")
+    return tuple(found)
+
+
+def _without_engine(manifest: Manifest) -> Manifest:
+    return replace(manifest, evidence=tuple(entry for entry in manifest.evidence if entry.level not in ENGINE_LEVELS))
+
+
+def _copy_graph(artifact: Artifact, directory: Path) -> Mapping[str, str]:
+    """Copy what does not depend on the engine; each file's hash is checked on the way."""
+    outdated = {entry.report for entry in artifact.manifest.evidence if entry.level in ENGINE_LEVELS}
+    outdated -= {entry.report for entry in _kept_evidence(artifact.manifest)}
+    roles = {}
+    for name, entry in artifact.manifest.files.items():
+        if entry.role not in ENGINE_ROLES and name not in outdated:
+            (directory / name).write_bytes(artifact.read(name))
+            roles[name] = entry.role
+    return roles
+
+
+def _kept_evidence(manifest: Manifest) -> tuple[Evidence, ...]:
+    return _without_engine(manifest).evidence

@@ -1,0 +1,187 @@
+"""Write Core ML packages for the Neural Engine: fixed shapes, a function for every usual number of points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from samx.errors import SamxError, UsageError
+from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, Shapes, write_package
+from samx.exporters.coreml.forms import MODULES, in_half
+from samx.exporters.coreml.swift import SWIFT_FILE, swift_source
+from samx.exporters.coreml.weights import check_compression, prepare
+from samx.exporters.onnx import METADATA_PREFIX, metadata
+from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.formats.coreml.contract import CONTRACTS, Border, Contract
+from samx.formats.coreml.functions import SINGLE_FUNCTION
+from samx.formats.coreml.lint import LintReport, forbidden, lint
+from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.program import Program, load_program
+from samx.models.checkpoint import build_reference
+from samx.models.fixed.decoder import to_half
+from samx.models.shape_range import Span
+from samx.models.spec import DecoderSpec
+
+POINTS = Span(1, 2, 16)
+ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
+SINGLE_POINTS = Span(8, 8, 8)  # where a package has one function
+USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
+IOS = (16, 17, 18)
+INT8_IOS = 17  # the first whose programs have quantize and dequantize
+HALF = ("fp16", "int8")  # int8 is made from float16 packages afterwards
+OPTIONS = ("precision", "ios", "contract", "weights")  # that mean something to a package
+PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
+LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
+NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
+
+
+def export(job: ExportJob, directory: Path) -> Exported:
+    """Write the packages of a contract into a directory, with a lint of their programs and a Swift example.
+
+    Raises: UsageError for an option that the target has not; SamxError when a program has what no package may have.
+    """
+    contract, rows = _plan(job)
+    functions = {_function_name(contract, n, job.options.ios): n for n in rows}
+    usual = max(_span(contract, job.options.points, job.options.ios).opt, rows[0])
+    default = _function_name(contract, usual, job.options.ios)
+    programs: dict[str, Program] = {}
+    files: dict[str, str] = {}
+    for border in contract.borders(job.spec):
+        shapes = Shapes({name: contract.sizes(n) for name, n in functions.items()}, default)
+        programs[border.folder] = _write(job, border, shapes, directory / border.folder)
+        files.update(_roles(directory, border.folder))
+    notes = write_lint(directory, programs, default)
+    (directory / SWIFT_FILE).write_text(_swift(job, contract, functions), encoding="utf-8")
+    chosen = job.options.to_json()
+    options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
+    files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
+    return Exported(files, options, _tools(), max(rows), notes)
+
+
+def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
+    """Write the lint of each package's program; gives what people should read about it.
+
+    Raises: SamxError when a program has what no package may have.
+    """
+    reports = {folder: _checked(program, folder) for folder, program in programs.items()}
+    lints = {folder: report.to_json() for folder, report in reports.items()}
+    (directory / LINT_FILE).write_text(json.dumps(lints, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
+
+
+def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
+    """Choose the functions' sizes, and refuse what cannot be."""
+    options = job.options
+    if options.contract not in CONTRACTS:
+        raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
+    if options.ios not in IOS:
+        raise UsageError("iOS version is not offered", found=options.ios, expected=" or ".join(map(str, IOS)))
+    _check_precision(options)
+    contract = CONTRACTS[options.contract]
+    _check_contract(contract, job.spec)
+    if options.prompts not in (None, ONE_PROMPT):
+        raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
+    return contract, _rows(contract, options.points, options.ios)
+
+
+def _check_precision(options: ExportOptions) -> None:
+    """Refuse smaller weights beside another precision than float16, and activations that a system does not know."""
+    if options.weights is not None:
+        check_compression(options.weights)
+        if options.precision != "fp16":
+            fix = "With --int8 a search chooses the weights that get 8 bits." if options.precision == "int8" else None
+            found = f"precision {options.precision}"
+            raise UsageError("smaller weights go with float16", found=found, expected="--fp16", fix=fix)
+    if options.precision == "int8" and options.ios < INT8_IOS:
+        expected = f"--ios {INT8_IOS} or later"
+        raise UsageError("8-bit activations came with iOS 17", found=f"--ios {options.ios}", expected=expected)
+
+
+def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
+    """Refuse what Apple's packages have no place for."""
+    if contract.name != "apple":
+        return
+    if spec.family != "sam2":
+        raise UsageError("the apps of this contract know SAM 2.1 only", found=spec.family, expected="--contract samx")
+    if spec.mask_input:
+        raise UsageError("this contract has no mask prompts", found="--mask-input", expected="--contract samx")
+
+
+def _span(contract: Contract, points: Span | None, ios: int) -> Span:
+    """Give the rows that a prompt may have, padding counted."""
+    usual = POINTS if ios >= MULTIFUNCTION_IOS else SINGLE_POINTS
+    return points or Span(*(rows + contract.padding for rows in usual.to_json()))
+
+
+def _rows(contract: Contract, points: Span | None, ios: int) -> list[int]:
+    span, padding = _span(contract, points, ios), contract.padding
+    if span.max <= padding:
+        raise UsageError("no room for a point beside the padding", found=f"--points {span}", expected="2 or more")
+    usual = [n + padding for n in USUAL_ROWS if n + padding in span]
+    rows = sorted({n for n in (*usual, span.min, span.opt, span.max) if n > padding})
+    if ios < MULTIFUNCTION_IOS and len(rows) > 1:
+        raise UsageError(
+            f"a package for iOS {ios} has one function", found=f"--points {span}", expected="one number, such as 8",
+            fix=f"Or choose --ios {MULTIFUNCTION_IOS}.",
+        )  # fmt: skip
+    return rows
+
+
+def _function_name(contract: Contract, rows: int, ios: int) -> str:
+    return contract.function_name(rows) if ios >= MULTIFUNCTION_IOS else SINGLE_FUNCTION
+
+
+def _write(job: ExportJob, border: Border, shapes: Shapes, path: Path) -> Program:
+    """Write one package, and read it back from the disk."""
+    options = job.options
+    module = MODULES[border.folder](build_reference(replace(job.loaded, spec=job.spec)))
+    if options.precision in HALF:
+        border, module = in_half(border), to_half(module)
+    if options.weights is not None:
+        prepare(module, options.weights)
+    facts = metadata(job.spec, border.folder)
+    notes = {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
+    write_package(module, border, shapes, path, ios=options.ios, weights=options.weights, metadata=notes)
+    return load_program(package_from_directory(path), border.folder)
+
+
+def _checked(program: Program, name: str) -> LintReport:
+    """Give the lint of a program that has nothing forbidden."""
+    faults = forbidden(program.functions)
+    if faults:
+        raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
+    return lint(program.functions)
+
+
+def _swift(job: ExportJob, contract: Contract, functions: Mapping[str, int]) -> str:
+    """Write the example for what the app itself hands over: the image's tensors and, if any, masks."""
+    border = contract.borders(job.spec)[-1]
+    border = in_half(border) if job.options.precision in HALF else border
+    features = [
+        replace(tensor, shape=tuple(1 if d == "prompts" else d for d in tensor.shape))
+        for tensor in border.inputs
+        if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
+    ]
+    rows = {name: n - contract.padding for name, n in functions.items()}
+    return swift_source(job.spec, contract.name, job.options.precision, rows, features)
+
+
+def _roles(directory: Path, folder: str) -> dict[str, str]:
+    files = sorted(path for path in (directory / folder).rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): PACKAGE_ROLE for path in files}
+
+
+def _facts(contract: Contract, functions: Mapping[str, int], default: str) -> dict[str, Any]:
+    points = Span(min(functions.values()), functions[default], max(functions.values()))
+    return {
+        "form": "neural_engine", "slots": True, "points": points.to_json(), "prompts": ONE_PROMPT.to_json(),
+        "contract": contract.name, "functions": dict(functions), "default_function": default,
+    }  # fmt: skip
+
+
+def _tools() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "coremltools")}

@@ -1,0 +1,1 @@
+"""Write graphs for TensorRT, and build engines from them."""

@@ -1,0 +1,168 @@
+"""Build an engine from ONNX bytes and a plan: strongly typed, one profile, everything read back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from samx.errors import ArtifactError, UnavailableError
+from samx.formats.tensorrt import timing
+from samx.formats.tensorrt.gpu import Gpu
+from samx.formats.tensorrt.library import Opened
+from samx.formats.tensorrt.messages import SHOWN_CHARACTERS, Message, concerns, first_error
+from samx.formats.tensorrt.plan import BuildPlan
+from samx.formats.tensorrt.readback import CAPABILITIES, Understood, limits_of, mismatches, network_ports, shape_tensors
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+
+REMEDY = "Export again with this version of samx; if it stays, please report it."
+
+
+@dataclass(frozen=True)
+class Built:
+    """Hold an engine and what is known about its making."""
+
+    engine: bytes
+    version: str  # of the library
+    understood: Understood  # read back before the build
+    messages: tuple[Message, ...]
+    seconds: float
+    timing_cache: str | None
+
+
+def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None = None) -> Built:
+    """Build an engine with the plan's library. Without a GPU only where the library can do that.
+
+    Raises: ArtifactError when the library refuses the file, understands something else than the plan says, or warns
+    about precision or shapes; UnavailableError when it needs a GPU.
+    """
+    if gpu is None and not plan.library.builds_without_gpu:
+        raise UnavailableError(f"{plan.library.title} builds only on the GPU that runs the engine", found="no GPU")
+    started = time.perf_counter()
+    module, messages = opened.module, opened.messages
+    messages.clear()
+    builder = _builder(opened)
+    network = _network(builder, module)
+    parser: trt.OnnxParser = module.OnnxParser(network, opened.logger)  # owns the weights until the engine is there
+    _parse(parser, onnx, plan, messages)
+    config: trt.IBuilderConfig = builder.create_builder_config()
+    _configure(config, plan, module)
+    profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+    _set_profile(profile, plan)
+    understood = _understood(network, config, profile, module, plan)
+    _agree(understood, plan)
+    if config.add_optimization_profile(profile) != 0 or config.num_optimization_profiles != 1:
+        raise ArtifactError(f"{plan.library.title} refuses the profile", found=first_error(messages), fix=REMEDY)
+    engine, cache = _built(builder, network, config, plan, module, gpu, messages)
+    if plan.library.warnings_fail:
+        _no_concerns(messages, plan)
+    seconds = time.perf_counter() - started
+    return Built(engine, str(module.__version__), understood, tuple(messages), seconds, cache)
+
+
+def _builder(opened: Opened) -> trt.Builder:
+    try:
+        builder: trt.Builder = opened.module.Builder(opened.logger)
+    except TypeError as cause:  # the bindings' way to say that the library gave no builder
+        title = opened.library.title
+        raise UnavailableError(f"{title} cannot start here", found=first_error(opened.messages)) from cause
+    return builder
+
+
+def _network(builder: trt.Builder, module: ModuleType) -> trt.INetworkDefinition:
+    flag = _strongly_typed(module)
+    network: trt.INetworkDefinition = builder.create_network(0 if flag is None else 1 << int(flag))
+    return network
+
+
+def _strongly_typed(module: ModuleType) -> trt.NetworkDefinitionCreationFlag | None:
+    """Find the flag. Where a version has dropped it, every network is strongly typed."""
+    flags = getattr(module, "NetworkDefinitionCreationFlag", None)
+    return getattr(flags, "STRONGLY_TYPED", None)
+
+
+def _parse(parser: trt.OnnxParser, onnx: bytes, plan: BuildPlan, messages: Sequence[Message]) -> None:
+    if parser.parse(onnx):
+        return
+    found = _parser_error(parser.get_error(0)) if parser.num_errors else first_error(messages)
+    raise ArtifactError(f"{plan.library.title} cannot read '{plan.model}'", found=found, fix=REMEDY)
+
+
+def _parser_error(error: trt.ParserError) -> str:
+    """Name the operator and the reason; the parser's own text goes on over many lines."""
+    operator, node = str(error.node_operator() or ""), str(error.node_name() or "")
+    where = f"{operator} {node}".strip()
+    reason = " ".join(str(error.desc()).split())[:SHOWN_CHARACTERS]
+    return f"{where}: {reason}" if where else reason
+
+
+def _configure(config: trt.IBuilderConfig, plan: BuildPlan, module: ModuleType) -> None:
+    config.clear_flag(module.BuilderFlag.TF32)  # the types are those in the file
+    capabilities = CAPABILITIES[plan.compute]
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+    for i, name in enumerate(capabilities):
+        config.set_compute_capability(getattr(module.ComputeCapability, name), i)
+
+
+def _set_profile(profile: trt.IOptimizationProfile, plan: BuildPlan) -> None:
+    for name, limits in plan.profile.items():
+        profile.set_shape(name, *limits)
+
+
+def _understood(
+    network: trt.INetworkDefinition, config: trt.IBuilderConfig, profile: trt.IOptimizationProfile, module: ModuleType,
+    plan: BuildPlan,
+) -> Understood:  # fmt: skip
+    """Read back what the library holds now. Nothing is taken from the plan but the names to ask for."""
+    flag = _strongly_typed(module)
+    inputs, outputs = network_ports(network)
+    limits = {name: limits_of(profile.get_shape(name)) for name in plan.profile}
+    count = config.num_compute_capabilities if CAPABILITIES[plan.compute] else 0  # TensorRT proper has no such setting
+    return Understood(
+        inputs=inputs, outputs=outputs, shape_tensors=shape_tensors(network),
+        profiles=(limits,),
+        strongly_typed=flag is None or bool(network.get_flag(flag)),
+        tf32=bool(config.get_flag(module.BuilderFlag.TF32)),
+        capabilities=tuple(config.get_compute_capability(i).name for i in range(count)),
+    )  # fmt: skip
+
+
+def _agree(understood: Understood, plan: BuildPlan) -> None:
+    wrong = mismatches(understood, plan)
+    if wrong:
+        what = f"{plan.library.title} understood '{plan.model}' otherwise than the plan says"
+        raise ArtifactError(what, found="; ".join(wrong), fix=REMEDY)
+
+
+def _built(
+    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, plan: BuildPlan,
+    module: ModuleType, gpu: Gpu | None, messages: Sequence[Message],
+) -> tuple[bytes, str | None]:  # fmt: skip
+    """Run the builder, with a timing cache where the library has one."""
+    cache = None
+    if plan.library.has_timing_cache and gpu is not None:
+        path = timing.timing_cache_path(plan.target, str(module.__version__), f"{gpu.name} {gpu.compute_capability}")
+        cache = timing.attach(config, path)
+    engine: trt.IHostMemory | None = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ArtifactError(
+            f"{plan.library.title} cannot build '{plan.model}'", found=first_error(messages), fix=REMEDY
+        )
+    if cache is not None:
+        problem = timing.keep(config, path)
+        cache = cache if problem is None else f"{cache}, not kept: {problem}"
+    return bytes(memoryview(engine)), cache
+
+
+def _no_concerns(messages: Sequence[Message], plan: BuildPlan) -> None:
+    found = concerns(messages)
+    if found:
+        what = f"{plan.library.title} warns about '{plan.model}'"
+        raise ArtifactError(
+            what, found=found[0][:SHOWN_CHARACTERS], expected="no warning about precision or shapes", fix=REMEDY
+        )

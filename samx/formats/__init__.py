@@ -1,0 +1,1 @@
+"""Files and vendors' libraries: read, check, stamp, lint."""

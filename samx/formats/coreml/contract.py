@@ -1,0 +1,160 @@
+"""Whose packages an artifact holds, samx's own or those of the public SAM 2.1 apps: tensors, and how they are called.
+
+Data and NumPy only: the exporter and both runtimes read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samx.errors import ArtifactError, PromptError
+from samx.formats.coreml.functions import Functions
+from samx.formats.coreml.package import DECODER
+from samx.formats.coreml.program import Program
+from samx.formats.coreml.tensor_type import TensorType
+from samx.models.session import Feed
+from samx.models.spec import LABELS, DecoderSpec, TensorSpec
+
+FLOATS, INTEGER = ("fp16", "fp32"), "int32"
+APPLE_FAMILY = "sam2"
+PROMPT_ENCODER, MASK_DECODER = "prompt_encoder.mlpackage", "mask_decoder.mlpackage"
+IMAGE_NAMES = {
+    "image_embeddings": "image_embedding",
+    "high_res_features_0": "feats_s0",
+    "high_res_features_1": "feats_s1",
+}
+
+Arrays = Mapping[str, NDArray[Any]]
+Call = Callable[[str, str, Arrays], Arrays]  # package, function, feed -> its outputs
+
+
+@dataclass(frozen=True)
+class Border:
+    """Name the tensors of one package; `points`, `tokens` and `prompts` in a shape get each function's size."""
+
+    folder: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Describe the packages that apps of one kind load. The last one takes the image."""
+
+    name: str
+    borders: Callable[[DecoderSpec], tuple[Border, ...]]  # raises ArtifactError for a spec that it does not fit
+    decode: Callable[[Call, str, Arrays, Feed], Arrays]  # call, function, image, prompts -> DecoderSpec.outputs
+    padding: int = 0  # rows of a prompt that the packages add themselves, as SAM's own encoder does
+    image_names: Mapping[str, str] = field(default_factory=dict)  # where they differ from the spec's
+
+    def function_name(self, rows: int) -> str:
+        """Name the function for that many rows a prompt, padding counted."""
+        return f"points_{rows - self.padding}"
+
+    def sizes(self, rows: int, prompts: int = 1) -> Mapping[str, int]:
+        """Give the sizes that stand in the shapes of that function."""
+        return {"points": rows - self.padding, "tokens": rows, "prompts": prompts}
+
+    def image(self, image: Feed) -> Arrays:
+        """Give the image's tensors the names of the packages."""
+        return {self.image_names.get(name, name): value for name, value in image.items()}
+
+    def check(self, programs: Mapping[str, Program], functions: Functions, spec: DecoderSpec, prompts: int) -> None:
+        """Compare every function's inputs and outputs with what the contract says, for so many prompts a call.
+
+        Raises: ArtifactError.
+        """
+        for border in self.borders(spec):
+            for rows in functions.sizes:
+                program, name, sizes = programs[border.folder], functions.name(rows), self.sizes(rows, prompts)
+                _check(program.inputs(name), border.inputs, sizes, f"inputs of '{name}' in {program.where}")
+                _check(program.outputs(name), border.outputs, sizes, f"outputs of '{name}' in {program.where}")
+
+
+def contract_of(options: Mapping[str, Any], where: str) -> Contract:
+    """Read an artifact's options.
+
+    Raises: ArtifactError for a contract that samx does not know.
+    """
+    name = options.get("contract")
+    if not isinstance(name, str) or name not in CONTRACTS:
+        raise ArtifactError(
+            f"{where} follows a contract that is not known", found=repr(name)[:80], expected=" or ".join(CONTRACTS),
+            fix="Update samx, or export again.",
+        )  # fmt: skip
+    return CONTRACTS[name]
+
+
+def _samx_borders(spec: DecoderSpec) -> tuple[Border, ...]:
+    return (Border(DECODER, spec.inputs, spec.outputs),)
+
+
+def _samx_decode(call: Call, function: str, image: Arrays, prompts: Feed) -> Arrays:
+    return call(DECODER, function, {**image, **prompts})
+
+
+def _apple_borders(spec: DecoderSpec) -> tuple[Border, ...]:
+    """Source: the public Core ML packages of SAM 2.1 and the apps that load them."""
+    if spec.family != APPLE_FAMILY or spec.mask_input:
+        found = f"{spec.family}{' with mask prompts' if spec.mask_input else ''}"
+        raise ArtifactError("no app of this contract loads such a decoder", found=found, expected=APPLE_FAMILY)
+    image, fine, coarse = (replace(tensor, name=IMAGE_NAMES[tensor.name]) for tensor in spec.image_inputs)
+    points = TensorSpec("points", (1, "points", 2), "px", f"(x, y) in the {spec.image_size} px frame")
+    labels = TensorSpec("labels", (1, "points"), "1", "label codes; -2 fills up what is not used", INTEGER)
+    sparse = TensorSpec("sparse_embedding", (1, "tokens", spec.width), "1", "one row a point, and the padding")
+    dense = TensorSpec("dense_embedding", image.shape, "1", "no mask prompt")
+    encoded = (replace(sparse, name="sparse_embeddings"), replace(dense, name="dense_embeddings"))
+    masks, scores, *others = spec.outputs  # the apps read by name, and do not mind one output more
+    return (
+        Border(PROMPT_ENCODER, (points, labels), encoded),
+        Border(MASK_DECODER, (image, sparse, dense, fine, coarse), (masks, replace(scores, name="scores"), *others)),
+    )
+
+
+def _apple_decode(call: Call, function: str, image: Arrays, prompts: Feed) -> Arrays:
+    encoded = call(PROMPT_ENCODER, function, _without_padding(prompts))
+    sparse, dense = encoded["sparse_embeddings"], encoded["dense_embeddings"]
+    found = call(MASK_DECODER, function, {**image, "sparse_embedding": sparse, "dense_embedding": dense})
+    return {**found, "iou_predictions": found["scores"]}
+
+
+def _without_padding(prompts: Feed) -> Arrays:
+    """Take out the row that the prompt encoder adds itself.
+
+    Raises: PromptError for a prompt that has none.
+    """
+    labels = prompts["point_labels"]
+    at = np.flatnonzero(labels[0] == LABELS["padding"])
+    if len(labels) != 1 or not len(at):
+        raise PromptError(
+            "these packages add SAM 2's padding row themselves", found=f"labels {labels[0].tolist()}",
+            expected=f"a prompt that ends with label {LABELS['padding']}",
+        )  # fmt: skip
+    return {"points": np.delete(prompts["point_coords"], at[0], 1), "labels": np.delete(labels, at[0], 1)}
+
+
+def _check(found: Iterable[TensorType], specs: Iterable[TensorSpec], sizes: Mapping[str, int], what: str) -> None:
+    expected = {spec.name: tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape) for spec in specs}
+    types = {spec.name: (INTEGER,) if spec.dtype == INTEGER else FLOATS for spec in specs}
+    tensors = tuple(found)
+    fits = {tensor.name: tensor.shape for tensor in tensors} == expected
+    if not fits or any(tensor.dtype not in types[tensor.name] for tensor in tensors):
+        raise ArtifactError(
+            f"the {what} are not the decoder's", found="; ".join(map(str, tensors)),
+            expected="; ".join(f"{name} {shape} {' or '.join(types[name])}" for name, shape in expected.items()),
+            fix="Export it again.",
+        )  # fmt: skip
+
+
+CONTRACTS: Mapping[str, Contract] = {
+    contract.name: contract
+    for contract in (
+        Contract("samx", _samx_borders, _samx_decode),
+        Contract("apple", _apple_borders, _apple_decode, padding=1, image_names=IMAGE_NAMES),
+    )
+}

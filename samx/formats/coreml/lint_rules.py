@@ -1,0 +1,233 @@
+"""The known rules of the Neural Engine, as far as anybody has published them: a table that the lint walks through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from samx.formats.coreml.lint_program import Step, Tensor
+from samx.formats.coreml.lint_report import FALLS_OFF, SLOW, WATCH
+
+LARGE = 65_536  # elements; what is smaller costs little however it lies
+MAX_RANK, NATIVE_RANK = 5, 4
+MAX_SIZE = 16_384
+MAX_ARGMAX = 2_048
+ROW_BYTES = 64  # the last axis is padded to a multiple of this
+WORKING_SET_BYTES = 2 * 1024 * 1024
+
+APPLE = "Apple, 'Deploying Transformers on the Apple Neural Engine' (2022)"
+APPLE_RULES = "Apple, Core AI model-authoring rules for the Neural Engine (2026)"
+APPLE_FORUM = "Apple engineer, developer.apple.com/forums/thread/724930"
+TYPED = "coremltools guide, 'Typed Execution'"
+MAINTAINER = "coremltools maintainers, github.com/apple/coremltools/issues/1780"
+QUANTISED = "coremltools guide, 'Quantization: Performance'"
+REPORTED = "reported: Bryngelson, 'Apple Neural Engine: Architecture, Programming, and Performance' (2026)"
+REPORTED_GATHER = "reported: github.com/apple/coremltools/issues/1103 and github.com/hollance/neural-engine"
+
+ENGINE_TYPES = frozenset({"float16", "int8", "uint8", "int16", "uint16"})
+RECURRENT = frozenset({"gru", "lstm", "rnn"})
+NO_PATH = frozenset({
+    "acos", "acosh", "asin", "asinh", "atanh", "band_part", "cond", "cosh", "cumsum", "list_gather", "list_length",
+    "list_read", "list_scatter", "list_write", "logical_and", "logical_or", "logical_xor", "make_list", "mod",
+    "non_zero", "one_hot", "random_bernoulli", "random_categorical", "random_normal", "reduce_prod",
+    "reverse_sequence", "scatter", "scatter_along_axis", "scatter_nd", "shape", "sinh", "sliding_windows", "tan",
+    "while_loop",
+})  # fmt: skip
+NEWER_CHIPS: Mapping[str, str] = {
+    **dict.fromkeys(("sin", "cos", "random_uniform", "reduce_argmin"), "A15 and M3"),
+    **dict.fromkeys(("topk", "argsort", "affine", "resample", "crop_resize"), "A14 and M2"),
+    **dict.fromkeys(("resize", "resize_bilinear", "upsample_bilinear", "upsample_nearest_neighbor"), "A14 and M2"),
+}
+GATHERS = frozenset({"gather", "gather_along_axis", "gather_nd"})
+MOVERS = frozenset({"reshape", "transpose", *GATHERS})
+ELEMENTWISE = frozenset({"add", "sub", "mul", "real_div", "maximum", "minimum", "pow", "select"})
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Say what of an operation a rule is about."""
+
+    detail: str
+    bytes: int = 0  # what is moved, padded or streamed
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Hold one rule: what it looks for, why that matters, and who says so."""
+
+    name: str
+    severity: str
+    why: str
+    source: str
+    check: Callable[[Step], Hit | None]
+
+
+def _any(matches: Callable[[Tensor], bool]) -> Callable[[Step], Hit | None]:
+    """Look at every tensor that flows in or out."""
+
+    def check(step: Step) -> Hit | None:
+        found = next((tensor for tensor in step.flowing if matches(tensor)), None)
+        return None if found is None else Hit(f"{found.words} {found.dtype}", found.bytes)
+
+    return check
+
+
+def _operator(names: frozenset[str]) -> Callable[[Step], Hit | None]:
+    return lambda step: Hit(step.outputs[0].words) if step.operator in names else None
+
+
+def _float32(step: Step) -> Hit | None:
+    wide = [tensor for tensor in step.flowing if tensor.dtype in ("float32", "float64")]
+    return Hit(f"{wide[0].words} {wide[0].dtype}", wide[0].bytes) if wide and step.operator != "cast" else None
+
+
+def _border(step: Step) -> Hit | None:
+    (x, *_), out = step.inputs.get("x", (step.outputs[0],)), step.outputs[0]
+    crosses = step.operator == "cast" and {x.dtype, out.dtype} == {"float16", "float32"}
+    return Hit(f"{out.words} {x.dtype} to {out.dtype}", out.bytes) if crosses else None
+
+
+def _other_type(tensor: Tensor) -> bool:
+    return tensor.dtype not in ENGINE_TYPES and tensor.dtype not in ("float32", "float64", "bool")
+
+
+def _computed_gather(step: Step) -> Hit | None:
+    indices = step.first("indices")
+    computed = step.operator in GATHERS and indices is not None and not indices.constant
+    return Hit(step.outputs[0].words) if computed else None
+
+
+def _stored_gather(step: Step) -> Hit | None:
+    return Hit(step.outputs[0].words) if step.operator in GATHERS and _computed_gather(step) is None else None
+
+
+def _high_rank_product(step: Step) -> Hit | None:
+    high = next((t for t in step.flowing if t.shape is not None and len(t.shape) > NATIVE_RANK), None)
+    return Hit(high.words) if high is not None and step.operator in ("matmul", "linear") else None
+
+
+def _computed_kernel(step: Step) -> Hit | None:
+    weight, batch = step.first("weight"), step.outputs[0].sizes[:1]
+    computed = step.operator == "conv" and weight is not None and not weight.constant and batch != (1,)
+    return Hit(step.outputs[0].words) if computed else None
+
+
+def _long_argmax(step: Step) -> Hit | None:
+    x, axes = step.first("x"), step.numbers("axis")
+    if x is None or not x.is_fixed or not step.operator.startswith("reduce_arg"):
+        return None
+    lengths = [x.sizes[axis] for axis in axes] or [x.elements]
+    return Hit(f"axis of {max(lengths)}") if max(lengths) > MAX_ARGMAX else None
+
+
+def _narrow(step: Step) -> Hit | None:
+    """Compare with what lies in memory once every row is padded."""
+    padded = [(tensor, _padded_bytes(tensor)) for tensor in step.outputs if tensor.elements and tensor.sizes]
+    found = [(t, total) for t, total in padded if total >= 2 * t.bytes and total > LARGE * t.item_bytes]
+    if not found:
+        return None
+    tensor, total = found[0]
+    return Hit(f"{tensor.words} takes {total / tensor.bytes:.0f} times its size", total - tensor.bytes)
+
+
+def _padded_bytes(tensor: Tensor) -> int:
+    row = int(tensor.sizes[-1] * tensor.item_bytes)
+    return tensor.elements // tensor.sizes[-1] * -(-row // ROW_BYTES) * ROW_BYTES
+
+
+def _moved(step: Step) -> Hit | None:
+    out, x = step.outputs[0], step.first("x")
+    kept = step.operator == "reshape" and x is not None and x.sizes[-1:] == out.sizes[-1:]
+    large = step.operator in MOVERS and out.elements > LARGE
+    return Hit(f"to {out.words}{', rows kept' if kept else ''}", out.bytes) if large else None
+
+
+def _linear(step: Step) -> Hit | None:
+    factors = [step.first(name) for name in ("x", "y")]
+    stored = step.operator == "matmul" and any(factor is not None and factor.constant for factor in factors)
+    return Hit(step.outputs[0].words) if stored or step.operator == "linear" else None
+
+
+def _expanded(step: Step) -> Hit | None:
+    out, largest = step.outputs[0], max((tensor.elements for tensor in (*step.fed, *step.constants)), default=0)
+    grows = step.operator == "tile" or (step.operator in ELEMENTWISE and largest * 2 <= out.elements)
+    return Hit(f"to {out.words}", out.bytes) if grows and out.elements > LARGE else None
+
+
+def _spatial_softmax(step: Step) -> Hit | None:
+    out, axes = step.outputs[0], step.numbers("axis") or (-1,)
+    rank = len(out.shape or ())
+    spatial = step.operator == "softmax" and any(axis % max(rank, 1) >= rank - 2 for axis in axes)
+    return Hit(f"{out.words} over axis {axes[0]}", out.bytes) if spatial and out.elements > LARGE else None
+
+
+def _streamed(step: Step) -> Hit | None:
+    largest = max(step.flowing, key=lambda tensor: tensor.bytes)
+    return Hit(largest.words, largest.bytes) if largest.bytes > WORKING_SET_BYTES else None
+
+
+def _newer(step: Step) -> Hit | None:
+    since = NEWER_CHIPS.get(step.operator)
+    return None if since is None else Hit(f"{step.outputs[0].words}, since {since}")
+
+
+def _infinite(step: Step) -> Hit | None:
+    found = next((tensor for tensor in step.constants if not tensor.finite), None)
+    return None if found is None else Hit(f"constant {found.name}")
+
+
+def _offset_slice(step: Step) -> Hit | None:
+    begin = step.numbers("begin") if step.operator in ("slice_by_index", "slice_by_size") else ()
+    return Hit(f"{step.outputs[0].words} from {begin[-1]}") if begin and begin[-1] != 0 else None
+
+
+def _unfixed(tensor: Tensor) -> bool:
+    return tensor.shape is not None and None in tensor.shape
+
+
+def _unranked(tensor: Tensor) -> bool:
+    return tensor.shape is None
+
+
+def _ranked_above(rank: int) -> Callable[[Tensor], bool]:
+    return lambda tensor: len(tensor.shape or ()) > rank
+
+
+def _oversized(tensor: Tensor) -> bool:
+    return max(tensor.sizes, default=0) > MAX_SIZE
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("dynamic shape", FALLS_OFF, "runs there for its default size at most", APPLE_FORUM, _any(_unfixed)),
+    Rule("unknown rank", FALLS_OFF, "shapes must be static", APPLE_RULES, _any(_unranked)),
+    Rule("rank above 5", FALLS_OFF, "is rejected", APPLE_RULES, _any(_ranked_above(MAX_RANK))),
+    Rule("size above 16384", FALLS_OFF, "no axis may be longer before A16 and M4", REPORTED, _any(_oversized)),
+    Rule("float32", FALLS_OFF, "runs on the CPU or the GPU", TYPED, _float32),
+    Rule("other type", FALLS_OFF, "the engine takes float16, int8 and int16", APPLE_RULES, _any(_other_type)),
+    Rule("no such operation", FALLS_OFF, "the engine has no path for it", REPORTED, _operator(NO_PATH)),
+    Rule("recurrent cell", FALLS_OFF, "is not supported on the engine", MAINTAINER, _operator(RECURRENT)),
+    Rule("gather by computed indices", FALLS_OFF, "runs on the CPU", REPORTED_GATHER, _computed_gather),
+    Rule("product of rank 5", FALLS_OFF, "matmul and linear take rank 4", REPORTED, _high_rank_product),
+    Rule("computed kernel in a batch", FALLS_OFF, "does not compile for the engine", REPORTED, _computed_kernel),
+    Rule("long argmax", FALLS_OFF, "the axis may have 2048 entries", REPORTED, _long_argmax),
+    Rule("rank above 4", SLOW, "the engine works on 4 axes, channels second", APPLE, _any(_ranked_above(NATIVE_RANK))),
+    Rule("narrow last axis", SLOW, "each row is padded to 64 bytes", APPLE, _narrow),
+    Rule("large tensor moved", SLOW, "reshapes and transposes are copies", APPLE, _moved),
+    Rule("linear layer", SLOW, "a 1x1 convolution is faster", APPLE, _linear),
+    Rule("large tensor repeated", SLOW, "writes the same numbers many times", REPORTED, _expanded),
+    Rule("softmax over a row", SLOW, "splits better over channels", APPLE_RULES, _spatial_softmax),
+    Rule("larger than 2 MiB", SLOW, "streams from memory instead of staying on chip", REPORTED, _streamed),
+    Rule("border of float32", WATCH, "values change type, and perhaps device", TYPED, _border),
+    Rule("truth values", WATCH, "run there between comparison and select", REPORTED, _any(lambda t: t.dtype == "bool")),
+    Rule(
+        "8-bit activations",
+        WATCH,
+        "fast from A17 Pro and M4 on; CPU and GPU may get slower",
+        QUANTISED,
+        _operator(frozenset({"quantize"})),
+    ),
+    Rule("newer chips only", WATCH, "older chips run it elsewhere", REPORTED, _newer),
+    Rule("gather", WATCH, "runs there in few forms before A14 and M2", REPORTED, _stored_gather),
+    Rule("infinite constant", WATCH, "the engine's softmax mishandles infinities", APPLE_RULES, _infinite),
+    Rule("slice inside a row", WATCH, "clips values above 4094 on A13, A14, M1 and M2", REPORTED, _offset_slice),
+)

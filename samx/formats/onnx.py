@@ -1,0 +1,64 @@
+"""What an exported graph must not contain: the causes of other exporters' build failures and silent mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from samx.models.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+# Operators that break builders or hide a traced decision. Tile and ScatterND come from repeat_interleave and index
+# assignment, NonZero and Where-on-shapes from boolean indexing.
+FORBIDDEN = frozenset({
+    "Resize", "Upsample", "If", "Loop", "Scan", "OneHot", "Tile", "NonZero", "ScatterND", "ScatterElements",
+    "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Dropout", "GridSample",
+})  # fmt: skip
+
+
+def broken_rules(model: onnx.ModelProto, opset: int, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> list[str]:
+    """List every rule that a graph breaks, in words; empty when it is in order."""
+    return [
+        *_opset(model, opset),
+        *_operators(model),
+        *_border("input", model.graph.input, inputs),
+        *_outputs(model, outputs),
+    ]
+
+
+def _opset(model: onnx.ModelProto, opset: int) -> Iterator[str]:
+    imports = {entry.domain: entry.version for entry in model.opset_import}
+    if imports != {"": opset}:
+        yield f"opset imports are {imports}, not plain opset {opset}"
+    if model.functions:
+        yield f"{len(model.functions)} local functions"
+
+
+def _operators(model: onnx.ModelProto) -> Iterator[str]:
+    for name in sorted({node.op_type for node in model.graph.node} & FORBIDDEN):
+        yield f"operator {name}"
+
+
+def _border(side: str, values: Sequence[onnx.ValueInfoProto], specs: Sequence[TensorSpec]) -> Iterator[str]:
+    """Compare names, types and every axis: a dynamic axis that became a number was baked in by tracing."""
+    if [value.name for value in values] != [spec.name for spec in specs]:
+        yield f"{side}s are {[value.name for value in values]}"
+        return
+    for value, spec in zip(values, specs, strict=True):
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+        if tensor.elem_type != 1:  # TensorProto.FLOAT
+            yield f"{side} {spec.name} is not float32"
+        if shape != spec.shape:
+            yield f"{side} {spec.name} has shape {shape}, not {spec.shape}"
+
+
+def _outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[str]:
+    found = [value.name for value in model.graph.output]
+    if found != list(names):
+        yield f"outputs are {found}"
+    for value in model.graph.output:
+        if value.type.tensor_type.elem_type != 1:
+            yield f"output {value.name} is not float32"

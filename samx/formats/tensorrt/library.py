@@ -1,0 +1,152 @@
+"""The two libraries that share one API: what each is called, which versions work, and what binds its engines."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from samx.errors import MissingExtraError, UnavailableError, UsageError
+from samx.extras import require
+from samx.formats.tensorrt.messages import Message
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Describe one of the two libraries. Data that the rest of the package branches on."""
+
+    target: str
+    title: str
+    module: str
+    extra: str
+    minimum: Version
+    below: Version | None  # the first version that is too new
+    update: str  # how to get a version that works
+    command: str  # the vendor's own command-line builder
+    compute: tuple[str, ...]  # what an engine may be compiled for; the first is the default
+    binds: tuple[str, ...]  # what of the building machine an engine needs again to run
+    engine_version_parts: int  # how much of the library's version must be the same
+    builds_without_gpu: bool
+    has_timing_cache: bool
+    has_runtime_cache: bool
+    captures_graphs: bool  # the library itself, so that nobody else has to
+    tells_validity: bool  # why it refuses an engine
+    warnings_fail: bool  # about precision or shapes, where it is known to build our graphs without any
+
+    def open(self) -> ModuleType:
+        """Import the library and check its version.
+
+        Raises: MissingExtraError; UnavailableError when it does not load or is of another version.
+        """
+        try:
+            module = require(self.module, self.extra, f"target '{self.target}'")
+        except MissingExtraError:
+            raise
+        except (ImportError, OSError) as cause:
+            raise UnavailableError(f"{self.title} does not load", found=cause, fix=self.update) from cause
+        self.check_version(str(module.__version__))
+        return module
+
+    def check_version(self, version: str) -> None:
+        """Refuse a version that samx was not made for.
+
+        Raises: UnavailableError naming the versions that work.
+        """
+        found = version_of(version)
+        if found < self.minimum or (self.below is not None and found >= self.below):
+            raise UnavailableError(
+                f"{self.title} has a version that samx cannot use", found=version, expected=self.versions,
+                fix=self.update,
+            )  # fmt: skip
+
+    def start(self) -> Opened:
+        """Import the library and give it a logger.
+
+        Raises: as open().
+        """
+        module = self.open()
+        return Opened(self, module, *_recorder(module))
+
+    @property
+    def versions(self) -> str:
+        """Say which versions work."""
+        words = f"{_dotted(self.minimum)} or newer"
+        return words if self.below is None else f"{words}, older than {_dotted(self.below)}"
+
+    def engine_version(self, version: str) -> str:
+        """Give the part of a version that engines are bound to."""
+        return _dotted(version_of(version)[: self.engine_version_parts])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Hold an imported library, the logger that everything made with it needs, and the list that the logger fills."""
+
+    library: Library
+    module: ModuleType
+    logger: trt.ILogger
+    messages: list[Message]
+
+    @property
+    def version(self) -> str:
+        """The library's version."""
+        return str(self.module.__version__)
+
+
+LIBRARIES: tuple[Library, ...] = (
+    Library(
+        target="trt", title="TensorRT", module="tensorrt", extra="trt", minimum=(10, 3), below=None,
+        update="JetPack 6.1 or newer brings it to a Jetson; elsewhere: pip install --upgrade tensorrt",
+        command="trtexec", compute=("this_gpu",), binds=("gpu", "compute_capability", "driver", "os"),
+        engine_version_parts=4, builds_without_gpu=False, has_timing_cache=True, has_runtime_cache=False,
+        captures_graphs=False, tells_validity=False, warnings_fail=False,
+    ),
+    Library(
+        target="trt-rtx", title="TensorRT for RTX", module="tensorrt_rtx", extra="trt-rtx", minimum=(1, 7),
+        below=(1, 8), update="Install it with: pip install 'tensorrt-rtx-cu13>=1.7,<1.8'",
+        command="tensorrt_rtx", compute=("ampere_plus", "sm75"), binds=(), engine_version_parts=2,
+        builds_without_gpu=True, has_timing_cache=False, has_runtime_cache=True, captures_graphs=True,
+        tells_validity=True, warnings_fail=True,
+    ),
+)  # fmt: skip
+
+
+def library_of(target: str) -> Library:
+    """Look up the library that a target needs.
+
+    Raises: UsageError for a target that has no engines.
+    """
+    known = {library.target: library for library in LIBRARIES}
+    if target not in known:
+        raise UsageError("this target has no engine to build", found=f"target '{target}'", expected=" or ".join(known))
+    return known[target]
+
+
+def version_of(text: str) -> Version:
+    """Read the numbers at the start of a version."""
+    numbers = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(number) for number in numbers[0].split(".")) if numbers else ()
+
+
+def _recorder(module: ModuleType) -> tuple[trt.ILogger, list[Message]]:
+    messages: list[Message] = []
+
+    class Recorder(module.ILogger):  # type: ignore[misc, name-defined]  # the base class is known at run time only
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, text: str) -> None:
+            if severity.name != "VERBOSE":  # thousands of lines about every tactic, and none that concerns a user
+                messages.append(Message(severity.name, " ".join(text.split())))
+
+    return Recorder(), messages
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))

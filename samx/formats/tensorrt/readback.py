@@ -1,0 +1,138 @@
+"""Read back what a library understood, before the build and from the engine, and compare it with the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+
+# The library's names of element types. What is not listed here is shown as the library calls it.
+DTYPES: Mapping[str, str] = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64", "INT8": "int8",
+    "BOOL": "bool",
+}  # fmt: skip
+DYNAMIC = -1
+CAPABILITIES: Mapping[str, tuple[str, ...]] = {"this_gpu": (), "ampere_plus": (), "sm75": ("SM75",)}
+
+
+@dataclass(frozen=True)
+class Understood:
+    """Hold what a network or an engine says about itself, in the plan's words."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    profiles: tuple[Mapping[str, Limits], ...]
+    shape_tensors: tuple[str, ...] = ()  # inputs whose values would decide shapes
+    strongly_typed: bool = True
+    tf32: bool = False
+    capabilities: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fields as plain data."""
+        return {
+            "inputs": [port.to_json() for port in self.inputs],
+            "outputs": [port.to_json() for port in self.outputs],
+            "profiles": [
+                {name: [list(shape) for shape in limits] for name, limits in p.items()} for p in self.profiles
+            ],
+            "shape_tensors": list(self.shape_tensors),
+            "strongly_typed": self.strongly_typed,
+            "tf32": self.tf32,
+            "compute_capabilities": list(self.capabilities),
+        }
+
+
+def network_ports(network: trt.INetworkDefinition) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Read the inputs and outputs of a parsed network."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    return tuple(map(_port, inputs)), tuple(map(_port, outputs))
+
+
+def shape_tensors(network: trt.INetworkDefinition) -> tuple[str, ...]:
+    """Name the inputs whose values decide shapes."""
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    return tuple(_name(tensor) for tensor in tensors if _decides_shapes(tensor))
+
+
+def engine_ports(engine: trt.ICudaEngine, inputs: object) -> tuple[Port, ...]:
+    """Read the tensors of an engine that go one way; `inputs` is the library's word for that way."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    names = [name for name in names if engine.get_tensor_mode(name) == inputs]
+    return tuple(_port_of(n, engine.get_tensor_shape(n), engine.get_tensor_dtype(n).name) for n in names)
+
+
+def engine_profiles(engine: trt.ICudaEngine, names: Sequence[str]) -> tuple[Mapping[str, Limits], ...]:
+    """Read the limits of these inputs, profile by profile."""
+    return tuple(
+        {name: limits_of(engine.get_tensor_profile_shape(name, i)) for name in names}
+        for i in range(engine.num_optimization_profiles)
+    )
+
+
+def limits_of(shapes: Sequence[Sequence[int]]) -> Limits:
+    """Take the library's three shapes; nothing where it has none for an input."""
+    if not shapes:
+        return (), (), ()
+    low, opt, high = (tuple(int(size) for size in shape) for shape in shapes)
+    return low, opt, high
+
+
+def mismatches(found: Understood, plan: BuildPlan) -> list[str]:
+    """Say in words where what was read back differs from the plan."""
+    pairs = [
+        *_port_pairs("input", found.inputs, plan.inputs, plan.fixed),
+        *_port_pairs("output", found.outputs, plan.outputs, plan.fixed),
+        ("profiles", [dict(profile) for profile in found.profiles], [dict(plan.profile)]),
+        ("shape tensors", found.shape_tensors, ()),
+        ("strongly typed", found.strongly_typed, True),
+        ("TF32", found.tf32, False),
+        ("compute capabilities", found.capabilities, CAPABILITIES[plan.compute]),
+    ]
+    return [f"{what}: found {a}, expected {b}" for what, a, b in pairs if a != b]
+
+
+def _port_pairs(
+    what: str, found: Sequence[Port], planned: Sequence[Port], fixed: Mapping[str, int]
+) -> list[tuple[str, object, object]]:
+    """Pair names first: a library may list tensors in another order."""
+    there, wanted = ({port.name: port for port in ports} for ports in (found, planned))
+    pairs: list[tuple[str, object, object]] = [(f"{what}s", sorted(there), sorted(wanted))]
+    for name in sorted(there.keys() & wanted.keys()):
+        seen, plan = there[name], wanted[name]
+        pairs += [
+            (f"{what} {name}", *_shapes(seen.shape, plan.shape, fixed)),
+            (f"{what} {name}", seen.dtype, plan.dtype),
+        ]
+    return pairs
+
+
+def _shapes(
+    found: Sequence[int | str], planned: Sequence[int | str], fixed: Mapping[str, int]
+) -> tuple[list[int | str], list[int | str]]:
+    """Write both alike. An axis of one size only may be read back as that size."""
+    names = [*planned, *[""] * len(found)]
+    seen = ["?" if isinstance(a, str) or a == fixed.get(str(b)) else a for a, b in zip(found, names, strict=False)]
+    return seen, ["?" if isinstance(b, str) else b for b in planned]
+
+
+def _port(tensor: trt.ITensor) -> Port:
+    return _port_of(tensor.name, tensor.shape, tensor.dtype.name)
+
+
+def _name(tensor: trt.ITensor) -> str:
+    return str(tensor.name)
+
+
+def _decides_shapes(tensor: trt.ITensor) -> bool:
+    return bool(tensor.is_shape_tensor)
+
+
+def _port_of(name: str, shape: Sequence[int], dtype: str) -> Port:
+    sizes = tuple("?" if size == DYNAMIC else int(size) for size in shape)
+    return Port(str(name), sizes, DTYPES.get(dtype, dtype))

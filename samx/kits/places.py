@@ -1,0 +1,131 @@
+"""Where a kit runs: for each device the library, the files and the limits, as its runner reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from samx.artifacts.store import Artifact
+from samx.benchmarks.subjects import MODEL_ROLES
+from samx.errors import UsageError
+from samx.formats.tensorrt.library import library_of
+from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
+from samx.formats.tensorrt.readback import CAPABILITIES
+from samx.models.spec import EMPTY_SLOT
+from samx.registry import backend
+from samx.runtimes.base import DEFAULT_CHUNK, Slots
+from samx.runtimes.coreml.compute_plan import CLASSES, SINGLE_FUNCTION
+from samx.runtimes.coreml.mac import MULTIFUNCTION_MACOS, PLAN_MACOS
+from samx.runtimes.coreml.packages import OpenedPackages, open_packages
+from samx.runtimes.coreml.runtime import UNITS
+from samx.runtimes.onnxruntime import PROVIDERS, usual_chunk
+from samx.runtimes.onnxruntime import ROLES as GRAPH_ROLES
+
+FOLDER = "artifact"  # of the artifact's files in a kit
+PIP = "python3 -m pip install"
+ONNX_PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
+# What a Core ML package's tensor takes or gives, where the runner has it under another name.
+OTHER_NAMES: Mapping[str, str] = {
+    "sparse_embedding": "sparse_embeddings", "dense_embedding": "dense_embeddings", "scores": "iou_predictions",
+}  # fmt: skip
+
+Place = dict[str, Any]
+
+
+def places(artifact: Artifact) -> dict[str, Place]:
+    """Describe the devices that a target's kit runs on, its own first.
+
+    Raises: UsageError for a target that has no kit; MissingExtraError where reading the artifact needs a library.
+    """
+    target = artifact.manifest.target
+    if target not in MAKERS:
+        raise UsageError("there is no kit for this target", found=f"'{target}'", expected=" or ".join(MAKERS))
+    level = backend(target).level
+    return {name: {**place, "level": level(name)} for name, place in MAKERS[target](artifact).items()}
+
+
+def _onnx_places(artifact: Artifact) -> dict[str, Place]:
+    return {device: _onnx(artifact, device) for device in PROVIDERS}
+
+
+def _onnx(artifact: Artifact, device: str) -> Place:
+    options = artifact.manifest.options
+    roles = GRAPH_ROLES if options.get("split") else ("decoder",)
+    return {
+        **_library("onnxruntime", "onnxruntime", (1, 20), None, f"{PIP} {ONNX_PACKAGES[device]}"),
+        **_calls(artifact, Slots.of(options, str(artifact.path)), usual_chunk(options, device)),
+        "graphs": [_inside(artifact.file_with_role(role)) for role in roles], "provider": PROVIDERS[device],
+    }  # fmt: skip
+
+
+def _engine_places(artifact: Artifact) -> dict[str, Place]:
+    entry, plan = backend(artifact.manifest.target), read_plan(artifact)
+    library, slots = library_of(plan.target), Slots.of(artifact.manifest.options, str(artifact.path))
+    install = library.update.removeprefix("Install it with: ")
+    engine = {
+        **_library("tensorrt", library.module, library.minimum, library.below, install),
+        **_calls(artifact, slots, plan.prompts.max),
+        "graphs": [_inside(plan.model)], "plan": _inside(artifact.file_with_role(PLAN_ROLE)),
+        "capabilities": list(CAPABILITIES[plan.compute]), "compiles_kernels": library.has_runtime_cache,
+    }  # fmt: skip
+    return {entry.device: engine, "cpu": _onnx(artifact, "cpu")}
+
+
+def _coreml_places(artifact: Artifact) -> dict[str, Place]:
+    opened = open_packages(artifact)
+    names = set(opened.functions.by_rows.values())
+    shared = {
+        **_library("coreml", "coremltools", (9, 0), (10,), f"{PIP} 'coremltools>=9,<10'"),
+        **_calls(artifact, opened.slots, DEFAULT_CHUNK),
+        "macos": list(PLAN_MACOS if names == {SINGLE_FUNCTION} else MULTIFUNCTION_MACOS),
+        "functions": {str(rows): name for rows, name in opened.functions.by_rows.items()},
+        "steps": [_step(opened, folder) for folder in opened.programs], "words": dict(CLASSES),
+    }  # fmt: skip
+    return {device: {**shared, "units": units.name, "must": units.must} for device, units in UNITS.items()}
+
+
+def _step(opened: OpenedPackages, folder: str) -> dict[str, Any]:
+    """Say what a package takes, from where and in which type, and what it gives."""
+    program, function = opened.programs[folder], opened.functions.name(opened.functions.sizes[0])
+    known = {**OTHER_NAMES, **{theirs: ours for ours, theirs in opened.contract.image_names.items()}}
+    types = {tensor.name: np.dtype(tensor.array_type).name for tensor in program.inputs(function)}
+    return {
+        "package": _inside(folder),
+        "inputs": {name: [known.get(name, name), kind] for name, kind in types.items()},
+        "outputs": {tensor.name: known.get(tensor.name, tensor.name) for tensor in program.outputs(function)},
+    }
+
+
+def _library(
+    runtime: str, module: str, minimum: tuple[int, ...], below: tuple[int, ...] | None, install: str
+) -> dict[str, Any]:
+    versions = f"{_dotted(minimum)} or newer" + ("" if below is None else f", older than {_dotted(below)}")
+    return {"runtime": runtime, "library": module, "minimum": list(minimum),
+            "below": None if below is None else list(below), "versions": versions, "install": install}  # fmt: skip
+
+
+def _calls(artifact: Artifact, slots: Slots | None, chunk: int) -> dict[str, Any]:
+    """Say how many prompts a call takes, how slots are filled, and how large the files are."""
+    size = sum(entry.bytes for entry in artifact.manifest.files.values() if entry.role in MODEL_ROLES)
+    if slots is None:
+        return {"chunk": chunk, "slots": None, "bytes": size}
+    filling = {"points": slots.points.min, "prompts": slots.prompts.min, "sizes": list(slots.sizes)}
+    return {"chunk": min(chunk, slots.prompts.max), "slots": {**filling, "empty": EMPTY_SLOT}, "bytes": size}
+
+
+def _inside(name: str) -> str:
+    return f"{FOLDER}/{name}"
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+MAKERS: Mapping[str, Callable[[Artifact], dict[str, Place]]] = {
+    "onnx": _onnx_places,
+    "trt": _engine_places,
+    "trt-rtx": _engine_places,
+    "coreml": _coreml_places,
+}

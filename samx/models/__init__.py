@@ -1,0 +1,1 @@
+"""What is exported: specs, families, checkpoints, the reference decoder and its rearranged forms."""

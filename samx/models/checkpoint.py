@@ -1,0 +1,294 @@
+"""Load the decoder of a trained checkpoint, whoever saved it: the keys tell what it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samx.errors import CheckpointError
+from samx.models.families import names
+from samx.models.reference import ReferenceDecoder
+from samx.models.spec import HIGH_RES_CHANNELS, IMAGE_PATCH_PX, DecoderSpec
+from samx.models.weight_files import WANTED, Reader, WeightSource, open_weights
+
+DEFAULT_IMAGE_SIZE_PX = 1024  # of every checkpoint that Meta released
+IMAGE_SIZES_PX = (2 * IMAGE_PATCH_PX, 4096)  # smallest grid with neighbours; 16 times the released area
+FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SHOWN = 3  # names or shapes in an error line
+
+# Spec field -> (key, axis) whose length it is.
+SIZE_KEYS: Mapping[str, tuple[str, int]] = {
+    "width": ("mask_decoder.mask_tokens.weight", 1),
+    "mask_tokens": ("mask_decoder.mask_tokens.weight", 0),
+    "mlp_width": ("mask_decoder.transformer.layers.0.mlp.lin1.weight", 0),
+    "cross_attention_width": ("mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight", 0),
+    "mask_prompt_channels": ("prompt_encoder.mask_downscaling.3.weight", 0),
+}
+# Spec field -> stem of the numbered layers that it counts.
+DEPTH_STEMS: Mapping[str, str] = {
+    "depth": "mask_decoder.transformer.layers",
+    "iou_head_depth": "mask_decoder.iou_prediction_head.layers",
+    "object_score_head_depth": "mask_decoder.pred_obj_score_head.layers",
+}
+# Spec field -> field of "mask_decoder_config" in a Hugging Face configuration.
+CONFIG_FIELDS: Mapping[str, str] = {
+    "heads": "num_attention_heads",
+    "stability_fallback": "dynamic_multimask_via_stability",
+    "stability_delta": "dynamic_multimask_stability_delta",
+    "stability_threshold": "dynamic_multimask_stability_thresh",
+}
+
+
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """Hold a decoder's weights, in float32 under Meta's SAM 1 names, and where they come from."""
+
+    spec: DecoderSpec
+    weights: dict[str, Tensor]
+    name: str
+    sha256: str
+    bytes: int
+    kind: str
+    dtype: str
+
+
+def load_checkpoint(path: Path, *, image_size: int | None = None) -> LoadedDecoder:
+    """Read the decoder, and only the decoder, out of a checkpoint.
+
+    Raises: CheckpointError when it holds no supported decoder, not exactly one, or a damaged one.
+    """
+    source = open_weights(path)
+    readers = _clean(source)
+    _refuse_variants(source, readers)
+    prefix = _only_prefix(path, readers)
+    renamed = names.decoder_names(readers, prefix)
+    raw = [(key, name, readers[key]()) for key, name in renamed.items() if not name.startswith(names.NOT_DECODED)]
+    weights = _convert(path, raw)
+    spec = _spec(source, weights, list(renamed), image_size)
+    _check_shapes(path, spec, weights)
+    _check_finite(path, weights)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for _, _, tensor in raw})
+    return LoadedDecoder(
+        spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
+        kind=_kind(source, renamed, spec), dtype="+".join(dtypes),
+    )  # fmt: skip
+
+
+def build_reference(loaded: LoadedDecoder) -> ReferenceDecoder:
+    """Put loaded weights into the reference form, ready to infer and not to train."""
+    decoder = ReferenceDecoder(loaded.spec)
+    decoder.load_state_dict(loaded.weights)
+    return decoder.eval().requires_grad_(False)
+
+
+def _clean(source: WeightSource) -> dict[str, Reader]:
+    readers = {names.clean(key): reader for key, reader in source.readers.items()}
+    if len(readers) < len(source.readers):
+        raise CheckpointError(
+            f"'{source.path}' holds some weights twice", found="keys with and without 'module.' or '_orig_mod.'",
+            expected="one decoder", fix="Save the one you mean in a file of its own.",
+        )  # fmt: skip
+    return readers
+
+
+def _refuse_variants(source: WeightSource, keys: Iterable[str]) -> None:
+    for variant in names.VARIANTS:
+        mark = next((key for key in keys if variant.mark.search(key)), None)
+        if mark is not None:
+            raise CheckpointError(
+                f"'{source.path}' holds {variant.name}, which samx does not support",
+                found=f"key '{mark}'", expected="a SAM or SAM 2 decoder", fix=f"{variant.fix}.",
+            )  # fmt: skip
+    model_type = source.config.get("model_type")
+    if model_type is not None and model_type not in names.HUGGING_FACE_TYPES:
+        raise CheckpointError(
+            f"'{source.path}' belongs to a model that samx does not support",
+            found=f"model_type '{model_type}' in config.json", expected=" or ".join(names.HUGGING_FACE_TYPES),
+            fix="Use a SAM or SAM 2 checkpoint.",
+        )  # fmt: skip
+
+
+def _only_prefix(path: Path, keys: Iterable[str]) -> str:
+    found = names.prefixes(keys)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"'{path}' holds more than one decoder", found="prefixes " + _some(repr(p) for p in found),
+            expected="one", fix="Save the one you mean in a file of its own.",
+        )  # fmt: skip
+    if any(names.ENCODER_KEY.search(key) for key in keys):
+        raise CheckpointError(
+            f"'{path}' holds an image encoder without a decoder", found="keys " + _some(keys),
+            expected="keys 'prompt_encoder.*' and 'mask_decoder.*'", fix="Use the complete checkpoint.",
+        )  # fmt: skip
+    raise CheckpointError(
+        f"'{path}' is not a Segment Anything checkpoint", found="keys " + (_some(keys) or "none"),
+        expected=WANTED, fix="Check which file it is.",
+    )  # fmt: skip
+
+
+def _convert(path: Path, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for key, name, tensor in raw:
+        if tensor.dtype not in FLOAT_TYPES or tensor.layout is not torch.strided:
+            raise CheckpointError(
+                f"weight '{key}' of '{path}' is not an array of floats", found=f"{tensor.dtype}, {tensor.layout}",
+                expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
+            )  # fmt: skip
+        for part_name, part in _split_point_table(name, tensor):
+            value = part.detach().to(torch.float32, copy=True).contiguous()  # the file's memory can be let go
+            if part_name in weights and not torch.equal(weights[part_name], value):
+                raise CheckpointError(
+                    f"'{path}' holds two different values of '{part_name}'", found=f"the second is '{key}'",
+                    expected="equal ones, or one", fix="Save the model again from its trained state.",
+                )  # fmt: skip
+            weights[part_name] = value
+    return weights
+
+
+def _split_point_table(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    if name != names.POINT_TABLE_KEY:
+        return [(name, tensor)]
+    return [(f"prompt_encoder.point_embeddings.{i}.weight", tensor[i : i + 1]) for i in range(len(tensor))]
+
+
+def _spec(source: WeightSource, weights: Mapping[str, Tensor], keys: list[str], image_size: int | None) -> DecoderSpec:
+    sam2 = any(names.SAM2_MARKS.search(key) for key in keys)
+    fields: dict[str, Any] = {
+        "family": "sam2" if sam2 else "sam1",
+        "iou_sigmoid": sam2,
+        "stability_fallback": sam2,
+        "high_res_features": any("mask_decoder.conv_s0." in key for key in keys),
+        "object_score": "mask_decoder.obj_score_token.weight" in weights,
+    }
+    fields |= _sizes(source.path, weights) | _config_fields(source)
+    size = _stated_image_size(source) if image_size is None else image_size
+    spec = DecoderSpec(**fields, image_size=_checked_image_size(source.path, size))
+    _check_widths(source.path, spec)
+    return spec
+
+
+def _config_fields(source: WeightSource) -> dict[str, Any]:
+    section = _section(source.config, "mask_decoder_config")
+    fields = {ours: section[theirs] for ours, theirs in CONFIG_FIELDS.items() if theirs in section}
+    for field, value in fields.items():
+        wanted = type(getattr(DecoderSpec, field))
+        if type(value) is not wanted:
+            raise CheckpointError(
+                f"config.json of '{source.path}' has a value of the wrong type",
+                found=f"{CONFIG_FIELDS[field]} = {value!r}", expected=wanted.__name__, fix="Restore the file.",
+            )  # fmt: skip
+    return fields
+
+
+def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    missing = [key for key, axis in SIZE_KEYS.values() if key not in weights or weights[key].ndim <= axis]
+    if missing:
+        raise CheckpointError(
+            f"the decoder in '{path}' is incomplete", found="no usable " + _some(dict.fromkeys(missing)),
+            expected="every weight of a SAM decoder", fix="Use the complete checkpoint.",
+        )  # fmt: skip
+    sizes = {field: weights[key].shape[axis] for field, (key, axis) in SIZE_KEYS.items()}
+    # A head that is one linear layer has no numbered layers.
+    sizes |= {field: max(1, _count_layers(weights, stem)) for field, stem in DEPTH_STEMS.items()}
+    if "mask_decoder.obj_score_token.weight" not in weights:
+        del sizes["object_score_head_depth"]
+    first = weights.get("mask_decoder.iou_prediction_head.layers.0.weight")
+    return sizes if first is None or first.ndim == 0 else {**sizes, "iou_head_width": first.shape[0]}
+
+
+def _count_layers(keys: Iterable[str], stem: str) -> int:
+    pattern = re.compile(re.escape(stem) + r"\.(\d+)\.")
+    return len({match[1] for key in keys if (match := pattern.match(key))})
+
+
+def _stated_image_size(source: WeightSource) -> object:
+    note = source.metadata.get("image_size")
+    if note is not None:
+        return int(note) if note.isdecimal() else note
+    for section in ("prompt_encoder_config", "vision_config"):
+        size = _section(source.config, section).get("image_size")
+        if size is not None:
+            return size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size
+    return DEFAULT_IMAGE_SIZE_PX
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _checked_image_size(path: Path, size: object) -> int:
+    smallest, largest = IMAGE_SIZES_PX
+    if isinstance(size, int) and size % IMAGE_PATCH_PX == 0 and smallest <= size <= largest:
+        return size
+    raise CheckpointError(
+        f"image size for '{path}' cannot be used", found=f"{size} px",
+        expected=f"a multiple of {IMAGE_PATCH_PX} from {smallest} to {largest} px, for both sides",
+        fix="Give the size that the model was trained at.",
+    )  # fmt: skip
+
+
+def _check_widths(path: Path, spec: DecoderSpec) -> None:
+    splits = spec.heads > 0 and spec.width % spec.heads == 0 and spec.cross_attention_width % spec.heads == 0
+    skips = (spec.width // 8, spec.width // 4)
+    if splits and (skips == HIGH_RES_CHANNELS or not spec.high_res_features):
+        return
+    raise CheckpointError(
+        f"the decoder in '{path}' has a width that SAM's do not have",
+        found=f"{spec.width} and {spec.cross_attention_width} for {spec.heads} heads", expected="256 and 128 for 8",
+        fix="Use a SAM or SAM 2 checkpoint.",
+    )  # fmt: skip
+
+
+def _check_shapes(path: Path, spec: DecoderSpec, weights: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):  # shapes without memory
+        expected = {key: tuple(tensor.shape) for key, tensor in ReferenceDecoder(spec).state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    problems = {
+        "lacks weights": [key for key in expected if key not in found],
+        "has weights that SAM's does not have": [key for key in found if key not in expected],
+        "has weights of the wrong shape": [
+            f"{key} {found[key]} instead of {expected[key]}"
+            for key in expected
+            if key in found and found[key] != expected[key]
+        ],
+    }
+    for problem, items in problems.items():
+        if items:
+            raise CheckpointError(
+                f"the decoder in '{path}' {problem}", found=_some(items),
+                expected="the decoder of SAM or SAM 2", fix="Use the complete checkpoint of an unchanged decoder.",
+            )  # fmt: skip
+
+
+def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise CheckpointError(
+                f"weight '{name}' of '{path}' is not finite", found=f"NaN or infinity in {bad} of {tensor.numel()}",
+                expected="finite numbers", fix="Use a checkpoint from before the training diverged.",
+            )  # fmt: skip
+
+
+def _kind(source: WeightSource, keys: Iterable[str], spec: DecoderSpec) -> str:
+    model = "SAM 2" if spec.family == "sam2" else "SAM"
+    if source.metadata.get("format") == "samx_demo":
+        return f"samx {model} demo model"
+    if any(names.HUGGING_FACE_MARK.search(key) for key in keys):
+        return f"Hugging Face {model} model"
+    return f"Meta {model} checkpoint"
+
+
+def _some(items: Iterable[str]) -> str:
+    listed = list(items)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more

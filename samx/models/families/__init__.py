@@ -1,0 +1,1 @@
+"""One file a family: its keys, sizes and rules."""

@@ -1,0 +1,1 @@
+"""The fast form: the reference decoder's function, rearranged for inference."""

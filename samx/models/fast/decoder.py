@@ -1,0 +1,141 @@
+"""The deploy decoder: the image's part once, the prompts' part per click."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from samx.errors import UsageError
+from samx.models.fast.cells import CellTransformer
+from samx.models.fast.low_rank import LowRankTransformer
+from samx.models.fast.prompts import MaskEmbedding, PointEmbedding
+from samx.models.fast.select import TokenChoice, token_choice
+from samx.models.fast.upscale import Grow, HyperNetworks, MaskHead
+from samx.models.reference import ReferenceDecoder
+from samx.models.spec import DecoderSpec
+
+Form = Literal["low_rank", "absorbed", "direct"]
+# From this many prompts a call, the image's tables cost less than they save: 1.7 billion multiply-adds an image against
+# 0.4 a prompt, at a box's 7 tokens.
+CACHE_FROM_PROMPTS = 4
+
+
+def choose_form(spec: DecoderSpec, points: int, low_rank: bool) -> Form:
+    """Pick the form with the fewest operations for this many points per prompt, padding counted.
+
+    Low-rank products cost 16 columns a token, on top of tables that are only worth it when they are kept; absorbed ones
+    cost 8 columns, direct ones the width of the cross-attention.
+    """
+    columns = spec.heads * (spec.output_tokens + points)
+    if low_rank and not spec.mask_input and 2 * columns < spec.width:
+        return "low_rank"
+    return "absorbed" if columns <= spec.cross_attention_width else "direct"
+
+
+class DeployDecoder(nn.Module):
+    """Compute exactly what the reference computes, rearranged for inference.
+
+    With `cached`, what depends on the image alone is computed once for all prompts. A mask prompt changes the image's
+    tokens prompt by prompt, so a decoder that takes masks cannot cache them. With `slots`, points that are labelled
+    EMPTY_SLOT are as good as absent.
+    """
+
+    learned_tokens: Tensor
+
+    def __init__(
+        self, reference: ReferenceDecoder, form: Form = "absorbed", *,
+        fused: bool = False, cached: bool = True, slots: bool = False, independent: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
+        spec, source = reference.spec, reference.mask_decoder
+        self.spec, self.form, self.slots = spec, form, slots
+        self.stream: torch.dtype | None = None  # of what flows between the operations; None: as it comes
+        self.cached = cached and not spec.mask_input
+        self.points = PointEmbedding(reference.prompt_encoder)
+        self.masks = MaskEmbedding(reference.prompt_encoder) if spec.mask_input else None
+        self.register_buffer("learned_tokens", source.learned_tokens().detach().clone())
+        self.choice: TokenChoice = token_choice(spec)
+        self.transformer = self._transformer(reference, form, fused, independent)
+        self.hypernetworks = HyperNetworks(source, self.choice.masks)
+        self.iou_head = source.iou_prediction_head
+        self.object_score_head = source.pred_obj_score_head if spec.object_score else None
+        self.head = MaskHead(source, scale_free=form == "low_rank" and not spec.high_res_features)
+        self.requires_grad_(False)
+        self.eval()
+
+    def _transformer(
+        self, reference: ReferenceDecoder, form: Form, fused: bool, independent: bool
+    ) -> CellTransformer | LowRankTransformer:
+        read = slice(self.choice.first, self.choice.last)
+        if form == "low_rank":
+            if reference.spec.mask_input:
+                raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")
+            return LowRankTransformer(reference, read, fused=fused, independent=independent)
+        return CellTransformer(reference, form, read, fused=fused, cached=self.cached, tabled=not self.slots)
+
+    def image_state(
+        self,
+        image_embeddings: Tensor,
+        high_res_features_0: Tensor | None = None,
+        high_res_features_1: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Do the image's work. Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name.
+
+        The skips are MaskHead.skips(); for the others see the transformers.
+        """
+        cells = self._inward(image_embeddings).flatten(2)  # (1, C, L)
+        state = self.transformer.image_state(cells)
+        if high_res_features_0 is None or high_res_features_1 is None:
+            return state
+        skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))
+        return {**state, **skips}
+
+    def decode(
+        self,
+        state: Mapping[str, Tensor],
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Do the prompts' work. Shapes: image_state(), DecoderSpec.prompt_inputs -> DecoderSpec.outputs in order."""
+        prompt = self.points(point_coords, point_labels)
+        learned = self.learned_tokens.expand(prompt.shape[0], -1, -1)
+        empty = self._inward(self.points.empty(point_labels, learned.shape[1])) if self.slots else None
+        dense = None if self.masks is None else self.masks(mask_input, has_mask_input)
+        tokens, grow = self.transformer(torch.cat([learned, prompt], dim=1), empty, dense, state)
+        outputs = self._heads(tokens, grow, state)
+        return outputs if self.stream is None else tuple(output.to(torch.float32) for output in outputs)
+
+    def _inward(self, tensor: Tensor) -> Tensor:
+        return tensor if self.stream is None else tensor.to(self.stream)
+
+    def _heads(self, tokens: Tensor, grow: Grow, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Shapes: (N, K, C) -> masks, IoU [, object score]."""
+        position = self.choice
+        iou = self.iou_head(tokens[:, position.iou])  # (N, 4)
+        weights = self.hypernetworks(tokens[:, position.iou + 1 + position.masks.start :])
+        masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(grow, rows, state))
+        if self.object_score_head is None:
+            return masks, iou
+        return masks, iou, self.object_score_head(tokens[:, 0])
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+        high_res_features_0: Tensor | None = None,
+        high_res_features_1: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Decode in one go, with the reference's signature. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs."""
+        state = self.image_state(image_embeddings, high_res_features_0, high_res_features_1)
+        outputs = self.decode(state, point_coords, point_labels, mask_input, has_mask_input)
+        return dict(zip([t.name for t in self.spec.outputs], outputs, strict=True))

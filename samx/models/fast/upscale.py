@@ -1,0 +1,156 @@
+"""Image tokens to mask logits, channels last.
+
+A 2x2 transposed convolution with stride 2 is a matrix per cell (256 -> 4 x 64, then 64 -> 4 x 32), split here into one
+product per sub-row: columns come out side by side, as rows of whole pixels. Each of the four sub-rows of a cell goes
+its own way to the mask product, in matrices small enough for a cache; only finished mask rows are interleaved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samx.models.fast.scale_free import widened_norm, with_bias_row
+from samx.models.reference import LayerNorm2d, MaskDecoder
+
+SUBROWS = (0, 1)
+# The high-resolution features of an image, by sub-row of the second upscaling and of the first.
+FINE, COARSE = (tuple(f"image_skips_{level}_{i}" for i in range(n)) for level, n in ((0, 4), (1, 2)))
+# Gives one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
+Grow = Callable[[int], Tensor]
+
+
+def to_planes(features: Tensor, levels: int) -> list[Tensor]:
+    """Order pixels as the upscaling produces them: a tensor a sub-row, of rows of whole pixels, channels last.
+
+    In two steps, a matrix turned, then rows picked: where all axes move at once, ONNX Runtime moves single numbers.
+    Shapes: (1, c, H, W) -> 2**levels x (1, H * W / 2**levels, c).
+    """
+    _, channels, height, width = features.shape
+    pixels = features.flatten(2).transpose(1, 2)  # (1, H * W, c)
+    rows = pixels.reshape(1, height >> levels, 2**levels, width * channels)
+    return [rows[:, :, i].reshape(1, -1, channels) for i in range(2**levels)]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Apply exact GELU; in an exported graph in the order of operations that ONNX Runtime fuses at any opset."""
+    if torch.compiler.is_exporting():
+        return 0.5 * (x * (1 + torch.erf(x / math.sqrt(2))))
+    return F.gelu(x)  # one pass over the largest tensor where the other is five
+
+
+class GrowRows(nn.Module):
+    """A 2x2 stride-2 transposed convolution as two matrices, one per sub-row.
+
+    The bias is left to the caller, or added in the same product, which ONNX names Gemm.
+    """
+
+    bias: Tensor
+
+    def __init__(self, conv: nn.ConvTranspose2d, biased: bool) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        self.biased = biased
+        self.channels = conv.out_channels
+        for dy in SUBROWS:
+            weight = conv.weight.detach()[:, :, dy].transpose(1, 2).flatten(1)  # (in, out, dx) -> (in, dx * out)
+            self.register_buffer(f"weight{dy}", weight.contiguous())
+        self.register_buffer("bias", conv.bias.detach().repeat(2))  # (dx * out)
+
+    def append_bias(self, appended: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Move the bias into the matrices. Shapes: appended (in, dx * out), (dx * out,) -> (in', dx * out)."""
+        for dy in SUBROWS:
+            self.register_buffer(f"weight{dy}", appended(self.get_buffer(f"weight{dy}"), self.bias))
+
+    def forward(self, cells: Tensor, dy: int) -> Tensor:
+        """Shapes: (K, in) -> (K, dx * out)."""
+        weight = self.get_buffer(f"weight{dy}")
+        return torch.addmm(self.bias, cells, weight) if self.biased else cells @ weight
+
+
+class MaskProduct(nn.Module):
+    """Weigh the upscaled channels. Shapes: weights (N, M, c), pixels (N, K, c) -> (N, M, K)."""
+
+    def forward(self, weights: Tensor, pixels: Tensor) -> Tensor:
+        return weights @ pixels.transpose(1, 2)
+
+
+class MaskHead(nn.Module):
+    """Turn once-grown image tokens and mask weights into logits."""
+
+    bias: Tensor
+
+    def __init__(self, source: MaskDecoder, *, scale_free: bool = False) -> None:
+        """Take the decoder; `scale_free` for pixels of scale_free.py."""
+        super().__init__()
+        _, norm, _, grow, _ = source.output_upscaling
+        assert isinstance(norm, LayerNorm2d)
+        assert isinstance(grow, nn.ConvTranspose2d)
+        self.grid, self.cells = source.spec.grid, source.spec.grid**2
+        self.norm = nn.LayerNorm(norm.weight.shape, norm.eps)
+        self.norm.weight, self.norm.bias = norm.weight, norm.bias
+        # A skip brings the bias along, and so does a constant channel.
+        biased = not (scale_free or source.spec.high_res_features)
+        self.grow, self.product = GrowRows(grow, biased=biased), MaskProduct()
+        self.register_buffer("bias", self.grow.bias[: self.grow.channels].clone())  # in the skips' type
+        if scale_free:
+            self.norm = widened_norm(self.norm)
+            self.grow.append_bias(with_bias_row)
+
+    def first_rows(self, grown: Tensor, skip: Tensor | None) -> Tensor:
+        """Normalise. Shapes: (N, 2*L, C/4 [+ 2]) [, (1, 2*L, C/4)] -> (N * 2*L, C/4 [+ 2])."""
+        x = grown if skip is None else grown + skip
+        return gelu(self.norm(x)).flatten(0, 1)
+
+    def second_rows(self, half: Tensor, dy: int, skip: Tensor | None) -> Tensor:
+        """Grow again. Shapes: (N * 2*L, C/4 [+ 2]) [, (1, 4*L, C/8)] -> (N, 4*L, C/8)."""
+        x = self.grow(half, dy).reshape(-1, 4 * self.cells, self.grow.channels)
+        return gelu(x if skip is None else x + skip)
+
+    def skips(self, fine: Tensor, coarse: Tensor) -> dict[str, Tensor]:
+        """Order the high-resolution features as they are added, and add the second bias to them once per image.
+
+        Shapes: (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> FINE (1, 4*L, C/8), COARSE (1, 2*L, C/4).
+        """
+        finest = [plane + self.bias for plane in to_planes(fine, levels=2)]
+        return dict(zip((*FINE, *COARSE), [*finest, *to_planes(coarse, levels=1)], strict=True))
+
+    def interleave(self, planes: Sequence[Tensor]) -> Tensor:
+        """Put the sub-rows between each other. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
+        rows = [plane.unflatten(2, (self.grid, -1)) for plane in planes]  # (N, M, G, 4G)
+        return torch.stack(rows, dim=3).flatten(2, 3)
+
+    def forward(self, grow: Grow, weights: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Shapes: (N, M, C/8), the image's state, perhaps with skips() -> (N, M, 4G, 4G)."""
+        planes = []
+        for dy1 in SUBROWS:
+            half = self.first_rows(grow(dy1), state.get(COARSE[dy1]))
+            for dy2 in SUBROWS:
+                pixels = self.second_rows(half, dy2, state.get(FINE[2 * dy1 + dy2]))
+                planes.append(self.product(weights, pixels))
+        return self.interleave(planes)
+
+
+class HyperNetworks(nn.Module):
+    """Run several tokens' three-layer MLPs as one batched product per layer."""
+
+    def __init__(self, source: MaskDecoder, tokens: range) -> None:
+        super().__init__()
+        mlps = [source.output_hypernetworks_mlps[i] for i in tokens]
+        for layer in range(3):
+            weights = [m.layers[layer].weight.detach().t() for m in mlps]  # type: ignore[union-attr,index]
+            biases = [m.layers[layer].bias.detach() for m in mlps]  # type: ignore[union-attr,index]
+            self.register_buffer(f"weight{layer}", torch.stack(weights).contiguous())  # (M, in, out)
+            self.register_buffer(f"bias{layer}", torch.stack(biases).unsqueeze(1).contiguous())  # (M, 1, out)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shapes: (N, M, C) -> (N, M, C/8)."""
+        x = tokens.transpose(0, 1)  # (M, N, C)
+        for layer in range(3):
+            x = x @ self.get_buffer(f"weight{layer}") + self.get_buffer(f"bias{layer}")
+            x = F.relu(x) if layer < 2 else x
+        return x.transpose(0, 1)

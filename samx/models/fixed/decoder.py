@@ -1,0 +1,169 @@
+"""The decoder in the Neural Engine's layout: every input of the spec in, every output out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from samx.models.fast.select import TokenChoice, token_choice
+from samx.models.fixed.layers import FromCells, FromTokens, PointwiseMLP, channel_norm, pointwise_mlp
+from samx.models.fixed.prompts import MaskTerm, PointPosition, PointTokens, empty_points
+from samx.models.fixed.upscale import MaskPlanes, MaskWeights
+from samx.models.reference import MLP, MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
+
+
+class CellPosition(nn.Module):
+    """Encode the cells' positions from four small tables, by the addition theorem: a whole table is 2 MiB (float16)."""
+
+    def __init__(self, source: PositionEmbeddingRandom, grid: int) -> None:
+        super().__init__()
+        matrix = source.get_buffer("positional_encoding_gaussian_matrix").detach()  # (2, C/2)
+        centres = 2 * (torch.arange(grid, dtype=matrix.dtype) + 0.5) / grid - 1
+        for name, row, shape in (("x", matrix[0], (1, grid)), ("y", matrix[1], (grid, 1))):
+            angles = (2 * math.pi * row.unsqueeze(1) * centres).reshape(1, -1, *shape)  # (1, C/2, 1, G), (1, C/2, G, 1)
+            self.register_buffer(f"sin_{name}", angles.sin())
+            self.register_buffer(f"cos_{name}", angles.cos())
+
+    def forward(self) -> Tensor:
+        """Shapes: -> (1, C, 1, L)."""
+        sin_x, cos_x, sin_y, cos_y = map(self.get_buffer, ("sin_x", "cos_x", "sin_y", "cos_y"))
+        grid = torch.cat([sin_x * cos_y + cos_x * sin_y, cos_x * cos_y - sin_x * sin_y], dim=1)  # (1, C, G, G)
+        return grid.reshape(1, grid.shape[1], 1, -1)
+
+
+class TwoWayLayer(nn.Module):
+    """Let tokens attend to themselves and to the cells, and the cells to the tokens."""
+
+    def __init__(self, source: TwoWayAttentionBlock) -> None:
+        super().__init__()
+        self.first = source.first
+        self.self_attention = FromTokens(source.self_attn)
+        self.token_to_image = FromTokens(source.cross_attn_token_to_image)
+        self.mlp = PointwiseMLP([source.mlp.lin1, source.mlp.lin2])
+        self.image_to_token = FromCells(source.cross_attn_image_to_token)
+        norms = (source.norm1, source.norm2, source.norm3, source.norm4)
+        self.norm1, self.norm2, self.norm3, self.norm4 = map(channel_norm, norms)
+
+    def forward(
+        self, tokens: Tensor, token_pe: Tensor, cells: Tensor, cell_pe: Tensor, empty: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes: (N, C, 1, T) x 2, (N, C, 1, L), (1, C, 1, L), (N, 1, 1, T) -> tokens, cells."""
+        tokens = self.norm1(self._among_tokens(tokens, token_pe, empty))
+        positioned = cells + cell_pe
+        tokens = self.norm2(tokens + self.token_to_image(tokens + token_pe, positioned, cells))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        update = self.image_to_token(positioned, tokens + token_pe, tokens, empty.transpose(-1, -2))
+        return tokens, self.norm4(cells + update)
+
+    def _among_tokens(self, tokens: Tensor, token_pe: Tensor, empty: Tensor) -> Tensor:
+        if self.first:  # replaces the tokens: no positional term, no residual
+            attended: Tensor = self.self_attention(tokens, tokens, tokens, empty)
+            return attended
+        positioned = tokens + token_pe
+        return tokens + self.self_attention(positioned, positioned, tokens, empty)
+
+
+class Transformer(nn.Module):
+    """Run the two-way layers and the last token-to-image attention."""
+
+    def __init__(self, source: MaskDecoder, position: PositionEmbeddingRandom, read: slice) -> None:
+        super().__init__()
+        self.read = read
+        self.position = CellPosition(position, source.spec.grid)
+        blocks = [block for block in source.transformer.layers if isinstance(block, TwoWayAttentionBlock)]
+        self.layers = nn.ModuleList(map(TwoWayLayer, blocks))
+        self.final_attention = FromTokens(source.transformer.final_attn_token_to_image)
+        self.final_norm = channel_norm(source.transformer.norm_final_attn)
+
+    def forward(self, token_pe: Tensor, cells: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: (N, C, 1, T), (N, C, 1, L), (N, 1, 1, T) -> the tokens that are read (N, C, 1, K), (N, C, 1, L)."""
+        tokens, cell_pe = token_pe, self.position()
+        for layer in self.layers:
+            tokens, cells = layer(tokens, token_pe, cells, cell_pe, empty)
+        tokens, token_pe = tokens[..., self.read], token_pe[..., self.read]
+        tokens = tokens + self.final_attention(tokens + token_pe, cells + cell_pe, cells)
+        return self.final_norm(tokens), cells
+
+
+class TokenDecoder(nn.Module):
+    """Turn cells and prompt tokens into masks and scores: all of the decoder behind the prompt encoder."""
+
+    learned_tokens: Tensor
+
+    def __init__(self, reference: ReferenceDecoder) -> None:
+        super().__init__()
+        source = reference.mask_decoder
+        self.spec = reference.spec
+        self.choice: TokenChoice = token_choice(self.spec)
+        learned = source.learned_tokens().detach().t()
+        self.register_buffer("learned_tokens", learned.reshape(1, learned.shape[0], 1, -1).clone())
+        read = slice(self.choice.first, self.choice.last)
+        self.transformer = Transformer(source, reference.prompt_encoder.pe_layer, read)
+        self.planes, self.mask_weights = MaskPlanes(source), MaskWeights(source, self.choice.masks)
+        self.iou_head = pointwise_mlp(source.iou_prediction_head)
+        self.object_score_head = (
+            pointwise_mlp(cast(MLP, source.pred_obj_score_head)) if self.spec.object_score else None
+        )
+
+    def forward(
+        self, cells: Tensor, points: Tensor, empty: Tensor, skips: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, ...]:
+        """Shapes: (1|N, C, 1, L), (N, C, 1, P), (N, 1, 1, P) [, see MaskPlanes] -> DecoderSpec.outputs in order."""
+        n, learned = points.shape[0], self.learned_tokens
+        tokens = torch.cat([learned.expand(n, -1, -1, -1), points], dim=3)
+        attended = torch.cat([torch.zeros_like(learned[:, :1]).expand(n, -1, -1, -1), empty], dim=3)
+        read, cells = self.transformer(tokens, cells, attended)
+        masks, iou = self._masks(read, self.planes.pixels(cells, skips))
+        if self.object_score_head is None:
+            return masks, iou
+        return masks, iou, self.object_score_head(read[..., :1]).reshape(n, 1)
+
+    def _masks(self, read: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: (N, C, 1, K), (N, C/8, 16, L) -> (N, M, 4G, 4G), (N, M)."""
+        at, n = self.choice, read.shape[0]
+        iou = self.iou_head(read[..., at.iou : at.iou + 1]).reshape(n, -1)
+        weights = self.mask_weights(read[..., at.iou + 1 + at.masks.start :])
+        return at.select(self.spec, weights, iou, lambda rows: self.planes(pixels, rows))
+
+
+class NeuralEngineDecoder(nn.Module):
+    """Compute exactly what the reference computes, in fixed shapes; a point labelled EMPTY_SLOT is as if absent."""
+
+    def __init__(self, reference: ReferenceDecoder) -> None:
+        super().__init__()
+        reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision
+        self.spec = reference.spec
+        self.points = PointTokens(reference.prompt_encoder)
+        self.dense: MaskTerm | None = MaskTerm(reference.prompt_encoder) if self.spec.mask_input else None
+        self.register_buffer("no_mask", reference.prompt_encoder.no_mask_embed.weight.detach().reshape(1, -1, 1, 1))
+        self.decoder = TokenDecoder(reference)
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: DecoderSpec.inputs in order -> DecoderSpec.outputs in order."""
+        feed = dict(zip([tensor.name for tensor in self.spec.inputs], inputs, strict=True))
+        image = feed["image_embeddings"]
+        image = image.reshape(1, image.shape[1], 1, -1)  # (1, C, 1, L)
+        skips = (feed["high_res_features_0"], feed["high_res_features_1"]) if self.spec.high_res_features else None
+        labels = feed["point_labels"]
+        points = self.points(feed["point_coords"], labels)
+        return self.decoder(image + self._dense(feed), points, empty_points(labels).to(points.dtype), skips)
+
+    def _dense(self, feed: dict[str, Tensor]) -> Tensor:
+        if self.dense is None:
+            return self.get_buffer("no_mask")
+        return self.dense(feed["mask_input"], feed["has_mask_input"])
+
+
+def to_half(module: nn.Module) -> nn.Module:
+    """Turn a module of this form into float16 but for the points' positions. Coordinates and labels stay float32."""
+    module.half()
+    for part in module.modules():
+        if isinstance(part, PointPosition):
+            part.float()
+    return module

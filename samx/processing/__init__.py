@@ -1,0 +1,1 @@
+"""Pictures and prompts in, masks out; NumPy only."""

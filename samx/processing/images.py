@@ -1,0 +1,221 @@
+"""Pictures and image embeddings: read, checked, put into the decoder's frame, written."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from samx.errors import ImageError, UsageError, WriteError
+from samx.models.session import Feed, FloatArray
+from samx.models.spec import DecoderSpec, TensorSpec
+from samx.processing.frames import Frame
+
+RgbArray = NDArray[np.uint8]
+
+MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take is below it
+# Formats with a decoder inside Pillow; others start programs of their own (EPS: Ghostscript) or hold no photographs.
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+SIXTEEN_BIT = 65535
+EMBEDDING_DTYPES = ("float16", "float32", "float64")
+# How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1. Source: Meta's SAM and SAM 2 code.
+PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+def read_image(path: Path) -> RgbArray:
+    """Read a picture as it is meant to be seen: turned by its EXIF orientation, in RGB, transparency dropped;
+    of an animation, the first picture.
+
+    Shapes: -> (H, W, 3).
+    Raises: ImageError when it is missing, no picture, damaged or too large.
+    """
+    with _opened(path) as file, _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
+        _check_size(path, picture.size)
+        return np.array(_as_rgb(path, ImageOps.exif_transpose(picture)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that the user named."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"file '{path}' does not exist", fix="Check the path.") from error
+    except OSError as error:
+        raise ImageError(f"file '{path}' cannot be opened", found=error.strerror) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _pillow_errors(path: Path) -> Iterator[None]:
+    """Turn whatever Pillow says about a file into one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PICTURE_PX is checked instead
+            yield
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "more than Pillow opens") from error
+    except UnidentifiedImageError as error:
+        formats = ", ".join(PICTURE_FORMATS)
+        raise ImageError(f"file '{path}' is no picture that samx reads", expected=f"one of {formats}") from error
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
+        fix = "Make or copy the file again."
+        raise ImageError(f"picture '{path}' is damaged or incomplete", found=error, fix=fix) from error
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"picture '{path}' has no pixels", found=f"{width} x {height} px")
+    if width * height > MAX_PICTURE_PX:
+        raise _too_large(path, f"{width} x {height} px")
+
+
+def _too_large(path: Path, found: str) -> ImageError:
+    expected = f"at most {MAX_PICTURE_PX // 1_000_000} megapixels"
+    return ImageError(f"picture '{path}' is too large", found=found, expected=expected, fix="Make it smaller first.")
+
+
+def _as_rgb(path: Path, picture: Image.Image) -> Image.Image:
+    """Convert any mode to 8-bit RGB; 16-bit grey is scaled, since Pillow's own conversion clips it to white."""
+    if picture.mode not in ("F", "I") and not picture.mode.startswith("I;16"):
+        return picture.convert("RGB")
+    grey = np.asarray(picture)
+    if picture.mode == "F" or grey.min() < 0 or grey.max() > SIXTEEN_BIT:
+        fix = "Convert it to 8 bits per channel."
+        raise ImageError(f"picture '{path}' has no fixed range of brightness", found=f"mode {picture.mode}", fix=fix)
+    return Image.fromarray((grey.astype(np.float32) * (255 / SIXTEEN_BIT) + 0.5).astype(np.uint8)).convert("RGB")
+
+
+def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
+    """Put a picture into the decoder's frame: resized with antialiasing, zeros beyond its valid part, values 0 to 1.
+
+    Shapes: (H, W, 3) -> (1, 3, size_px, size_px). Normalising colours is the image encoder's work.
+    """
+    if image.shape != (frame.height_px, frame.width_px, 3):
+        expected = (frame.height_px, frame.width_px, 3)
+        raise ImageError("picture does not have its frame's size", found=image.shape, expected=expected)
+    size = (frame.valid_width_px, frame.valid_height_px)
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32) / 255
+    framed = np.zeros((1, 3, frame.size_px, frame.size_px), np.float32)
+    framed[0, :, : frame.valid_height_px, : frame.valid_width_px] = resized.transpose(2, 0, 1)
+    return framed
+
+
+def normalised(pixels: FloatArray, frame: Frame, kind: str) -> FloatArray:
+    """Shift and scale the picture's part of a frame; the padding stays zero. Shapes: (1, 3, S, S) -> the same.
+
+    Raises: UsageError for an unknown kind.
+    """
+    if kind not in PIXELS:
+        raise UsageError("unknown pixel normalisation", found=repr(kind), expected=" or ".join(PIXELS))
+    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in PIXELS[kind])
+    result = np.zeros_like(pixels)
+    valid = np.s_[..., : frame.valid_height_px, : frame.valid_width_px]
+    result[valid] = (pixels[valid] - mean) / std
+    return result
+
+
+def read_embedding(path: Path, spec: DecoderSpec) -> Feed:
+    """Read an image encoder's output: .npz with one array per image input, or .npy where there is only one.
+
+    Shapes: DecoderSpec.image_inputs, from float16, float32 or float64.
+    Raises: ImageError on other names, shapes or types, on values that are not finite, and on a damaged file.
+    """
+    with _opened(path) as file:
+        try:
+            return _read_npz(path, file, spec) if zipfile.is_zipfile(file) else _read_npy(path, file, spec)
+        except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            fix = "Save it with numpy.savez or numpy.save, without pickled objects."
+            raise ImageError(f"embedding '{path}' is no readable NumPy file", found=error, fix=fix) from error
+
+
+def _read_npz(path: Path, file: IO[bytes], spec: DecoderSpec) -> Feed:
+    with zipfile.ZipFile(file) as archive:
+        _check_names(path, {name.removesuffix(".npy") for name in archive.namelist()}, spec)
+        feed = {}
+        for tensor in spec.image_inputs:
+            with archive.open(f"{tensor.name}.npy") as stream:
+                feed[tensor.name] = _read_tensor(path, stream, tensor)
+        return feed
+
+
+def _read_npy(path: Path, file: IO[bytes], spec: DecoderSpec) -> Feed:
+    """Read a single array, which has no name: it can only be the first image input."""
+    first = spec.image_inputs[0]
+    file.seek(0)
+    npy_format.read_magic(file)  # first, so that a file of another kind is told so
+    _check_names(path, {first.name}, spec)
+    file.seek(0)
+    return {first.name: _read_tensor(path, file, first)}
+
+
+def _check_names(path: Path, found: set[str], spec: DecoderSpec) -> None:
+    expected = {tensor.name for tensor in spec.image_inputs}
+    if found != expected:
+        raise ImageError(
+            f"embedding '{path}' holds other arrays than the decoder takes",
+            found=", ".join(sorted(found)) or "none", expected=", ".join(sorted(expected)),
+            fix="Save exactly these arrays in one .npz.",
+        )  # fmt: skip
+
+
+def _read_tensor(path: Path, stream: IO[bytes], tensor: TensorSpec) -> FloatArray:
+    """Read one array; its header is checked first, so that no file makes samx allocate more than the spec's shape."""
+    what = f"'{tensor.name}' in embedding '{path}'"
+    version = npy_format.read_magic(stream)
+    read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if shape != tensor.shape:
+        fix = "Use the embedding of one picture, made for this model."
+        raise ImageError(f"{what} has the wrong shape", found=shape, expected=tensor.shape, fix=fix)
+    if dtype.name not in EMBEDDING_DTYPES:
+        raise ImageError(f"{what} has the wrong type", found=dtype.name, expected=" or ".join(EMBEDDING_DTYPES))
+    stream.seek(0)
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes inf, which the next line refuses
+        values = npy_format.read_array(stream, allow_pickle=False).astype(np.float32, order="C")
+    if not np.isfinite(values).all():
+        raise ImageError(f"{what} has values that are not finite", fix="Run the image encoder again, at fp32.")
+    return values
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a file that exists already, before any work is done for it.
+
+    Raises: WriteError when it exists and overwriting was not asked for.
+    """
+    if path.exists() and not overwrite:
+        raise WriteError(f"file '{path}' exists already", fix="Choose another name, or ask for overwriting: --force.")
+
+
+def write_png(path: Path, picture: Image.Image, overwrite: bool = False) -> None:
+    """Write a PNG whole or not at all.
+
+    Raises: WriteError when the file exists already and overwrite is not asked for, or when writing fails.
+    """
+    check_free(path, overwrite)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("xb") as file:
+            picture.save(file, format="PNG")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise WriteError(f"file '{path}' could not be written", found=error.strerror or error) from error
+    finally:
+        with suppress(OSError):  # gone by now if all went well
+            partial.unlink()

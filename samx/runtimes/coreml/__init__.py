@@ -1,0 +1,1 @@
+"""Run Core ML packages on a Mac."""

@@ -1,0 +1,162 @@
+"""Ask Core ML, on a Mac, where it means to run each operation of a function, and what it estimates that to cost."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from samx.errors import ArtifactError, UnavailableError
+from samx.formats.coreml.functions import SINGLE_FUNCTION
+from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.package import PackageFiles, package_from_directory, unpacked
+from samx.runtimes.coreml.mac import PLAN_MACOS, machine_facts, require_macos
+from samx.runtimes.coreml.plan_report import CPU, ENGINE, GPU, ComputePlan, Planned
+
+if TYPE_CHECKING:
+    from coremltools.models import compute_plan as ct_plan
+
+PURPOSE = "a compute plan"
+INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
+COMPILED = ".mlmodelc"
+DIGITS = 4  # of a cost in percent
+CLASSES: Mapping[str, str] = {
+    "MLNeuralEngineComputeDevice": ENGINE,
+    "MLGPUComputeDevice": GPU,
+    "MLCPUComputeDevice": CPU,
+}
+
+
+def compute_plan(path: Path, function: str, compute_units: str) -> ComputePlan:
+    """Get the plan of a function of a package, or of the default function of a compiled model.
+
+    Raises: UnavailableError on anything but a Mac that makes plans; ArtifactError for what Core ML does not take.
+    """
+    library = _open()
+    if path.suffix == COMPILED:
+        return _plan(library, path, function, compute_units)
+    return package_plan(package_from_directory(path), function, compute_units)
+
+
+def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
+    """Get the plan of a function of a package in memory.
+
+    Raises: as compute_plan().
+    """
+    library = _open()
+    with unpacked(with_default(library, files, function)) as path, _compiled(library, path) as compiled:
+        return _plan(library, compiled, function, compute_units)
+
+
+def with_default(library: ModuleType, files: PackageFiles, function: str) -> PackageFiles:
+    """Make a function the default one: coremltools cannot name the function whose plan it asks for.
+
+    Raises: ArtifactError when the package has no such function.
+    """
+    spec = library.proto.Model_pb2.Model.FromString(files.model)
+    names = [entry.name for entry in spec.description.functions]
+    if function not in (names or [SINGLE_FUNCTION]):
+        raise ArtifactError("the package has no such function", found=function, expected=", ".join(names))
+    if not names:
+        return files
+    spec.description.defaultFunctionName = function
+    return replace(files, files={**files.files, files.model_path: spec.SerializeToString()})
+
+
+def device_word(device: object) -> str:
+    """Name a compute device by its class; coremltools has three."""
+    return CLASSES.get(type(device).__name__, "unknown")
+
+
+def _open() -> ModuleType:
+    require_macos(PURPOSE, PLAN_MACOS, INSTEAD)
+    return open_coremltools(PURPOSE)
+
+
+@contextmanager
+def _compiled(library: ModuleType, path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="samx-", ignore_cleanup_errors=True) as folder:
+        target = Path(folder) / f"model{COMPILED}"
+        try:
+            library.models.utils.compile_model(str(path), str(target))
+        except RuntimeError as cause:
+            raise ArtifactError("Core ML does not compile the package", found=cause, fix="Export it again.") from cause
+        yield target
+
+
+def _plan(library: ModuleType, compiled: Path, function: str, compute_units: str) -> ComputePlan:
+    asked = _load(library, compiled, compute_units)
+    named = _named(_block(asked, function))
+    found = {name: _planned(asked, operation) for name, operation in named.items() if not _is_constant(operation)}
+    planned = {name: entry for name, entry in found.items() if entry is not None}
+    if not planned:
+        raise UnavailableError(
+            f"Core ML gives no plan for function {function}", found=f"{len(found)} operations, none planned"
+        )
+    unplanned = tuple(name for name in found if name not in planned)
+    constants = len(named) - len(found)
+    return ComputePlan(function, compute_units, machine_facts(library), constants, _in_percent(planned), unplanned)
+
+
+def _block(asked: ct_plan.MLComputePlan, function: str) -> ct_plan.MLModelStructureProgramBlock:
+    program: ct_plan.MLModelStructureProgram | None = asked.model_structure.program
+    if program is None or function not in program.functions:
+        found = "no program" if program is None else ", ".join(program.functions)
+        raise ArtifactError("the compiled model has no such function", found=found, expected=function)
+    return program.functions[function].block
+
+
+def _load(library: ModuleType, compiled: Path, compute_units: str) -> ct_plan.MLComputePlan:
+    try:
+        units = library.ComputeUnit[compute_units]
+        return library.models.compute_plan.MLComputePlan.load_from_path(str(compiled), units)
+    except (RuntimeError, ValueError) as cause:
+        raise UnavailableError("Core ML makes no compute plan here", found=cause, fix=INSTEAD) from cause
+
+
+def _named(block: ct_plan.MLModelStructureProgramBlock) -> dict[str, ct_plan.MLModelStructureProgramOperation]:
+    """Name every operation by its place, its operator and its inputs, as WhisperKit's files do."""
+    return {_name(place, operation): operation for place, operation in enumerate(_flat(block))}
+
+
+def _name(place: int, operation: ct_plan.MLModelStructureProgramOperation) -> str:
+    return "_".join([str(place), operation.operator_name, *operation.inputs])
+
+
+def _flat(block: ct_plan.MLModelStructureProgramBlock) -> Iterator[ct_plan.MLModelStructureProgramOperation]:
+    return (inner for operation in block.operations for inner in _with_inner(operation))
+
+
+def _with_inner(
+    operation: ct_plan.MLModelStructureProgramOperation,
+) -> Iterator[ct_plan.MLModelStructureProgramOperation]:
+    yield operation
+    for block in operation.blocks:
+        yield from _flat(block)
+
+
+def _is_constant(operation: ct_plan.MLModelStructureProgramOperation) -> bool:
+    name = operation.operator_name.split(".")[-1]  # 'ios18.conv'
+    return name == "const" or name.startswith("constexpr_")
+
+
+def _planned(plan: ct_plan.MLComputePlan, operation: ct_plan.MLModelStructureProgramOperation) -> Planned | None:
+    usage: ct_plan.MLComputePlanDeviceUsage | None = plan.get_compute_device_usage_for_mlprogram_operation(operation)
+    cost: ct_plan.MLComputePlanCost | None = plan.get_estimated_cost_for_mlprogram_operation(operation)
+    if usage is None:
+        return None
+    supported = tuple(device_word(device) for device in usage.supported_compute_devices)
+    return Planned(device_word(usage.preferred_compute_device), supported, None if cost is None else cost.weight)
+
+
+def _in_percent(operations: Mapping[str, Planned]) -> dict[str, Planned]:
+    whole = sum(planned.cost or 0.0 for planned in operations.values())
+    return {name: replace(planned, cost=_percent(planned.cost, whole)) for name, planned in operations.items()}
+
+
+def _percent(cost: float | None, whole: float) -> float | None:
+    return None if cost is None or not whole else round(100 * cost / whole, DIGITS)

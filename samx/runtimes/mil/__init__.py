@@ -1,0 +1,1 @@
+"""Evaluate Core ML packages in PyTorch, on any machine."""

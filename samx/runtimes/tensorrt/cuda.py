@@ -1,0 +1,202 @@
+"""The few CUDA calls that running an engine needs, behind a protocol that a test can stand in for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Protocol
+
+from samx.errors import SamxError, UnavailableError
+from samx.extras import require
+from samx.formats.tensorrt.gpu import FIRST_DEVICE, Gpu, cuda_words
+from samx.models.session import FloatArray
+
+LIBRARY = "cuda.bindings.runtime"
+# The driver is older than what cuda-bindings was built for.
+INSUFFICIENT_DRIVER = 35
+# Errors that are the machine's state and no fault of a call: start, memory, no device, busy, no code for this GPU.
+MACHINE_ERRORS = (2, 3, 34, INSUFFICIENT_DRIVER, 46, 100, 101, 209, 802, 803, 804)
+
+
+class Device(Protocol):
+    """Hold memory and one stream of work on a GPU."""
+
+    @property
+    def gpu(self) -> Gpu:
+        """Name, compute capability and driver."""
+        ...
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream, as engines take it."""
+        ...
+
+    def allocate(self, size: int) -> int:
+        """Reserve bytes; gives their address."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Give bytes back."""
+        ...
+
+    def upload(self, address: int, array: FloatArray) -> None:
+        """Copy an array to the device, in the stream's order."""
+        ...
+
+    def download(self, address: int, array: FloatArray) -> None:
+        """Copy from the device into an array; complete after synchronise()."""
+        ...
+
+    def synchronise(self) -> None:
+        """Wait for all work of the stream."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record the work that a function puts on the stream, without running it."""
+        ...
+
+    def launch(self, graph: Any) -> None:
+        """Run recorded work."""
+        ...
+
+    def drop(self, graph: Any) -> None:
+        """Forget recorded work."""
+        ...
+
+
+class CudaDevice:
+    """The first GPU, through cuda-bindings.
+
+    Raises: UnavailableError when it is not there or out of memory, SamxError for other CUDA errors; so do its methods.
+    """
+
+    def __init__(self, cuda: ModuleType, gpu: Gpu) -> None:
+        self._cuda, self._gpu = cuda, gpu
+        self._call("take the GPU", cuda.cudaSetDevice, FIRST_DEVICE)
+        self._stream = self._call("make a stream", cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
+        weakref.finalize(self, cuda.cudaStreamDestroy, self._stream)
+
+    @property
+    def gpu(self) -> Gpu:
+        """Name, compute capability and driver."""
+        return self._gpu
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream."""
+        return int(self._stream)
+
+    def allocate(self, size: int) -> int:
+        """Reserve bytes; gives their address."""
+        return int(self._call(f"reserve {size / 2**20:.1f} MiB on the GPU", self._cuda.cudaMalloc, size))
+
+    def free(self, address: int) -> None:
+        """Give bytes back."""
+        self._call("give GPU memory back", self._cuda.cudaFree, address)
+
+    def upload(self, address: int, array: FloatArray) -> None:
+        """Copy an array to the device. The system stages it: the array is free when this returns."""
+        self._copy("copy to the GPU", address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+
+    def download(self, address: int, array: FloatArray) -> None:
+        """Copy from the device into an array; complete after synchronise()."""
+        self._copy("copy from the GPU", array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
+
+    def synchronise(self) -> None:
+        """Wait for all work of the stream; errors of that work are raised here."""
+        self._call("finish the work on the GPU", self._cuda.cudaStreamSynchronize, self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record the work that a function puts on the stream, without running it."""
+        cuda = self._cuda
+        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("begin a CUDA graph", cuda.cudaStreamBeginCapture, self._stream, mode)
+        try:
+            work()
+        except SamxError:
+            cuda.cudaStreamEndCapture(self._stream)  # leave the mode; what went wrong is told by the work
+            raise
+        recorded = self._call("end a CUDA graph", cuda.cudaStreamEndCapture, self._stream)
+        try:
+            return self._call("make a CUDA graph", cuda.cudaGraphInstantiate, recorded, 0)
+        finally:
+            self._call("drop a recording", cuda.cudaGraphDestroy, recorded)
+
+    def launch(self, graph: Any) -> None:
+        """Run recorded work."""
+        self._call("run a CUDA graph", self._cuda.cudaGraphLaunch, graph, self._stream)
+
+    def drop(self, graph: Any) -> None:
+        """Forget recorded work."""
+        self._call("drop a CUDA graph", self._cuda.cudaGraphExecDestroy, graph)
+
+    def _copy(self, doing: str, to: int, source: int, size: int, kind: str) -> None:
+        way = getattr(self._cuda.cudaMemcpyKind, kind)
+        self._call(doing, self._cuda.cudaMemcpyAsync, to, source, size, way, self._stream)
+
+    def _call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the runtime and give what it returns besides its code, if anything."""
+        try:
+            code, *values = function(*arguments)
+        except RuntimeError as cause:  # older bindings raise where the driver cannot be loaded
+            raise UnavailableError(f"cannot {doing}", found=cause, fix="Run this on the device.") from cause
+        if int(code) != 0:
+            raise _error(self._cuda, doing, code)
+        return values[0] if values else None
+
+
+class Buffers:
+    """Named memory on a device that is kept between calls and only ever grows."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._kept: dict[str, tuple[int, int]] = {}  # name -> address, size
+        weakref.finalize(self, _free_all, device, self._kept)
+
+    def address(self, name: str, size: int) -> int:
+        """Give memory for at least that many bytes. It may lie elsewhere than before, and then holds nothing."""
+        address, there = self._kept.get(name, (0, 0))
+        if size <= there:
+            return address
+        if there:
+            del self._kept[name]  # first, so that a refused request leaves no address of freed memory behind
+            self._device.free(address)
+        address = self._device.allocate(size)
+        self._kept[name] = (address, size)
+        return address
+
+    @property
+    def total(self) -> int:
+        """Bytes that are held."""
+        return sum(size for _, size in self._kept.values())
+
+
+def cuda_runtime(extra: str) -> ModuleType:
+    """Import the CUDA runtime's bindings.
+
+    Raises: MissingExtraError.
+    """
+    return require(LIBRARY, extra, "running on a GPU")
+
+
+def _error(cuda: ModuleType, doing: str, code: Any) -> SamxError:
+    """Put a code into words."""
+    number = int(code)
+    if number == INSUFFICIENT_DRIVER:
+        _, driver = cuda.cudaDriverGetVersion()
+        _, bindings = cuda.cudaRuntimeGetVersion()
+        return UnavailableError(
+            f"cannot {doing}: the driver is older than the installed cuda-bindings", found=cuda_words(driver),
+            expected=cuda_words(bindings), fix=f"Run: pip install 'cuda-bindings=={driver // 1000}.*'",
+        )  # fmt: skip
+    _, words = cuda.cudaGetErrorString(code)
+    found = f"{bytes(words or b'unknown error').decode(errors='replace')} (CUDA error {number})"
+    if number in MACHINE_ERRORS:
+        return UnavailableError(f"cannot {doing}", found=found, fix="See what nvidia-smi (Jetson: tegrastats) says.")
+    return SamxError(f"cannot {doing}", found=found, fix="Please report this.")
+
+
+def _free_all(device: Device, kept: dict[str, tuple[int, int]]) -> None:
+    while kept:
+        device.free(kept.popitem()[1][0])

@@ -1,0 +1,242 @@
+"""Run an artifact's engine with TensorRT or TensorRT for RTX: one adapter over the API that both share."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samx.artifacts import trust
+from samx.artifacts.store import Artifact
+from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError, UsageError
+from samx.formats.tensorrt.gpu import find_gpu
+from samx.formats.tensorrt.library import Opened
+from samx.formats.tensorrt.loading import Loaded, check_engine, load_engine
+from samx.formats.tensorrt.messages import first_error
+from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
+from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
+from samx.models.session import Feed, FloatArray, Outputs, Placement
+from samx.models.spec import DecoderSpec, TensorSpec
+from samx.runtimes.base import CopiesOnly, Runtime, Slots
+from samx.runtimes.tensorrt.context import Context, open_context
+from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, Device, cuda_runtime
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as trt
+
+DEVICE = "cuda"
+ITEM_BYTES = np.dtype(np.float32).itemsize
+
+
+def open_artifact(
+    artifact: Artifact, device: str = DEVICE, threads: int | None = None, chunk: int | None = None,
+    cuda_graph: bool = False,
+) -> TensorRTRuntime:  # fmt: skip
+    """Open a verified artifact. Without `chunk` an engine takes as many prompts at a time as it was built for.
+
+    Raises: MissingExtraError; UnavailableError without the library's version or the GPU; ArtifactError for an engine
+    that is not built yet, not trusted, or not of this machine; UsageError.
+    """
+    if device != DEVICE:
+        raise UnavailableError("an engine runs on no such device", found=f"'{device}'", expected=f"--device {DEVICE}")
+    if threads is not None:
+        raise UsageError("an engine has no CPU threads to choose", found=f"--threads {threads}", fix="Leave it out.")
+    plan = read_plan(artifact)
+    opened = plan.library.start()
+    name = engine_file(artifact)
+    sha256 = artifact.manifest.files[name].sha256
+    trust.require_trusted(sha256, artifact.path)
+    cuda, gpu = cuda_runtime(opened.library.extra), find_gpu()
+    check_stamp(artifact, plan, sha256, Machine.here(opened.version, gpu))
+    memory, where = CudaDevice(cuda, gpu), str(artifact.path)
+    loaded = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
+    check_engine(loaded.engine, opened, plan, where)
+    context = open_context(loaded.engine, opened, gpu, sha256, cuda_graph)
+    parts = Parts(plan, opened, loaded, context, memory)
+    slots = Slots.of(artifact.manifest.options, where)
+    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, slots)
+
+
+def devices() -> list[str]:
+    """Name the devices that engines can run on here.
+
+    Raises: MissingExtraError without cuda-bindings.
+    """
+    return _devices("trt")
+
+
+def devices_rtx() -> list[str]:
+    """Name the devices for TensorRT for RTX; its extra brings the same cuda-bindings.
+
+    Raises: MissingExtraError without cuda-bindings.
+    """
+    return _devices("trt-rtx")
+
+
+def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine) -> None:
+    """Refuse an engine that was made from another graph or belongs to another machine.
+
+    Raises: ArtifactError naming what differs.
+    """
+    name = artifact.file_with_role(STAMP_ROLE)
+    stamp = Stamp.from_bytes(artifact.read(name), str(artifact.path / name))
+    found = differs(stamp, here)
+    if (stamp.engine_sha256, stamp.onnx_sha256) != (sha256, plan.onnx_sha256):
+        found.append("stamped for another engine or graph")
+    if found:
+        raise ArtifactError(
+            f"the engine of {artifact.path} does not belong to this machine", found="; ".join(found),
+            fix=f"Build it here: samx build {artifact.path}",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bring together what running one engine takes."""
+
+    plan: BuildPlan
+    opened: Opened
+    loaded: Loaded
+    context: Context
+    device: Device
+
+
+class TensorRTRuntime(CopiesOnly, Runtime):
+    """Feed an engine by tensor name. Buffers stay; a repeated call with the same shapes only copies and runs."""
+
+    def __init__(
+        self, spec: DecoderSpec, parts: Parts, chunk: int | None = None, cuda_graph: bool = False,
+        slots: Slots | None = None,
+    ) -> None:  # fmt: skip
+        most = parts.plan.prompts.max
+        super().__init__(spec, most if chunk is None else min(chunk, most), slots)
+        self._parts, self._device = parts, parts.device
+        self._context: trt.IExecutionContext = parts.context.execution
+        self._buffers = Buffers(parts.device)
+        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}  # what the context knows: address and shape
+        self._wants_graph = cuda_graph and not parts.opened.library.captures_graphs
+        self._graphs: list[Any] = []  # at most one: a graph holds for the context's state when it was recorded
+        self._runs = 0  # calls since the shapes or addresses changed
+        self._cuda_graph = cuda_graph
+        weakref.finalize(self, _drop_all, parts.device, self._graphs)
+
+    def placement(self) -> Placement:
+        """Count the engine's layers, as the library's inspector lists them; all of them run on the GPU."""
+        opened, device, kernels = self._parts.opened, self._device, self._parts.context.kernels
+        details = {
+            opened.library.module: opened.version,
+            "gpu": device.gpu.name,
+            "compute_capability": device.gpu.compute_capability,
+            "driver": device.gpu.driver,
+            "cuda_graph": self._cuda_graph,
+            "kernel_cache": None if kernels is None else kernels.state,
+            "buffer_bytes": self._buffers.total,
+            "counted": "engine layers",
+        }
+        layers = count_layers(self._parts.loaded.engine, opened)
+        return Placement(opened.library.module, DEVICE, {DEVICE: layers}, details)
+
+    def _set_image(self, image: Feed) -> None:
+        for name, value in image.items():
+            self._upload(name, value)
+        self._device.synchronise()
+
+    def _decode(self, prompts: Feed) -> Outputs:
+        n, points = prompts["point_labels"].shape
+        self._check_limits(n, points)
+        for name, value in prompts.items():
+            self._upload(name, value)
+        shapes = {tensor.name: self._bind_output(tensor, n) for tensor in self.spec.outputs}
+        if self._works:
+            self._run()
+        outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+        for name, value in outputs.items():
+            self._device.download(self._bound[name][0], value)
+        self._device.synchronise()
+        if self._runs == 1 and self._parts.context.kernels is not None:
+            self._parts.context.kernels.keep()  # a new shape has compiled new kernels
+        return outputs
+
+    def _check_limits(self, prompts: int, points: int) -> None:
+        plan = self._parts.plan
+        for what, count, limits in (
+            ("prompts a call", prompts, plan.prompts),
+            ("points a prompt", points, plan.points),
+        ):
+            if count not in limits:
+                raise PromptError(
+                    f"this engine was not built for that many {what}, padding counted", found=count,
+                    expected=f"{limits.min} to {limits.max}", fix="Export again with a range that contains it.",
+                )  # fmt: skip
+
+    def _upload(self, name: str, value: FloatArray) -> None:
+        if self._bind(name, value.shape) and not self._context.set_input_shape(name, value.shape):
+            del self._bound[name]
+            raise self._refusal(f"refuses shape {value.shape} of {name}")
+        self._device.upload(self._bound[name][0], value)
+
+    def _bind_output(self, tensor: TensorSpec, rows: int) -> tuple[int, ...]:
+        """Take the shape that the engine computes, once every input has one."""
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(tensor.name))
+        if shape != (rows, *tensor.shape[1:]):
+            raise self._refusal(f"gives {tensor.name} the shape {shape} for {rows} prompts")
+        self._bind(tensor.name, shape)
+        return shape
+
+    def _bind(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Give a tensor its memory; says whether anything changed, which ends a recorded graph."""
+        address = self._buffers.address(name, int(np.prod(shape)) * ITEM_BYTES)
+        if self._bound.get(name) == (address, shape):
+            return False
+        _drop_all(self._device, self._graphs)
+        self._runs = 0
+        if not self._context.set_tensor_address(name, address):
+            raise self._refusal(f"refuses the memory of {name}")
+        self._bound[name] = (address, shape)
+        return True
+
+    def _run(self) -> None:
+        """Run, from the second call with the same shapes as one recorded graph: the library settles in the first."""
+        if self._wants_graph and self._runs > 0 and not self._graphs:
+            self._graphs.append(self._device.capture(self._enqueue))
+        if self._graphs:
+            self._device.launch(self._graphs[0])
+        else:
+            self._enqueue()
+        self._runs += 1
+
+    def _enqueue(self) -> None:
+        self._parts.opened.messages.clear()
+        if not self._context.execute_async_v3(self._device.stream):
+            raise self._refusal("does not run the engine")
+
+    def _refusal(self, what: str) -> SamxError:
+        title = self._parts.opened.library.title
+        return SamxError(f"{title} {what}", found=first_error(self._parts.opened.messages), fix="Please report this.")
+
+
+def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
+    """Ask the inspector; an engine whose layers have no readable list still has their number."""
+    inspector: trt.EngineInspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(opened.module.LayerInformationFormat.JSON)
+    try:
+        return len(json.loads(text)["Layers"])
+    except (ValueError, KeyError, TypeError):
+        return int(engine.num_layers)
+
+
+def _drop_all(device: Device, graphs: list[Any]) -> None:
+    while graphs:
+        device.drop(graphs.pop())
+
+
+def _devices(extra: str) -> list[str]:
+    cuda_runtime(extra)
+    try:
+        find_gpu()
+    except UnavailableError:
+        return []
+    return [DEVICE]

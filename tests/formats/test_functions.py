@@ -1,0 +1,50 @@
+"""Which function takes how many points, read from options that anybody may have written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from samx.errors import ArtifactError, PromptError
+from samx.formats.coreml.functions import Functions
+
+OPTIONS = {"functions": {"points_8": 8, "points_1": 1, "points_2": 2}, "points": [1, 2, 8]}
+
+
+def test_the_smallest_function_that_holds_the_points_is_chosen() -> None:
+    functions = Functions.of(OPTIONS, "toy")
+    assert functions.sizes == (1, 2, 8)
+    assert [functions.rows(points) for points in (1, 2, 3, 8)] == [1, 2, 8, 8]
+    assert [functions.name(rows) for rows in functions.sizes] == ["points_1", "points_2", "points_8"]
+
+
+def test_too_many_points_name_the_limit() -> None:
+    with pytest.raises(PromptError, match="found 9, expected at most 8"):
+        Functions.of(OPTIONS, "toy").rows(9)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"functions": None}, "toy: functions has the wrong type"),
+        ({"functions": ["points_1"]}, "toy: functions has the wrong type"),
+        ({"functions": {}}, "functions do not tell points apart: found {}"),
+        ({"functions": {"a": 2, "b": 2}}, "functions do not tell points apart"),
+        ({"functions": {"a": "2"}}, "toy: functions: a has the wrong type: found '2'"),
+        ({"functions": {"a": True}}, "functions: a has the wrong type"),
+        ({"functions": {"a": 1.0}}, "functions: a has the wrong type"),
+        ({"functions": {"a": 0}}, "functions: a takes no number of points: found 0"),
+        ({"functions": {"a": -1}}, "functions: a is negative"),
+        ({"functions": {"a": 10**30}}, "takes no number of points"),
+        ({"functions": {"../a": 1}}, "a name that no function can have"),
+        ({"functions": {"a b": 1}}, "a name that no function can have"),
+        ({"functions": {"points_1": 1}}, r"points and functions disagree: found points 1:2:8, expected 1 to 1"),
+        ({"points": [2, 2, 8]}, "points and functions disagree"),
+        ({"points": "1:2:8"}, "toy: points is no range"),
+    ],
+)
+def test_options_that_no_exporter_writes(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArtifactError, match=words) as caught:
+        Functions.of({**OPTIONS, **change}, "toy")
+    assert len(str(caught.value)) < 400

@@ -1,0 +1,119 @@
+"""What a lint says of itself and of a program; what no package may have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from coremltools.converters.mil.mil import types
+from lint_faults import FAULTS, FULL, HALF, SOUND, WIDE, broken, function, half, mb
+
+from samx.errors import ArtifactError
+from samx.formats.coreml.lint import forbidden, lint
+from samx.formats.coreml.lint_report import SHOWS, LintReport
+from samx.formats.coreml.lint_rules import LARGE
+
+
+def both() -> LintReport:
+    return lint({"points_1": FAULTS["float32"][0], "points_2": SOUND["a softmax over channels"]})
+
+
+def test_the_report_calls_itself_a_lint() -> None:
+    data = both().to_json()
+    assert (data["kind"], data["shows"]) == ("lint", SHOWS)
+    assert "nothing ran on a Neural Engine" in SHOWS
+    assert "lint, not a measurement" in both().lines()[0]
+
+
+def test_the_report_survives_json() -> None:
+    data = json.loads(json.dumps(both().to_json()))
+    assert LintReport.from_json(data, "lint") == both()
+    assert data["functions"]["points_1"]["share_of_operations"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.update(kind="compute plan"),
+        lambda data: data.update(shows="it runs on the Neural Engine"),
+        lambda data: data.update(schema_version=2),
+        lambda data: data.update(extra=1),
+        lambda data: data.pop("rules"),
+        lambda data: data["rules"].pop("float32"),
+        lambda data: data["rules"]["float32"].update(severity="fine"),
+        lambda data: data["functions"]["points_1"].update(passing=-1),
+        lambda data: data["functions"]["points_1"].update(share_of_operations=1.0),
+        lambda data: data["functions"]["points_1"]["findings"][0].update(operations="1"),
+        lambda data: data["functions"]["points_1"]["islands"][0].pop("first"),
+        lambda data: data["functions"].update(points_3=[]),
+    ],
+)
+def test_a_damaged_report_is_refused(damage: Callable[[dict[str, Any]], object]) -> None:
+    data = both().to_json()
+    damage(data)
+    with pytest.raises(ArtifactError, match="lint"):
+        LintReport.from_json(data, "lint")
+
+
+def test_the_summary_has_the_shares_and_the_gravest_rule_first() -> None:
+    made = function(lambda x: mb.softmax(x=mb.sqrt(x=mb.cast(x=x, dtype="fp16")), axis=-1), WIDE, dtypes=(FULL,))
+    head, *rules = lint({"points_1": made}).function_lines("points_1")
+    assert head.startswith("points_1: 3 of 3 operations (100.0 %)")
+    assert [line.split(":")[0].strip() for line in rules] == ["slow", "watch"]
+
+
+def test_the_summary_counts_operations_and_islands() -> None:
+    lines = lint({"main": FAULTS["float32"][0]}).function_lines("main")
+    assert lines[1:] == ["  falls off: float32, 1 operation in 1 island; runs on the CPU or the GPU"]
+
+
+def test_a_share_that_is_not_whole_does_not_look_so() -> None:
+    def build(x: Any, y: Any) -> Any:
+        return mb.conv(x=x, weight=half(64, 64, 1, 1)), mb.conv(x=y, weight=np.ones((1, 1, 1, 1), np.float32))
+
+    made = function(build, (1, 64, 1, 4096), (1, 1, 1, 1), dtypes=(HALF, FULL))
+    assert "99.9 % of the multiply-adds" in lint({"f": made}).function_lines("f")[0]
+
+
+@pytest.mark.parametrize("rule", ["dynamic shape", "unknown rank"])
+def test_what_is_not_fixed_is_forbidden(rule: str) -> None:
+    faults = forbidden({"points_1": FAULTS[rule][0]})
+    assert len(faults) == 2  # what goes in and what comes out
+    assert all(fault.startswith("points_1: tensor '") for fault in faults)
+    assert all(("a dynamic dimension in (1, 8, 1, ?)" if "dynamic" in rule else "an unknown rank") in f for f in faults)
+
+
+def fake(dtype: type, shape: tuple[int, ...] = (2,), constant: bool = False) -> Any:
+    """Make a function that no converter makes: one value of a type."""
+    variable = SimpleNamespace(name="odd", shape=shape, dtype=dtype, is_descendant_of_const=constant, val=None)
+    operation = SimpleNamespace(op_type="const", name="odd", inputs={}, outputs=[variable], blocks=[])
+    return SimpleNamespace(inputs={}, operations=[operation])
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (fake(types.int64), "the type int64"),
+        (fake(types.int64, (), constant=True), "the type int64"),
+        (fake(types.str, ()), "the type string"),
+        (fake(types.str, (3,), constant=True), "the type string"),
+        (fake(types.list(types.fp16)), "the type list"),
+    ],
+)
+def test_a_forbidden_type_is_named(made: Any, words: str) -> None:
+    assert forbidden({"main": made}) == [f"main: tensor 'odd' has {words}"]
+
+
+def test_what_is_fixed_is_not_forbidden() -> None:
+    faults = [name for name in FAULTS if name not in ("dynamic shape", "unknown rank")]
+    assert forbidden({name: FAULTS[name][0] for name in faults}) == []
+    assert forbidden(SOUND) == []  # among them a gelu, whose mode is a string
+
+
+def test_large_means_more_than_its_limit() -> None:
+    at_limit = function(lambda x: mb.transpose(x=x, perm=(0, 2, 1, 3)), (1, 8, LARGE // 1024, 128))
+    assert "large tensor moved" not in broken(at_limit)

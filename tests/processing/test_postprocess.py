@@ -1,0 +1,180 @@
+"""Postprocessing: the same masks as upstream's torch code, and what is chosen among them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from samx.errors import ParityError
+from samx.models.reference import stability_scores as reference_stability
+from samx.models.session import FloatArray, Outputs
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.processing.frames import Frame
+from samx.processing.postprocess import (
+    best_indices,
+    bilinear_taps,
+    mask_box,
+    picture_logits,
+    picture_mask,
+    segment,
+    segment_everything,
+    stability_scores,
+    suppress_overlaps,
+)
+
+SAM1, SAM2 = sam1_spec(), sam2_spec()
+SIZES = [(1024, 1024), (640, 480), (480, 640), (1023, 767), (300, 1999), (256, 256), (97, 31), (1, 1), (2000, 1500)]
+# Two float32 roundings of logits up to 50 (4e-6 each); a different rounding of positions alone would give 3e-4.
+ROUNDING = 2e-5
+LIMIT_MS = 50  # asked of a 1024 x 1024 mask
+
+
+def noise(size: int = 256, seed: int = 0) -> FloatArray:
+    """Make logits without any smoothness, the hardest case for interpolation."""
+    return (10 * np.random.default_rng(seed).standard_normal((size, size))).astype(np.float32)
+
+
+def upstream(low_res: FloatArray, spec: DecoderSpec, frame: Frame) -> FloatArray:
+    """Resize as Meta's postprocess_masks does."""
+    masks = torch.from_numpy(low_res)[None, None]
+    if spec.family == "sam1":
+        masks = interpolate(masks, (spec.image_size,) * 2, mode="bilinear", align_corners=False)
+        masks = masks[..., : frame.valid_height_px, : frame.valid_width_px]
+    size = (frame.height_px, frame.width_px)
+    result: FloatArray = interpolate(masks, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    return result
+
+
+@pytest.mark.parametrize("spec", [SAM1, SAM2, sam1_spec(image_size=256), sam2_spec(image_size=256)])
+@pytest.mark.parametrize("size", SIZES)
+def test_resizing_equals_torch(spec: DecoderSpec, size: tuple[int, int]) -> None:
+    frame, low_res = Frame.of(spec, *size), noise(spec.mask_size)
+    expected = upstream(low_res, spec, frame)
+    np.testing.assert_allclose(picture_logits(low_res, frame), expected, rtol=0, atol=ROUNDING)
+    decided = np.abs(expected) > ROUNDING
+    np.testing.assert_array_equal(picture_mask(low_res, frame)[decided], (expected > 0)[decided])
+
+
+@pytest.mark.parametrize("size", [(640, 480), (300, 1999)])
+def test_the_comparison_with_torch_notices_a_missing_crop_or_a_single_resizing(size: tuple[int, int]) -> None:
+    frame, low_res = Frame.of(SAM1, *size), noise()
+    expected = upstream(low_res, SAM1, frame)
+    uncropped = replace(frame, valid_width_px=1024, valid_height_px=1024)
+    single = replace(frame, keeps_aspect=False)
+    for wrong in (uncropped, single):
+        assert np.abs(picture_logits(low_res, wrong) - expected).max() > 1
+
+
+@pytest.mark.parametrize(("length_in", "length_out"), [(256, 1024), (1024, 640), (5, 3), (1, 7), (7, 1), (256, 256)])
+def test_the_weights_of_every_pixel_sum_to_one(length_in: int, length_out: int) -> None:
+    taps = bilinear_taps(length_in, length_out)
+    np.testing.assert_allclose(taps.weight.sum(axis=0), 1, atol=1e-6)
+    assert taps.index.min() >= 0
+    assert taps.index.max() < length_in
+
+
+def test_a_large_mask_is_resized_quickly() -> None:
+    frame, low_res = Frame.of(SAM1, 1024, 1024), noise()
+    samples_ms = []
+    for _ in range(20):
+        start = time.perf_counter()
+        picture_logits(low_res, frame)
+        samples_ms.append((time.perf_counter() - start) * 1e3)
+    assert min(samples_ms) < LIMIT_MS  # the fastest: other work on the machine only adds time
+
+
+@pytest.mark.parametrize("spec", [SAM1, SAM2])
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (1500, 333)])
+def test_a_point_and_the_mask_around_it_stay_together(spec: DecoderSpec, size: tuple[int, int]) -> None:
+    """Draw a disc around a point in the low-resolution frame: at picture size its centre is the point."""
+    frame = Frame.of(spec, *size)
+    point = np.array([0.6 * size[0], 0.4 * size[1]])
+    cell = spec.image_size / spec.mask_size
+    x, y = frame.to_frame(point) / cell
+    rows, columns = np.mgrid[: spec.mask_size, : spec.mask_size] + 0.5
+    disc = (8 - np.hypot(columns - x, rows - y)).astype(np.float32)
+    found = np.argwhere(picture_mask(disc, frame)).mean(axis=0)[::-1] + 0.5
+    np.testing.assert_allclose(found, point, atol=0.5)
+
+
+def test_stability_equals_the_reference() -> None:
+    logits = np.stack([noise(32, 1), noise(32, 2) + 5, np.full((32, 32), -9, np.float32)])
+    expected = reference_stability(torch.from_numpy(logits), 0.5, 1.0)
+    np.testing.assert_allclose(stability_scores(logits, 0.5, 1.0), expected.numpy(), atol=1e-6)
+    assert stability_scores(logits, 0.5, 1.0)[2] == 1
+
+
+def test_stability_counts_the_pixels_on_both_sides() -> None:
+    logits = np.array([[-3, -0.5, 0.5, 3]], np.float32)
+    assert stability_scores(logits, 0.0, 1.0) == pytest.approx(1 / 3)
+
+
+def test_a_mask_box_ends_just_beyond_the_mask() -> None:
+    mask = np.zeros((6, 8), bool)
+    assert mask_box(mask) is None
+    mask[2:4, 3:7] = True
+    assert mask_box(mask) == (3, 2, 7, 4)
+
+
+def scene(size: int = 64) -> Outputs:
+    """Decode by hand: a disc and a square, each in three versions."""
+    rows, columns = np.mgrid[:size, :size]
+    disc = 40 * (12.5 - np.hypot(columns - 20, rows - 20))
+    square = 40 * (10.5 - np.maximum(abs(columns - 48), abs(rows - 48)))
+    empty, blurry = np.full((size, size), -9.0), 0.05 * (12.5 - np.hypot(columns - 20, rows - 48))
+    masks = np.array([[disc, disc + 1, empty], [square, blurry, disc - 1]], np.float32)
+    return {"low_res_masks": masks, "iou_predictions": np.array([[0.9, 0.97, 0.99], [0.95, 0.98, 0.87]], np.float32)}
+
+
+FRAME = Frame.of(sam1_spec(image_size=256), 512, 512)
+
+
+def test_the_best_mask_of_each_prompt_is_the_surest() -> None:
+    assert best_indices(scene()).tolist() == [2, 1]
+    first, second = segment(scene(), FRAME)
+    assert (first.prompt, first.index, first.area_px, first.box) == (0, 2, 0, None)
+    assert (second.prompt, second.index) == (1, 1)
+    assert second.area_px == second.mask.sum() > 0
+    assert second.mask.shape == (512, 512)
+    assert second.stability < 0.95
+
+
+def test_everything_keeps_sure_stable_distinct_masks() -> None:
+    found = [(mask.prompt, mask.index) for mask in segment_everything([scene()], FRAME)]
+    assert found == [(0, 1), (1, 0)]  # not the empty, the blurry, the unsure one, nor the disc a second time
+
+
+def test_everything_numbers_prompts_through_all_parts_and_drops_repetitions() -> None:
+    outputs = scene()
+    parts: list[Outputs] = [{name: value[row : row + 1] for name, value in outputs.items()} for row in (0, 1, 1)]
+    found = [(mask.prompt, mask.index) for mask in segment_everything(parts, FRAME)]
+    assert found == [(0, 1), (1, 0)]
+
+
+def test_everything_finds_nothing_among_unsure_masks() -> None:
+    outputs = scene()
+    outputs["iou_predictions"] *= 0.5
+    assert list(segment_everything([outputs], FRAME)) == []
+
+
+@pytest.mark.parametrize("name", ["iou_predictions", "low_res_masks"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    outputs = scene()
+    outputs[name][0, 2].fill(value) if name == "low_res_masks" else outputs[name].fill(value)
+    with pytest.raises(ParityError, match=f"'{name}' has values that are not finite"):
+        list(segment(outputs, FRAME))
+    with pytest.raises(ParityError, match=f"'{name}' has values that are not finite"):
+        list(segment_everything([outputs], FRAME))
+
+
+def test_overlaps_are_suppressed_only_above_the_limit() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 7], [0, 0, 10, 8], [20, 20, 30, 30]], np.float32)
+    scores = np.array([0.9, 0.95, 0.5, 0.7], np.float32)
+    assert suppress_overlaps(boxes, scores, 0.7) == [1, 0, 3]  # IoU 0.7 with the best stays, 7/8 goes
+    assert suppress_overlaps(boxes[:0], scores[:0], 0.7) == []
