@@ -21,7 +21,7 @@ BOX := 79,127,534,624
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint browser docs picture bench compare train evaluate clean
+.PHONY: help demo test lint size browser docs picture bench compare train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lint: $(INSTALLED) ## Check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+size: ## Count code lines, files, classes of fields and circles
+	@$(PYTHON) -m tools.size
+
 docs: $(INSTALLED) ## Write docs/cli.md anew from the commands
 	@$(BIN)/python docs/cli_reference.py
 
@@ -83,7 +86,7 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 
 clean: ## Remove the environment and everything that was made
 	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find samx tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.
 $(INSTALLED): pyproject.toml requirements/dev.txt | $(BIN)/python

@@ -14,8 +14,8 @@ from engine_toys import MODEL, float_shape_onnx, toy_onnx, toy_plan
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
+from samx.exporters.tensorrt import build
 from samx.exporters.tensorrt.build import Built, build_engine
-from samx.exporters.tensorrt.export import build
 from samx.formats.tensorrt.library import Opened
 from samx.formats.tensorrt.messages import Message, concerns
 from samx.formats.tensorrt.plan import BuildPlan, Port

@@ -21,9 +21,9 @@ from samx.commands.export import ExportRequest, export
 from samx.commands.inspect import inspect
 from samx.commands.validate import validate
 from samx.errors import ArtifactError, PromptError, UnavailableError, UsageError
+from samx.exporters.coreml import export as exporter
 from samx.exporters.coreml.export import LINT_FILE
 from samx.exporters.coreml.export import export as export_coreml
-from samx.exporters.coreml.export import export as exporter
 from samx.exporters.coreml.swift import SWIFT_FILE
 from samx.exporters.coreml.weights import prepare, spared
 from samx.exporters.options import Exported, ExportJob, ExportOptions

@@ -15,8 +15,8 @@ from engine_toys import toy_artifact
 
 from samx.commands.build import build
 from samx.errors import ArtifactError, SamxError, UnavailableError
-from samx.exporters.tensorrt.export import build as engines_build
-from samx.exporters.tensorrt.export import lower
+from samx.exporters.tensorrt import build as engines_build
+from samx.exporters.tensorrt import lower
 from samx.formats.tensorrt.gpu import Gpu, find_gpu
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.loading import Loaded

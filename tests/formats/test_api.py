@@ -15,9 +15,9 @@ import samx
 
 PACKAGE = Path(samx.__file__).parent
 SOURCES = [
-    *(f"engines/{name}.py" for name in ("build", "readback", "loading", "timing", "library")),
-    "runtimes/tensorrt.py",
-    "runtimes/tensorrt_context.py",
+    "exporters/tensorrt/build.py",
+    *(f"formats/tensorrt/{name}.py" for name in ("readback", "loading", "timing", "library")),
+    *(f"runtimes/tensorrt/{name}.py" for name in ("runtime", "context")),
 ]
 LIBRARY = importlib.import_module("tensorrt_rtx")
 MODULE_NAMES = ("module", "opened.module")  # how the sources call the imported library

@@ -351,7 +351,7 @@ def test_the_real_library_refuses_a_damaged_graph(tmp_path: Path) -> None:
 
 def uses() -> Any:
     """Load the collector of what a source asks of the library."""
-    path = Path(__file__).parents[1] / "engines" / "test_api.py"
+    path = Path(__file__).parents[1] / "formats" / "test_api.py"
     spec = importlib.util.spec_from_file_location("library_uses", path)
     assert spec is not None
     assert spec.loader is not None
@@ -361,7 +361,7 @@ def uses() -> Any:
 
 
 def test_everything_that_is_used_of_the_library_exists_in_the_installed_one() -> None:
-    api, source = uses(), Path(__file__).parents[2] / "samx" / "bundles" / "runner" / "tensorrt.py"
+    api, source = uses(), Path(__file__).parents[2] / "samx" / "kits" / "runner" / "tensorrt.py"
     found = api.Uses(source.read_text(encoding="utf-8"))
     assert list(api.missing(found.found)) == []
     assert found.untracked == []

@@ -17,10 +17,10 @@ from fake_mac import FakeMac, Line, block, doubling, operation, package, pretend
 from fake_mac import fake_mac as fake_mac
 
 from samx.errors import ArtifactError, SamxError, UnavailableError
+from samx.runtimes.coreml import compute_plan as source
+from samx.runtimes.coreml import mac
 from samx.runtimes.coreml.compute_plan import compute_plan
 from samx.runtimes.coreml.plan_report import SHOWS, ComputePlan
-from samx.runtimes.coreml.runtime import compute_plan as source
-from samx.runtimes.coreml.runtime import mac
 
 LINES: list[Line] = [
     ("const", None, None),

@@ -17,9 +17,9 @@ from fake_mac import fake_mac as fake_mac
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, SamxError, UnavailableError, UsageError
+from samx.runtimes.coreml import runtime as coreml
 from samx.runtimes.coreml.runtime import UNITS, CoreMLRuntime, devices, open_artifact
-from samx.runtimes.coreml.runtime import runtime as coreml
-from samx.runtimes.mil.runtime import runtime as mil
+from samx.runtimes.mil import runtime as mil
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fake_mac import fake_mac as fake_mac
 from samx.artifacts.store import Artifact
 from samx.errors import PromptError, UnavailableError
 from samx.runtimes.coreml.runtime import UNITS, CoreMLRuntime, open_artifact
-from samx.runtimes.mil.runtime import runtime as mil
+from samx.runtimes.mil import runtime as mil
 
 
 @pytest.mark.parametrize(("points", "function"), [(1, "points_1"), (2, "points_2"), (3, "points_4"), (4, "points_4")])

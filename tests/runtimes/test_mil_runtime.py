@@ -25,10 +25,10 @@ from samx.models.shape_range import Span
 from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
 from samx.runtimes.base import Slots
 from samx.runtimes.coreml.packages import open_packages
+from samx.runtimes.mil import checks
+from samx.runtimes.mil import runtime as mil
 from samx.runtimes.mil.checks import UnknownOperationError
 from samx.runtimes.mil.operations import OPERATIONS
-from samx.runtimes.mil.runtime import checks
-from samx.runtimes.mil.runtime import runtime as mil
 from samx.runtimes.torch import TorchRuntime
 
 SPEC = sam1_spec(image_size=64)

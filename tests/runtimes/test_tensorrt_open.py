@@ -18,7 +18,7 @@ from samx.artifacts.store import Artifact
 from samx.commands.build import build
 from samx.errors import ArtifactError, MissingExtraError, UnavailableError, UsageError
 from samx.formats.tensorrt.gpu import Gpu
-from samx.runtimes.tensorrt.runtime import runtime as tensorrt
+from samx.runtimes.tensorrt import runtime as tensorrt
 
 pytestmark = pytest.mark.usefixtures("home")
 
