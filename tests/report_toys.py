@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from samx.benchmarks.results import BenchReport, DeviceRecord, NotMeasured, ParityRecord, Reading, Result, SubjectRecord
-from samx.commands.comparing import comparisons
+from samx.commands.bench import comparisons
 
 CPU = "Toy processor"
 # Scenario: phase, prompts, points, calls, times the click's time.

@@ -54,7 +54,6 @@ HEAVY = (
 HEAVY_MODULES = (
     "samx.commands.compare",
     "samx.commands.compare_decoders",
-    "samx.benchmarks.contenders.meta_candidates",
     "samx.commands.meta_onnx",
     "samx.benchmarks.contenders",
     "samx.benchmarks.torch_forms",

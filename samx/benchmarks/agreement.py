@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,30 +19,19 @@ MAX_ERROR = {"low_res_masks": 1e-3, "iou_predictions": 1e-4}
 Parts = Sequence[Sequence[FloatArray]]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Hold the largest differences from the peer's outputs."""
-
-    candidate: str
-    prompts: int
-    logit_error: float
-    iou_error: float
-
-
-def check_agreement(candidates: Sequence[Candidate], peer: Callable[[Feed], Parts]) -> list[Agreement]:
-    """Compare every candidate with the peer, which gets the same prompts one at a time.
+def check_agreement(candidates: Sequence[Candidate], peer: Callable[[Feed], Parts]) -> list[dict[str, Any]]:
+    """Compare every candidate with the peer, which gets the same prompts one at a time; return the largest differences.
 
     Raises: ParityError when one differs by more than MAX_ERROR, in shape, or is not finite.
     """
     return [_compare(candidate, peer) for candidate in candidates]
 
 
-def _compare(candidate: Candidate, peer: Callable[[Feed], Parts]) -> Agreement:
+def _compare(candidate: Candidate, peer: Callable[[Feed], Parts]) -> dict[str, Any]:
     feed: Feed = candidate.inputs(0)
     expected = join([part for row in one_by_one(feed) for part in peer(row)])
-    found = join(candidate.call(feed))
-    errors = [output_error(candidate.name, *pair) for pair in zip(OUTPUTS, expected, found, strict=True)]
-    return Agreement(candidate.name, len(expected[0]), *errors)
+    logits, iou = output_errors(candidate.name, expected, join(candidate.call(feed)))
+    return {"candidate": candidate.name, "prompts": len(expected[0]), "logit_error": logits, "iou_error": iou}
 
 
 def one_by_one(feed: Feed) -> list[Feed]:
@@ -56,18 +45,22 @@ def join(parts: Parts) -> list[FloatArray]:
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def output_error(candidate: str, output: str, expected: FloatArray, found: FloatArray) -> float:
-    """Give the largest difference.
+def output_errors(candidate: str, expected: Sequence[FloatArray], found: Sequence[FloatArray]) -> list[float]:
+    """Return the largest difference of each output.
 
     Raises: ParityError when it is more than MAX_ERROR, when shapes differ, or when one is not finite.
     """
-    bound = MAX_ERROR[output]
+    return [_error(candidate, *pair) for pair in zip(OUTPUTS, expected, found, strict=True)]
+
+
+def _error(candidate: str, output: str, expected: FloatArray, found: FloatArray) -> float:
     if found.shape != expected.shape:
         raise ParityError(f"{candidate}: {output} has another shape", found=found.shape, expected=expected.shape)
     error = float(np.abs(found - expected).max())
-    if not error <= bound:  # NaN is no agreement either
+    if not error <= MAX_ERROR[output]:  # NaN is no agreement either
         raise ParityError(
-            f"{candidate}: {output} differs from the peer's", found=f"{error:.3g}", expected=f"at most {bound:g}",
+            f"{candidate}: {output} differs from the peer's", found=f"{error:.3g}",
+            expected=f"at most {MAX_ERROR[output]:g}",
             fix="Nothing was measured. Export again; if it stays, please report it.",
         )  # fmt: skip
     return error

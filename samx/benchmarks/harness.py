@@ -1,20 +1,23 @@
-"""Go through the scenarios, artifacts in turns, and keep what was measured whatever ends the run."""
+"""Go through the scenarios, artifacts in turns, and keep what was measured whatever ends the run.
+
+python -m samx.benchmarks.harness measures what the harness itself costs: calls that do nothing.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from statistics import median
 from typing import Protocol
 
-from samx.benchmarks.clock import Clock
-from samx.benchmarks.fresh import Fresh, Start, Starter, start
-from samx.benchmarks.interleave import Candidate, Effort, Sampling
+from samx.benchmarks.cold_start import ColdStart, Starter, start
+from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_ns, step_ns
 from samx.benchmarks.results import NotMeasured, Reading, Result
-from samx.benchmarks.scenarios import Questions, Scenario
-from samx.benchmarks.subjects import Place, Subject
-from samx.benchmarks.work import candidate, copying, finishing
-from samx.devices import reading as device
+from samx.benchmarks.scenarios import Scenario, Workload, candidate, copying, finishing
+from samx.benchmarks.subjects import Subject
+from samx.devices import reading
 from samx.errors import PromptError
 from samx.models.session import Placement, Session
 from samx.progress import Progress
@@ -30,14 +33,17 @@ IN_TURNS = "artifacts took turns, and power is not told apart; measure one alone
 IN_CHILD = "measured in a process of its own, too short for power readings"
 ENERGY_UNIT = "mJ"
 
-Bind = Callable[[str, Session, Scenario, Questions], Candidate]
+OVERHEAD_CALLS = 20_000
+OVERHEAD_BOUND_US = 20.0
+
+Bind = Callable[[str, Session, Scenario, Workload], Candidate]
 
 
 class Energy(Protocol):
-    """Tell what a device drew. samx.devices.monitor.Monitor does."""
+    """What a device drew; samx.devices.monitor.Monitor knows."""
 
-    def energy_mj(self, start_ns: int, end_ns: int) -> device.Reading:
-        """Give the energy between two times of the clock."""
+    def energy_mj(self, start_ns: int, end_ns: int) -> reading.Reading:
+        """Return the energy between two times of the clock."""
         ...
 
 
@@ -46,8 +52,9 @@ class Harness:
     """Measure subjects in every scenario. `results` and the rest are filled as it goes."""
 
     subjects: Sequence[Subject]
-    questions: Questions
-    place: Place
+    workload: Workload
+    device: str
+    threads: int | None
     seconds: float
     quick: bool
     clock: Clock
@@ -81,16 +88,16 @@ class Harness:
 
     def _begin(self, subject: Subject) -> None:
         self._do(f"the first image of {subject.name}")
-        subject.session.set_image(self.questions.images[0])
+        subject.session.set_image(self.workload.images[0])
         if not isinstance(subject.session, CopiesOnly):
-            self.not_measured.append(NotMeasured(subject.name, None, "transfer", _no_transfer(self.place.device)))
+            self.not_measured.append(NotMeasured(subject.name, None, "transfer", _no_transfer(self.device)))
 
     def _offers(self, subject: Subject, scenario: Scenario) -> bool:
         """Ask once, with the most points of the scenario, whether the artifact takes such prompts."""
         self._do(f"{scenario.name} of {subject.name}")
-        reason = NO_MASKS if scenario.kind == "refine" and not self.questions.spec.mask_input else None
+        reason = NO_MASKS if scenario.kind == "refine" and not self.workload.spec.mask_input else None
         if reason is None:
-            first = candidate(subject.name, subject.session, scenario, self.questions)
+            first = candidate(subject.name, subject.session, scenario, self.workload)
             try:
                 first.call(first.inputs(scenario.cycle - 1))
             except PromptError as refusal:
@@ -102,7 +109,7 @@ class Harness:
     def steady(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Measure calls in turns, then what belongs beside them."""
         for subject in subjects:
-            subject.session.set_image(self.questions.images[0])
+            subject.session.set_image(self.workload.images[0])
         self._sample(scenario, "steady", subjects, candidate, scenario.effort(self.seconds))
         side = replace(scenario.effort(self.seconds * SIDE_SHARE), warm_up_s=0.0)
         able = [subject for subject in subjects if isinstance(subject.session, CopiesOnly)]
@@ -113,23 +120,23 @@ class Harness:
 
     def cold(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Start fresh processes in turns."""
-        starts: dict[str, list[Fresh]] = {subject.name: [] for subject in subjects}
-        order, begin = Random(self.questions.seed), self.clock()
+        starts: dict[str, list[ColdStart]] = {subject.name: [] for subject in subjects}
+        order, begin = Random(self.workload.seed), self.clock()
         try:
             for number in range(QUICK_COLD_STARTS if self.quick else COLD_STARTS):
-                tasks = {subject: self._task(subject, scenario, number) for subject in subjects}
-                found = {subject: self.starter(tasks[subject]) for subject in order.sample(subjects, len(subjects))}
-                for subject, fresh in found.items():
-                    starts[subject.name].append(fresh)
+                turns = order.sample(subjects, len(subjects))
+                found = {subject.name: self._start(subject, scenario, number) for subject in turns}
+                for name, cold in found.items():
+                    starts[name].append(cold)
         finally:
-            for name, fresh_ones in starts.items():
-                self._keep_cold(scenario, name, fresh_ones, begin)
+            for name, cold_ones in starts.items():
+                self._keep_cold(scenario, name, cold_ones, begin)
 
     def memory(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Decode in a fresh process, and ask what it held at most."""
         for subject in subjects:
             begin = self.clock()
-            found = self.starter(self._task(subject, scenario, 0, scenario.least))
+            found = self._start(subject, scenario, 0, scenario.least)
             blank = self._blank(scenario, subject.name, "steady", begin)
             self.results.append(replace(
                 blank, warm_up_calls=1, warm_up_ns=found.first_call_ns, samples_ns=found.calls_ns,
@@ -138,8 +145,8 @@ class Harness:
 
     def _sample(self, scenario: Scenario, phase: str, subjects: Sequence[Subject], bind: Bind, effort: Effort) -> None:
         self._do(f"{scenario.name}, {phase.replace('_', ' ')}")
-        bound = [bind(subject.name, subject.session, scenario, self.questions) for subject in subjects]
-        sampling = Sampling(bound, effort, self.clock, self.questions.seed)
+        bound = [bind(subject.name, subject.session, scenario, self.workload) for subject in subjects]
+        sampling = Sampling(bound, effort, self.clock, self.workload.seed)
         try:
             sampling.run()
         finally:
@@ -158,26 +165,26 @@ class Harness:
                 energy_mj=self._energy(sampling, len(found.call_ns) * found.prompts),
             ))  # fmt: skip
 
-    def _keep_cold(self, scenario: Scenario, name: str, found: Sequence[Fresh], begin: int) -> None:
-        phases = {phase: tuple(getattr(fresh, f"{phase}_ns") for fresh in found) for phase in COLD_PHASES}
+    def _keep_cold(self, scenario: Scenario, name: str, found: Sequence[ColdStart], begin: int) -> None:
+        phases = {phase: tuple(getattr(cold, f"{phase}_ns") for cold in found) for phase in COLD_PHASES}
         for phase, samples in phases.items() if found else ():
             blank = self._blank(scenario, name, phase, begin)
             blank = blank if phase == "first_call" else replace(blank, prompts=0, points=())
             self.results.append(replace(blank, samples_ns=samples))
 
     def _blank(self, scenario: Scenario, name: str, phase: str, begin: int) -> Result:
-        points = self.questions.tokens(scenario)
-        reason = _unread(IN_CHILD, ENERGY_UNIT)
-        return Result(name, scenario.name, phase, scenario.prompts, points, 0, 0, begin, self.clock(), (), reason, None)
+        points = self.workload.tokens(scenario)
+        energy = _unread(IN_CHILD)
+        return Result(name, scenario.name, phase, scenario.prompts, points, 0, 0, begin, self.clock(), (), energy, None)
 
-    def _task(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> Start:
+    def _start(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> ColdStart:
         self._do(f"{scenario.name} of {subject.name}")
-        prompts, image = self.questions.feed(scenario, number), self.questions.images[0]
-        return Start(subject.artifact.path, self.place.device, self.place.threads, image, prompts, calls)
+        feed = {**self.workload.images[0], **self.workload.feed(scenario, number)}
+        return self.starter(subject.artifact.path, self.device, self.threads, feed, calls)
 
     def _energy(self, sampling: Sampling, prompts: int) -> Reading:
         if len(self.subjects) > 1:
-            return _unread(IN_TURNS, ENERGY_UNIT)
+            return _unread(IN_TURNS)
         found = self.energy.energy_mj(sampling.start_ns, sampling.end_ns).to_json()
         value = found["value"]
         return {**found, "value": value / prompts} if isinstance(value, (int, float)) else found
@@ -201,5 +208,26 @@ def _no_transfer(name: str) -> str:
     return "the decoder runs in the host's memory: nothing is copied to a device" if name == "cpu" else NOT_APART
 
 
-def _unread(reason: str, unit: str) -> Reading:
-    return device.unread(reason, unit).to_json()
+def _unread(reason: str) -> Reading:
+    return reading.unread(reason, ENERGY_UNIT).to_json()
+
+
+def overhead(clock: Clock = now_ns, calls: int = OVERHEAD_CALLS) -> tuple[float, float, float]:
+    """Time calls that do nothing. Units: microseconds inside the timed span, a call in all, and of the clock's step."""
+    nothing = Candidate("nothing", 1, lambda argument: argument, lambda number: number)
+    sampling = Sampling([nothing], Effort(0, least=calls, wanted=calls, warm_up_s=0), clock)
+    sampling.run()
+    spent_us = (sampling.end_ns - sampling.start_ns) / 1e3
+    return median(sampling.samples[0].call_ns) / 1e3, spent_us / calls, step_ns(clock) / 1e3
+
+
+def main() -> int:
+    """Print the cost; the exit code is 1 when it is above the bound."""
+    counted_us, loop_us, step_us = overhead()
+    print(f"a call costs {loop_us:.2f} us in the loop (bound {OVERHEAD_BOUND_US:g}), {counted_us:.3f} us of it are "  # noqa: T201
+          f"counted; the clock steps by {step_us:.3f} us")  # fmt: skip
+    return int(loop_us > OVERHEAD_BOUND_US)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,22 +1,36 @@
-"""Measure several callables in turns, so that whatever disturbs the machine disturbs all of them."""
+"""Measure several callables in turns, so that whatever disturbs the machine disturbs all of them.
+
+The one place that reads time. Whatever measures takes a clock as an argument, so that a test can hand it another.
+"""
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any
 
-from samx.benchmarks.clock import Clock, now_ns
-
 SEED = 0
+Clock = Callable[[], int]  # nanoseconds from a start that does not matter; never goes back
+
+now_ns: Clock = time.perf_counter_ns
+CLOCK_NAME = "perf_counter_ns"
+STEP_READS = 1000
+
+
+def step_ns(clock: Clock = now_ns) -> int:
+    """Return the smallest step that two readings, one after the other, show; 0 when the clock stands."""
+    readings = [clock() for _ in range(STEP_READS)]
+    return min((later - earlier for earlier, later in pairwise(readings) if later > earlier), default=0)
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Say how long to warm up and to measure each candidate; time and count both have to be reached."""
+    """How long to warm up and to measure each candidate; time and count both have to be reached."""
 
     seconds: float
     least: int = 10  # timed calls, however slow. Source: trtexec
@@ -25,18 +39,18 @@ class Effort:
     warm_up_calls: int = 3  # the first call plans memory, the second fills caches
 
     def enough(self, calls: int, spent_ns: int) -> bool:
-        """Tell whether a candidate was measured for long enough."""
+        """Return whether a candidate was measured for long enough."""
         asked = calls >= self.least and spent_ns >= self.seconds * 1e9
         return asked and (calls >= self.wanted or spent_ns >= 2 * self.seconds * 1e9)
 
     def warm(self, calls: int, spent_ns: int) -> bool:
-        """Tell whether a candidate was warmed up for long enough."""
+        """Return whether a candidate was warmed up for long enough."""
         return calls >= self.warm_up_calls and spent_ns >= self.warm_up_s * 1e9
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Name something to measure: what it is called with in each round, and how many prompts a call decodes."""
+    """Something to measure: what it is called with in each round, and how many prompts a call decodes."""
 
     name: str
     prompts: int
@@ -46,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Samples:
-    """Hold every timed call of one candidate, in the order of the rounds."""
+    """Every timed call of one candidate, in the order of the rounds."""
 
     name: str
     prompts: int
@@ -54,7 +68,7 @@ class Samples:
 
     @property
     def prompt_ms(self) -> list[float]:
-        """Give the time per prompt of each call."""
+        """Return the time per prompt of each call."""
         return [ns / self.prompts / 1e6 for ns in self.call_ns]
 
 
@@ -87,11 +101,11 @@ class Sampling:
 
     @property
     def samples(self) -> list[Samples]:
-        """The timed calls of all finished rounds."""
+        """Return the timed calls of all finished rounds."""
         return [Samples(entry.name, entry.prompts, tuple(self._found[entry.name])) for entry in self._candidates]
 
     def warm_up(self, name: str) -> tuple[int, int]:
-        """Give the calls and nanoseconds of a candidate's warm-up."""
+        """Return the calls and nanoseconds of a candidate's warm-up."""
         calls, spent_ns = self._warm_up[name]
         return calls, spent_ns
 

@@ -1,47 +1,43 @@
-"""What is measured: one line a scenario, and the prompts that it asks."""
+"""What is measured: one line a scenario, the prompts of each round, and what one timed call of each kind does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from samx.benchmarks.interleave import Effort
+from samx.benchmarks.interleave import Candidate, Effort
+from samx.demo.scenes import LEVELS, generate_scene
 from samx.errors import UsageError
-from samx.models.session import Feed
+from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.models.spec import LABELS, DecoderSpec
 from samx.processing.frames import Frame
-from samx.processing.prompts import PromptBatch, Table, point_grid
+from samx.processing.postprocess import best_indices, segment
+from samx.processing.prompts import Point, Prompt, PromptBatch, Table, point_grid
+from samx.runtimes.base import CopiesOnly
 
 MOST_POINTS = 7  # of the changing number; with padding eight, what an export takes unless it is told otherwise
 REFINEMENTS = 4  # clicks on one object, each with the mask that the one before it gave
 GRID = 32  # points per side. Source: Meta's SamAutomaticMaskGenerator
 MIN_SIDE, MAX_SIDE = 1 / 64, 1 / 2  # of boxes, as a share of the picture
+BOX_SEED = 20
+MIN_SIDE_PX = 16  # one image token
 
 Kind = Literal["decode", "image", "refine", "cold", "memory"]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Hold what a scenario's prompts are made from."""
-
-    rng: np.random.Generator  # another one each round
-    frame: Frame
-    prompts: int
-    turn: int  # of the scenario's cycle
+Make = Callable[[np.random.Generator, Frame, int, int], PromptBatch]  # of frame, prompts, turn of the cycle
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Say what one call is, and how many of them are measured at least."""
+    """What one call is, and how many of them are measured at least."""
 
     name: str
     meaning: str
     kind: Kind
     prompts: int
-    make: Callable[[Asked], PromptBatch]
+    make: Make
     cycle: int = 1  # rounds until the prompts have the same number of points again
     least: int = 10
     warm_up_calls: int = 3
@@ -50,73 +46,56 @@ class Scenario:
     transfer: bool = False  # the same
 
     def effort(self, seconds: float) -> Effort:
-        """Say how long to measure."""
+        """Return how long to measure."""
         return Effort(seconds, max(self.least, self.cycle), warm_up_calls=self.warm_up_calls)
 
-    def batch(self, frame: Frame, seed: int, number: int) -> PromptBatch:
-        """Make a round's prompts, the same for every artifact and every run with the same seed."""
-        rng = np.random.default_rng([seed, NAMES.index(self.name), number])
-        return self.make(Asked(rng, frame, self.prompts, number % self.cycle))
 
-    def tokens(self, spec: DecoderSpec, frame: Frame) -> tuple[int, ...]:
-        """Count a prompt's points in each round of the cycle, box corners and padding too."""
-        feeds = [self.batch(frame, 0, number).feed(spec, frame) for number in range(self.cycle)]
-        return tuple(feed["point_labels"].shape[1] for feed in feeds)
+def _extent(frame: Frame) -> Table:
+    return np.array([frame.width_px, frame.height_px], np.float64)
 
 
-def _points(asked: Asked, count: int) -> PromptBatch:
-    labels = np.full((asked.prompts, count), float(LABELS["foreground"]))
-    return PromptBatch(asked.rng.uniform(0, _extent(asked), (asked.prompts, count, 2)), labels)
+def _clicks(rng: np.random.Generator, frame: Frame, prompts: int, turn: int) -> PromptBatch:
+    """Draw one point a prompt, and one more with every turn."""
+    labels = np.full((prompts, turn + 1), float(LABELS["foreground"]))
+    return PromptBatch(rng.uniform(0, _extent(frame), (prompts, turn + 1, 2)), labels)
 
 
-def _boxes(asked: Asked) -> PromptBatch:
-    sides = asked.rng.uniform(MIN_SIDE, MAX_SIDE, (asked.prompts, 2)) * _extent(asked)
-    corners = asked.rng.uniform(0, 1, (asked.prompts, 2)) * (_extent(asked) - sides)
-    nothing = np.zeros((asked.prompts, 0))
-    return PromptBatch(np.zeros((asked.prompts, 0, 2)), nothing, np.hstack([corners, corners + sides]))
+def _boxes(rng: np.random.Generator, frame: Frame, prompts: int, turn: int) -> PromptBatch:
+    sides = rng.uniform(MIN_SIDE, MAX_SIDE, (prompts, 2)) * _extent(frame)
+    corners = rng.uniform(0, 1, (prompts, 2)) * (_extent(frame) - sides)
+    nothing = np.zeros((prompts, 0))
+    return PromptBatch(np.zeros((prompts, 0, 2)), nothing, np.hstack([corners, corners + sides]))
 
 
-def _extent(asked: Asked) -> Table:
-    return np.array([asked.frame.width_px, asked.frame.height_px], np.float64)
-
-
-def _click(asked: Asked) -> PromptBatch:
-    return _points(asked, 1)
-
-
-def _one_more(asked: Asked) -> PromptBatch:
-    return _points(asked, asked.turn + 1)
-
-
-def _grid(asked: Asked) -> PromptBatch:
-    return point_grid(GRID, asked.frame)
+def _grid(rng: np.random.Generator, frame: Frame, prompts: int, turn: int) -> PromptBatch:
+    return point_grid(GRID, frame)
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("click", "one click on an image that is set", "decode", 1, _click, quick=True, post_processing=True,
+    Scenario("click", "one click on an image that is set", "decode", 1, _clicks, quick=True, post_processing=True,
              transfer=True),
     Scenario("box", "one box on an image that is set", "decode", 1, _boxes, quick=True),
-    Scenario("image", "a new image, and one click on it", "image", 1, _click),
-    Scenario("points", f"1 to {MOST_POINTS} points, another number in every call", "decode", 1, _one_more,
+    Scenario("image", "a new image, and one click on it", "image", 1, _clicks),
+    Scenario("points", f"1 to {MOST_POINTS} points, another number in every call", "decode", 1, _clicks,
              cycle=MOST_POINTS, least=10 * MOST_POINTS),
-    Scenario("refine", f"{REFINEMENTS} clicks on an object, each with the mask before it", "refine", 1, _one_more,
+    Scenario("refine", f"{REFINEMENTS} clicks on an object, each with the mask before it", "refine", 1, _clicks,
              cycle=REFINEMENTS, least=10 * REFINEMENTS),
-    Scenario("batch8", "8 clicks a call", "decode", 8, _click, quick=True, post_processing=True, transfer=True),
-    Scenario("batch64", "64 clicks a call", "decode", 64, _click, transfer=True),
-    Scenario("batch256", "256 clicks a call", "decode", 256, _click, least=6, warm_up_calls=1),
+    Scenario("batch8", "8 clicks a call", "decode", 8, _clicks, quick=True, post_processing=True, transfer=True),
+    Scenario("batch64", "64 clicks a call", "decode", 64, _clicks, transfer=True),
+    Scenario("batch256", "256 clicks a call", "decode", 256, _clicks, least=6, warm_up_calls=1),
     Scenario("everything", f"the automatic mode's grid of {GRID} x {GRID} clicks, one call", "decode", GRID**2, _grid,
              least=3, warm_up_calls=1),
     Scenario("cold", "a fresh process: import, load, first image and click; its files may be in the system's cache",
-             "cold", 1, _click, quick=True),
+             "cold", 1, _clicks, quick=True),
     Scenario("memory", "most memory that a fresh process holds while it decodes 256 clicks a call, Python included",
-             "memory", 256, _click, least=3),
+             "memory", 256, _clicks, least=3),
 )  # fmt: skip
 NAMES = [scenario.name for scenario in SCENARIOS]
 BY_NAME: Mapping[str, Scenario] = {scenario.name: scenario for scenario in SCENARIOS}
 
 
 def chosen(names: tuple[str, ...] | None, quick: bool) -> tuple[Scenario, ...]:
-    """Pick scenarios: those that are named, or the quick ones, or all.
+    """Return the scenarios that are named, or the quick ones, or all.
 
     Raises: UsageError for a name that none has.
     """
@@ -129,8 +108,8 @@ def chosen(names: tuple[str, ...] | None, quick: bool) -> tuple[Scenario, ...]:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Hold what every artifact is asked: images by their features, and prompts from a seed."""
+class Workload:
+    """What every artifact is asked: images by their features, and prompts from a seed."""
 
     spec: DecoderSpec
     images: tuple[Feed, ...]
@@ -139,17 +118,96 @@ class Questions:
 
     @property
     def frame(self) -> Frame:
-        """Take pictures to be square and of the decoder's own size."""
+        """Return the frame of pictures that are square and of the decoder's own size."""
         return Frame.of(self.spec, self.spec.image_size, self.spec.image_size)
 
     def batch(self, scenario: Scenario, number: int) -> PromptBatch:
-        """Give a round's prompts."""
-        return scenario.batch(self.frame, self.seed, number)
+        """Return a round's prompts, the same for every artifact and every run with the same seed."""
+        rng = np.random.default_rng([self.seed, NAMES.index(scenario.name), number])
+        return scenario.make(rng, self.frame, scenario.prompts, number % scenario.cycle)
 
     def feed(self, scenario: Scenario, number: int) -> Feed:
-        """Give a round's prompts as the decoder takes them."""
+        """Return a round's prompts as the decoder takes them."""
         return self.batch(scenario, number).feed(self.spec, self.frame)
 
     def tokens(self, scenario: Scenario) -> tuple[int, ...]:
         """Count a prompt's points in each round of a scenario's cycle, box corners and padding too."""
-        return scenario.tokens(self.spec, self.frame)
+        return tuple(self.feed(scenario, number)["point_labels"].shape[1] for number in range(scenario.cycle))
+
+
+def candidate(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
+    """Bind a scenario's steady calls to an opened artifact."""
+    if scenario.kind == "refine":
+        return _refining(name, session, scenario, workload)
+    if scenario.kind != "image":
+        return Candidate(name, scenario.prompts, session.decode, lambda number: workload.feed(scenario, number))
+    images = workload.images
+
+    def call(asked: tuple[Feed, Feed]) -> Outputs:
+        session.set_image(asked[0])
+        return session.decode(asked[1])
+
+    return Candidate(
+        name, scenario.prompts, call, lambda number: (images[number % len(images)], workload.feed(scenario, number))
+    )
+
+
+def _refining(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
+    """Feed each answer's best mask back as a prompt, with one more click; then begin with another object."""
+    last: Outputs = {}
+
+    def inputs(number: int) -> Feed:
+        step = number % scenario.cycle
+        clicks = workload.batch(scenario, number - step + scenario.cycle - 1)
+        points: list[Point] = [(float(x), float(y)) for x, y in clicks.points[0][: step + 1]]
+        mask = last["low_res_masks"][0, best_indices(last)[0]] if step and last else None
+        last.clear()  # freed here, so that the call does not pay for it
+        return PromptBatch.of([Prompt(points, [1] * len(points), mask=mask)]).feed(workload.spec, workload.frame)
+
+    return Candidate(name, scenario.prompts, lambda feed: last.update(session.decode(feed)), inputs)
+
+
+def copying(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
+    """Bind the copies of a scenario's calls, without the work between them."""
+    assert isinstance(session, CopiesOnly)  # asked before
+
+    def call(feed: Feed) -> Outputs:
+        with session.copies_only():
+            return session.decode(feed)
+
+    return Candidate(name, scenario.prompts, call, lambda number: workload.feed(scenario, number))
+
+
+def finishing(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
+    """Bind the making of masks at the picture's size, from the answers to one round of a scenario."""
+    outputs = {key: np.array(value) for key, value in session.decode(workload.feed(scenario, 0)).items()}
+    threshold = workload.spec.mask_threshold
+
+    def call(frame: Any) -> None:
+        for _ in segment(outputs, frame, threshold):
+            pass
+
+    return Candidate(name, scenario.prompts, call, lambda _: workload.frame)
+
+
+def box_feed(spec: DecoderSpec, number: int, count: int) -> Feed:
+    """Draw boxes inside the frame, the same for everybody who asks for the same round.
+
+    Shapes: -> DecoderSpec.prompt_inputs without masks, two points a prompt.
+    """
+    rng = np.random.default_rng([BOX_SEED, number, count])
+    top_left = rng.uniform(0, spec.image_size - MIN_SIDE_PX, (count, 2))
+    bottom_right = rng.uniform(top_left + MIN_SIDE_PX, spec.image_size)
+    corners = [LABELS["box_top_left"], LABELS["box_bottom_right"]]
+    return {
+        "point_coords": np.stack([top_left, bottom_right], axis=1).astype(np.float32),
+        "point_labels": np.tile(np.array(corners, np.float32), (count, 1)),
+    }
+
+
+def object_boxes(seed: int, size_px: tuple[int, int]) -> FloatArray:
+    """Draw a box round every region of a scene that is not tiny. Shapes: -> (N, 2, 2), corners in px."""
+    scene = generate_scene(seed, size_px)
+    places = [np.argwhere(mask) for level in LEVELS for mask in scene.masks(level)]  # (row, column)
+    corners = [np.stack([place.min(0), place.max(0) + 1])[:, ::-1] for place in places]
+    return np.array([box for box in corners if (box[1] - box[0]).min() >= MIN_SIDE_PX], np.float32)

@@ -26,17 +26,9 @@ MODEL_ROLES = (*GRAPH_ROLES, *(f"{role}_weights" for role in GRAPH_ROLES), "pack
 SAME_MACHINE = ("machine", "cpu", "samx")  # what has to agree for a stored parity report to speak of this machine
 
 
-@dataclass(frozen=True)
-class Place:
-    """Say where artifacts run."""
-
-    device: str
-    threads: int | None
-
-
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """Hold an opened artifact and the proof that it computes what PyTorch computes."""
+    """An opened artifact, and the proof that it computes what PyTorch computes."""
 
     name: str
     artifact: Artifact
@@ -64,7 +56,7 @@ class Subject:
         )
 
 
-def open_subjects(paths: Sequence[Path], place: Place) -> list[Subject]:
+def open_subjects(paths: Sequence[Path], device: str, threads: int | None) -> list[Subject]:
     """Open artifacts that can be compared, each with a passed parity check on this device.
 
     Raises: UsageError for artifacts of different decoders; ParityError for one that does not compute what PyTorch
@@ -73,29 +65,27 @@ def open_subjects(paths: Sequence[Path], place: Place) -> list[Subject]:
     artifacts = [Artifact.open(path) for path in paths]
     _check_comparable(artifacts)
     for artifact in artifacts:
-        backend(artifact.manifest.target).require_device(place.device)
-    names = _names(paths)
-    return [open_subject(name, artifact, place) for name, artifact in zip(names, artifacts, strict=True)]
+        backend(artifact.manifest.target).require_device(device)
+    return [_open(name, artifact, device, threads) for name, artifact in zip(_names(paths), artifacts, strict=True)]
 
 
-def open_subject(name: str, artifact: Artifact, place: Place) -> Subject:
+def _open(name: str, artifact: Artifact, device: str, threads: int | None) -> Subject:
     """Open one artifact, after its parity was shown."""
     entry = backend(artifact.manifest.target)
-    parity = proven(artifact, entry, place)
-    opener = load(entry.runner(place.device).runtime)
-    return Subject(name, artifact, opener(artifact, device=place.device, threads=place.threads), parity)
+    parity = _proven(artifact, entry, device, threads)
+    opener = load(entry.runner(device).runtime)
+    return Subject(name, artifact, opener(artifact, device=device, threads=threads), parity)
 
 
-def proven(artifact: Artifact, entry: Backend, place: Place) -> ParityRecord:
-    """Take the parity report that this machine stored in the artifact, or compare again.
+def _proven(artifact: Artifact, entry: Backend, device: str, threads: int | None) -> ParityRecord:
+    """Return the parity report that this machine stored in the artifact, or compare again.
 
     Raises: ParityError when it did not pass.
     """
-    level = entry.level(place.device)
-    found, source = _stored(artifact, entry, place.device), "stored"
+    found, source = _stored(artifact, entry, device), "stored"
     if found is None:
         source = "fresh"
-        found = gate_in_child(artifact.path, level=level, device=place.device, threads=place.threads)
+        found = gate_in_child(artifact.path, level=entry.level(device), device=device, threads=threads)
     if not found.passed:
         raise ParityError(
             f"{artifact.path} is not measured, because it does not compute what PyTorch computes",
@@ -103,11 +93,11 @@ def proven(artifact: Artifact, entry: Backend, place: Place) -> ParityRecord:
         )  # fmt: skip
     worst = {name: value for name, (value, _) in found.worst().items()}
     runtime = str(found.placement["runtime"])
-    return ParityRecord("passed", found.level, place.device, runtime, found.created, source, len(found.cases), worst)
+    return ParityRecord("passed", found.level, device, runtime, found.created, source, len(found.cases), worst)
 
 
 def comparability_flags(subjects: Sequence[Subject]) -> list[str]:
-    """Say what differs between artifacts besides their speed."""
+    """Return what differs between artifacts besides their speed."""
     checkpoints = {subject.artifact.manifest.checkpoint.sha256: subject for subject in subjects}
     if len(checkpoints) < 2:
         return []
@@ -154,9 +144,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _model_bytes(manifest: Manifest, device: str) -> int:
     entry = backend(manifest.target)
-    sizes: dict[str, int] = {}
-    for file in manifest.files.values():
-        sizes[file.role] = sizes.get(file.role, 0) + file.bytes
-    if entry.runner(device) is entry and ENGINE_ROLE in sizes:
-        return sizes[ENGINE_ROLE]
-    return sum(sizes.get(role, 0) for role in MODEL_ROLES)
+    has_engine = any(file.role == ENGINE_ROLE for file in manifest.files.values())
+    roles = (ENGINE_ROLE,) if entry.runner(device) is entry and has_engine else MODEL_ROLES
+    return sum(file.bytes for file in manifest.files.values() if file.role in roles)

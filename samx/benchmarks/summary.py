@@ -1,15 +1,17 @@
-"""What raw samples say: percentiles where they are honest, spread, drift, ratios with their uncertainty."""
+"""What raw samples say: percentiles where they are honest, spread, drift, ratios with their uncertainty, sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.benchmarks.interleave import Samples
+from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
+from samx.models.session import Feed
 
 # Fewest samples that bound a percentile. Source: MLPerf's early-stopping rule.
 P90_SAMPLES, P99_SAMPLES = 64, 662
@@ -24,13 +26,14 @@ RESAMPLES = 2000  # moves the interval's ends by less than a hundredth
 CONFIDENCE = 0.95
 RATIO_SAMPLES = 6  # fewest whose whole range holds the median with that confidence: 1 - 2 / 2**6
 SEED = 0
+EVEN = 0.05  # ratios this close to 1 are within what repeated measurements differ by
 
 Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Describe what calls took."""
+    """What calls took."""
 
     count: int
     median_ms: float
@@ -43,13 +46,13 @@ class Summary:
 
     @property
     def noisy(self) -> bool:
-        """Whether the middle half of the samples lies too far apart to trust the median."""
+        """Return whether the middle half of the samples lies too far apart to trust the median."""
         return not self.spread <= NOISY_SPREAD
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Say how many times faster than the baseline, with the ends of the confidence interval."""
+    """A ratio of times, with the ends of its confidence interval."""
 
     value: float
     low: float
@@ -95,8 +98,64 @@ def speedup(baseline: Samples, candidate: Samples) -> Ratio:
 
 
 def by_name(samples: Sequence[Samples]) -> dict[str, Samples]:
-    """Index samples by their candidate's name."""
+    """Return samples by their candidate's name."""
     return {entry.name: entry for entry in samples}
+
+
+def ratios(samples: Sequence[Samples], baseline: str) -> dict[str, Ratio]:
+    """Return how many times faster than the baseline each of the others is."""
+    named = by_name(samples)
+    return {name: speedup(named[baseline], entry) for name, entry in named.items() if name != baseline}
+
+
+def counted(count: int, what: str) -> str:
+    """Return how many there are of something, in words."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """INT8 against float on this machine. Units: ms a prompt, medians."""
+
+    prompts: int
+    threads: int
+    calls: int  # of each
+    float_ms: float
+    int8_ms: float
+    float_bytes: int
+    int8_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Return INT8's time over float's; below 1 it is faster."""
+        return self.int8_ms / self.float_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as plain data, with the sentence."""
+        return {**asdict(self), "ratio": self.ratio, "sentence": self.sentence()}
+
+    def sentence(self) -> str:
+        """Return in so many words which is faster here."""
+        even = abs(self.ratio - 1) <= EVEN
+        verdict = "as fast as" if even else "SLOWER than" if self.ratio > 1 else "faster than"
+        return (
+            f"INT8 is {verdict} float here: {self.int8_ms:.2f} against {self.float_ms:.2f} ms a prompt "
+            f"({self.ratio:.2f} of the time, "
+            f"{counted(self.prompts, 'prompt')} a call, {counted(self.threads, 'thread')}); "
+            f"its files are {self.int8_bytes / self.float_bytes:.0%} of the size."
+        )
+
+
+def compare_speed(
+    runs: Mapping[str, Callable[[Feed], Any]], feed: Feed, sizes: Mapping[str, int], *, threads: int,
+    seconds: float = 2.0,
+) -> SpeedReport:  # fmt: skip
+    """Measure the runs 'float' and 'int8' in turns on the same prompts; `sizes` are their files' in bytes."""
+    prompts = len(feed["point_coords"])
+    candidates = [Candidate(name, prompts, runs[name], lambda _: feed) for name in ("float", "int8")]
+    floating, int8 = measure(candidates, Effort(seconds))
+    medians = [summarize(entry).median_ms for entry in (floating, int8)]
+    return SpeedReport(prompts, threads, len(int8.call_ns), *medians, sizes["float"], sizes["int8"])
 
 
 def _iqr(times: Times) -> float:
@@ -117,7 +176,7 @@ def _levelled(times: Times, cycle: int) -> Times:
 
 
 def _drift(times: Times) -> tuple[float, bool]:
-    """Compare the medians of the two halves; says whether they differ by more than chance."""
+    """Compare the medians of the two halves, and tell whether they differ by more than chance."""
     half = len(times) // 2
     if len(times) < DRIFT_SAMPLES:
         return 0.0, False

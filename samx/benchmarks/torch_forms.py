@@ -16,9 +16,9 @@ from rich.table import Table
 
 from samx import console
 from samx.artifacts.commit import write_file
+from samx.benchmarks.bench_table import facts_table
 from samx.benchmarks.environment import busy
 from samx.benchmarks.summary import describe
-from samx.benchmarks.table import environment_table
 from samx.benchmarks.torch_measure import DTYPES, GroupResult, Report, Settings, run
 from samx.demo import demo_checkpoint
 from samx.processing.images import check_free
@@ -32,7 +32,7 @@ LEGEND = (
 
 def show(report: Report) -> None:
     """Print the circumstances and the tables."""
-    console.out.print(environment_table({**report.environment, **report.device}))
+    console.out.print(facts_table({**report.environment, **report.device}))
     if busy(report.environment):
         console.out.print("[yellow]The machine was busy: these numbers are not for publication.[/]", highlight=False)
     for result in report.results:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from samx.artifacts.manifest import utc_now
-from samx.benchmarks.boxes import box_feed
 from samx.benchmarks.contenders import pytorch as torch_ways
 from samx.benchmarks.contenders.pytorch import Call, Outputs, Prompts, Setting, Way, Work
 from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
+from samx.benchmarks.scenarios import box_feed
 from samx.benchmarks.summary import RATIO_SAMPLES, Ratio, by_name, speedup, summarize
 from samx.benchmarks.torch_agreement import Differences, compare
 from samx.benchmarks.torch_peaks import Peaks, Shares, peaks, shares

@@ -8,8 +8,8 @@ from math import inf
 
 import torch
 
-from samx.benchmarks.clock import Clock
 from samx.benchmarks.contenders.pytorch import Setting, Work
+from samx.benchmarks.interleave import Clock
 from samx.benchmarks.operations import FLOAT_BYTES, REFERENCE, count
 
 PRODUCT_SIDE = {"cpu": 1536, "cuda": 8192}

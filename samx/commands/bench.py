@@ -9,14 +9,14 @@ from pathlib import Path
 
 import samx
 from samx.artifacts.manifest import utc_now
-from samx.benchmarks.clock import CLOCK_NAME, Clock, now_ns, step_ns
 from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.harness import Harness
-from samx.benchmarks.results import BenchReport, DeviceRecord
+from samx.benchmarks.interleave import CLOCK_NAME, Clock, Samples, now_ns, step_ns
+from samx.benchmarks.results import BenchReport, Comparison, DeviceRecord, Result
 from samx.benchmarks.roofline import roofline
-from samx.benchmarks.scenarios import Questions, chosen
-from samx.benchmarks.subjects import Place, Subject, comparability_flags, open_subjects
-from samx.commands.comparing import comparisons
+from samx.benchmarks.scenarios import Workload, chosen
+from samx.benchmarks.subjects import Subject, comparability_flags, open_subjects
+from samx.benchmarks.summary import RATIO_SAMPLES, speedup
 from samx.devices.find import adapters
 from samx.devices.monitor import Monitor
 from samx.errors import BenchmarkError, UsageError
@@ -27,11 +27,13 @@ from samx.validators.suite import ParitySuite
 
 QUICK_SECONDS = 1.0
 COARSE = 0.01  # share of a median that one step of the clock may be
+# Post-processing is the same code for every artifact.
+COMPARED = ("import", "load", "first_call", "steady", "transfer")
 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """Say what to measure, where and for how long."""
+    """What to measure, where and for how long."""
 
     paths: Sequence[Path]
     device: str = "cpu"
@@ -60,11 +62,11 @@ class BenchRequest:
 
     @property
     def timed_seconds(self) -> float:
-        """How long each artifact is measured in each scenario."""
+        """Return how long each artifact is measured in each scenario."""
         return min(self.seconds, QUICK_SECONDS) if self.quick else self.seconds
 
     def command(self) -> tuple[str, ...]:
-        """Give the command line that measures the same again."""
+        """Return the command line that measures the same again."""
         options: dict[str, object] = {"--device": self.device, "--threads": self.threads, "--seed": self.seed}
         options |= {} if self.quick else {"--seconds": f"{self.seconds:g}"}
         pairs = [(name, value) for name, value in options.items() if value is not None]
@@ -85,12 +87,13 @@ def bench(request: BenchRequest, progress: Progress = silent, clock: Clock = now
     if request.output is not None:
         check_free(request.output, request.overwrite)
     scenarios = chosen(tuple(request.scenarios or ()), request.quick)
-    place = Place(request.device, request.threads)
     with Monitor(adapters(request.device), clock=clock) as monitor:
         progress("Opening the artifacts, and checking their parity on this device")
-        subjects = open_subjects(request.paths, place)
-        questions = _questions(request, subjects[0])
-        run = Harness(subjects, questions, place, request.timed_seconds, request.quick, clock, monitor, progress)
+        subjects = open_subjects(request.paths, request.device, request.threads)
+        run = Harness(
+            subjects, _workload(request, subjects[0]), request.device, request.threads, request.timed_seconds,
+            request.quick, clock, monitor, progress,
+        )  # fmt: skip
         run.run(scenarios)
     progress("Measuring what this machine reaches at best")
     report = _report(request, run, monitor)
@@ -111,16 +114,16 @@ def require_complete(report: BenchReport) -> None:
         )  # fmt: skip
 
 
-def _questions(request: BenchRequest, first: Subject) -> Questions:
+def _workload(request: BenchRequest, first: Subject) -> Workload:
     """Take the images that every artifact is asked about."""
     spec, artifact = first.artifact.manifest.spec, first.artifact
     if request.embeddings:
         images = tuple(read_embedding(path, spec) for path in request.embeddings)
-        return Questions(
+        return Workload(
             spec, images, f"embeddings: {', '.join(path.name for path in request.embeddings)}", request.seed
         )
     suite = ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)), f"{artifact.path}: parity suite")
-    return Questions(spec, suite.images, f"parity suite of {first.name}: {suite.image_source}", request.seed)
+    return Workload(spec, suite.images, f"parity suite of {first.name}: {suite.image_source}", request.seed)
 
 
 def _report(request: BenchRequest, run: Harness, monitor: Monitor) -> BenchReport:
@@ -136,7 +139,7 @@ def _report(request: BenchRequest, run: Harness, monitor: Monitor) -> BenchRepor
         threads=request.threads,
         seed=request.seed,
         seconds=request.timed_seconds,
-        images=run.questions.source,
+        images=run.workload.source,
         clock=CLOCK_NAME,
         clock_step_ns=step,
         device=_device(request.device, monitor),
@@ -145,7 +148,7 @@ def _report(request: BenchRequest, run: Harness, monitor: Monitor) -> BenchRepor
         ratios=tuple(ratios),
         not_measured=tuple(run.not_measured),
         flags=(*run.flags, *comparability_flags(run.subjects), *too_few, *_misplaced(run), *_clock_flags(run, step)),
-        roofline=roofline(run.subjects, run.questions, run.results, request.device, request.threads),
+        roofline=roofline(run.subjects, run.workload, run.results, request.device, request.threads),
     )
 
 
@@ -166,3 +169,31 @@ def _misplaced(run: Harness) -> list[str]:
 def _clock_flags(run: Harness, step: int) -> list[str]:
     coarse = [r for r in run.results if step > COARSE * r.summary.median_ms * 1e6]
     return [f"the clock is too coarse for {r.scenario} of {r.subject}: steps of {step} ns" for r in coarse]
+
+
+def comparisons(results: Sequence[Result], names: Sequence[str]) -> tuple[list[Comparison], list[str]]:
+    """Compare every artifact with the first, and say where there were too few rounds for an interval."""
+    baseline, ratios, too_few = names[0], [], []
+    first = {(entry.scenario, entry.phase): entry for entry in results if entry.subject == baseline}
+    for entry in results:
+        base = first.get((entry.scenario, entry.phase))
+        if base is None or entry.subject == baseline or entry.phase not in COMPARED:
+            continue
+        if min(len(base.samples_ns), len(entry.samples_ns)) >= RATIO_SAMPLES:
+            ratios.append(_comparison(base, entry))
+        else:
+            too_few.append(
+                f"too few rounds to compare {entry.subject} in {entry.scenario}, {entry.phase}: "
+                f"{len(entry.samples_ns)} of at least {RATIO_SAMPLES}"
+            )
+    return ratios, too_few
+
+
+def _comparison(base: Result, entry: Result) -> Comparison:
+    ratio = speedup(_samples(base), _samples(entry))
+    named = (entry.scenario, entry.phase, base.subject, entry.subject)
+    return Comparison(*named, ratio.value, ratio.low, ratio.high)
+
+
+def _samples(result: Result) -> Samples:
+    return Samples(result.subject, max(result.prompts, 1), result.samples_ns)

@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -20,12 +20,12 @@ import typer
 from samx import console
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import utc_now
-from samx.benchmarks.agreement import OUTPUTS, join, output_error
-from samx.benchmarks.boxes import box_feed, object_boxes
-from samx.benchmarks.compare_table import markdown
+from samx.benchmarks.agreement import join, output_errors
+from samx.benchmarks.bench_table import comparison_markdown
 from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
-from samx.benchmarks.summary import Ratio, by_name, speedup, summarize
+from samx.benchmarks.scenarios import box_feed, object_boxes
+from samx.benchmarks.summary import ratios, summarize
 from samx.commands.compare_decoders import DECODERS, Call, Decoder, Setting
 from samx.demo import demo_checkpoint
 from samx.devices.processor import usable_cpus
@@ -45,114 +45,85 @@ LEAST_IOU = 0.98  # mean over all masks, of a decoder that computes with fewer b
 LEAST_CALLS = 7  # a ratio's interval needs six
 
 
-@dataclass(frozen=True)
-class Group:
-    """Hold what took turns: one family, one number of threads, one number of prompts."""
-
-    family: str
-    threads: int
-    prompts: int
-    baseline: str
-    samples: tuple[Samples, ...]
-    ratios: dict[str, Ratio]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give raw samples, and what was made of them."""
-        measured = [{**asdict(entry), "summary": asdict(summarize(entry))} for entry in self.samples]
-        return {**asdict(self), "samples": measured}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Say what to measure and for how long."""
-
-    families: Sequence[str]
-    threads: Sequence[int]
-    prompts: Sequence[int]
-    seconds: float
-    compiled: bool
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Hold the whole run."""
-
-    created: str
-    command: Sequence[str]
-    environment: dict[str, str]
-    versions: dict[str, str]
-    errors: dict[str, dict[str, float]]  # by family, decoder: largest difference of a logit from the baseline's
-    mask_iou: dict[str, dict[str, float]]  # by family, decoder with fewer bits: mean with the baseline's masks
-    groups: tuple[Group, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give everything as plain data."""
-        return {"schema": SCHEMA, **asdict(self), "groups": [group.to_json() for group in self.groups]}
-
-
-def compare(settings: Settings, progress: Progress) -> Comparison:
-    """Open every decoder, see that all of them agree, and measure them in turns.
+def compare(
+    families: Sequence[str], threads: Sequence[int], prompts: Sequence[int], seconds: float, compiled: bool,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Open every decoder, see that all of them agree, measure them in turns, and return the report as plain data.
 
     Raises: ParityError when one computes something else, before anything is timed; MissingExtraError.
     """
-    environment = benchmark_environment()
-    groups: list[Group] = []
-    errors: dict[str, dict[str, float]] = {}
-    masks: dict[str, dict[str, float]] = {}
-    for family in settings.families:
-        for threads, calls, spec in _opened(family, settings, progress):
-            progress(f"{family}, threads {threads}: comparing the outputs")
-            rounded = {entry.name for entry in chosen(family, settings.compiled) if entry.rounded}
+    groups: list[dict[str, Any]] = []
+    errors: dict[str, dict[str, float]] = {}  # by family, decoder: largest difference of a logit from the baseline's
+    masks: dict[str, dict[str, float]] = {}  # by family, decoder with fewer bits: mean IoU with the baseline's masks
+    report = {
+        "schema": SCHEMA, "created": utc_now(), "command": ["python", "-m", "samx.commands.compare", *sys.argv[1:]],
+        "environment": benchmark_environment(), "versions": _versions(families, compiled), "errors": errors,
+        "mask_iou": masks, "groups": groups,
+    }  # fmt: skip
+    for family in families:
+        decoders = chosen(family, compiled)
+        rounded = {entry.name for entry in decoders if entry.rounded}
+        for count, calls, spec in _opened(family, threads, decoders, progress):
+            progress(f"{family}, threads {count}: comparing the outputs")
             errors[family] = agree({name: call for name, call in calls.items() if name not in rounded}, spec)
             masks[family] = agree_in_masks(calls, rounded)
-            for prompts in settings.prompts:
-                progress(f"{family}, threads {threads}: measuring, prompts a call {prompts}")
-                groups.append(_group(family, threads, prompts, calls, spec, settings.seconds))
-    command = ["python", "-m", "samx.commands.compare", *sys.argv[1:]]
-    return Comparison(utc_now(), command, environment, versions(settings), errors, masks, tuple(groups))
+            for number in prompts:
+                progress(f"{family}, threads {count}: measuring, prompts a call {number}")
+                samples = _measure(number, calls, spec, seconds)
+                groups.append({"family": family, "threads": count, "prompts": number, **summary(samples)})
+    return report
+
+
+def summary(samples: Sequence[Samples]) -> dict[str, Any]:
+    """Return the raw samples of a group and what they say beside the first."""
+    baseline = samples[0].name
+    return {
+        "baseline": baseline,
+        "samples": [{**asdict(entry), "summary": asdict(summarize(entry))} for entry in samples],
+        "ratios": {name: asdict(ratio) for name, ratio in ratios(samples, baseline).items()},
+    }
 
 
 def chosen(family: str, compiled: bool) -> list[Decoder]:
-    """List a family's decoders, the baseline first."""
+    """Return a family's decoders, the baseline first."""
     return [entry for entry in DECODERS if family in entry.families and (compiled or not entry.compiled)]
 
 
-def versions(settings: Settings) -> dict[str, str]:
-    """Give the version of every library that took part."""
-    entries = [entry for family in settings.families for entry in chosen(family, settings.compiled)]
-    return {name: version(name) for name in sorted({name for entry in entries for name in entry.libraries})}
+def _versions(families: Sequence[str], compiled: bool) -> dict[str, str]:
+    """Return the version of every library that takes part."""
+    libraries = {name for family in families for entry in chosen(family, compiled) for name in entry.libraries}
+    return {name: version(name) for name in sorted(libraries)}
 
 
-def _opened(family: str, settings: Settings, progress: Progress) -> Iterator[tuple[int, dict[str, Call], DecoderSpec]]:
+def _opened(
+    family: str, threads: Sequence[int], decoders: Sequence[Decoder], progress: Progress
+) -> Iterator[tuple[int, dict[str, Call], DecoderSpec]]:
     checkpoint = demo_checkpoint(family)
     loaded = load_checkpoint(checkpoint)
     image = demo_images(checkpoint, loaded.spec)[0]
     with tempfile.TemporaryDirectory(prefix="samx-compare-") as name:
-        for threads in settings.threads:
-            setting, calls = Setting(loaded, image, threads, Path(name)), {}
-            for entry in chosen(family, settings.compiled):
-                progress(f"{family}, threads {threads}: opening {entry.name}")
+        for count in threads:
+            setting, calls = Setting(loaded, image, count, Path(name)), {}
+            for entry in decoders:
+                progress(f"{family}, threads {count}: opening {entry.name}")
                 calls[entry.name] = entry.open(setting)
-            yield threads, calls, loaded.spec
+            yield count, calls, loaded.spec
 
 
 def agree(calls: dict[str, Call], spec: DecoderSpec) -> dict[str, float]:
-    """Compare every decoder with the first one; gives the largest difference of a logit.
+    """Compare every decoder with the first one; return the largest difference of a logit.
 
     Raises: ParityError.
     """
     boxes = box_feed(spec, 0, AGREED_PROMPTS)["point_coords"]
     found = {name: join(call(boxes)) for name, call in calls.items()}
     expected = next(iter(found.values()))
-    errors = {
-        name: [output_error(name, *pair) for pair in zip(OUTPUTS, expected, outputs, strict=True)]
-        for name, outputs in found.items()
-    }
-    return {name: logits for name, (logits, _) in errors.items()}
+    return {name: output_errors(name, expected, outputs)[0] for name, outputs in found.items()}
 
 
 def agree_in_masks(calls: dict[str, Call], rounded: Collection[str]) -> dict[str, float]:
-    """Compare the masks of some decoders with the first one's, on boxes round the picture's objects; gives mean IoU.
+    """Compare the masks of some decoders with the first one's, on boxes round the picture's objects; return mean IoU.
 
     Raises: ParityError.
     """
@@ -171,15 +142,12 @@ def _mean_iou(name: str, found: FloatArray, expected: FloatArray) -> float:
     return iou
 
 
-def _group(family: str, threads: int, prompts: int, calls: dict[str, Call], spec: DecoderSpec, seconds: float) -> Group:
+def _measure(prompts: int, calls: dict[str, Call], spec: DecoderSpec, seconds: float) -> list[Samples]:
     def boxes(number: int) -> Any:
         return box_feed(spec, number, prompts)["point_coords"]
 
     candidates = [Candidate(name, prompts, call, boxes) for name, call in calls.items()]
-    samples = measure(candidates, Effort(seconds, least=LEAST_CALLS, wanted=LEAST_CALLS))
-    named, baseline = by_name(samples), candidates[0].name
-    ratios = {name: speedup(named[baseline], entry) for name, entry in named.items() if name != baseline}
-    return Group(family, threads, prompts, baseline, tuple(samples), ratios)
+    return measure(candidates, Effort(seconds, least=LEAST_CALLS, wanted=LEAST_CALLS))
 
 
 def main(
@@ -200,13 +168,12 @@ def main(
         if path is not None:
             check_free(path, force)
     counts = threads or sorted({1, usable_cpus()})
-    settings = Settings(families, counts, prompts or list(PROMPTS), seconds, compiled)
     with console.steps() as progress:
-        found = compare(settings, progress)
-    text = markdown(found.to_json())
+        found = compare(families, counts, prompts or PROMPTS, seconds, compiled, progress)
+    text = comparison_markdown(found)
     console.out.print(text, markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:
-        write_file(json_file, (json.dumps(found.to_json(), indent=1) + "\n").encode())
+        write_file(json_file, (json.dumps(found, indent=1) + "\n").encode())
     if table is not None:
         write_file(table, text.encode())
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from samx.artifacts.store import Artifact
 from samx.benchmarks.agreement import Parts
 from samx.benchmarks.contenders import huggingface, samexporter
-from samx.benchmarks.contenders.meta import DECODER_INPUTS, DECODER_OUTPUTS, export_meta
-from samx.benchmarks.contenders.meta_candidates import no_mask_feed, open_session
+from samx.benchmarks.contenders.meta import DECODER_INPUTS, DECODER_OUTPUTS, export_meta, no_mask_feed, open_session
 from samx.commands.export import ExportRequest, export
 from samx.exporters.onnx import export as write_onnx
 from samx.exporters.options import ExportJob, ExportOptions
@@ -38,7 +37,7 @@ Call = Callable[[Boxes], Parts]
 
 @dataclass(frozen=True)
 class Setting:
-    """Say what is decoded, with how many threads, and where exports are kept between openings."""
+    """What is decoded, with how many threads, and where exports are kept between openings."""
 
     loaded: LoadedDecoder
     image: Feed
@@ -55,7 +54,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Name a decoder, the distributions whose versions matter, and how it is opened."""
+    """A decoder, the distributions whose versions matter, and how it is opened."""
 
     name: str
     open: Callable[[Setting], Call]
@@ -165,7 +164,7 @@ def _runtime(runtime: Runtime, image: Feed) -> Call:
 
 
 def samx_torch(setting: Setting, compiled: bool = False) -> Call:
-    """Open our deploy form in PyTorch, the image's part kept."""
+    """Open our fast form in PyTorch, the image's part kept."""
     torch.set_num_threads(setting.threads)
     spec = replace(setting.loaded.spec, masks="multimask")
     decoder = DeployDecoder(build_reference(replace(setting.loaded, spec=spec)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -18,13 +18,13 @@ import typer
 from samx import console
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import utc_now
-from samx.benchmarks.agreement import Agreement, check_agreement
-from samx.benchmarks.claims import Verdict, judge
-from samx.benchmarks.contenders.meta import export_meta
-from samx.benchmarks.contenders.meta_candidates import (
+from samx.benchmarks.agreement import check_agreement
+from samx.benchmarks.bench_table import facts_table, group_table
+from samx.benchmarks.contenders.meta import (
     CLAIMS,
     Group,
     Sessions,
+    export_meta,
     export_samx,
     groups,
     meta_call,
@@ -32,92 +32,45 @@ from samx.benchmarks.contenders.meta_candidates import (
 )
 from samx.benchmarks.environment import benchmark_environment, busy
 from samx.benchmarks.interleave import Effort, Samples, measure
-from samx.benchmarks.summary import Ratio, by_name, speedup, summarize
-from samx.benchmarks.table import environment_table, group_table
+from samx.benchmarks.summary import Ratio, counted, ratios, summarize
 from samx.demo import demo_checkpoint
 from samx.errors import BenchmarkError, UsageError
 from samx.exporters.encoder import demo_images, is_demo
 from samx.exporters.options import OPSETS
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.session import Feed
+from samx.progress import Progress
 from samx.validators.synthetic import synthetic_images
 
 SCHEMA = "samx-benchmark-meta-onnx/1"
 OPSET_CHOICES = {**{str(opset): (opset,) for opset in OPSETS}, "both": OPSETS}
 
 
-@dataclass(frozen=True)
-class GroupResult:
-    """Hold one group's samples and what they say."""
-
-    title: str
-    opset: int
-    threads: int
-    baseline: str
-    samples: list[Samples]
-    ratios: dict[str, Ratio]
-    verdicts: list[Verdict]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the raw samples first, then what was made of them."""
-        measured = [{**asdict(entry), **asdict(summarize(entry))} for entry in self.samples]
-        claims = [{**asdict(verdict), "met": verdict.met} for verdict in self.verdicts]
-        return {**asdict(self), "samples": measured, "verdicts": claims}
-
-
-@dataclass
-class Report:
-    """Collect what was measured, on what and how."""
-
-    command: list[str]
-    checkpoint: str
-    checkpoint_sha256: str
-    embeddings: str
-    environment: dict[str, str]
-    created: str = field(default_factory=utc_now)
-    agreement: list[dict[str, Any]] = field(default_factory=list)
-    results: list[GroupResult] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give everything as plain data."""
-        plain = {name: value for name, value in vars(self).items() if name != "results"}
-        return {"schema": SCHEMA, **plain, "results": [result.to_json() for result in self.results]}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Say what to measure and for how long."""
-
-    threads: Sequence[int]
-    opsets: Sequence[int]
-    seconds: float
-    checkpoint: Path
-    grid: bool = False
-
-
-Progress = Callable[[str], None]
-
-
-def compare(settings: Settings, progress: Progress) -> Report:
-    """Export both decoders, prove that they agree, and measure them in turns.
+def compare(
+    checkpoint: Path, threads: Sequence[int], opsets: Sequence[int], seconds: float, grid: bool, progress: Progress
+) -> dict[str, Any]:
+    """Export both decoders, prove that they agree, measure them in turns, and return the report as plain data.
 
     Raises: MissingExtraError without segment-anything; ParityError when any two disagree, before anything is timed.
     """
-    loaded = load_checkpoint(settings.checkpoint)
-    images, source = _images(settings.checkpoint, loaded)
-    command = ["python", "-m", "samx.commands.meta_onnx", *sys.argv[1:]]
-    report = Report(command, loaded.name, loaded.sha256, source, benchmark_environment())
-    for opset, sessions, threads in _opened(settings, loaded, progress):
-        where = f"opset {opset}, {threads} thread{'s' if threads > 1 else ''}"
+    loaded = load_checkpoint(checkpoint)
+    images, source = _images(checkpoint, loaded)
+    agreement: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    report = {
+        "schema": SCHEMA, "command": ["python", "-m", "samx.commands.meta_onnx", *sys.argv[1:]],
+        "checkpoint": loaded.name, "checkpoint_sha256": loaded.sha256, "embeddings": source,
+        "environment": benchmark_environment(), "created": utc_now(), "agreement": agreement, "results": results,
+    }  # fmt: skip
+    for opset, sessions in _opened(loaded, threads, opsets, progress):
+        where = f"opset {opset}, {counted(sessions.threads, 'thread')}"
         progress(f"{where}: comparing the outputs")
-        report.agreement += [
-            {"opset": opset, "threads": threads, "image": i, **asdict(entry)}
-            for i, image in enumerate(images)
-            for entry in agree(sessions, image, settings.grid and i == 0)
-        ]
-        for group in groups(sessions, images[0], settings.grid):
+        facts = {"opset": opset, "threads": sessions.threads}
+        for i, image in enumerate(images):
+            agreement += [{**facts, "image": i, **entry} for entry in _agree(sessions, image, grid and i == 0)]
+        for group in groups(sessions, images[0], grid):
             progress(f"{where}: measuring {group.title}")
-            report.results.append(_measure(group, opset, threads, settings.seconds))
+            results.append(_measure(group, facts, seconds))
     return report
 
 
@@ -127,57 +80,76 @@ def _images(checkpoint: Path, loaded: LoadedDecoder) -> tuple[list[Feed], str]:
     return synthetic_images(loaded.spec), "synthetic"
 
 
-def _opened(settings: Settings, loaded: LoadedDecoder, progress: Progress) -> Iterator[tuple[int, Sessions, int]]:
+def _opened(
+    loaded: LoadedDecoder, threads: Sequence[int], opsets: Sequence[int], progress: Progress
+) -> Iterator[tuple[int, Sessions]]:
     """Export per opset and open per thread count; the files go when the last one was measured."""
     with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as name:
         progress("Exporting Meta's decoder")
         meta = export_meta(loaded, Path(name))
-        for opset in settings.opsets:
+        for opset in opsets:
             progress(f"Exporting samx's decoders, opset {opset}")
             exports = export_samx(loaded, opset, Path(name) / str(opset))
-            for threads in settings.threads:
-                yield opset, open_sessions(meta, exports, threads), threads
+            for count in threads:
+                yield opset, open_sessions(meta, exports, count)
 
 
-def agree(sessions: Sessions, image: Feed, grid: bool = False) -> list[Agreement]:
+def _agree(sessions: Sessions, image: Feed, grid: bool) -> list[dict[str, Any]]:
     """Check every candidate on one image, through the very calls that will be timed."""
     peer = meta_call(sessions, image)
     return [entry for group in groups(sessions, image, grid) for entry in check_agreement(group.candidates, peer)]
 
 
-def _measure(group: Group, opset: int, threads: int, seconds: float) -> GroupResult:
+def _measure(group: Group, facts: Mapping[str, int], seconds: float) -> dict[str, Any]:
     samples = measure(group.candidates, group.effort or Effort(seconds))
-    named = by_name(samples)
-    ratios = {name: speedup(named[group.baseline], entry) for name, entry in named.items() if name != group.baseline}
-    return GroupResult(group.title, opset, threads, group.baseline, samples, ratios, judge(CLAIMS, ratios))
+    return {"title": group.title, **facts, **summary(samples, group.baseline)}
 
 
-def show(report: Report) -> None:
+def summary(samples: Sequence[Samples], baseline: str) -> dict[str, Any]:
+    """Return the raw samples of a group and what they say."""
+    found = ratios(samples, baseline)
+    return {
+        "baseline": baseline,
+        "samples": [{**asdict(entry), **asdict(summarize(entry))} for entry in samples],
+        "ratios": {name: asdict(ratio) for name, ratio in found.items()},
+        "verdicts": judge(CLAIMS, found),
+    }
+
+
+def judge(claims: Mapping[str, float], found: Mapping[str, Ratio]) -> list[dict[str, Any]]:
+    """Compare the claimed speed-ups of measured candidates with their ratios; NaN meets none."""
+    return [
+        {"candidate": name, "at_least": bound, "ratio": asdict(found[name]), "met": found[name].value >= bound}
+        for name, bound in claims.items() if name in found
+    ]  # fmt: skip
+
+
+def show(report: Mapping[str, Any]) -> None:
     """Print the circumstances and the tables."""
-    console.out.print(environment_table(report.environment))
-    if busy(report.environment):
+    console.out.print(facts_table(report["environment"]))
+    if busy(report["environment"]):
         console.out.print("[yellow]The machine was busy: these numbers are not for publication.[/]", highlight=False)
-    worst = [max(entry[name] for entry in report.agreement) for name in ("logit_error", "iou_error")]
+    worst = [max(entry[name] for entry in report["agreement"]) for name in ("logit_error", "iou_error")]
     console.out.print(
-        f"outputs agree: logits within {worst[0]:.2g}, predicted IoU within {worst[1]:.2g} ({report.embeddings})",
+        f"outputs agree: logits within {worst[0]:.2g}, predicted IoU within {worst[1]:.2g} ({report['embeddings']})",
         highlight=False,
     )
-    for result in report.results:
-        title = f"{result.title}, opset {result.opset}, threads: {result.threads}; times faster than: {result.baseline}"
-        console.out.print(group_table(title, result.samples, result.ratios, result.verdicts))
+    for group in report["results"]:
+        where = f"opset {group['opset']}, threads: {group['threads']}"
+        console.out.print(group_table(f"{group['title']}, {where}; times faster than: {group['baseline']}", group))
 
 
-def enforce(results: Sequence[GroupResult]) -> None:
+def enforce(results: Sequence[Mapping[str, Any]]) -> None:
     """Refuse results in which a claim is not met.
 
     Raises: BenchmarkError naming each.
     """
     missed = [
-        f"{verdict.candidate} {verdict.ratio.value:.2f} instead of {verdict.at_least:.1f} "
-        f"(opset {result.opset}, {result.threads} threads)"
-        for result in results
-        for verdict in result.verdicts
-        if not verdict.met
+        f"{verdict['candidate']} {verdict['ratio']['value']:.2f} instead of {verdict['at_least']:.1f} "
+        f"(opset {group['opset']}, {counted(group['threads'], 'thread')})"
+        for group in results
+        for verdict in group["verdicts"]
+        if not verdict["met"]
     ]
     if missed:
         raise BenchmarkError(
@@ -199,14 +171,15 @@ def meta_onnx(
     """Measure samx's SAM 1 decoder beside Meta's own ONNX decoder."""
     if opset not in OPSET_CHOICES:
         raise UsageError("opset is not offered", found=opset, expected=" or ".join(OPSET_CHOICES))
-    settings = Settings(threads or [1], OPSET_CHOICES[opset], seconds, checkpoint or demo_checkpoint("sam1"), grid)
     with console.steps() as progress:
-        report = compare(settings, progress)
+        report = compare(
+            checkpoint or demo_checkpoint("sam1"), threads or [1], OPSET_CHOICES[opset], seconds, grid, progress
+        )
     show(report)
     if json_file is not None:
-        write_file(json_file, (json.dumps(report.to_json(), indent=1) + "\n").encode())
+        write_file(json_file, (json.dumps(report, indent=1) + "\n").encode())
     if check:
-        enforce(report.results)
+        enforce(report["results"])
 
 
 if __name__ == "__main__":

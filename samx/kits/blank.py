@@ -8,7 +8,7 @@ from typing import Any
 
 import samx
 from samx.artifacts.store import Artifact, manifest_bytes
-from samx.benchmarks.clock import CLOCK_NAME
+from samx.benchmarks.interleave import CLOCK_NAME
 from samx.benchmarks.results import (
     FORMAT,
     SCHEMA_VERSION,
@@ -19,7 +19,7 @@ from samx.benchmarks.results import (
     Result,
     SubjectRecord,
 )
-from samx.benchmarks.scenarios import NAMES, Questions, Scenario
+from samx.benchmarks.scenarios import NAMES, Scenario, Workload
 from samx.devices.reading import unread
 from samx.kits.questions import SCENARIOS, SECONDS
 
@@ -30,7 +30,7 @@ NO_POWER = "the kit's runner reads power before and after the run only"
 READ_TWICE = "information: the machine was read before and after the run only; throttling in between would not show"
 
 
-def blank_report(name: str, artifact: Artifact, questions: Questions) -> dict[str, Any]:
+def blank_report(name: str, artifact: Artifact, questions: Workload) -> dict[str, Any]:
     """Write a benchmark report without results. No reader takes it before a passed parity check is in it."""
     measured = [scenario.name for scenario in SCENARIOS]
     missing = [NotMeasured(name, other, None, ELSEWHERE) for other in NAMES if other not in measured]
@@ -66,7 +66,7 @@ def _subject(name: str, artifact: Artifact) -> SubjectRecord:
     )
 
 
-def _result(name: str, scenario: Scenario, questions: Questions) -> Result:
+def _result(name: str, scenario: Scenario, questions: Workload) -> Result:
     energy = unread(NO_POWER, "mJ").to_json()
     points = questions.tokens(scenario)
     return Result(name, scenario.name, STEADY, scenario.prompts, points, 0, 0, 0, 0, (), energy, None)

@@ -10,7 +10,7 @@ from typing import Any
 import samx
 from samx.artifacts.manifest import MANIFEST_NAME
 from samx.artifacts.store import Artifact, manifest_bytes
-from samx.benchmarks.scenarios import Questions
+from samx.benchmarks.scenarios import Workload
 from samx.kits.archive import npz
 from samx.kits.blank import blank_report
 from samx.kits.phone import Phone, phone
@@ -42,7 +42,7 @@ def contents(artifact: Artifact, devices: Mapping[str, Place]) -> dict[str, byte
     """
     name, manifest = artifact.path.resolve().name, artifact.manifest
     suite = ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)), f"{artifact.path}: parity suite")
-    questions = Questions(manifest.spec, suite.images, f"parity suite of {name}: {suite.image_source}", SEED)
+    questions = Workload(manifest.spec, suite.images, f"parity suite of {name}: {suite.image_source}", SEED)
     apple = _phone(artifact, questions)
     files = {
         **{f"{FOLDER}/{file}": artifact.read(file) for file in manifest.files},
@@ -69,7 +69,7 @@ def _described(says: dict[str, Any], files: dict[str, bytes]) -> dict[str, bytes
     return {KIT: text, KIT_HASH: f"{hashlib.sha256(text).hexdigest()}  {KIT}\n".encode()}
 
 
-def _phone(artifact: Artifact, questions: Questions) -> Phone:
+def _phone(artifact: Artifact, questions: Workload) -> Phone:
     if artifact.manifest.target != COREML:
         return Phone()
     return phone(artifact, questions.images[0], questions.feed(SCENARIOS[0], 0))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from samx.artifacts.manifest import Manifest
 from samx.benchmarks.interleave import Effort
-from samx.benchmarks.scenarios import BY_NAME, Questions, Scenario
+from samx.benchmarks.scenarios import BY_NAME, Scenario, Workload
 from samx.benchmarks.summary import (
     DRIFT_SAMPLES,
     HALVES_ERROR,
@@ -62,7 +62,7 @@ def parity_rules(manifest: Manifest, suite: ParitySuite) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def prompt_arrays(questions: Questions) -> Arrays:
+def prompt_arrays(questions: Workload) -> Arrays:
     """Give every scenario's prompts, round by round. Shapes: (ROUNDS, N, P, 2), (ROUNDS, N, P)."""
     arrays: Arrays = {}
     for scenario in SCENARIOS:

@@ -136,7 +136,7 @@ class Int8:
 
     def _speeds(self, artifact: Artifact) -> list[Mapping[str, Any]]:
         """Measure beside what the same command writes without --int8."""
-        from samx.benchmarks.int8 import compare_speed
+        from samx.benchmarks.summary import compare_speed
 
         with tempfile.TemporaryDirectory(prefix="samx-float-") as folder:
             exported = self._floating(Path(folder), artifact.manifest)

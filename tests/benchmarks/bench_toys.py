@@ -11,7 +11,7 @@ import numpy as np
 from fake_candidates import FakeClock
 
 from samx.artifacts.store import Artifact
-from samx.benchmarks.fresh import Fresh, Start
+from samx.benchmarks.cold_start import ColdStart
 from samx.benchmarks.harness import Harness
 from samx.benchmarks.results import (
     BenchReport,
@@ -22,8 +22,8 @@ from samx.benchmarks.results import (
     Result,
     SubjectRecord,
 )
-from samx.benchmarks.scenarios import BY_NAME, Questions, Scenario
-from samx.benchmarks.subjects import Place, Subject
+from samx.benchmarks.scenarios import BY_NAME, Scenario, Workload
+from samx.benchmarks.subjects import Subject
 from samx.devices.reading import Reading, unread
 from samx.errors import PromptError
 from samx.models.session import Feed, Outputs, Placement
@@ -92,17 +92,17 @@ class FakeEnergy:
         return Reading((end_ns - start_ns) * 10 / 1e6, "mJ") if end_ns > start_ns else unread("no time", "mJ")
 
 
-def no_starter(task: Start) -> Fresh:
+def no_starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
     raise AssertionError("no process was expected")
 
 
-def questions(spec: DecoderSpec = SPEC, images: int = 2) -> Questions:
+def workload(spec: DecoderSpec = SPEC, images: int = 2) -> Workload:
     rng = np.random.default_rng(0)
     made = [
         {t.name: rng.normal(size=tuple(map(int, t.shape))).astype(np.float32) for t in spec.image_inputs}
         for _ in range(images)
     ]
-    return Questions(spec, tuple(made), "toy images", 0)
+    return Workload(spec, tuple(made), "toy images", 0)
 
 
 def harness(sessions: Sequence[TimedSession], *, seconds: float = 0.5, **changes: Any) -> Harness:
@@ -111,7 +111,7 @@ def harness(sessions: Sequence[TimedSession], *, seconds: float = 0.5, **changes
     artifact = Artifact(Path("toy"), None)  # type: ignore[arg-type]  # nothing here asks for its manifest
     subjects = [Subject(session.name, artifact, session, PARITY) for session in sessions]
     plain = Harness(
-        subjects, questions(sessions[0].spec), Place("cpu", None), seconds, False, clock, FakeEnergy(),
+        subjects, workload(sessions[0].spec), "cpu", None, seconds, False, clock, FakeEnergy(),
         silent, no_starter,
     )  # fmt: skip
     return replace(plain, **changes)
@@ -133,10 +133,10 @@ def pair() -> tuple[TimedSession, TimedSession]:
     return TimedSession(clock, "slow", 20), TimedSession(clock, "quick", 10)
 
 
-def fresh(task: Start) -> Fresh:
+def cold_start(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
     """Stand in for a process."""
     peak = {"value": 5_000_000, "unit": "bytes", "reason": None}
-    return Fresh(300 * MS, 200 * MS, 50 * MS, (40 * MS,) * task.calls, peak)
+    return ColdStart(300 * MS, 200 * MS, 50 * MS, (40 * MS,) * calls, peak)
 
 
 def toy_result(subject: str = "a", times_ms: Sequence[float] = (10, 11, 12), **changes: Any) -> Result:

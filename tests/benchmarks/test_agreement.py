@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from samx.benchmarks.agreement import Parts, check_agreement
-from samx.benchmarks.boxes import MIN_SIDE_PX, box_feed
 from samx.benchmarks.interleave import Candidate
+from samx.benchmarks.scenarios import MIN_SIDE_PX, box_feed
 from samx.errors import ParityError
 from samx.models.session import Feed
 from samx.models.spec import sam1_spec
@@ -34,7 +34,7 @@ def test_equal_outputs_agree_however_they_are_cut() -> None:
         return [part for feed in cut for part in decode(feed)]
 
     found = check_agreement([candidate(decode), candidate(two_runs)], decode)
-    assert [(entry.prompts, entry.logit_error, entry.iou_error) for entry in found] == [(3, 0.0, 0.0)] * 2
+    assert found == [{"candidate": "candidate", "prompts": 3, "logit_error": 0.0, "iou_error": 0.0}] * 2
 
 
 @pytest.mark.parametrize(("output", "fault"), [(0, 2e-3), (1, 2e-4), (0, np.nan), (1, np.inf)])
@@ -54,7 +54,7 @@ def test_rounding_is_no_disagreement() -> None:
         return [[parts[0] + np.float32(5e-4), parts[1] + np.float32(5e-5)] for parts in decode(prompts)]
 
     (found,) = check_agreement([candidate(rounded)], decode)
-    assert found.logit_error == pytest.approx(5e-4, rel=0.1)
+    assert found["logit_error"] == pytest.approx(5e-4, rel=0.1)
 
 
 def test_prompts_in_another_order_are_caught() -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench_toys import MS, SPEC, CopyingSession, TimedSession, fresh, harness, measured, pair, questions
+from bench_toys import MS, SPEC, CopyingSession, TimedSession, cold_start, harness, measured, pair, workload
 from fake_candidates import FakeClock
 
-from samx.benchmarks.fresh import Fresh, Start
+from samx.benchmarks.cold_start import ColdStart
 from samx.benchmarks.harness import COLD_STARTS, QUICK_COLD_STARTS
 from samx.benchmarks.scenarios import BY_NAME, MOST_POINTS, NAMES, SCENARIOS, chosen
-from samx.commands.comparing import comparisons
+from samx.commands.bench import comparisons
 from samx.errors import UsageError
+from samx.models.session import Feed
 from samx.models.spec import sam1_spec, sam2_spec
 from samx.processing.prompts import PromptBatch
 
@@ -49,7 +50,7 @@ def test_prompts_change_every_round_and_come_again_with_the_same_seed() -> None:
     coords = [feed["point_coords"].tobytes() for feed in first.asked]
     assert len(set(coords[-40:])) == 40
     assert coords == [feed["point_coords"].tobytes() for feed in second.asked]
-    assert coords[-1] != questions().feed(BY_NAME["box"], 39)["point_coords"].tobytes()
+    assert coords[-1] != workload().feed(BY_NAME["box"], 39)["point_coords"].tobytes()
 
 
 def test_ratios_compare_with_the_first_artifact() -> None:
@@ -178,11 +179,11 @@ def test_energy_is_that_of_the_timed_rounds_and_of_one_artifact() -> None:
 
 @pytest.mark.parametrize(("quick", "starts"), [(True, QUICK_COLD_STARTS), (False, COLD_STARTS)])
 def test_cold_starts_are_fresh_processes_with_their_phases_apart(quick: bool, starts: int) -> None:
-    asked: list[Start] = []
+    asked: list[tuple[Path, str, Feed, int]] = []
 
-    def starter(task: Start) -> Fresh:
-        asked.append(task)
-        return fresh(task)
+    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
+        asked.append((artifact, device, feed, calls))
+        return cold_start(artifact, device, threads, feed, calls)
 
     results = measured(harness([TimedSession(FakeClock(), "a")], starter=starter, quick=quick), "cold")
     times = {phase: result.samples_ns for (_, _, phase), result in results.items()}
@@ -190,19 +191,19 @@ def test_cold_starts_are_fresh_processes_with_their_phases_apart(quick: bool, st
         "import": (300 * MS,) * starts, "load": (200 * MS,) * starts, "first_call": (50 * MS,) * starts,
     }  # fmt: skip
     assert [result.prompts for result in results.values()] == [0, 0, 1]
-    assert len({task.prompts["point_coords"].tobytes() for task in asked}) == starts
-    assert {(task.artifact, task.device, task.calls) for task in asked} == {(Path("toy"), "cpu", 0)}
+    assert len({feed["point_coords"].tobytes() for _, _, feed, _ in asked}) == starts
+    assert {(artifact, device, calls) for artifact, device, _, calls in asked} == {(Path("toy"), "cpu", 0)}
 
 
 def test_peak_memory_comes_from_a_process_of_its_own() -> None:
-    result = measured(harness([TimedSession(FakeClock(), "a")], starter=fresh), "memory")["a", "memory", "steady"]
+    result = measured(harness([TimedSession(FakeClock(), "a")], starter=cold_start), "memory")["a", "memory", "steady"]
     assert result.peak_bytes == {"value": 5_000_000, "unit": "bytes", "reason": None}
     assert (result.samples_ns, result.warm_up_ns, result.prompts) == ((40 * MS,) * 3, 50 * MS, 256)
 
 
 @pytest.mark.parametrize("spec", [sam1_spec(image_size=64), sam2_spec(image_size=64)], ids=["sam1", "sam2"])
 def test_every_prompt_lies_in_the_picture(spec: object) -> None:
-    asked = questions(spec)  # type: ignore[arg-type]
+    asked = workload(spec)  # type: ignore[arg-type]
     for scenario in SCENARIOS:
         for number in range(20):
             batch = asked.batch(scenario, number)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from bench_toys import TimedSession, calls_alone, fresh, harness, pair
+from bench_toys import TimedSession, calls_alone, cold_start, harness, pair
 from fake_candidates import FakeClock
 
-from samx.benchmarks.fresh import Fresh, Start
+from samx.benchmarks.cold_start import ColdStart
 from samx.benchmarks.harness import INTERRUPTED
 from samx.benchmarks.scenarios import BY_NAME, SCENARIOS
 from samx.errors import UnavailableError
+from samx.models.session import Feed
 
 
 @pytest.mark.parametrize(
@@ -52,13 +55,13 @@ def test_nothing_measured_is_partial_too() -> None:
 
 
 def test_cold_starts_before_an_interruption_are_kept() -> None:
-    starts: list[Start] = []
+    starts: list[int] = []
 
-    def starter(task: Start) -> Fresh:
-        starts.append(task)
+    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
+        starts.append(calls)
         if len(starts) == 3:
             raise KeyboardInterrupt
-        return fresh(task)
+        return cold_start(artifact, device, threads, feed, calls)
 
     run = harness([TimedSession(FakeClock(), "a")], starter=starter)
     run.run([BY_NAME["cold"]])

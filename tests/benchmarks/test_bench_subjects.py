@@ -9,12 +9,12 @@ import pytest
 from bench_artifacts import SMALL, ConeSession, opener, toy_artifact, toy_parity
 
 from samx.benchmarks import subjects
-from samx.benchmarks.subjects import Place, comparability_flags, open_subjects
+from samx.benchmarks.subjects import comparability_flags, open_subjects
 from samx.errors import ArtifactError, ParityError, UnavailableError, UsageError
 from samx.models.session import Placement
 from samx.validators.report import ParityReport
 
-CPU = Place("cpu", None)
+CPU = ("cpu", None)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_report_that_this_machine_stored_is_taken(tmp_path: Path, asked: list[str]) -> None:
-    (subject,) = open_subjects([toy_artifact(tmp_path / "toy")], CPU)
+    (subject,) = open_subjects([toy_artifact(tmp_path / "toy")], *CPU)
     assert asked == []
     parity = subject.parity
     assert (parity.verdict, parity.source, parity.level, parity.cases) == ("passed", "stored", "graph", 13)
@@ -44,7 +44,7 @@ def test_a_report_that_this_machine_stored_is_taken(tmp_path: Path, asked: list[
 def test_a_report_of_another_machine_is_made_anew(tmp_path: Path, asked: list[str], fact: str) -> None:
     report = toy_parity()
     elsewhere = replace(report, environment={**report.environment, fact: "another"})
-    (subject,) = open_subjects([toy_artifact(tmp_path / "toy", report=elsewhere)], CPU)
+    (subject,) = open_subjects([toy_artifact(tmp_path / "toy", report=elsewhere)], *CPU)
     assert asked == ["toy cpu graph"]
     assert subject.parity.source == "fresh"
 
@@ -53,9 +53,9 @@ def test_a_report_of_another_library_version_or_none_is_made_anew(tmp_path: Path
     report = toy_parity()
     older = replace(report, placement={**report.placement, "details": {"onnxruntime": "1.0"}})
     unknown = replace(report, placement={**report.placement, "details": {}})
-    open_subjects([toy_artifact(tmp_path / "older", report=older)], CPU)
-    open_subjects([toy_artifact(tmp_path / "unknown", report=unknown)], CPU)
-    open_subjects([toy_artifact(tmp_path / "none", evidence=False)], CPU)
+    open_subjects([toy_artifact(tmp_path / "older", report=older)], *CPU)
+    open_subjects([toy_artifact(tmp_path / "unknown", report=unknown)], *CPU)
+    open_subjects([toy_artifact(tmp_path / "none", evidence=False)], *CPU)
     assert asked == ["older cpu graph", "unknown cpu graph", "none cpu graph"]
 
 
@@ -63,7 +63,7 @@ def test_an_artifact_that_failed_is_not_measured(tmp_path: Path) -> None:
     failed = toy_parity(shift=2.0)
     assert not failed.passed
     with pytest.raises(ParityError, match="does not compute what PyTorch computes: found parity failed") as caught:
-        open_subjects([toy_artifact(tmp_path / "toy", report=failed)], CPU)
+        open_subjects([toy_artifact(tmp_path / "toy", report=failed)], *CPU)
     assert caught.value.exit_code == 3
     assert caught.value.report == failed
 
@@ -71,16 +71,16 @@ def test_an_artifact_that_failed_is_not_measured(tmp_path: Path) -> None:
 def test_an_artifact_that_fails_now_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subjects, "gate_in_child", lambda path, **options: toy_parity(shift=2.0))
     with pytest.raises(ParityError, match="parity failed"):
-        open_subjects([toy_artifact(tmp_path / "toy", evidence=False)], CPU)
+        open_subjects([toy_artifact(tmp_path / "toy", evidence=False)], *CPU)
 
 
 def test_an_altered_artifact_and_a_missing_device_are_refused(tmp_path: Path) -> None:
     artifact = toy_artifact(tmp_path / "toy")
     with pytest.raises(UnavailableError, match="'tpu'"):
-        open_subjects([artifact], Place("tpu", None))
+        open_subjects([artifact], "tpu", None)
     (artifact / "parity_report.json").write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="has another size"):
-        open_subjects([artifact], CPU)
+        open_subjects([artifact], *CPU)
 
 
 @pytest.mark.parametrize(
@@ -91,27 +91,27 @@ def test_an_altered_artifact_and_a_missing_device_are_refused(tmp_path: Path) ->
 def test_different_decoders_do_not_compare(tmp_path: Path, change: dict[str, object], words: str) -> None:
     one, other = toy_artifact(tmp_path / "one"), toy_artifact(tmp_path / "other", replace(SMALL, **change))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=f"different decoders.*found {words}") as caught:
-        open_subjects([one, other], CPU)
+        open_subjects([one, other], *CPU)
     assert caught.value.exit_code == 2
 
 
 def test_different_checkpoints_compare_and_are_flagged(tmp_path: Path) -> None:
     paths = [toy_artifact(tmp_path / "one"), toy_artifact(tmp_path / "other", checkpoint="large")]
-    assert comparability_flags(open_subjects(paths, CPU)) == [
+    assert comparability_flags(open_subjects(paths, *CPU)) == [
         "the artifacts were made from different checkpoints (one: toy, other: large)"
     ]
-    assert comparability_flags(open_subjects(paths[:1], CPU)) == []
+    assert comparability_flags(open_subjects(paths[:1], *CPU)) == []
 
 
 def test_names_are_unique(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     paths = [toy_artifact(tmp_path / "a" / "toy"), toy_artifact(tmp_path / "b" / "toy"), toy_artifact(tmp_path / "c")]
-    assert [subject.name for subject in open_subjects(paths, CPU)] == ["toy (1)", "toy (2)", "c"]
+    assert [subject.name for subject in open_subjects(paths, *CPU)] == ["toy (1)", "toy (2)", "c"]
 
 
 def test_a_subject_is_described(tmp_path: Path) -> None:
-    (subject,) = open_subjects([toy_artifact(tmp_path / "toy")], CPU)
+    (subject,) = open_subjects([toy_artifact(tmp_path / "toy")], *CPU)
     record = subject.record("cpu", Placement("toy", "cpu", {"cpu": 3}, {}))
     assert (record.target, record.precision, record.family, record.masks) == ("onnx", "fp32", "sam1", "multimask")
     assert (record.bytes, record.form, len(record.manifest_sha256)) == (len(b"no model"), "absorbed", 64)

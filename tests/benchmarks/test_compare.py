@@ -11,13 +11,11 @@ import torch
 from toys import toy_checkpoint
 
 from samx.benchmarks.agreement import Parts
-from samx.benchmarks.boxes import MIN_SIDE_PX, box_feed, object_boxes
-from samx.benchmarks.compare_table import markdown
-from samx.benchmarks.contenders import huggingface, require_peer
-from samx.benchmarks.contenders.weights import fill
+from samx.benchmarks.bench_table import comparison_markdown
+from samx.benchmarks.contenders import fill, huggingface, require_peer
 from samx.benchmarks.interleave import Samples
-from samx.benchmarks.summary import by_name, speedup
-from samx.commands.compare import Group, agree, agree_in_masks, chosen
+from samx.benchmarks.scenarios import MIN_SIDE_PX, box_feed, object_boxes
+from samx.commands.compare import agree, agree_in_masks, chosen, summary
 from samx.commands.compare_decoders import DECODERS, Boxes, Call, points_of
 from samx.demo import demo_checkpoint
 from samx.errors import CheckpointError, ParityError, UnavailableError
@@ -142,19 +140,17 @@ def report(load: str = "0.00") -> dict[str, Any]:
         Samples(name, 8, tuple(int(ms * 8e6) for ms in times))
         for name, times in {"theirs": [40.0] * 10, "ours": [10.0] * 9 + [11.0], "shaky": [10.0, 30.0] * 5}.items()
     )
-    named = by_name(samples)
-    ratios = {name: speedup(named["theirs"], named[name]) for name in ("ours", "shaky")}
-    groups = [Group("sam1", 1, 8, "theirs", samples, ratios), Group("sam1", 2, 8, "theirs", samples, ratios)]
+    groups = [{"family": "sam1", "threads": threads, "prompts": 8, **summary(samples)} for threads in (1, 2)]
     environment = {"cpu": "A CPU", "isa": "avx2", "platform": "Linux", "load_1min": load, "cpus_usable": "2"}
     return {
         "created": "2026-01-01T00:00:00+00:00", "environment": environment, "versions": {"onnxruntime": "1.0"},
         "errors": {"sam1": {"theirs": 0.0, "ours": 1e-5}}, "mask_iou": {"sam1": {"shaky": 0.991}},
-        "groups": [one.to_json() for one in groups],
+        "groups": groups,
     }  # fmt: skip
 
 
 def test_the_table_holds_times_ratios_and_what_was_compared() -> None:
-    text = markdown(report())
+    text = comparison_markdown(report())
     assert "**sam1, 1 thread**" in text
     assert "**sam1, 2 threads**" in text
     assert "| theirs | 40.0 | logits within 0.0e+00 |" in text
@@ -166,4 +162,4 @@ def test_the_table_holds_times_ratios_and_what_was_compared() -> None:
 
 
 def test_a_busy_machine_is_told() -> None:
-    assert "The machine was busy" in markdown(report(load="1.90"))
+    assert "The machine was busy" in comparison_markdown(report(load="1.90"))

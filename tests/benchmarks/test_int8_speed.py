@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from samx.benchmarks.int8 import SpeedReport, compare_speed
+from samx.benchmarks.summary import SpeedReport, compare_speed
 
 FEED = {"point_coords": np.zeros((4, 2, 2), np.float32)}
 SIZES = {"float": 1000, "int8": 310}

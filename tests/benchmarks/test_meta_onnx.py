@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,38 @@ import pytest
 from fake_candidates import samples
 from rich.console import Console
 
-from samx.benchmarks.claims import judge
-from samx.benchmarks.contenders.meta_candidates import CLAIMS, IMAGE_KEPT, META, META_MANY, ONE_GRAPH
-from samx.benchmarks.summary import speedup
-from samx.benchmarks.table import group_table
+from samx.benchmarks.bench_table import group_table
+from samx.benchmarks.contenders.meta import CLAIMS, IMAGE_KEPT, META, META_MANY, ONE_GRAPH
+from samx.benchmarks.interleave import Samples
+from samx.benchmarks.summary import Ratio
 from samx.commands import meta_onnx
-from samx.commands.meta_onnx import GroupResult, Report, enforce
+from samx.commands.meta_onnx import enforce, judge, summary
 from samx.console import run
 from samx.errors import BenchmarkError, ParityError, UsageError
 
 
-def result(ours_ms: float, calls: int = 10) -> GroupResult:
+def group(peer: Samples, ours: Samples) -> dict[str, Any]:
+    return {"title": "one prompt", "opset": 18, "threads": 1, **summary([peer, ours], META)}
+
+
+def result(ours_ms: float, calls: int = 10) -> dict[str, Any]:
     """Measure nothing: the peer takes 20 ms."""
-    peer, ours = samples(META, *[20.0] * calls), samples(ONE_GRAPH, *[ours_ms] * calls)
-    ratios = {ONE_GRAPH: speedup(peer, ours)}
-    return GroupResult("one prompt", 18, 1, META, [peer, ours], ratios, judge(CLAIMS, ratios))
+    return group(samples(META, *[20.0] * calls), samples(ONE_GRAPH, *[ours_ms] * calls))
 
 
-def report(*results: GroupResult) -> Report:
-    facts = {"cpu": "a processor", "load_1min": "0.10", "cpus_usable": "2"}
-    agreement = [{"candidate": ONE_GRAPH, "prompts": 1, "logit_error": 1e-6, "iou_error": 1e-7}]
-    return Report(["meta_onnx.py"], "toy", "0" * 64, "synthetic", facts, agreement=agreement, results=list(results))
+def report(*results: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "command": ["meta_onnx.py"], "embeddings": "synthetic",
+        "environment": {"cpu": "a processor", "load_1min": "0.10", "cpus_usable": "2"},
+        "agreement": [{"candidate": ONE_GRAPH, "prompts": 1, "logit_error": 1e-6, "iou_error": 1e-7}],
+        "results": list(results),
+    }  # fmt: skip
 
 
-def drawn(found: GroupResult) -> str:
+def drawn(found: dict[str, Any]) -> str:
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(group_table(found.title, found.samples, found.ratios, found.verdicts))
+        console.print(group_table(found["title"], found))
     return capture.get()
 
 
@@ -62,8 +68,7 @@ def test_table_says_met_and_not_met_and_fits() -> None:
 
 def test_the_widest_row_fits_into_80_columns() -> None:
     peer, ours = samples(META, *[150.0, 250.0] * 40), samples(IMAGE_KEPT, *[110.0, 130.0] * 40)
-    ratios = {IMAGE_KEPT: speedup(peer, ours)}
-    text = drawn(GroupResult("one prompt", 18, 1, META, [peer, ours], ratios, judge(CLAIMS, ratios)))
+    text = drawn(group(peer, ours))
     assert f"{CLAIMS[IMAGE_KEPT]} not met" in text
     assert "250.0" in text
     assert "…" not in text
@@ -76,8 +81,8 @@ def test_claims_that_are_not_met_are_an_error_only_when_enforced() -> None:
     assert caught.value.exit_code == 4
 
 
-def script(monkeypatch: pytest.MonkeyPatch, outcome: Report | Exception, **options: Any) -> int:
-    def compare(*_: Any) -> Report:
+def script(monkeypatch: pytest.MonkeyPatch, outcome: dict[str, Any] | Exception, **options: Any) -> int:
+    def compare(*_: Any) -> dict[str, Any]:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -111,3 +116,12 @@ def test_report_keeps_the_raw_samples(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_unknown_opset_is_refused() -> None:
     with pytest.raises(UsageError, match="18 or 23 or both"):
         meta_onnx.meta_onnx(opset="17")
+
+
+def test_claims_are_met_or_not() -> None:
+    claims = {"good": 2.0, "exact": 2.0, "slow": 2.0, "broken": 2.0, "not measured": 2.0}
+    values = {"good": 2.5, "exact": 2.0, "slow": 1.99, "broken": math.nan, "not claimed": 0.5}
+    verdicts = judge(claims, {name: Ratio(value, value, value) for name, value in values.items()})
+    assert {verdict["candidate"]: verdict["met"] for verdict in verdicts} == {
+        "good": True, "exact": True, "slow": False, "broken": False,
+    }  # fmt: skip

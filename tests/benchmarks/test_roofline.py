@@ -17,16 +17,15 @@ from bench_toys import PARITY, toy_report, toy_result
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.benchmarks import peaks as measuring
+from samx.benchmarks import roofline as measuring
 from samx.benchmarks.operations import count
-from samx.benchmarks.peaks import Peaks, copy_rate, peaks, product_rate
 from samx.benchmarks.results import BenchReport, Need, Roofline
-from samx.benchmarks.roofline import roofline
-from samx.benchmarks.scenarios import Questions
+from samx.benchmarks.roofline import Peaks, copy_rate, peaks, product_rate, roofline
+from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.subjects import Subject
 from samx.errors import ArtifactError, SamxError
 
-PEAKS = Peaks(2, 1e9, 1e10)
+PEAKS = {"threads": 2, "multiply_adds_per_s": 1e9, "bytes_per_s": 1e10}
 GOOD = {"form": "absorbed", "cached": False, "split": False, "slots": False}
 
 
@@ -46,8 +45,8 @@ def subject(tmp_path: Path) -> Callable[[dict[str, Any]], Subject]:
 
 def found(subject: Subject, scenario: str = "batch8", device: str = "cpu", measure: Any = lambda _: PEAKS) -> Any:
     one = toy_result("toy", scenario=scenario, prompts=8 if scenario == "batch8" else 1, points=(2,))
-    questions = Questions(SMALL, toy_suite(SMALL).images, "toy", 0)
-    return roofline([subject], questions, [one], device, 2, measure)
+    workload = Workload(SMALL, toy_suite(SMALL).images, "toy", 0)
+    return roofline([subject], workload, [one], device, 2, measure)
 
 
 def test_a_call_needs_its_products_and_its_bytes_once(subject: Callable[[dict[str, Any]], Subject]) -> None:
@@ -122,15 +121,15 @@ def test_peaks_come_from_a_process_with_as_many_threads(monkeypatch: pytest.Monk
         return {"threads": 3, "multiply_adds_per_s": 1.0, "bytes_per_s": 2.0}
 
     monkeypatch.setattr(measuring, "report_of", report_of)
-    assert peaks(3) == Peaks(3, 1.0, 2.0)
+    assert peaks(3) == {"threads": 3, "multiply_adds_per_s": 1.0, "bytes_per_s": 2.0}
     assert asked["command"][-2:] == ["--threads", "3"]
     assert {asked[name] for name in measuring.THREAD_VARIABLES} == {"3"}
 
 
 def test_the_program_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = "import samx.benchmarks.peaks as p; p.product_rate = lambda: 1.0; p.copy_rate = lambda n: n * 2.0"
+    program = "import samx.benchmarks.roofline as p; p.product_rate = lambda: 1.0; p.copy_rate = lambda n: n * 2.0"
     monkeypatch.setattr(measuring, "CHILD", (sys.executable, "-c", f"{program}; p.main()"))
-    assert peaks(2) == Peaks(2, 1.0, 4.0)
+    assert peaks(2) == {"threads": 2, "multiply_adds_per_s": 1.0, "bytes_per_s": 4.0}
 
 
 def test_a_report_keeps_its_roofline(tmp_path: Path) -> None:

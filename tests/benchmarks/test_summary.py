@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from fake_candidates import samples
 
-from samx.benchmarks.claims import judge
 from samx.benchmarks.summary import P90_SAMPLES, Ratio, speedup, summarize
 
 
@@ -54,12 +51,3 @@ def test_disturbance_that_hits_both_does_not_widen_the_interval() -> None:
     weather = np.random.default_rng(2).uniform(1, 3, 50)
     ratio = speedup(samples("peer", *(20 * weather)), samples("ours", *(10 * weather)))
     assert (ratio.low, ratio.high) == pytest.approx((2.0, 2.0), rel=1e-5)
-
-
-def test_claims_are_met_or_not() -> None:
-    claims = {"good": 2.0, "exact": 2.0, "slow": 2.0, "broken": 2.0, "not measured": 2.0}
-    values = {"good": 2.5, "exact": 2.0, "slow": 1.99, "broken": math.nan, "not claimed": 0.5}
-    verdicts = judge(claims, {name: Ratio(value, value, value) for name, value in values.items()})
-    assert {verdict.candidate: verdict.met for verdict in verdicts} == {
-        "good": True, "exact": True, "slow": False, "broken": False,
-    }  # fmt: skip

@@ -13,7 +13,7 @@ from bench_toys import toy_report
 
 import samx.commands.bench
 from samx.benchmarks import harness, subjects
-from samx.benchmarks.fresh import Fresh, Start
+from samx.benchmarks.cold_start import ColdStart
 from samx.benchmarks.interleave import Effort
 from samx.benchmarks.results import BenchReport
 from samx.benchmarks.scenarios import Scenario
@@ -48,8 +48,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     def effort(self: Scenario, seconds: float) -> Effort:
         return Effort(0, least=10, wanted=10, warm_up_s=0, warm_up_calls=1)
 
-    def starter(task: Start) -> Fresh:
-        return Fresh(3, 2, 1, (5,) * task.calls, {"value": 1, "unit": "bytes", "reason": None})
+    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
+        return ColdStart(3, 2, 1, (5,) * calls, {"value": 1, "unit": "bytes", "reason": None})
 
     monkeypatch.setattr(Scenario, "effort", effort)
     monkeypatch.setattr(samx.commands.bench, "Harness", partial(harness.Harness, starter=starter))

@@ -21,7 +21,7 @@ from samx.models.spec import sam1_spec
 def test_metas_own_export_does_not_parse(tmp_path: Path) -> None:
     """Its masks are resized to a size that is a float input, which becomes a float shape tensor."""
     spec = sam1_spec()
-    data = export_meta(toy_checkpoint(spec), tmp_path).whole.read_bytes()
+    data = export_meta(toy_checkpoint(spec), tmp_path)[0].read_bytes()
     assert "Resize" in {node.op_type for node in onnx.load_from_string(data).graph.node}
     sha256 = hashlib.sha256(data).hexdigest()
     plan = BuildPlan.of("trt-rtx", spec, "meta.onnx", sha256, Span(1, 1, 1), Span(1, 2, 16))

@@ -14,7 +14,7 @@ import pytest
 
 from samx.benchmarks.interleave import Effort
 from samx.benchmarks.results import Result
-from samx.benchmarks.scenarios import Questions
+from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.summary import describe
 from samx.commands import bench
 from samx.kits.questions import PROMPTS, QUICK_SECONDS, ROUNDS, SCENARIOS, latency_rules, prompt_arrays
@@ -101,7 +101,7 @@ class Toy:
 
 
 def toy_kit(spec: DecoderSpec) -> Any:
-    questions = Questions(spec, (), "none", 0)
+    questions = Workload(spec, (), "none", 0)
     arrays = {"prompts.npz": prompt_arrays(questions), "parity.npz": {}}
     tensors = {"prompts": {tensor.name: list(tensor.shape) for tensor in spec.prompt_inputs}}
     return SimpleNamespace(arrays=arrays.__getitem__, says={"tensors": tensors, "latency": latency_rules()})
@@ -124,7 +124,7 @@ def test_what_was_measured_stays_when_a_call_breaks_it_off(error: BaseException,
 
 @pytest.mark.parametrize("spec", [sam1_spec(), sam2_spec(), sam1_spec(image_size=64, mask_input=True)])
 def test_the_prompts_are_those_of_the_harness(spec: DecoderSpec) -> None:
-    questions, kit = Questions(spec, (), "none", 0), toy_kit(spec)
+    questions, kit = Workload(spec, (), "none", 0), toy_kit(spec)
     from samx.kits.runner.parity import part_of
 
     for scenario in SCENARIOS:

@@ -21,7 +21,7 @@ from toys import toy_decoder
 
 from samx import console
 from samx.artifacts.store import Artifact
-from samx.benchmarks.int8 import SpeedReport
+from samx.benchmarks.summary import SpeedReport
 from samx.commands.calibrate import CalibrateRequest, calibrate
 from samx.commands.export import ExportRequest, ExportResult, export
 from samx.commands.validate import validate
@@ -290,7 +290,7 @@ def test_slower_is_said(mine: Mine, notes: Path, tmp_path: Path, monkeypatch: py
         sizes.append(size)
         return SpeedReport(len(feed["point_coords"]), options["threads"], 10, 10.0, 15.0, size["float"], size["int8"])
 
-    monkeypatch.setattr("samx.benchmarks.int8.compare_speed", slow)
+    monkeypatch.setattr("samx.benchmarks.summary.compare_speed", slow)
     monkeypatch.setattr(Desk, "judge", counted(Desk.judge, asked))
     result = export(mine.request(tmp_path))
     assert asked == []

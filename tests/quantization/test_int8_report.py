@@ -14,7 +14,7 @@ from verdict_toys import Discs, grown, held, shrunk, verdict
 
 from samx import console
 from samx.artifacts import strict_json
-from samx.benchmarks.int8 import SpeedReport
+from samx.benchmarks.summary import SpeedReport
 from samx.errors import ParityError, WriteError
 from samx.exporters.options import Exported
 from samx.quantization.job import Quantised

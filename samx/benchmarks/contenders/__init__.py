@@ -1,4 +1,4 @@
-"""Other people's exports of the same decoder, built from their own code, to be measured beside ours."""
+"""Other people's decoders, built from their own code and filled with our checkpoint, to be measured beside ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import importlib
 import importlib.util
 from types import ModuleType
 
-from samx.errors import UnavailableError
+import torch
+from torch import nn
+
+from samx.errors import CheckpointError, UnavailableError
+from samx.models.checkpoint import LoadedDecoder
+from samx.models.families.names import NOT_DECODED, POINT_TABLE_KEY, decoder_names
+
+POINT_ROWS = [f"prompt_encoder.point_embeddings.{i}.weight" for i in range(4)]  # one table in Hugging Face's SAM 2
 
 
 def require_peer(library: str) -> ModuleType:
@@ -20,3 +27,21 @@ def require_peer(library: str) -> ModuleType:
             fix="'make compare' installs it into an environment of its own.",
         )  # fmt: skip
     return importlib.import_module(library)
+
+
+def fill(model: nn.Module, loaded: LoadedDecoder) -> None:
+    """Copy every decoder weight into somebody else's modules, whatever they call it.
+
+    Raises: CheckpointError when the model has one that the checkpoint has not, or leaves one over.
+    """
+    state = model.state_dict()
+    names = {key: name for key, name in decoder_names(state, "").items() if not name.startswith(NOT_DECODED)}
+    rows = {key: POINT_ROWS if name == POINT_TABLE_KEY else [name] for key, name in names.items()}
+    missing = [key for key, parts in rows.items() if not set(parts) <= set(loaded.weights)]
+    left = set(loaded.weights) - {part for parts in rows.values() for part in parts}
+    if missing or left:
+        raise CheckpointError("the peer's decoder has other weights", found=", ".join([*missing, *sorted(left)][:4]))
+    with torch.no_grad():
+        for key, parts in rows.items():
+            weights = [loaded.weights[part] for part in parts]
+            state[key].copy_(torch.cat(weights) if len(weights) > 1 else weights[0])

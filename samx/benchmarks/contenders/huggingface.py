@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samx.benchmarks.contenders import require_peer
-from samx.benchmarks.contenders.weights import fill
+from samx.benchmarks.contenders import fill, require_peer
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.session import Feed
 from samx.models.spec import DecoderSpec

@@ -1,24 +1,40 @@
-"""Meta's own SAM 1 ONNX decoder, from the package 'segment-anything', with the weights of our checkpoint."""
+"""Meta's own SAM 1 ONNX decoder, from 'segment-anything' with our weights, and the decoders measured beside it."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samx.artifacts.commit import seal
+from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.artifacts.store import Artifact
+from samx.benchmarks.agreement import Parts, one_by_one
+from samx.benchmarks.interleave import Candidate, Effort
+from samx.benchmarks.scenarios import GRID, box_feed
 from samx.errors import UsageError
+from samx.exporters.onnx import export
+from samx.exporters.options import ExportJob, ExportOptions
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
+from samx.models.session import Feed
+from samx.models.shape_range import Span
 from samx.models.spec import DecoderSpec
+from samx.processing.frames import Frame
+from samx.processing.prompts import point_grid
+from samx.runtimes.base import Runtime
+from samx.runtimes.onnxruntime import open_artifact
 
 EXTRA = "bench"
 OPSET = 17  # the default of Meta's export script
@@ -36,32 +52,43 @@ STUBS: dict[str, tuple[str, ...]] = {
     "torchvision.ops.boxes": ("batched_nms", "box_area"),
 }
 
+MANY, MORE = 16, 64
 
-@dataclass(frozen=True)
-class MetaFiles:
-    """Name Meta's graph as exported, and the same graph cut before the resizing."""
+META_WHOLE = "Meta, as exported"  # resizes the masks to the picture inside the graph
+META = "Meta, decoder only"  # the same graph, cut before the resizing: what ours computes
+ONE_GRAPH = "samx, one graph"
+IMAGE_KEPT = "samx, image part kept"
+MASK_INPUT = "samx, with mask input"  # as Meta's graph, which always has one
+META_MANY = f"Meta, {MANY} calls, N=1"
+META_POOL = f"Meta, {MANY} calls, a thread each"  # a user's own way to what samx's runtime does with a batch
+ONE_GRAPH_MANY = f"samx, one graph, N={MANY}"
+RUNTIME_MANY = f"samx, image part kept, N={MANY}"
+RUNTIME_MORE = f"samx, image part kept, N={MORE}"
+META_GRID = f"Meta, {GRID**2} calls"
+RUNTIME_GRID = f"samx, image part kept, N={GRID**2}"
 
-    whole: Path
-    decoder: Path
+# How many times faster than Meta's decoder (same weights, same machine, same threads) samx claims to be.
+CLAIMS = {ONE_GRAPH: 1.8, IMAGE_KEPT: 2.5, ONE_GRAPH_MANY: 2.1, RUNTIME_MANY: 2.8, RUNTIME_MORE: 2.8}
+GRID_EFFORT = Effort(0, least=3, wanted=3, warm_up_s=0, warm_up_calls=1)  # a call takes up to a minute
 
 
-def export_meta(loaded: LoadedDecoder, directory: Path) -> MetaFiles:
-    """Write Meta's ONNX decoder the way Meta's script does.
+def export_meta(loaded: LoadedDecoder, directory: Path) -> tuple[Path, Path]:
+    """Write Meta's ONNX decoder the way Meta's script does: as exported, and cut before the resizing.
 
     Raises: MissingExtraError without segment-anything; UsageError for a decoder that is not SAM 1.
     """
     onnx = require("onnx", "export", "Meta's ONNX export")
-    files = MetaFiles(directory / "meta.onnx", directory / "meta_decoder.onnx")
+    whole, decoder = directory / "meta.onnx", directory / "meta_decoder.onnx"
     model = build_meta(loaded)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer, about Meta's code, and of torch, about its old exporter
         torch.onnx.export(
-            model, _examples(loaded.spec), str(files.whole), dynamo=False, opset_version=OPSET,
+            model, _examples(loaded.spec), str(whole), dynamo=False, opset_version=OPSET,
             input_names=list(INPUTS), output_names=list(OUTPUTS),
             dynamic_axes={name: {1: "num_points"} for name in ("point_coords", "point_labels")},
         )  # fmt: skip
-    onnx.utils.extract_model(str(files.whole), str(files.decoder), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
-    return files
+    onnx.utils.extract_model(str(whole), str(decoder), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
+    return whole, decoder
 
 
 def build_meta(loaded: LoadedDecoder) -> nn.Module:
@@ -156,3 +183,164 @@ def _examples(spec: DecoderSpec) -> tuple[Tensor, ...]:
         "orig_im_size": torch.tensor([1500.0, 2250.0]),
     }
     return tuple(named[name] for name in INPUTS)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Candidates that take turns, and the one that the others are compared with."""
+
+    title: str
+    baseline: str
+    candidates: tuple[Candidate, ...]
+    effort: Effort | None = None  # None: as long as was asked for
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Every decoder, opened with the same session options: graphs by name, and samx's runtime."""
+
+    spec: DecoderSpec
+    threads: int
+    graphs: Mapping[str, Any]
+    runtime: Runtime
+
+
+def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> dict[str, Artifact]:
+    """Export a graph for clicks, one for batches, one in two parts, one with mask prompts; all with four masks."""
+    many = Span.parse(str(MANY), "prompts")
+    ways: dict[str, dict[str, Any]] = {"whole": {}, "batch": {"prompts": many}, "split": {"split": True}}
+    found = {name: _artifact(loaded, directory / name, opset=opset, **options) for name, options in ways.items()}
+    return {**found, "mask_input": _artifact(loaded, directory / "mask_input", mask_input=True, opset=opset)}
+
+
+def _artifact(loaded: LoadedDecoder, directory: Path, *, mask_input: bool = False, **options: Any) -> Artifact:
+    directory.mkdir(parents=True)
+    spec = replace(loaded.spec, masks="all", mask_input=mask_input)
+    exported = export(ExportJob(loaded, spec, ExportOptions(**options)), directory)
+    checkpoint = CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes)
+    manifest = Manifest("onnx", "fp32", spec, checkpoint, exported.options, exported.tools)
+    seal(directory, manifest, exported.files)
+    return Artifact.open(directory)
+
+
+def open_sessions(meta: tuple[Path, Path], exports: Mapping[str, Artifact], threads: int) -> Sessions:
+    """Load every graph in ONNX Runtime on the CPU."""
+    whole, decoder = (path.read_bytes() for path in meta)
+    roles = {"whole": "decoder", "batch": "decoder", "mask_input": "decoder"}
+    models = {name: _read(exports[name], role) for name, role in roles.items()}
+    models |= {role: _read(exports["split"], role) for role in ("image", "prompt")}
+    models |= {"meta_whole": whole, "meta": decoder}
+    graphs = {name: open_session(model, threads) for name, model in models.items()}
+    graphs["meta_alone"] = open_session(decoder, 1)  # with a single thread
+    runtime = open_artifact(exports["split"], threads=threads)
+    return Sessions(exports["whole"].manifest.spec, threads, graphs, runtime)
+
+
+def _read(artifact: Artifact, role: str) -> bytes:
+    return artifact.read(artifact.file_with_role(role))
+
+
+def open_session(model: bytes, threads: int) -> Any:
+    """Load a graph on the CPU, with threads that rest between calls."""
+    ort = require("onnxruntime", "onnxruntime", "measuring ONNX files")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Else a session's idle threads spin on into the next candidate's time.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def groups(sessions: Sessions, image: Feed, grid: bool = False) -> list[Group]:
+    """Bind the decoders to one image; with `grid`, to everything mode too. Shapes: image DecoderSpec.image_inputs."""
+    sessions.runtime.set_image(image)
+    usual = [
+        Group("one prompt", META, tuple(_one_prompt(sessions, image))),
+        Group("many prompts", META_MANY, tuple(_many_prompts(sessions, image))),
+    ]
+    everything = Group("everything mode's grid", META_GRID, tuple(_grid(sessions, image)), GRID_EFFORT)
+    return [*usual, everything] if grid else usual
+
+
+def _one_prompt(sessions: Sessions, image: Feed) -> list[Candidate]:
+    first = sessions.graphs["image"]
+    kept = dict(zip(_names(first.get_outputs()), first.run(None, dict(image)), strict=True))
+    original_size = {"orig_im_size": np.full(2, sessions.spec.image_size, np.float32)}
+    no_mask = no_mask_feed(sessions.spec)
+    calls = {
+        META_WHOLE: _call(sessions.graphs["meta_whole"], {**image, **no_mask, **original_size}),
+        META: meta_call(sessions, image),
+        ONE_GRAPH: _call(sessions.graphs["whole"], image),
+        IMAGE_KEPT: _call(sessions.graphs["prompt"], kept),
+        MASK_INPUT: _call(sessions.graphs["mask_input"], {**image, **no_mask}),
+    }
+    return [_candidate(sessions.spec, name, 1, call) for name, call in calls.items()]
+
+
+def _many_prompts(sessions: Sessions, image: Feed) -> list[Candidate]:
+    alone = _call(sessions.graphs["meta_alone"], {**image, **no_mask_feed(sessions.spec)})
+    return [
+        _candidate(sessions.spec, META_MANY, MANY, _one_at_a_time(meta_call(sessions, image))),
+        _candidate(sessions.spec, META_POOL, MANY, _side_by_side(alone, sessions.threads)),
+        _candidate(sessions.spec, ONE_GRAPH_MANY, MANY, _call(sessions.graphs["batch"], image)),
+        _candidate(sessions.spec, RUNTIME_MANY, MANY, _through(sessions.runtime)),
+        _candidate(sessions.spec, RUNTIME_MORE, MORE, _through(sessions.runtime)),
+    ]
+
+
+def _grid(sessions: Sessions, image: Feed) -> list[Candidate]:
+    frame = Frame.of(sessions.spec, sessions.spec.image_size, sessions.spec.image_size)
+    points = point_grid(GRID, frame).feed(sessions.spec, frame)
+    calls = {META_GRID: _one_at_a_time(meta_call(sessions, image)), RUNTIME_GRID: _through(sessions.runtime)}
+    return [Candidate(name, GRID**2, call, lambda _: points) for name, call in calls.items()]
+
+
+def _one_at_a_time(call: Callable[[Feed], Parts]) -> Callable[[Feed], Parts]:
+    return lambda prompts: [part for row in one_by_one(prompts) for part in call(row)]
+
+
+def _side_by_side(call: Callable[[Feed], Parts], threads: int) -> Callable[[Feed], Parts]:
+    def pooled(prompts: Feed) -> Parts:
+        with ThreadPoolExecutor(threads) as pool:
+            return [part for parts in pool.map(call, one_by_one(prompts)) for part in parts]
+
+    return pooled
+
+
+def _through(runtime: Runtime) -> Callable[[Feed], Parts]:
+    def call(prompts: Feed) -> Parts:
+        outputs = runtime.decode(prompts)
+        return [[outputs[name] for name in DECODER_OUTPUTS]]
+
+    return call
+
+
+def meta_call(sessions: Sessions, image: Feed) -> Callable[[Feed], Parts]:
+    """Return Meta's decoder on one image: what everything is compared with."""
+    return _call(sessions.graphs["meta"], {**image, **no_mask_feed(sessions.spec)})
+
+
+def no_mask_feed(spec: DecoderSpec) -> Feed:
+    """Return the graph's own inputs that say that there is no mask prompt."""
+    size = spec.mask_size
+    return {"mask_input": np.zeros((1, 1, size, size), np.float32), "has_mask_input": np.zeros(1, np.float32)}
+
+
+def _call(session: Any, fixed: Feed) -> Callable[[Feed], Parts]:
+    """Run one graph with what stays and what changes; every output is computed, as its users get it."""
+    names = _names(session.get_outputs())
+    places = [names.index(name) for name in DECODER_OUTPUTS]
+
+    def call(prompts: Feed) -> Parts:
+        outputs = session.run(None, {**fixed, **prompts})
+        return [[outputs[place] for place in places]]
+
+    return call
+
+
+def _names(tensors: Any) -> list[str]:
+    return [tensor.name for tensor in tensors]
+
+
+def _candidate(spec: DecoderSpec, name: str, prompts: int, call: Callable[[Feed], Parts]) -> Candidate:
+    return Candidate(name, prompts, call, lambda number: box_feed(spec, number, prompts))

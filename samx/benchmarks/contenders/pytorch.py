@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samx.benchmarks.clock import Clock, now_ns
 from samx.benchmarks.contenders.meta import build_sam
+from samx.benchmarks.interleave import Clock, now_ns
 from samx.benchmarks.operations import REFERENCE
 from samx.exporters.aoti import PACKAGE_FILE, write_package
 from samx.exporters.graphs import graphs

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samx.benchmarks.contenders import require_peer
+from samx.benchmarks.contenders import fill, require_peer
 from samx.benchmarks.contenders.meta import build_sam, torchvision_stubs
-from samx.benchmarks.contenders.weights import fill
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.spec import DecoderSpec
 

@@ -13,9 +13,9 @@ from bench_toys import MS, TimedSession
 from fake_candidates import FakeClock
 
 from samx.artifacts.store import Artifact
-from samx.benchmarks import fresh, memory, processes
-from samx.benchmarks.fresh import Start, main, start
-from samx.benchmarks.processes import MARK
+from samx.benchmarks import cold_start, environment
+from samx.benchmarks.cold_start import main, start
+from samx.benchmarks.environment import MARK
 from samx.errors import SamxError
 
 POINTS = {"point_coords": np.zeros((1, 2, 2), np.float32), "point_labels": np.array([[1, -1]], np.float32)}
@@ -37,7 +37,7 @@ def test_steps_are_timed_apart(
         clock.now_ns += 300 * MS
         return opener(session, lambda: setattr(clock, "now_ns", clock.now_ns + 200 * MS))
 
-    monkeypatch.setattr(fresh, "load", slow_import)
+    monkeypatch.setattr(cold_start, "load", slow_import)
     arguments = [str(artifact), "--feed", str(feed_file(tmp_path / "feed.npz", artifact)), "--calls", "2"]
     assert main(arguments, clock) == 0
     line = capsys.readouterr().out.strip()
@@ -63,10 +63,10 @@ def test_an_artifact_that_cannot_be_opened_is_a_line_and_its_exit_code(
 GOOD = {"import_ns": 1, "load_ns": 2, "first_call_ns": 3, "calls_ns": [4], "peak": {"value": 5}}
 
 
-def started(monkeypatch: pytest.MonkeyPatch, program: str) -> fresh.Fresh:
+def started(monkeypatch: pytest.MonkeyPatch, program: str) -> cold_start.ColdStart:
     """Let a program of one line stand in for the child."""
-    monkeypatch.setattr(fresh, "CHILD", (sys.executable, "-c", program))
-    return start(Start(Path("toy"), "cpu", 3, {}, POINTS))
+    monkeypatch.setattr(cold_start, "CHILD", (sys.executable, "-c", program))
+    return start(Path("toy"), "cpu", 3, POINTS, 0)
 
 
 def test_what_a_library_prints_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_child_that_does_not_report_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(environment, "TIMEOUT_S", 0.2)
     with pytest.raises(SamxError, match=r"did not finish in 0\.2 s"):
         started(monkeypatch, "import time; time.sleep(60)")
 
@@ -111,17 +111,17 @@ def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_peak_is_that_of_this_program_alone(tmp_path: Path) -> None:
     status = tmp_path / "status"
     status.write_text("VmPeak:\t  999 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 1 kB\n")
-    assert memory.peak_bytes("linux", status).value == 2 * 2**20
+    assert environment.peak_bytes("linux", status).value == 2 * 2**20
     status.write_text("Name: x\n")
-    assert memory.peak_bytes("linux", status).reason == f"{status} has no VmHWM"
-    assert "cannot be read" in str(memory.peak_bytes("linux", tmp_path / "missing").reason)
+    assert environment.peak_bytes("linux", status).reason == f"{status} has no VmHWM"
+    assert "cannot be read" in str(environment.peak_bytes("linux", tmp_path / "missing").reason)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_does_not_come_from_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     held = np.ones(2**27 // 8)  # 128 MiB that a child inherits in getrusage
     program = (
-        "import json\nfrom samx.benchmarks.memory import peak_bytes\n"
+        "import json\nfrom samx.benchmarks.environment import peak_bytes\n"
         f"print({MARK!r} + json.dumps({{**{GOOD!r}, 'peak': peak_bytes().to_json()}}))"
     )
     assert started(monkeypatch, program).peak["value"] < held.nbytes
