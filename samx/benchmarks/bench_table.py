@@ -184,8 +184,10 @@ def group_table(title: str, group: Mapping[str, Any]) -> Table:
          _claim(claims.get(entry["name"])))
         for entry in group["samples"]
     ]  # fmt: skip
-    look = {"title_justify": "left", "caption_justify": "left", "padding": 0}
-    return table(GROUP_HEADINGS, rows, ("decoder", "claim"), title=escape(title), caption=GROUP_LEGEND, **look)
+    return table(
+        GROUP_HEADINGS, rows, ("decoder", "claim"), title=escape(title), title_justify="left", caption=GROUP_LEGEND,
+        caption_justify="left", padding=0,
+    )  # fmt: skip
 
 
 def _times(entry: Mapping[str, Any]) -> list[str]:

@@ -154,8 +154,8 @@ def compare_speed(
     prompts = len(feed["point_coords"])
     candidates = [Candidate(name, prompts, runs[name], lambda _: feed) for name in ("float", "int8")]
     floating, int8 = measure(candidates, Effort(seconds))
-    medians = [summarize(entry).median_ms for entry in (floating, int8)]
-    return SpeedReport(prompts, threads, len(int8.call_ns), *medians, sizes["float"], sizes["int8"])
+    float_ms, int8_ms = (summarize(entry).median_ms for entry in (floating, int8))
+    return SpeedReport(prompts, threads, len(int8.call_ns), float_ms, int8_ms, sizes["float"], sizes["int8"])
 
 
 def _iqr(times: Times) -> float:

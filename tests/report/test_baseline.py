@@ -11,9 +11,9 @@ import pytest
 from report_toys import CPU, bench_report, device, slower, subject
 
 from samx.benchmarks.report.baseline import MARGIN, BaselineComparison, Change, compare, verdict
-from samx.benchmarks.report.resampling import Interval
 from samx.benchmarks.report.runs import Run
 from samx.benchmarks.results import BenchReport
+from samx.benchmarks.summary import Ratio
 from samx.errors import InputError
 
 HOT = "the GPU's clocks were held down in 3 of 40 samples: heat, by software"
@@ -178,7 +178,7 @@ def test_operations_that_ran_elsewhere_are_named() -> None:
     ],
 )
 def test_the_verdict_follows_the_whole_interval(low: float, high: float, expected: str) -> None:
-    assert verdict(Interval((low + high) / 2, low, high), MARGIN, ()) == expected
+    assert verdict(Ratio((low + high) / 2, low, high), MARGIN, ()) == expected
 
 
 def test_a_change_within_the_spread_of_noisy_calls_is_unclear() -> None:

@@ -9,11 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from report_toys import bench_report
 
-from samx.benchmarks.report.charts.bars import Bar, bars
-from samx.benchmarks.report.charts.distributions import Row, distributions
-from samx.benchmarks.report.charts.intervals import Row as Ratio
-from samx.benchmarks.report.charts.intervals import intervals
-from samx.benchmarks.report.charts.sparks import spark
+from samx.benchmarks.report.charts.bars import Mark, bars, intervals, roof, spark
+from samx.benchmarks.report.charts.distributions import distributions
 
 REPORT = bench_report()
 RESULT = REPORT.results[0]
@@ -26,9 +23,10 @@ def texts(svg: str) -> list[str]:
 
 def charts() -> dict[str, str]:
     return {
-        "distributions": distributions("click", [Row("A", 0, RESULT), Row("B", 9, RESULT)])[0],
-        "intervals": intervals("Ratios.", [Ratio("click", 1.2, 1.1, 1.3, "good", "1.2")], (0.95, 1.05)),
-        "bars": bars("Bars.", "ms", [Bar("A", [("phase-1", 3.0), ("phase-2", 1.0)])]),
+        "distributions": distributions("click", [("A", "series-1", RESULT), ("B", "series-2", RESULT)])[0],
+        "intervals": intervals("Ratios.", [Mark("click", (1.2, 1.1, 1.3), "good", "1.2")], (0.95, 1.05)),
+        "bars": bars("Bars.", "ms", [("A", [("phase-1", 3.0), ("phase-2", 1.0)])]),
+        "roof": roof("Roof.", 2e9, 1e9, [Mark("1", (5.5, 1e9), "series-1", "1 click")]),
         "spark": spark("Heat.", [0.0, 1.0, 2.0], [40.0, 41.0, 45.0]),
     }
 
@@ -60,7 +58,7 @@ def test_the_same_data_give_the_same_chart() -> None:
 
 
 def test_every_row_has_its_name_and_its_median() -> None:
-    svg, _ = distributions("click", [Row("A \u00b7 fp32", 0, RESULT)])
+    svg, _ = distributions("click", [("A \u00b7 fp32", "series-1", RESULT)])
     assert {"A \u00b7 fp32", f"{RESULT.summary.median_ms:.3g} ms"} <= set(texts(svg))
     assert "median" in (ElementTree.fromstring(svg).get("aria-label") or "")
 
@@ -68,7 +66,7 @@ def test_every_row_has_its_name_and_its_median() -> None:
 def test_calls_beyond_the_axis_are_counted() -> None:
     ordinary = RESULT.samples_ns[0]
     slow = replace(RESULT, samples_ns=(*[ordinary + i for i in range(300)], ordinary * 1000))
-    assert distributions("click", [Row("A", 0, slow)])[1] >= 1
+    assert distributions("click", [("A", "series-1", slow)])[1].startswith("Beyond the axis: ")
 
 
 @pytest.mark.parametrize(
@@ -76,16 +74,16 @@ def test_calls_beyond_the_axis_are_counted() -> None:
     ids=["all the same", "one", "far apart", "few", "a hair apart"],
 )  # fmt: skip
 def test_any_samples_can_be_drawn(samples: tuple[int, ...]) -> None:
-    svg, _ = distributions("click", [Row("A", 0, replace(RESULT, samples_ns=samples))])
+    svg, _ = distributions("click", [("A", "series-1", replace(RESULT, samples_ns=samples))])
     assert "nan" not in svg.lower().replace("nano", "")
     assert len(texts(svg)) >= 3
 
 
 def test_a_name_is_text_and_neither_markup_nor_mathematics() -> None:
-    svg = bars("Bars.", "ms", [Bar(NASTY[:30], [("phase-1", 1.0)])])
+    svg = bars("Bars.", "ms", [(NASTY[:30], [("phase-1", 1.0)])])
     assert NASTY[:30] in texts(svg)
     assert "<script" not in svg
 
 
 def test_bars_of_nothing_can_be_drawn() -> None:
-    assert "0 ms" in texts(bars("Bars.", "ms", [Bar("A", [("phase-1", 0.0)])]))
+    assert "0 ms" in texts(bars("Bars.", "ms", [("A", [("phase-1", 0.0)])]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from report_toys import bench_report, device
 
-from samx.benchmarks.report.doubts import doubts, sort_flag
+from samx.benchmarks.report.runs import doubts, sort_flag
 from samx.devices import cpu, jetson, nvml
 
 COUNTED = {**cpu.SENTENCES, **jetson.SENTENCES}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from report_toys import bench_report
 
-from samx.benchmarks.report.limits import limits, unknown
+from samx.benchmarks.report.headline import limits, unknown_limits
 from samx.benchmarks.report.page import page
-from samx.benchmarks.report.pictures import roof_pictures
+from samx.benchmarks.report.pictures import pictures
 from samx.benchmarks.report.runs import Run
 from samx.benchmarks.results import BenchReport, Need, Roofline
 
@@ -39,7 +39,7 @@ def test_what_was_reached_is_a_share_of_the_roof() -> None:
 
 
 def test_the_picture_shows_both_limits_and_every_call() -> None:
-    (picture,) = roof_pictures([run(Need(A, "click", ADDS, BYTES), Need(B, "click", ADDS, BYTES))])
+    (picture,) = pictures([run(Need(A, "click", ADDS, BYTES), Need(B, "click", ADDS, BYTES))], ())["roofs"]
     assert "2.00 G/s" in picture.svg
     assert "1.00 GB/s" in picture.svg
     assert [meaning[:1] for _, meaning in picture.legend] == ["1", "2"]
@@ -48,8 +48,8 @@ def test_the_picture_shows_both_limits_and_every_call() -> None:
 
 def test_unknown_peaks_are_said_and_not_drawn() -> None:
     gone = run(Need(A, "click", ADDS, BYTES), copies=None)
-    assert roof_pictures([gone]) == []
-    assert [gap.reason for gap in unknown([gone])] == ["peaks are measured on processors only"]
+    assert pictures([gone], ())["roofs"] == []
+    assert unknown_limits([gone]) == [("peaks of A", "peaks are measured on processors only")]
     assert "processors only" in page([gone], None)
 
 

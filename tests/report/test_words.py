@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from samx.benchmarks.report.words import counted, elide, percent, places, plain, share, short, times, when
+from samx.benchmarks.report.runs import elide, percent, places, plain, share, short, times, when
+from samx.benchmarks.summary import counted
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samx.benchmarks.report.resampling import BLOCKS, CONFIDENCE, LEAST_SAMPLES, RESAMPLES, Interval, time_ratio
-from samx.benchmarks.report.runs import UNKNOWN, Run, device_name
-from samx.benchmarks.report.words import counted, places
+from samx.benchmarks.report.resampling import BLOCKS, CONFIDENCE, LEAST_SAMPLES, RESAMPLES, time_ratio
+from samx.benchmarks.report.runs import UNKNOWN, Run, device_name, places
 from samx.benchmarks.results import BenchReport, Result, SubjectRecord
+from samx.benchmarks.summary import Ratio, counted
 from samx.errors import InputError
 
 MARGIN = 0.05  # the smallest change that is spoken of: two starts of one program differ by a few percent
@@ -31,7 +31,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Change:
-    """Say how the time of a result changed."""
+    """How the time of a result changed."""
 
     run: str
     device: str
@@ -48,7 +48,7 @@ class Change:
     doubts: tuple[str, ...]
 
     def sentence(self) -> str:
-        """Name subject, scenario, ratio and interval."""
+        """Return subject, scenario, ratio and interval in a sentence."""
         phase = "" if self.phase == "steady" else f", {self.phase}"
         return (
             f"{self.subject} in {self.scenario}{phase} on {self.device} takes {self.ratio:.3g} times as long "
@@ -58,7 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class NotCompared:
-    """Say what has no counterpart, and why; None stands for all subjects, scenarios or phases."""
+    """What has no counterpart, and why; None stands for all subjects, scenarios or phases."""
 
     run: str
     subject: str | None
@@ -69,7 +69,7 @@ class NotCompared:
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """Hold everything that was, and was not, compared with a baseline."""
+    """Everything that was, and was not, compared with a baseline."""
 
     baseline: Run
     changes: tuple[Change, ...]
@@ -78,21 +78,21 @@ class BaselineComparison:
 
     @property
     def regressions(self) -> tuple[Change, ...]:
-        """What became slower for sure."""
+        """Return what became slower for sure."""
         return tuple(change for change in self.changes if change.verdict == REGRESSED)
 
     @property
     def suspects(self) -> tuple[Change, ...]:
-        """What would have become slower, were it not for doubts about the runs."""
+        """Return what would have become slower, were it not for doubts about the runs."""
         return tuple(change for change in self.changes if change.verdict == DOUBTFUL and change.ratio > 1)
 
     @property
     def unclear(self) -> tuple[Change, ...]:
-        """What was measured too shortly, or too noisily, to tell."""
+        """Return what was measured too shortly, or too noisily, to tell."""
         return tuple(change for change in self.changes if change.verdict == UNCLEAR)
 
     def summary(self) -> str:
-        """Say in a line how it went."""
+        """Return in a line how it went."""
         of = counted(len(self.changes), "result")
         found = [f"{len(self.regressions) or 'none'} of {of} became slower than the baseline"]
         found += [f"{len(self.suspects)} seemingly slower, in doubtful runs"] if self.suspects else []
@@ -100,7 +100,7 @@ class BaselineComparison:
         return "; ".join(found)
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything as plain data."""
+        """Return everything as plain data."""
         return {
             "baseline": str(self.baseline.path),
             "rule": RULE,
@@ -129,7 +129,7 @@ def compare(runs: tuple[Run, ...], baseline: Run) -> BaselineComparison:
 
 
 def place(report: BenchReport) -> dict[str, str]:
-    """Say what has to agree for times to be compared at all."""
+    """Return what has to agree for times to be compared at all."""
     return {
         "device": device_name(report),
         "--device": report.device.requested,
@@ -138,8 +138,8 @@ def place(report: BenchReport) -> dict[str, str]:
     }
 
 
-def verdict(ratio: Interval, margin: float, doubts: tuple[str, ...]) -> str:
-    """Judge a ratio of times."""
+def verdict(ratio: Ratio, margin: float, doubts: tuple[str, ...]) -> str:
+    """Return the verdict on a ratio of times."""
     rules = {
         REGRESSED: ratio.low > 1 + margin,
         FASTER: ratio.high < 1 / (1 + margin),
@@ -190,7 +190,7 @@ def _excuses(run: Run, who: str) -> list[str]:
 
 
 def _other_place(new: BenchReport, base: BenchReport) -> str | None:
-    """Say why times of the two do not compare."""
+    """Return why times of the two do not compare."""
     here, there = place(new), place(base)
     if here["device"] == UNKNOWN:
         return "the device did not tell its name"
@@ -199,7 +199,7 @@ def _other_place(new: BenchReport, base: BenchReport) -> str | None:
 
 
 def _not_alike(base: Result | None, new: Result | None) -> str | None:
-    """Say why two results do not compare."""
+    """Return why two results do not compare."""
     if base is None or new is None:
         return "the baseline has no such result" if base is None else "only the baseline has this result"
     if (base.prompts, base.points) != (new.prompts, new.points):

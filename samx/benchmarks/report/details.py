@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from samx.benchmarks.report.runs import Entry, Run, all_entries, scenarios
-from samx.benchmarks.report.words import places, plain, short, spaced
+from samx.benchmarks.report.runs import Entry, Run, all_entries, scenarios, short, spaced
 from samx.benchmarks.results import PHASES, Reading, Result
 
 MOVING = 2  # fewest different values that make a line
 
-
-@dataclass(frozen=True)
-class Latency:
-    """Hold one line of the table of all latencies."""
-
-    entry: Entry
-    result: Result
-
-    @property
-    def placement(self) -> str:
-        """Where its operations ran."""
-        return placement(self.entry)
+Gap = tuple[str, str]  # what is missing, and why
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Hold what was read of a device, before and after the run and meanwhile."""
+    """What was read of a device, before and after the run and meanwhile."""
 
     name: str
     before: str
@@ -40,74 +27,35 @@ class Fact:
     values: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Gap:
-    """Say what was not measured, and why."""
-
-    what: str
-    reason: str
-
-
-def placement(entry: Entry) -> str:
-    """Say where the operations of an artifact ran."""
-    found = entry.subject.placement
-    return "nothing ran" if found is None else plain(places(found.get("operations")))
-
-
-def latencies(runs: Sequence[Run]) -> list[tuple[str, list[Latency]]]:
-    """Give every result, by scenario."""
-    names = list(dict.fromkeys([*scenarios(runs), *(name for phase in PHASES for name in scenarios(runs, phase))]))
-    found = {name: [Latency(entry, result) for entry in all_entries(runs) for result in entry.results()
-                    if result.scenario == name] for name in names}  # fmt: skip
-    return list(found.items())
+def latencies(runs: Sequence[Run]) -> list[tuple[str, list[tuple[Entry, Result]]]]:
+    """Return every result, by scenario."""
+    names = dict.fromkeys([*scenarios(runs), *(name for phase in PHASES for name in scenarios(runs, phase))])
+    pairs = [(entry, result) for entry in all_entries(runs) for result in entry.results]
+    return [(name, [pair for pair in pairs if pair[1].scenario == name]) for name in names]
 
 
 def energies(runs: Sequence[Run]) -> tuple[dict[str, list[tuple[Entry, Result, float]]], list[Gap]]:
-    """Give the energy per prompt by scenario, and why there is none elsewhere."""
+    """Return the energy per prompt by scenario, and why there is none elsewhere."""
     measured: dict[str, list[tuple[Entry, Result, float]]] = {}
     missing: dict[str, list[str]] = {}
-    steady = [(entry, result) for entry in all_entries(runs) for result in entry.results()
-              if result.phase == "steady" and result.peak_bytes is None]  # fmt: skip
-    for entry, result in steady:
+    for entry, result in [(one, result) for one in all_entries(runs) for result in one.steady]:
         value = result.energy_mj["value"]
         if isinstance(value, (int, float)) and isfinite(value):
             measured.setdefault(result.scenario, []).append((entry, result, float(value)))
         else:
             missing.setdefault(str(result.energy_mj["reason"] or "no finite value was read"), []).append(entry.label)
-    return measured, [Gap(_all_or(labels, runs), reason) for reason, labels in missing.items()]
+    return measured, [(_all_or(labels, runs), reason) for reason, labels in missing.items()]
 
 
 def gaps(runs: Sequence[Run]) -> list[Gap]:
-    """Give what was not measured, artifacts with the same reason together."""
+    """Return what was not measured, artifacts with the same reason together."""
     found: dict[tuple[str, str], list[str]] = {}
     for entry in all_entries(runs):
         for one in entry.run.report.not_measured:
             if one.subject == entry.subject.name:
                 what = ", ".join(spaced(part) for part in (one.scenario, one.phase) if part) or "everything"
                 found.setdefault((what, one.reason), []).append(entry.label)
-    return [Gap(f"{what} of {_all_or(labels, runs)}", reason) for (what, reason), labels in found.items()]
-
-
-def facts(run: Run, kind: str) -> tuple[list[Fact], list[Fact]]:
-    """Give what does not move, and what does, of one kind of device."""
-    found = run.report.device.kinds[kind]
-    fixed = [_fact(name, reading, reading) for name, reading in found["facts"].items()]
-    before, after = found["before"], found["after"]
-    names = list(dict.fromkeys([*before, *after]))
-    return fixed, [_moving(run, kind, name, before.get(name), after.get(name)) for name in names]
-
-
-def command(run: Run) -> str:
-    """Write the command that measures the same again."""
-    return shlex.join(run.report.command)
-
-
-def value(reading: Reading | None) -> str:
-    """Write a reading with its unit."""
-    if reading is None or reading["value"] is None:
-        return "\u2013"
-    found, unit = reading["value"], reading["unit"]
-    return f"{_words(found)}{f' {unit}' if unit else ''}"
+    return [(f"{what} of {_all_or(labels, runs)}", reason) for (what, reason), labels in found.items()]
 
 
 def _all_or(labels: Sequence[str], runs: Sequence[Run]) -> str:
@@ -116,20 +64,28 @@ def _all_or(labels: Sequence[str], runs: Sequence[Run]) -> str:
     return "all artifacts" if len(named) == len(every) > 1 else ", ".join(named)
 
 
+def facts(run: Run, kind: str) -> tuple[list[Fact], list[Fact]]:
+    """Return what does not move, and what does, of one kind of device."""
+    found = run.report.device.kinds[kind]
+    before, after = found["before"], found["after"]
+    moving = [_fact(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
+    fixed = [_fact(name, reading, reading) for name, reading in found["facts"].items()]
+    return fixed, [_with_samples(fact, run, kind) for fact in moving]
+
+
 def _fact(name: str, before: Reading | None, after: Reading | None) -> Fact:
     read = [reading for reading in (before, after) if reading is not None]
     reasons = [str(reading["reason"]) for reading in read if reading["value"] is None]
-    return Fact(name, value(before), value(after), reasons[0] if len(reasons) == len(read) and reasons else None)
+    return Fact(name, _value(before), _value(after), reasons[0] if len(reasons) == len(read) and reasons else None)
 
 
-def _moving(run: Run, kind: str, name: str, before: Reading | None, after: Reading | None) -> Fact:
-    fact = _fact(name, before, after)
+def _with_samples(fact: Fact, run: Run, kind: str) -> Fact:
     points = [(sample["time_ns"] / 1e9, found) for sample in run.report.device.samples
-              if (found := _number(sample["readings"], kind, name)) is not None]  # fmt: skip
+              if (found := _number(sample["readings"], kind, fact.name)) is not None]  # fmt: skip
     if len({found for _, found in points}) < MOVING:
         return fact
     times, values = zip(*points, strict=True)
-    return Fact(name, fact.before, fact.after, fact.reason, tuple(times), tuple(values))
+    return replace(fact, times=times, values=values)
 
 
 def _number(readings: Mapping[str, Mapping[str, Any]], kind: str, name: str) -> float | None:
@@ -138,7 +94,11 @@ def _number(readings: Mapping[str, Mapping[str, Any]], kind: str, name: str) -> 
     return float(found) if is_number and found is not None else None
 
 
-def _words(found: object) -> str:
+def _value(reading: Reading | None) -> str:
+    """Return a reading with its unit, in words."""
+    if reading is None or reading["value"] is None:
+        return "\u2013"
+    found, unit = reading["value"], reading["unit"]
     if isinstance(found, bool):
-        return "yes" if found else "no"
-    return short(found) if isinstance(found, float) else str(found)
+        found = "yes" if found else "no"
+    return f"{short(found) if isinstance(found, float) else found}{f' {unit}' if unit else ''}"

@@ -1,93 +1,100 @@
-"""Devices by precisions: the table that a reader looks at first."""
+"""What a reader looks at first: devices by precisions, and how near each came to what its machine reaches at best."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from samx.benchmarks.report.runs import Entry, Run, all_entries, precisions, scenarios
-from samx.benchmarks.report.words import NO_VALUE, share, short, spaced
-from samx.benchmarks.results import Result
+from samx.benchmarks.report.runs import NARROW, Entry, Run, all_entries, plain, precisions, scenarios, short, spaced
+from samx.benchmarks.results import Need, Result
 
 SHOWN_FIRST = "click"  # what a person waits for; another scenario only where none measured it
-MEAN_IOU, LEAST_IOU = "mask_iou_mean", "mask_iou_min"
+MEGA, GIGA = 1e6, 1e9
 
-
-@dataclass(frozen=True)
-class Cell:
-    """Hold what stands of one artifact in the table."""
-
-    entry: Entry
-    result: Result
-    fastest: Result | None  # the one with the most prompts a second
-    share_of_slowest: float
-
-    @property
-    def chips(self) -> list[str]:
-        """Warn of this artifact's result and of its run."""
-        return list(dict.fromkeys([*graver(self.entry.run), *self.result.flags]))
+Cell = tuple[Entry, Result]
 
 
 @dataclass(frozen=True)
 class Headline:
-    """Hold the table: for each run, for each column, the artifacts that belong there."""
+    """The table: for each run, for each column, the artifacts that belong there."""
 
     scenario: str
     columns: list[str]
     rows: list[tuple[Run, list[list[Cell]]]]
 
     @property
-    def best(self) -> Cell | None:
-        """The fastest cell."""
-        cells = [cell for _, row in self.rows for column in row for cell in column]
-        return min(cells, key=lambda cell: cell.result.summary.median_ms, default=None)
+    def cells(self) -> list[Cell]:
+        """Return the cells, row by row."""
+        return [cell for _, row in self.rows for column in row for cell in column]
+
+    @property
+    def best(self) -> Cell:
+        """Return the fastest cell."""
+        return min(self.cells, key=lambda cell: cell[1].summary.median_ms)
+
+    @property
+    def slowest_ms(self) -> float:
+        """Return the slowest cell's time."""
+        return max(result.summary.median_ms for _, result in self.cells)
 
 
 def headline(runs: Sequence[Run]) -> Headline | None:
     """Build the table; None where nothing was measured steadily."""
-    measured = scenarios(runs)
+    measured, heads = scenarios(runs), precisions(runs)
     if not measured:
         return None
     scenario = SHOWN_FIRST if SHOWN_FIRST in measured else measured[0]
-    medians = [found.summary.median_ms for entry in all_entries(runs) if (found := entry.find(scenario))]
-    heads = precisions(runs)
-    rows = [(run, [_cells(run, column, scenario, max(medians)) for column in heads]) for run in runs]
+    cells = [(entry, result) for entry in all_entries(runs) if (result := entry.find(scenario)) is not None]
+    rows = [(run, [[cell for cell in cells if cell[0].run is run and cell[0].precision == head] for head in heads])
+            for run in runs]  # fmt: skip
     return Headline(scenario, heads, rows)
 
 
 def title(found: Headline | None) -> str:
-    """Say the most important thing in one line."""
-    best = None if found is None else found.best
-    if found is None or best is None:
+    """Return the most important thing in one line."""
+    if found is None:
         return "No result"
     what = "a click" if found.scenario == SHOWN_FIRST else f"in {spaced(found.scenario)}"
-    return f"{short(best.result.summary.median_ms)} ms {what}"
+    return f"{short(found.best[1].summary.median_ms)} ms {what}"
 
 
-def graver(run: Run) -> list[str]:
-    """Name the kinds of doubt about a whole run."""
-    return list(dict.fromkeys(doubt.kind for doubt in run.doubts if doubt.grave))
+@dataclass(frozen=True)
+class Limit:
+    """One artifact's calls in one scenario beside the machine's peaks."""
+
+    entry: Entry
+    need: Need
+    result: Result
+    share: float  # of the time that the machine would need at best
+
+    @property
+    def adds_per_byte(self) -> float:
+        """Return how many multiply-adds a call has for each byte that it needs."""
+        return self.need.multiply_adds / self.need.bytes
+
+    @property
+    def adds_per_s(self) -> float:
+        """Return how many multiply-adds were done a second."""
+        return self.need.multiply_adds / self.result.summary.median_ms * 1e3
+
+    @property
+    def words(self) -> str:
+        """Return what was reached, in words."""
+        each = self.need.multiply_adds / max(self.result.prompts, 1) / MEGA
+        return (f"{self.entry.name}, {spaced(plain(self.need.scenario))}: {short(each)} million a prompt, "
+                f"{short(self.adds_per_s / GIGA)} G/s, {short(100 * self.share)}{NARROW}% of the roof")  # fmt: skip
 
 
-def proof(entry: Entry) -> tuple[str, str]:
-    """Give how far masks agree with PyTorch's: the mean, and the worst."""
-    found = entry.subject.parity.metrics
-    mean, worst = (share(found[name]) if name in found else NO_VALUE for name in (MEAN_IOU, LEAST_IOU))
-    return mean, worst
+def limits(run: Run) -> list[Limit]:
+    """Return what has a need, a steady time and known peaks."""
+    line, entries = run.report.roofline, {entry.subject.name: entry for entry in run.entries}
+    pairs = [(need, entries[need.subject].find(need.scenario)) for need in (() if line is None else line.needs)]
+    return [Limit(entries[need.subject], need, result, share) for need, result in pairs
+            if line is not None and result is not None
+            and (share := line.share(need, result.summary.median_ms)) is not None]  # fmt: skip
 
 
-def agreement(entry: Entry) -> str:
-    """Say how far masks agree with PyTorch's."""
-    mean, worst = proof(entry)
-    return f"{mean}, worst {worst}"
-
-
-def _cells(run: Run, column: str, scenario: str, slowest: float) -> list[Cell]:
-    entries = [entry for entry in run.entries if entry.precision == column]
-    return [Cell(entry, result, _fastest(entry), result.summary.median_ms / slowest)
-            for entry in entries if (result := entry.find(scenario))]  # fmt: skip
-
-
-def _fastest(entry: Entry) -> Result | None:
-    steady = [result for result in entry.results() if result.phase == "steady" and result.peak_bytes is None]
-    return max(steady, key=lambda result: result.prompts_per_second or 0, default=None)
+def unknown_limits(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return of which runs no peaks are known, and why."""
+    return [(f"peaks of {run.key}", plain(str(line.bytes_per_s["reason"]))) for run in runs
+            if (line := run.report.roofline) is not None and not limits(run)]  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from samx.benchmarks.bench_table import markdown_table
 from samx.benchmarks.report.baseline import RULE, BaselineComparison, Change
-from samx.benchmarks.report.details import command, placement
-from samx.benchmarks.report.headline import Cell, agreement, headline, title
-from samx.benchmarks.report.runs import Run, all_entries
-from samx.benchmarks.report.words import percent, plain, short, spaced, times
+from samx.benchmarks.report.headline import headline, title
+from samx.benchmarks.report.runs import Entry, Run, all_entries, percent, plain, short, spaced, times
+from samx.benchmarks.results import Result
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@])")
 CONFIDENT = "95 %"
@@ -28,7 +28,7 @@ def _baseline(found: BaselineComparison) -> Iterator[str]:
     yield f"**{found.summary()[0].upper()}{found.summary()[1:]}.**"
     telling = [change for change in found.changes if change.verdict != "unchanged"]
     if telling:
-        yield from ("", *_rows(("result", "before, ms", "now, ms", "change (99 % interval)", "verdict"),
+        yield from ("", *markdown_table(("result", "before, ms", "now, ms", "change (99 % interval)", "verdict"),
                                [_change(change) for change in telling]))  # fmt: skip
     if found.not_compared:
         lines = [
@@ -58,28 +58,19 @@ def _doubts(runs: Sequence[Run]) -> Iterator[str]:
 def _table(runs: Sequence[Run]) -> Iterator[str]:
     """List the artifacts under each other: wide tables are hard to read in a comment."""
     found = headline(runs)
-    cells = [] if found is None else [cell for _, row in found.rows for column in row for cell in column]
     if found is not None:
-        heads = (
-            "device",
-            "artifact",
-            f"{_safe(spaced(found.scenario))} p50, ms",
-            "prompts/s",
-            "mask IoU",
-            "ran",
-            "flags",
-        )
-        yield from _rows(heads, [_cell(cell) for cell in cells])
+        time = f"{_safe(spaced(found.scenario))} p50, ms"
+        heads = ("device", "artifact", time, "prompts/s", "mask IoU", "ran", "flags")
+        yield from markdown_table(heads, [_row(*cell) for cell in found.cells])
 
 
-def _cell(cell: Cell) -> Sequence[str]:
-    rate = (
-        "" if cell.fastest is None else f"{short(cell.fastest.prompts_per_second or 0)} at N = {cell.fastest.prompts}"
-    )
-    entry = cell.entry
+def _row(entry: Entry, result: Result) -> Sequence[str]:
+    fastest = entry.fastest
+    rate = "" if fastest is None else f"{short(fastest.prompts_per_second or 0)} at N = {fastest.prompts}"
     device = f"{entry.run.key} \u00b7 {_safe(entry.run.device)}"
-    median = f"**{short(cell.result.summary.median_ms)}**"
-    return (device, _safe(entry.name), median, rate, agreement(entry), _safe(placement(entry)), ", ".join(cell.chips))
+    median = f"**{short(result.summary.median_ms)}**"
+    flags = ", ".join(entry.chips(result))
+    return (device, _safe(entry.name), median, rate, entry.agreement, _safe(entry.placement), flags)
 
 
 def _ratios(runs: Sequence[Run]) -> Iterator[str]:
@@ -90,23 +81,18 @@ def _ratios(runs: Sequence[Run]) -> Iterator[str]:
         for run in runs for ratio in run.report.ratios
     ]  # fmt: skip
     if rows:
-        table = list(_rows(("artifact", "compared with", f"times as fast ({CONFIDENT} interval)"), rows))
+        table = list(markdown_table(("artifact", "compared with", f"times as fast ({CONFIDENT} interval)"), rows))
         yield from _folded(f"{len(rows)} ratios", ["", *table, ""])
 
 
 def _reproduce(runs: Sequence[Run]) -> Iterator[str]:
-    lines = [f"    {plain(command(run))}" for run in runs]
+    lines = [f"    {plain(run.command)}" for run in runs]
     yield from _folded("Measure it yourself", ["", *lines, ""])
 
 
 def _where(run: str, subject: str | None, scenario: str | None, phase: str | None) -> str:
     parts = [run, subject, scenario, None if phase == "steady" else phase]
     return " \u00b7 ".join(_safe(spaced(part)) for part in parts if part)
-
-
-def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    for row in (heads, ["---"] * len(heads), *rows):
-        yield f"| {' | '.join(row)} |"
 
 
 def _folded(summary: str, lines: Sequence[str]) -> list[str]:

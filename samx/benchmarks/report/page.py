@@ -8,19 +8,23 @@ from typing import Any
 
 import samx
 from samx.artifacts.manifest import utc_now
-from samx.benchmarks.report import details, limits, pictures, words
+from samx.benchmarks.report import details, runs
 from samx.benchmarks.report.baseline import RULE, BaselineComparison
-from samx.benchmarks.report.charts.sparks import spark
+from samx.benchmarks.report.charts.bars import spark
 from samx.benchmarks.report.charts.svg import EXTRA, SERIES
-from samx.benchmarks.report.headline import agreement, graver, headline, proof, title
-from samx.benchmarks.report.runs import Run, all_entries, precisions
+from samx.benchmarks.report.headline import headline, title, unknown_limits
+from samx.benchmarks.report.pictures import pictures
+from samx.benchmarks.summary import counted
 from samx.extras import require
 
 PURPOSE = "writing a report's page"
 TEMPLATES = "templates"
+FILTERS = {
+    "short": runs.short, "percent": runs.percent, "counted": counted, "spaced": runs.spaced, "when": runs.when,
+}  # fmt: skip
 
 
-def page(runs: Sequence[Run], comparison: BaselineComparison | None) -> str:
+def page(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -> str:
     """Write the page.
 
     Raises: MissingExtraError.
@@ -31,44 +35,29 @@ def page(runs: Sequence[Run], comparison: BaselineComparison | None) -> str:
         lstrip_blocks=True, finalize=_visible,
     )  # fmt: skip
     environment.globals |= {"svg": markup.Markup, "spark": spark, "css": markup.Markup(_source("page.css"))}
-    environment.filters |= {
-        name: getattr(words, name) for name in ("short", "share", "percent", "counted", "spaced", "when")
-    }
-    return str(environment.get_template("page.html.j2").render(_content(runs, comparison)))
+    environment.filters |= FILTERS
+    return str(environment.get_template("page.html.j2").render(_content(shown, comparison)))
 
 
-def _content(runs: Sequence[Run], comparison: BaselineComparison | None) -> dict[str, Any]:
-    table, heads = headline(runs), precisions(runs)
+def _content(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -> dict[str, Any]:
+    table = headline(shown)
+    doubts = [(run, doubt) for run in shown for doubt in run.doubts]
     return {
         "title": title(table),
         "written": utc_now(),
         "version": samx.__version__,
-        "runs": runs,
-        "entries": all_entries(runs),
-        "colour": {head: i % SERIES + 1 for i, head in enumerate(heads)},
+        "runs": shown,
+        "entries": runs.all_entries(shown),
+        "colour": {head: i % SERIES + 1 for i, head in enumerate(runs.precisions(shown))},
         "headline": table,
-        "agreement": agreement,
-        "proof": proof,
-        "graver": graver,
-        "graves": [(run, doubt) for run in runs for doubt in run.doubts if doubt.grave],
-        "notes": [(run, doubt) for run in runs for doubt in run.doubts if not doubt.grave],
+        "graves": [pair for pair in doubts if pair[1].grave],
+        "notes": [pair for pair in doubts if not pair[1].grave],
         "comparison": comparison,
         "rule": RULE,
-        "why": words.WHY_NO_PERCENTILE,
+        "why": runs.WHY_NO_PERCENTILE,
         "details": details,
-        "limits": limits,
-        "pictures": _pictures(runs, comparison),
-    }
-
-
-def _pictures(runs: Sequence[Run], comparison: BaselineComparison | None) -> dict[str, list[pictures.Picture]]:
-    return {
-        "latency": pictures.latency_pictures(runs),
-        "ratios": pictures.ratio_pictures(runs),
-        "changes": [] if comparison is None else pictures.change_pictures(comparison.changes),
-        "phases": [*pictures.phase_pictures(runs), *pictures.memory_pictures(runs)],
-        "energy": pictures.energy_pictures(runs),
-        "roofs": pictures.roof_pictures(runs),
+        "unknown": unknown_limits(shown),
+        "pictures": pictures(shown, () if comparison is None else comparison.changes),
     }
 
 
@@ -78,4 +67,4 @@ def _source(name: str) -> str:
 
 def _visible(value: object) -> object:
     """Keep what cannot be seen out of the page; markup is ours."""
-    return words.plain(value) if type(value) is str else value
+    return runs.plain(value) if type(value) is str else value

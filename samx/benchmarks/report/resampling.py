@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from samx.benchmarks.summary import Ratio
 
 # Calls that follow each other are alike (clocks, heat, neighbours): whole stretches are resampled, not single calls.
 BLOCKS = 32
@@ -20,16 +21,7 @@ SEED = 0
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Hold a ratio and the ends of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def time_ratio(base_ns: Sequence[int], new_ns: Sequence[int], cycle: int = 1) -> Interval:
+def time_ratio(base_ns: Sequence[int], new_ns: Sequence[int], cycle: int = 1) -> Ratio:
     """Divide what a call takes now by what it took before; call i had the input i modulo `cycle`.
 
     Where calls hang together for so long that too few independent stretches are left, the interval reaches over
@@ -39,15 +31,15 @@ def time_ratio(base_ns: Sequence[int], new_ns: Sequence[int], cycle: int = 1) ->
     base, new = (_levelled(np.array(samples, np.float64), levels) for samples in (base_ns, new_ns))
     value, counts = float(np.median(new) / np.median(base)), (_blocks(base), _blocks(new))
     if min(counts) < LEAST_SAMPLES:
-        return Interval(value, float(new.min() / base.max()), float(new.max() / base.min()))
+        return Ratio(value, float(new.min() / base.max()), float(new.max() / base.min()))
     random = np.random.default_rng(SEED)
     ratios = _resampled_medians(new, counts[1], random) / _resampled_medians(base, counts[0], random)
     low, high = np.quantile(ratios, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return Interval(value, float(low), float(high))
+    return Ratio(value, float(low), float(high))
 
 
 def _levels(times: Floats, cycle: int) -> Floats:
-    """Give the median of each input of the cycle, so that inputs of different size are no noise."""
+    """Return the median of each input of the cycle, so that inputs of different size are no noise."""
     return np.array([np.median(times[i::cycle]) for i in range(min(cycle, len(times)))])
 
 

@@ -3,76 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samx.benchmarks.report.charts.scale import Floats, limits, time_axis
-from samx.benchmarks.report.charts.svg import COLOURS, EXTRA, PURPOSE, dots, draw, frame, series
-from samx.benchmarks.report.words import elide, short
+from samx.benchmarks.report.charts.svg import COLOURS, EXTRA, PURPOSE, Floats, dots, draw_rows, limits, time_axis
+from samx.benchmarks.report.runs import elide, short
 from samx.benchmarks.results import Result
+from samx.benchmarks.summary import counted
 from samx.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, ROW, AXIS, SIDE = 360, 68, 26, 6
+ROW = 68
 NAME, CLOUD, MIDDLE, DOTS = 13, 40, 45, 56  # where things stand in a row, in pixels from its top
 CLOUD_HEIGHT, DOTS_HEIGHT = 19, 9
 NAME_CHARACTERS = 32
 DOTS_SHOWN = 160
 LEAST_SHAPE = 16  # calls that have a shape
-STEPS = 120
+CURVE_POINTS = 120
 THINNED = 2000  # calls that the shape is made of at most
 FAINT = 0.01  # of the highest density; below it there is nothing to see
 MS = 1e-6
 
-
-@dataclass(frozen=True)
-class Row:
-    """Hold what one row shows."""
-
-    label: str
-    colour: int
-    result: Result
-
-    @property
-    def times_ms(self) -> Floats:
-        """The calls."""
-        return np.array(self.result.samples_ns, np.float64) * MS
+Row = tuple[str, str, Result]  # its name, a name of the page's colours, and its calls
 
 
-def distributions(scenario: str, rows: Sequence[Row]) -> tuple[str, int]:
-    """Draw the calls of one scenario; tells also how many calls lie beyond the axis."""
-    low, high = limits([row.times_ms for row in rows])
-    height = ROW * len(rows) + AXIS
-    hidden = sum(int((row.times_ms > high).sum()) for row in rows)
+def distributions(scenario: str, rows: Sequence[Row]) -> tuple[str, str]:
+    """Draw the calls of one scenario, and say how many of them lie beyond the axis."""
+    times = [_times_ms(result) for _, _, result in rows]
+    low, high = limits(times)
+    hidden, slowest = sum(int((row > high).sum()) for row in times), max(float(row.max()) for row in times)
+    note = f"Beyond the axis: {counted(hidden, 'call')}, the slowest of {short(slowest)} ms." if hidden else ""
+    medians = "; ".join(f"{label}: median {short(result.summary.median_ms)} ms" for label, _, result in rows)
+    alt = f"Distribution of call times in the scenario {scenario}. {medians}."
 
-    def paint(axes: Axes) -> None:
-        frame(axes, WIDTH, height, left=SIDE, right=SIDE, bottom=AXIS)
-        is_log = time_axis(axes, low, high)
-        for i, row in enumerate(rows):
-            _paint_row(axes, row, i * ROW, high, is_log)
+    def paint(axes: Axes, row: Row, top: float) -> None:
+        _paint_row(axes, row, top, high)
 
-    return draw(WIDTH, height, _alt(scenario, rows), paint), hidden
+    return draw_rows(alt, rows, ROW, lambda axes: time_axis(axes, low, high), paint), note
 
 
-def _paint_row(axes: Axes, row: Row, top: float, high: float, is_log: bool) -> None:
-    colour, times = series(row.colour), row.times_ms
+def _times_ms(result: Result) -> Floats:
+    return np.array(result.samples_ns, np.float64) * MS
+
+
+def _paint_row(axes: Axes, row: Row, top: float, high: float) -> None:
+    label, colour_name, result = row
+    colour, across, times = COLOURS[colour_name], axes.get_yaxis_transform(), _times_ms(result)
     shown = times[times <= high]
-    across = axes.get_yaxis_transform()
-    name = elide(row.label, NAME_CHARACTERS)
-    axes.text(0, top + NAME, name, transform=across, va="baseline", color=COLOURS["text"])
-    axes.text(1, top + NAME, f"{short(row.result.summary.median_ms)} ms", transform=across, va="baseline", ha="right",
-              weight="bold", color=COLOURS["text"])  # fmt: skip
-    _cloud(axes, shown, top + CLOUD, colour, is_log)
-    _middle(axes, row.result, top + MIDDLE, colour)
+    axes.text(0, top + NAME, elide(label, NAME_CHARACTERS), transform=across, color=COLOURS["text"])
+    axes.text(1, top + NAME, f"{short(result.summary.median_ms)} ms", transform=across, ha="right", weight="bold",
+              color=COLOURS["text"])  # fmt: skip
+    _cloud(axes, shown, top + CLOUD, colour)
+    _middle(axes, result, top + MIDDLE, colour)
     _dots(axes, shown, top + DOTS, colour)
 
 
-def _cloud(axes: Axes, times: Floats, base: float, colour: str, is_log: bool) -> None:
+def _cloud(axes: Axes, times: Floats, base: float, colour: str) -> None:
     """Draw how the calls spread: a smoothed density, none where there are too few or all are the same."""
+    is_log = axes.get_xscale() == "log"
     values = np.log(times) if is_log else times
     values = values[:: len(values) // THINNED + 1]
     if len(values) < LEAST_SHAPE or np.ptp(values) == 0:
@@ -80,7 +71,7 @@ def _cloud(axes: Axes, times: Floats, base: float, colour: str, is_log: bool) ->
     kernel = require("matplotlib.mlab", EXTRA, PURPOSE).GaussianKDE(values)
     ends = np.log(axes.get_xlim()) if is_log else np.array(axes.get_xlim())
     reach = kernel.factor * values.std() * 2
-    grid = np.linspace(max(values.min() - reach, ends[0]), min(values.max() + reach, ends[1]), STEPS)
+    grid = np.linspace(max(values.min() - reach, ends[0]), min(values.max() + reach, ends[1]), CURVE_POINTS)
     density = kernel.evaluate(grid)
     around = _around_peak(density)
     grid, density = grid[around], density[around]
@@ -100,8 +91,7 @@ def _around_peak(density: Floats) -> slice:
 
 def _middle(axes: Axes, result: Result, at: float, colour: str) -> None:
     """Draw the middle half as a bar, the median as a ring, p90 and p99 as ticks."""
-    times = np.array(result.samples_ns, np.float64) * MS
-    low, high = np.percentile(times, (25, 75))
+    low, high = np.percentile(_times_ms(result), (25, 75))
     axes.plot([low, high], [at, at], color=colour, linewidth=5, solid_capstyle="round")
     ends = [value for value in (result.summary.p90_ms, result.summary.p99_ms) if value is not None]
     for end in ends:
@@ -117,8 +107,3 @@ def _dots(axes: Axes, times: Floats, at: float, colour: str) -> None:
     shown = times[np.linspace(0, len(times) - 1, min(DOTS_SHOWN, len(times))).astype(int)]
     y = at + np.random.default_rng(0).uniform(-0.5, 0.5, len(shown)) * DOTS_HEIGHT
     dots(axes, shown, y, 2.6, colour, alpha=0.55)
-
-
-def _alt(scenario: str, rows: Sequence[Row]) -> str:
-    medians = "; ".join(f"{row.label}: median {short(row.result.summary.median_ms)} ms" for row in rows)
-    return f"Distribution of call times in the scenario {scenario}. {medians}."
