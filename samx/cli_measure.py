@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -54,10 +54,10 @@ def report(
     json: Json = False,
 ) -> None:
     """Make one page of the reports of several devices, and compare them with an earlier one."""
-    from samx.commands.report import ReportRequest, require_unregressed
     from samx.commands.report import report as run
+    from samx.commands.report import require_unregressed
 
-    result = run(ReportRequest(tuple(reports), output, markdown, baseline, force))
+    result = run(reports, output, markdown, baseline=baseline, overwrite=force)
     console.show(result, reported, as_json=json)
     require_unregressed(result)
 
@@ -98,8 +98,7 @@ def measured(result: tuple[Path | None, Any]) -> tuple[Any, console.Draw]:
     def draw() -> None:
         for part in tables(found):
             console.out.print(part)
-        if path is not None:
-            console.out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
+        _wrote([] if path is None else [path])
 
     return found.to_json(), draw
 
@@ -110,10 +109,14 @@ def reported(result: Any) -> tuple[Any, console.Draw]:
     def draw() -> None:
         if not result.paths:
             console.out.print(result.markdown, markup=False, highlight=False, soft_wrap=True)
-        for path in result.paths:
-            console.out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
+        _wrote(result.paths)
 
     return result.to_json(), draw
+
+
+def _wrote(paths: Iterable[Path]) -> None:
+    for path in paths:
+        console.out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
 
 
 def bundled(result: Any) -> tuple[Any, console.Draw]:

@@ -24,14 +24,14 @@ def check_agreement(candidates: Sequence[Candidate], peer: Callable[[Feed], Part
 
     Raises: ParityError when one differs by more than MAX_ERROR, in shape, or is not finite.
     """
-    return [_compare(candidate, peer) for candidate in candidates]
-
-
-def _compare(candidate: Candidate, peer: Callable[[Feed], Parts]) -> dict[str, Any]:
-    feed: Feed = candidate.inputs(0)
-    expected = join([part for row in one_by_one(feed) for part in peer(row)])
-    logits, iou = output_errors(candidate.name, expected, join(candidate.call(feed)))
-    return {"candidate": candidate.name, "prompts": len(expected[0]), "logit_error": logits, "iou_error": iou}
+    found = []
+    for candidate in candidates:
+        feed: Feed = candidate.inputs(0)
+        expected = join([part for row in one_by_one(feed) for part in peer(row)])
+        logits, iou = output_errors(candidate.name, expected, join(candidate.call(feed)))
+        entry = {"candidate": candidate.name, "prompts": len(expected[0]), "logit_error": logits, "iou_error": iou}
+        found.append(entry)
+    return found
 
 
 def one_by_one(feed: Feed) -> list[Feed]:

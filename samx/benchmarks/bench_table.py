@@ -67,13 +67,7 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> It
 
 def tables(report: BenchReport) -> list[RenderableType]:
     """Show what was measured, of what and where: circumstances, artifacts, times, what is missing, warnings."""
-    return [
-        _circumstances(report),
-        _artifacts(report),
-        _results(report),
-        Text(LEGEND, style="dim"),
-        *_notes(report),
-    ]
+    return [_circumstances(report), _artifacts(report), _results(report), Text(LEGEND, style="dim"), *_notes(report)]
 
 
 def _circumstances(report: BenchReport) -> Table:
@@ -179,37 +173,24 @@ def _notes(report: BenchReport) -> Iterator[Text]:
 def group_table(title: str, group: Mapping[str, Any]) -> Table:
     """Show the time of each candidate that took turns, its spread, and how it compares with the baseline."""
     claims = {verdict["candidate"]: verdict for verdict in group["verdicts"]}
-    rows = [
-        (escape(entry["name"]), *_times(entry), *_ratio(group["ratios"].get(entry["name"])),
-         _claim(claims.get(entry["name"])))
-        for entry in group["samples"]
-    ]  # fmt: skip
+    rows = [_group_row(entry, group["ratios"].get(entry["name"]), claims.get(entry["name"]))
+            for entry in group["samples"]]  # fmt: skip
     return table(
         GROUP_HEADINGS, rows, ("decoder", "claim"), title=escape(title), title_justify="left", caption=GROUP_LEGEND,
         caption_justify="left", padding=0,
     )  # fmt: skip
 
 
-def _times(entry: Mapping[str, Any]) -> list[str]:
-    spread = f"{entry['iqr_ms']:.1f}{_noise(entry)}"
+def _group_row(entry: Any, ratio: Any, verdict: Any) -> Sequence[str]:
     p90 = MISSING if entry["p90_ms"] is None else f"{entry['p90_ms']:.1f}"
-    return [f"{entry['median_ms']:.1f}", spread, p90, str(entry["count"])]
+    times = (f"{entry['median_ms']:.1f}", f"{entry['iqr_ms']:.1f}{_noise(entry)}", p90, str(entry["count"]))
+    faster = (f"{ratio['value']:.2f}", f"{ratio['low']:.2f}-{ratio['high']:.2f}") if ratio else ("1", "baseline")
+    met = "[green]met[/]" if verdict and verdict["met"] else "[red]not met[/]"
+    return (escape(entry["name"]), *times, *faster, f"{verdict['at_least']:.1f} {met}" if verdict else "")
 
 
 def _noise(summary: Mapping[str, Any]) -> str:
     return "" if summary["spread"] <= NOISY_SPREAD else "!"
-
-
-def _ratio(ratio: Mapping[str, float] | None) -> list[str]:
-    if ratio is None:
-        return ["1", "baseline"]
-    return [f"{ratio['value']:.2f}", f"{ratio['low']:.2f}-{ratio['high']:.2f}"]
-
-
-def _claim(verdict: Mapping[str, Any] | None) -> str:
-    if verdict is None:
-        return ""
-    return f"{verdict['at_least']:.1f} " + ("[green]met[/]" if verdict["met"] else "[red]not met[/]")
 
 
 def comparison_markdown(report: Mapping[str, Any]) -> str:

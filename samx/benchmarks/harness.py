@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from statistics import median
-from typing import Protocol
+from typing import Any
 
 from samx.benchmarks.cold_start import ColdStart, Starter, start
 from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_ns, step_ns
@@ -28,23 +28,19 @@ COLD_STARTS, QUICK_COLD_STARTS = 10, 3
 SIDE_SHARE = 1 / 3  # of the seconds, for what is measured beside the calls themselves
 MESSAGE_CHARACTERS = 300  # of an exception, in a report
 NO_MASKS = "takes no mask prompt; export with --mask-input"
+NO_COPIES = "the decoder runs in the host's memory: nothing is copied to a device"
 NOT_APART = "its runtime does not tell copies from work"
 IN_TURNS = "artifacts took turns, and power is not told apart; measure one alone"
 IN_CHILD = "measured in a process of its own, too short for power readings"
 ENERGY_UNIT = "mJ"
+COLD_PHASES = ("import", "load", "first_call")
+NOTHING_DECODED: dict[str, Any] = {"prompts": 0, "points": ()}
 
 OVERHEAD_CALLS = 20_000
 OVERHEAD_BOUND_US = 20.0
 
 Bind = Callable[[str, Session, Scenario, Workload], Candidate]
-
-
-class Energy(Protocol):
-    """What a device drew; samx.devices.monitor.Monitor knows."""
-
-    def energy_mj(self, start_ns: int, end_ns: int) -> reading.Reading:
-        """Return the energy between two times of the clock."""
-        ...
+Energy = Callable[[int, int], reading.Reading]  # what a device drew between two times of the clock
 
 
 @dataclass
@@ -78,7 +74,7 @@ class Harness:
                 self._at = (number, len(scenarios))
                 offered = [subject for subject in self.subjects if self._offers(subject, scenario)]
                 if offered:
-                    KINDS[scenario.kind](self, scenario, offered)
+                    {"cold": self.cold, "memory": self.memory}.get(scenario.kind, self.steady)(scenario, offered)
                     self.placements |= {subject.name: subject.session.placement() for subject in offered}
         except KeyboardInterrupt:
             self.partial = f"{INTERRUPTED}, in {self._doing}"
@@ -90,7 +86,8 @@ class Harness:
         self._do(f"the first image of {subject.name}")
         subject.session.set_image(self.workload.images[0])
         if not isinstance(subject.session, CopiesOnly):
-            self.not_measured.append(NotMeasured(subject.name, None, "transfer", _no_transfer(self.device)))
+            reason = NO_COPIES if self.device == "cpu" else NOT_APART
+            self.not_measured.append(NotMeasured(subject.name, None, "transfer", reason))
 
     def _offers(self, subject: Subject, scenario: Scenario) -> bool:
         """Ask once, with the most points of the scenario, whether the artifact takes such prompts."""
@@ -137,11 +134,8 @@ class Harness:
         for subject in subjects:
             begin = self.clock()
             found = self._start(subject, scenario, 0, scenario.least)
-            blank = self._blank(scenario, subject.name, "steady", begin)
-            self.results.append(replace(
-                blank, warm_up_calls=1, warm_up_ns=found.first_call_ns, samples_ns=found.calls_ns,
-                peak_bytes=found.peak,
-            ))  # fmt: skip
+            self._add(scenario, subject.name, "steady", begin, found.calls_ns, warm_up_calls=1,
+                      warm_up_ns=found.first_call_ns, peak_bytes=found.peak)  # fmt: skip
 
     def _sample(self, scenario: Scenario, phase: str, subjects: Sequence[Subject], bind: Bind, effort: Effort) -> None:
         self._do(f"{scenario.name}, {phase.replace('_', ' ')}")
@@ -159,23 +153,22 @@ class Harness:
             if len(found.call_ns) < effort.least:
                 self.flags.append(f"{scenario.name} of {found.name} broke off after {len(found.call_ns)} calls")
             calls, spent_ns = sampling.warm_up(found.name)
-            blank = self._blank(scenario, found.name, phase, sampling.start_ns)
-            self.results.append(replace(
-                blank, warm_up_calls=calls, warm_up_ns=spent_ns, end_ns=sampling.end_ns, samples_ns=found.call_ns,
-                energy_mj=self._energy(sampling, len(found.call_ns) * found.prompts),
-            ))  # fmt: skip
+            energy_mj = self._energy(sampling, len(found.call_ns) * found.prompts)
+            self._add(scenario, found.name, phase, sampling.start_ns, found.call_ns, warm_up_calls=calls,
+                      warm_up_ns=spent_ns, end_ns=sampling.end_ns, energy_mj=energy_mj)  # fmt: skip
 
     def _keep_cold(self, scenario: Scenario, name: str, found: Sequence[ColdStart], begin: int) -> None:
-        phases = {phase: tuple(getattr(cold, f"{phase}_ns") for cold in found) for phase in COLD_PHASES}
-        for phase, samples in phases.items() if found else ():
-            blank = self._blank(scenario, name, phase, begin)
-            blank = blank if phase == "first_call" else replace(blank, prompts=0, points=())
-            self.results.append(replace(blank, samples_ns=samples))
+        for phase in COLD_PHASES if found else ():
+            samples = tuple(getattr(cold, f"{phase}_ns") for cold in found)
+            self._add(scenario, name, phase, begin, samples, **({} if phase == "first_call" else NOTHING_DECODED))
 
-    def _blank(self, scenario: Scenario, name: str, phase: str, begin: int) -> Result:
-        points = self.workload.tokens(scenario)
-        energy = _unread(IN_CHILD)
-        return Result(name, scenario.name, phase, scenario.prompts, points, 0, 0, begin, self.clock(), (), energy, None)
+    def _add(
+        self, scenario: Scenario, name: str, phase: str, begin: int, samples: tuple[int, ...], **more: Any
+    ) -> None:
+        points, energy = self.workload.tokens(scenario), _unread(IN_CHILD)
+        plain = Result(name, scenario.name, phase, scenario.prompts, points, 0, 0, begin, self.clock(), samples,
+                       energy, None)  # fmt: skip
+        self.results.append(replace(plain, **more))
 
     def _start(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> ColdStart:
         self._do(f"{scenario.name} of {subject.name}")
@@ -185,27 +178,13 @@ class Harness:
     def _energy(self, sampling: Sampling, prompts: int) -> Reading:
         if len(self.subjects) > 1:
             return _unread(IN_TURNS)
-        found = self.energy.energy_mj(sampling.start_ns, sampling.end_ns).to_json()
+        found = self.energy(sampling.start_ns, sampling.end_ns).to_json()
         value = found["value"]
         return {**found, "value": value / prompts} if isinstance(value, (int, float)) else found
 
     def _do(self, what: str) -> None:
         self._doing = what
         self.progress(f"Measuring {what}", *self._at)
-
-
-COLD_PHASES = ("import", "load", "first_call")
-KINDS: dict[str, Callable[[Harness, Scenario, Sequence[Subject]], None]] = {
-    "decode": Harness.steady,
-    "image": Harness.steady,
-    "refine": Harness.steady,
-    "cold": Harness.cold,
-    "memory": Harness.memory,
-}
-
-
-def _no_transfer(name: str) -> str:
-    return "the decoder runs in the host's memory: nothing is copied to a device" if name == "cpu" else NOT_APART
 
 
 def _unread(reason: str) -> Reading:

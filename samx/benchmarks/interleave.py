@@ -96,7 +96,10 @@ class Sampling:
             self.start_ns = self.end_ns = self._clock()
             number = 0
             while not all(self._effort.enough(number, spent) for spent in self._spent_ns.values()):
-                self._keep(self._round(number))
+                for name, elapsed in self._round(number).items():
+                    self._found[name].append(elapsed)
+                    self._spent_ns[name] += elapsed
+                self.end_ns = self._clock()
                 number += 1
 
     @property
@@ -112,12 +115,6 @@ class Sampling:
     def _round(self, number: int) -> dict[str, int]:
         order = self._order.sample(self._candidates, len(self._candidates))
         return {candidate.name: _time(candidate, number, self._clock) for candidate in order}
-
-    def _keep(self, times: dict[str, int]) -> None:
-        for name, elapsed in times.items():
-            self._found[name].append(elapsed)
-            self._spent_ns[name] += elapsed
-        self.end_ns = self._clock()
 
 
 def measure(candidates: Sequence[Candidate], effort: Effort, clock: Clock = now_ns) -> list[Samples]:

@@ -1,7 +1,7 @@
 """How many multiply-adds a decoder needs and what it keeps of an image, counted from its spec without any library.
 
 Counted are the products, which is where the operations are. Letters: P points and T tokens of a prompt, R = heads * T,
-L cells of the image, C channels, D channels of the cross-attentions, K tokens that are read at the end, M masks.
+L image tokens, C channels, D channels of the cross-attentions, K tokens that are read at the end, M masks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from samx.models.spec import DecoderSpec
 
 FLOAT_BYTES = 4  # of what is kept of an image, and of masks
 LABELS = 5  # rows of the table that a label chooses from
-EXTRA = 2  # channels that deploy/scale_free.py appends
+EXTRA = 2  # channels that the low-rank form appends to make upscaling free of scales
 REFERENCE = "reference"  # the released decoder's structure: everything for every prompt
 
 Part = tuple[str, int, int]  # what for, multiply-adds an image, multiply-adds a prompt
@@ -22,7 +22,7 @@ Part = tuple[str, int, int]  # what for, multiply-adds an image, multiply-adds a
 
 @dataclass(frozen=True)
 class Work:
-    """Say what an image and a prompt on it cost, by part of the decoder, and how much is kept of the image.
+    """What an image and a prompt on it cost, by part of the decoder, and how much is kept of the image.
 
     Where nothing is kept, the image's part is done once a call.
     """
@@ -33,17 +33,17 @@ class Work:
 
     @property
     def image(self) -> int:
-        """Multiply-adds an image."""
+        """Return the multiply-adds an image."""
         return sum(self.image_parts.values())
 
     @property
     def prompt(self) -> int:
-        """Multiply-adds a prompt."""
+        """Return the multiply-adds a prompt."""
         return sum(self.prompt_parts.values())
 
 
 class _Sizes:
-    """Name the numbers that counts are made of."""
+    """The numbers that counts are made of."""
 
     def __init__(self, spec: DecoderSpec, form: str, points: int, cached: bool, independent: bool) -> None:
         self.spec, self.form, self.cached = spec, form, cached
@@ -89,8 +89,8 @@ def _tokens(s: _Sizes) -> Iterator[Part]:
     yield "self-attention", 0, s.spec.depth * (4 * s.t * s.c * s.c + 2 * s.t * s.t * s.c)
     yield "token MLPs", 0, s.spec.depth * 2 * s.t * s.c * s.spec.mlp_width
     if s.spec.mask_input:
-        inner, cells = s.spec.mask_prompt_channels, s.l
-        yield "mask prompt", 0, cells * (4 * 4 * inner // 4 + 4 * (inner // 4) * inner + inner * s.c)
+        inner = s.spec.mask_prompt_channels
+        yield "mask prompt", 0, s.l * (4 * 4 * inner // 4 + 4 * (inner // 4) * inner + inner * s.c)
 
 
 def _sides(s: _Sizes, tokens: int) -> int:
@@ -98,25 +98,10 @@ def _sides(s: _Sizes, tokens: int) -> int:
     return 2 * tokens * s.c * s.d
 
 
-def _reference(s: _Sizes) -> Iterator[Part]:
-    yield from _direct_layers(s, s.spec.depth)
-    yield "first upscaling", 0, s.l * s.c * s.c
-
-
-def _direct(s: _Sizes) -> Iterator[Part]:
-    yield from _first_layer(s, _direct_layers)
-    yield "first upscaling", 0, s.l * s.c * s.c
-
-
 def _direct_layers(s: _Sizes, layers: int) -> Iterator[Part]:
     yield "token to image", 0, layers * (_sides(s, s.t) + 2 * s.l * s.c * s.d + 2 * s.t * s.l * s.d)
     yield "image to token", 0, layers * (_sides(s, s.t) + 2 * s.l * s.c * s.d + 2 * s.t * s.l * s.d)
     yield "last attention", 0, _sides(s, s.k) + 2 * s.l * s.c * s.d + 2 * s.k * s.l * s.d
-
-
-def _absorbed(s: _Sizes) -> Iterator[Part]:
-    yield from _first_layer(s, _absorbed_layers)
-    yield "first upscaling", 0, s.l * s.c * s.c
 
 
 def _absorbed_layers(s: _Sizes, layers: int) -> Iterator[Part]:
@@ -157,11 +142,14 @@ def _low_rank(s: _Sizes) -> Iterator[Part]:
 
 
 FORMS: Mapping[str, Callable[[_Sizes], Iterator[Part]]] = {
-    REFERENCE: _reference, "direct": _direct, "absorbed": _absorbed, "low_rank": _low_rank,
+    REFERENCE: lambda s: _direct_layers(s, s.spec.depth), "direct": lambda s: _first_layer(s, _direct_layers),
+    "absorbed": lambda s: _first_layer(s, _absorbed_layers), "low_rank": _low_rank,
 }  # fmt: skip
 
 
 def _upscaling(s: _Sizes) -> Iterator[Part]:
+    if s.form != "low_rank":
+        yield "first upscaling", 0, s.l * s.c * s.c
     yield "second upscaling", 0, 4 * s.l * (s.c // 4 + s.extra) * s.c // 2
     yield "mask product", 0, 16 * s.l * s.painted * s.c // 8
 

@@ -122,18 +122,14 @@ def _stored(artifact: Artifact, entry: Backend, device: str) -> ParityReport | N
 def _check_comparable(artifacts: Sequence[Artifact]) -> None:
     first = artifacts[0]
     for other in artifacts[1:]:
-        differing = _differences(first.manifest.spec, other.manifest.spec)
-        if differing:
+        specs = (other.manifest.spec, first.manifest.spec)
+        pairs = {field.name: [getattr(spec, field.name) for spec in specs] for field in fields(DecoderSpec)}
+        if differing := [f"{name} {here} and {there}" for name, (here, there) in pairs.items() if here != there]:
             raise UsageError(
                 f"{other.path} and {first.path} are different decoders, so their times do not compare",
                 found="; ".join(differing), expected="the same family, masks, inputs and image size",
                 fix="Measure them apart, or export both alike.",
             )  # fmt: skip
-
-
-def _differences(one: DecoderSpec, other: DecoderSpec) -> list[str]:
-    pairs = [(field.name, getattr(other, field.name), getattr(one, field.name)) for field in fields(DecoderSpec)]
-    return [f"{name} {here} and {there}" for name, here, there in pairs if here != there]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

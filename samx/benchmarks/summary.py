@@ -70,7 +70,7 @@ def describe(times_ms: Sequence[float], cycle: int = 1) -> Summary:
     Only spread and drift look at the cycle: inputs of different size are no noise.
     """
     times = np.array(times_ms, np.float64)
-    even = _levelled(times, cycle)
+    even = times if cycle == 1 else levelled(times, levels(times, cycle)) * np.median(times)
     drift, unstable = _drift(even)
     return Summary(
         count=len(times),
@@ -167,12 +167,14 @@ def _percentile(times: Times, percent: int, least: int) -> float | None:
     return float(np.percentile(times, percent)) if len(times) >= least else None
 
 
-def _levelled(times: Times, cycle: int) -> Times:
-    """Bring the times of every input of the cycle to the median of all."""
-    if cycle == 1:
-        return times
-    levels = np.array([np.median(times[i::cycle]) for i in range(min(cycle, len(times)))])
-    return np.asarray(times / levels[np.arange(len(times)) % cycle] * np.median(times))
+def levels(times: Times, cycle: int) -> Times:
+    """Return the median of each input of the cycle, so that inputs of different size are no noise."""
+    return np.array([np.median(times[i::cycle]) for i in range(min(cycle, len(times)))])
+
+
+def levelled(times: Times, inputs: Times) -> Times:
+    """Divide times by what their inputs take."""
+    return np.asarray(times / inputs[np.arange(len(times)) % len(inputs)])
 
 
 def _drift(times: Times) -> tuple[float, bool]:

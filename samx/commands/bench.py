@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def bench(request: BenchRequest, progress: Progress = silent, clock: Clock = now
         subjects = open_subjects(request.paths, request.device, request.threads)
         run = Harness(
             subjects, _workload(request, subjects[0]), request.device, request.threads, request.timed_seconds,
-            request.quick, clock, monitor, progress,
+            request.quick, clock, monitor.energy_mj, progress,
         )  # fmt: skip
         run.run(scenarios)
     progress("Measuring what this machine reaches at best")
@@ -147,7 +147,7 @@ def _report(request: BenchRequest, run: Harness, monitor: Monitor) -> BenchRepor
         results=tuple(run.results),
         ratios=tuple(ratios),
         not_measured=tuple(run.not_measured),
-        flags=(*run.flags, *comparability_flags(run.subjects), *too_few, *_misplaced(run), *_clock_flags(run, step)),
+        flags=(*run.flags, *comparability_flags(run.subjects), *too_few, *_doubtful(run, step)),
         roofline=roofline(run.subjects, run.workload, run.results, request.device, request.threads),
     )
 
@@ -160,15 +160,14 @@ def _device(requested: str, monitor: Monitor) -> DeviceRecord:
     )  # fmt: skip
 
 
-def _misplaced(run: Harness) -> list[str]:
+def _doubtful(run: Harness, step: int) -> list[str]:
     elsewhere = {name: found for name, found in run.placements.items() if not found.honoured}
-    return [f"{name} was asked to run on {found.requested}, and ran {dict(found.operations)} operations by device"
-            for name, found in elsewhere.items()]  # fmt: skip
-
-
-def _clock_flags(run: Harness, step: int) -> list[str]:
     coarse = [r for r in run.results if step > COARSE * r.summary.median_ms * 1e6]
-    return [f"the clock is too coarse for {r.scenario} of {r.subject}: steps of {step} ns" for r in coarse]
+    return [
+        *(f"{name} was asked to run on {found.requested}, and ran {dict(found.operations)} operations by device"
+          for name, found in elsewhere.items()),
+        *(f"the clock is too coarse for {r.scenario} of {r.subject}: steps of {step} ns" for r in coarse),
+    ]  # fmt: skip
 
 
 def comparisons(results: Sequence[Result], names: Sequence[str]) -> tuple[list[Comparison], list[str]]:
@@ -180,20 +179,12 @@ def comparisons(results: Sequence[Result], names: Sequence[str]) -> tuple[list[C
         if base is None or entry.subject == baseline or entry.phase not in COMPARED:
             continue
         if min(len(base.samples_ns), len(entry.samples_ns)) >= RATIO_SAMPLES:
-            ratios.append(_comparison(base, entry))
+            pair = (Samples(one.subject, max(one.prompts, 1), one.samples_ns) for one in (base, entry))
+            ratio = asdict(speedup(*pair))
+            ratios.append(Comparison(entry.scenario, entry.phase, baseline, entry.subject, **ratio))
         else:
             too_few.append(
                 f"too few rounds to compare {entry.subject} in {entry.scenario}, {entry.phase}: "
                 f"{len(entry.samples_ns)} of at least {RATIO_SAMPLES}"
             )
     return ratios, too_few
-
-
-def _comparison(base: Result, entry: Result) -> Comparison:
-    ratio = speedup(_samples(base), _samples(entry))
-    named = (entry.scenario, entry.phase, base.subject, entry.subject)
-    return Comparison(*named, ratio.value, ratio.low, ratio.high)
-
-
-def _samples(result: Result) -> Samples:
-    return Samples(result.subject, max(result.prompts, 1), result.samples_ns)

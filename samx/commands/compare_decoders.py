@@ -92,22 +92,23 @@ def _graph(model: bytes, fixed: Feed, outputs: Sequence[str], threads: int) -> C
 
 def meta_sam1(setting: Setting) -> Call:
     """Open Meta's ONNX export, cut before its resizing."""
-    model = setting.file("meta_decoder.onnx", lambda loaded, path: export_meta(loaded, path.parent))
-    fixed = {**setting.image, **no_mask_feed(setting.loaded.spec)}
-    return _one_by_one(_graph(model, fixed, DECODER_OUTPUTS, setting.threads), MASKS)
+    return _sam1(setting, setting.file("meta_decoder.onnx", lambda loaded, path: export_meta(loaded, path.parent)))
 
 
 def samexporter_sam1(setting: Setting) -> Call:
     """Open samexporter's SAM 1 decoder, cut before its resizing."""
-    model = setting.file("samexporter_sam1.onnx", _samexporter_decoder)
+
+    def write(loaded: LoadedDecoder, path: Path) -> None:
+        whole = path.with_name("samexporter_sam1_whole.onnx")
+        samexporter.export_sam1(loaded, whole)
+        onnx.utils.extract_model(str(whole), str(path), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
+
+    return _sam1(setting, setting.file("samexporter_sam1.onnx", write))
+
+
+def _sam1(setting: Setting, model: bytes) -> Call:
     fixed = {**setting.image, **no_mask_feed(setting.loaded.spec)}
     return _one_by_one(_graph(model, fixed, DECODER_OUTPUTS, setting.threads), MASKS)
-
-
-def _samexporter_decoder(loaded: LoadedDecoder, path: Path) -> None:
-    whole = path.with_name("samexporter_sam1_whole.onnx")
-    samexporter.export_sam1(loaded, whole)
-    onnx.utils.extract_model(str(whole), str(path), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
 
 
 def samexporter_sam2(setting: Setting) -> Call:

@@ -20,16 +20,7 @@ from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import utc_now
 from samx.benchmarks.agreement import check_agreement
 from samx.benchmarks.bench_table import facts_table, group_table
-from samx.benchmarks.contenders.meta import (
-    CLAIMS,
-    Group,
-    Sessions,
-    export_meta,
-    export_samx,
-    groups,
-    meta_call,
-    open_sessions,
-)
+from samx.benchmarks.contenders import meta
 from samx.benchmarks.environment import benchmark_environment, busy
 from samx.benchmarks.interleave import Effort, Samples, measure
 from samx.benchmarks.summary import Ratio, counted, ratios, summarize
@@ -67,10 +58,13 @@ def compare(
         progress(f"{where}: comparing the outputs")
         facts = {"opset": opset, "threads": sessions.threads}
         for i, image in enumerate(images):
-            agreement += [{**facts, "image": i, **entry} for entry in _agree(sessions, image, grid and i == 0)]
-        for group in groups(sessions, images[0], grid):
+            peer = meta.meta_call(sessions, image)
+            for group in meta.groups(sessions, image, grid and i == 0):
+                agreement += [{**facts, "image": i, **entry} for entry in check_agreement(group.candidates, peer)]
+        for group in meta.groups(sessions, images[0], grid):
             progress(f"{where}: measuring {group.title}")
-            results.append(_measure(group, facts, seconds))
+            samples = measure(group.candidates, group.effort or Effort(seconds))
+            results.append({"title": group.title, **facts, **summary(samples, group.baseline)})
     return report
 
 
@@ -82,27 +76,16 @@ def _images(checkpoint: Path, loaded: LoadedDecoder) -> tuple[list[Feed], str]:
 
 def _opened(
     loaded: LoadedDecoder, threads: Sequence[int], opsets: Sequence[int], progress: Progress
-) -> Iterator[tuple[int, Sessions]]:
+) -> Iterator[tuple[int, meta.Sessions]]:
     """Export per opset and open per thread count; the files go when the last one was measured."""
     with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as name:
         progress("Exporting Meta's decoder")
-        meta = export_meta(loaded, Path(name))
+        files = meta.export_meta(loaded, Path(name))
         for opset in opsets:
             progress(f"Exporting samx's decoders, opset {opset}")
-            exports = export_samx(loaded, opset, Path(name) / str(opset))
+            exports = meta.export_samx(loaded, opset, Path(name) / str(opset))
             for count in threads:
-                yield opset, open_sessions(meta, exports, count)
-
-
-def _agree(sessions: Sessions, image: Feed, grid: bool) -> list[dict[str, Any]]:
-    """Check every candidate on one image, through the very calls that will be timed."""
-    peer = meta_call(sessions, image)
-    return [entry for group in groups(sessions, image, grid) for entry in check_agreement(group.candidates, peer)]
-
-
-def _measure(group: Group, facts: Mapping[str, int], seconds: float) -> dict[str, Any]:
-    samples = measure(group.candidates, group.effort or Effort(seconds))
-    return {"title": group.title, **facts, **summary(samples, group.baseline)}
+                yield opset, meta.open_sessions(files, exports, count)
 
 
 def summary(samples: Sequence[Samples], baseline: str) -> dict[str, Any]:
@@ -112,7 +95,7 @@ def summary(samples: Sequence[Samples], baseline: str) -> dict[str, Any]:
         "baseline": baseline,
         "samples": [{**asdict(entry), **asdict(summarize(entry))} for entry in samples],
         "ratios": {name: asdict(ratio) for name, ratio in found.items()},
-        "verdicts": judge(CLAIMS, found),
+        "verdicts": judge(meta.CLAIMS, found),
     }
 
 

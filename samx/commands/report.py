@@ -9,43 +9,15 @@ from typing import Any
 
 from samx.artifacts.commit import write_file
 from samx.benchmarks.report.baseline import BaselineComparison, Change, compare
-from samx.benchmarks.report.markdown import markdown
+from samx.benchmarks.report.markdown import markdown as comment
 from samx.benchmarks.report.runs import Run, load_runs
 from samx.errors import BenchmarkError, UsageError
 from samx.processing.images import check_free
 
 
 @dataclass(frozen=True)
-class ReportRequest:
-    """Say which reports to show, and how."""
-
-    reports: Sequence[Path]
-    output: Path | None = None  # the page, as HTML
-    markdown: Path | None = None
-    baseline: Path | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Check that something is read, and that nothing is written over it.
-
-        Raises: UsageError.
-        """
-        if not self.reports:
-            raise UsageError("no report was named", expected="at least one JSON file of 'samx bench'")
-        written = [path.resolve() for path in self.written]
-        read = {path.resolve() for path in (*self.reports, *([self.baseline] if self.baseline else []))}
-        if clash := next((path for path in written if path in read or written.count(path) > 1), None):
-            raise UsageError("one file is named twice", found=clash, fix="Give each output a name of its own.")
-
-    @property
-    def written(self) -> tuple[Path, ...]:
-        """Files that are asked for."""
-        return tuple(path for path in (self.output, self.markdown) if path is not None)
-
-
-@dataclass(frozen=True)
 class ReportResult:
-    """Hold what was written and what was found."""
+    """What was written and what was found."""
 
     runs: tuple[Run, ...]
     comparison: BaselineComparison | None
@@ -54,16 +26,16 @@ class ReportResult:
 
     @property
     def regressions(self) -> tuple[Change, ...]:
-        """What became slower than the baseline for sure."""
+        """Return what became slower than the baseline for sure."""
         return () if self.comparison is None else self.comparison.regressions
 
     def summary(self) -> str:
-        """Say in a line what was done."""
+        """Return in a line what was done."""
         done = f"wrote {' and '.join(map(str, self.paths))}" if self.paths else "wrote nothing"
         return done if self.comparison is None else f"{self.comparison.summary()}; {done}"
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything as plain data."""
+        """Return everything as plain data."""
         doubts = {run.key: [{"kind": doubt.kind, "text": doubt.text} for doubt in run.doubts] for run in self.runs}
         return {
             "reports": {run.key: str(run.path) for run in self.runs},
@@ -76,27 +48,42 @@ class ReportResult:
         }
 
 
-def report(request: ReportRequest) -> ReportResult:
-    """Read reports, compare them with the baseline, and write what was asked for.
+def report(
+    reports: Sequence[Path], output: Path | None = None, markdown: Path | None = None, *, baseline: Path | None = None,
+    overwrite: bool = False,
+) -> ReportResult:  # fmt: skip
+    """Read reports, compare them with the baseline, and write the page and the Markdown that were asked for.
 
     A regression does not end this call: the files hold it, and require_unregressed() makes an error of it.
-    Raises: ArtifactError for a file that is no report; InputError for one given twice, or a baseline with which nothing
-    compares; MissingExtraError; WriteError.
+    Raises: UsageError for no report, or a file named twice; ArtifactError for a file that is no report; InputError for
+    one given twice, or a baseline with which nothing compares; MissingExtraError; WriteError.
     """
-    for path in request.written:
-        check_free(path, request.overwrite)
-    runs, baseline = load_runs(request.reports, request.baseline)
-    comparison = None if baseline is None else compare(runs, baseline)
-    texts = {request.markdown: markdown(runs, comparison)}
-    text = texts[request.markdown]
-    if request.output is not None:
+    if not reports:
+        raise UsageError("no report was named", expected="at least one JSON file of 'samx bench'")
+    written = [path for path in (markdown, output) if path is not None]
+    _check_apart([*reports, *([] if baseline is None else [baseline])], written)
+    for path in written:
+        check_free(path, overwrite)
+    runs, base = load_runs(reports, baseline)
+    comparison = None if base is None else compare(runs, base)
+    texts = {markdown: comment(runs, comparison)}
+    text = texts[markdown]
+    if output is not None:
         from samx.benchmarks.report.page import page
 
-        texts[request.output] = page(runs, comparison)
-    written = {path: content for path, content in texts.items() if path is not None}
-    for path, content in written.items():
-        write_file(path, content.encode("utf-8", "replace"))
+        texts[output] = page(runs, comparison)
+    for path in written:
+        write_file(path, texts[path].encode("utf-8", "replace"))
     return ReportResult(runs, comparison, text, tuple(written))
+
+
+def _check_apart(read: Sequence[Path], written: Sequence[Path]) -> None:
+    """Check that nothing is written over what is read, or over each other."""
+    named = [path.resolve() for path in written]
+    if clash := next(
+        (path for path in named if path in {one.resolve() for one in read} or named.count(path) > 1), None
+    ):
+        raise UsageError("one file is named twice", found=clash, fix="Give each output a name of its own.")
 
 
 def require_unregressed(result: ReportResult) -> None:

@@ -85,11 +85,9 @@ class CopyingSession(CopiesOnly, TimedSession):
         return {}
 
 
-class FakeEnergy:
+def energy_mj(start_ns: int, end_ns: int) -> Reading:
     """Draw 10 W."""
-
-    def energy_mj(self, start_ns: int, end_ns: int) -> Reading:
-        return Reading((end_ns - start_ns) * 10 / 1e6, "mJ") if end_ns > start_ns else unread("no time", "mJ")
+    return Reading((end_ns - start_ns) * 10 / 1e6, "mJ") if end_ns > start_ns else unread("no time", "mJ")
 
 
 def no_starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
@@ -111,7 +109,7 @@ def harness(sessions: Sequence[TimedSession], *, seconds: float = 0.5, **changes
     artifact = Artifact(Path("toy"), None)  # type: ignore[arg-type]  # nothing here asks for its manifest
     subjects = [Subject(session.name, artifact, session, PARITY) for session in sessions]
     plain = Harness(
-        subjects, workload(sessions[0].spec), "cpu", None, seconds, False, clock, FakeEnergy(),
+        subjects, workload(sessions[0].spec), "cpu", None, seconds, False, clock, energy_mj,
         silent, no_starter,
     )  # fmt: skip
     return replace(plain, **changes)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from report_toys import bench_report, device, many_devices, saved, slower
 
-from samx.commands.report import ReportRequest, report
+from samx.commands.report import report
 
 pytestmark = pytest.mark.browser
 
@@ -115,7 +115,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, reports in contents.items():
         paths = [saved(entry, folder / f"{name}-{i}.json") for i, entry in enumerate(reports)]
         output = folder / f"{name}.html"
-        report(ReportRequest(paths, output, baseline=base if name == "baseline" else None))
+        report(paths, output, baseline=base if name == "baseline" else None)
         found[name] = output.as_uri()
     return found
 

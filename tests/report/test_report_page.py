@@ -15,7 +15,7 @@ import pytest
 from report_toys import bench_report, device, many_devices, saved, slower
 
 from samx.benchmarks.results import BenchReport
-from samx.commands.report import ReportRequest, report, require_unregressed
+from samx.commands.report import report, require_unregressed
 from samx.errors import ArtifactError, BenchmarkError, InputError, MissingExtraError, SamxError, UsageError, WriteError
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -57,7 +57,7 @@ def write_all(folder: Path, reports: list[BenchReport]) -> list[Path]:
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("page")
-    report(ReportRequest(write_all(folder, many_devices()), folder / "report.html"))
+    report(write_all(folder, many_devices()), folder / "report.html")
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -116,7 +116,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     named = replace(base, subjects=(replace(base.subjects[0], name=name, target=name),), not_measured=(),
                     results=tuple(replace(r, subject=name, scenario=f"{name} {r.scenario}") for r in base.results),
                     device=device(name), command=("samx", name))  # fmt: skip
-    report(ReportRequest([saved(named, tmp_path / "a.json")], tmp_path / "page.html", tmp_path / "page.md"))
+    report([saved(named, tmp_path / "a.json")], tmp_path / "page.html", tmp_path / "page.md")
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "script" not in {tag for tag, _ in page.found}
     assert "<script>alert(1)</script>" in page.text
@@ -128,7 +128,7 @@ def test_names_are_text(tmp_path: Path) -> None:
 
 def test_a_report_without_results_makes_a_page(tmp_path: Path) -> None:
     empty = bench_report(partial="stopped by the user", results=(), ratios=())
-    report(ReportRequest([saved(empty, tmp_path / "a.json")], tmp_path / "page.html"))
+    report([saved(empty, tmp_path / "a.json")], tmp_path / "page.html")
     text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert "No result" in text
     assert "stopped by the user" in text
@@ -137,21 +137,20 @@ def test_a_report_without_results_makes_a_page(tmp_path: Path) -> None:
 def test_an_energy_that_is_not_finite_is_not_measured(tmp_path: Path) -> None:
     content = bench_report({"fp32": 11.0}, energy=2.0).to_bytes()
     (tmp_path / "a.json").write_bytes(re.sub(rb'"value": 22.0,', b'"value": 1e999,', content))
-    report(ReportRequest([tmp_path / "a.json"], tmp_path / "page.html"))
+    report([tmp_path / "a.json"], tmp_path / "page.html")
     assert "not measured: no finite value was read" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
 
 
 def test_a_regression_is_written_first_and_then_an_error(tmp_path: Path) -> None:
     new = saved(slower(bench_report(seed=1), 1.2), tmp_path / "new.json")
     base = saved(bench_report(seed=2), tmp_path / "base.json")
-    request = ReportRequest([new], tmp_path / "page.html", tmp_path / "page.md", baseline=base)
-    result = report(request)
+    result = report([new], tmp_path / "page.html", tmp_path / "page.md", baseline=base)
     with pytest.raises(
         BenchmarkError, match=r"2 results became slower.* in click on .* times as long \(99% interval"
     ) as caught:
         require_unregressed(result)
     assert caught.value.exit_code == 4
-    assert "2 of 20 results became slower" in Page(request.written[0].read_text(encoding="utf-8")).text
+    assert "2 of 20 results became slower" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert result.markdown == (tmp_path / "page.md").read_text(encoding="utf-8")
     assert result.paths == (tmp_path / "page.md", tmp_path / "page.html")
     assert len(json.loads(json.dumps(result.to_json(), allow_nan=False))["regressions"]) == 2
@@ -159,7 +158,7 @@ def test_a_regression_is_written_first_and_then_an_error(tmp_path: Path) -> None
 
 def test_without_a_regression_there_is_no_error(tmp_path: Path) -> None:
     paths = write_all(tmp_path, [bench_report(seed=1), bench_report(seed=2)])
-    result = report(ReportRequest(paths[:1], baseline=paths[1]))
+    result = report(paths[:1], baseline=paths[1])
     require_unregressed(result)
     assert result.comparison is not None
     assert result.paths == ()
@@ -170,9 +169,7 @@ def test_without_a_regression_there_is_no_error(tmp_path: Path) -> None:
 def test_a_throttled_run_is_flagged_and_no_regression(tmp_path: Path) -> None:
     hot = device(flags=["the processor was slowed down for its heat 3 times"])
     new = saved(slower(bench_report(where=hot), 1.5), tmp_path / "new.json")
-    result = report(
-        ReportRequest([new], tmp_path / "page.html", baseline=saved(bench_report(seed=2), tmp_path / "b.json"))
-    )
+    result = report([new], tmp_path / "page.html", baseline=saved(bench_report(seed=2), tmp_path / "b.json"))
     require_unregressed(result)
     text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert "2 seemingly slower, in doubtful runs" in text
@@ -201,7 +198,7 @@ def altered(change: Callable[[dict[str, Any]], Any]) -> bytes:
 def test_what_is_no_report_is_refused_and_nothing_is_written(content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(ArtifactError, match=words) as caught:
-        report(ReportRequest([tmp_path / "bad.json"], tmp_path / "page.html"))
+        report([tmp_path / "bad.json"], tmp_path / "page.html")
     assert "bad.json" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "page.html").exists()
@@ -209,9 +206,9 @@ def test_what_is_no_report_is_refused_and_nothing_is_written(content: bytes, wor
 
 def test_the_same_report_twice_is_refused(tmp_path: Path) -> None:
     one, other = (saved(bench_report(), tmp_path / name) for name in ("a.json", "b.json"))
-    for request in (ReportRequest([one, other]), ReportRequest([one, one]), ReportRequest([one], baseline=other)):
+    for named, baseline in (([one, other], None), ([one, one], None), ([one], other)):
         with pytest.raises(InputError, match="given twice"):
-            report(request)
+            report(named, baseline=baseline)
 
 
 @pytest.mark.parametrize("name", ["output", "markdown"])
@@ -219,11 +216,11 @@ def test_an_existing_file_is_kept_unless_overwriting_is_asked_for(name: str, tmp
     path = saved(bench_report(), tmp_path / "a.json")
     target = tmp_path / "target"
     target.write_text("mine")
-    request = replace(ReportRequest([path]), **{name: target})  # type: ignore[arg-type]
+    outputs: dict[str, Any] = {name: target}
     with pytest.raises(WriteError, match="exists already"):
-        report(request)
+        report([path], **outputs)
     assert target.read_text() == "mine"
-    report(replace(request, overwrite=True))
+    report([path], **outputs, overwrite=True)
     assert target.read_text(encoding="utf-8") != "mine"
 
 
@@ -231,12 +228,12 @@ def test_a_report_is_never_written_over_even_when_overwriting_is_asked_for(tmp_p
     path = saved(bench_report(), tmp_path / "a.json")
     for output, markdown in ((path, None), (None, path), (tmp_path / "x", tmp_path / "x")):
         with pytest.raises(UsageError, match="named twice"):
-            ReportRequest([path], output, markdown, overwrite=True)
+            report([path], output, markdown, overwrite=True)
 
 
 def test_no_report_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no report was named"):
-        ReportRequest([])
+        report([])
 
 
 @pytest.mark.parametrize("library", ["matplotlib.figure", "jinja2"])
@@ -246,11 +243,11 @@ def test_a_missing_library_is_named_with_its_extra_and_nothing_is_written(
     path = saved(bench_report(), tmp_path / "a.json")
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=r"samx\[report\]"):
-        report(ReportRequest([path], tmp_path / "page.html", tmp_path / "page.md"))
+        report([path], tmp_path / "page.html", tmp_path / "page.md")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.json"]
-    report(ReportRequest([path], markdown=tmp_path / "page.md"))  # which needs neither
+    report([path], markdown=tmp_path / "page.md")  # which needs neither
 
 
 def test_refusals_are_samx_errors(tmp_path: Path) -> None:
     with pytest.raises(SamxError, match="cannot read the report"):
-        report(ReportRequest([tmp_path / "missing.json"]))
+        report([tmp_path / "missing.json"])

@@ -10,7 +10,6 @@ from torch import Tensor
 from samx.benchmarks.contenders import fill, require_peer
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.session import Feed
-from samx.models.spec import DecoderSpec
 
 META_NORM_EPS = 1e-5  # SamModel writes 1e-6 by default; Meta's LayerNorm, which the weights were trained with, has this
 # Encoders that are never called, as small as they can be.
@@ -37,7 +36,7 @@ class BoxDecoder(torch.nn.Module):
 
     @torch.inference_mode()
     def forward(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Give three masks a box. Shapes: boxes (N, 4), px of the frame -> (N, 3, S, S), (N, 3)."""
+        """Return three masks a box. Shapes: boxes (N, 4), px of the frame -> (N, 3, S, S), (N, 3)."""
         result = self.model(image_embeddings=self.embeddings, input_boxes=boxes[None], multimask_output=True)
         return result.pred_masks[0], result.iou_scores[0]
 
@@ -47,24 +46,19 @@ def build(loaded: LoadedDecoder, image: Feed) -> BoxDecoder:
 
     Raises: UnavailableError without transformers.
     """
-    transformers = require_peer("transformers")
-    if loaded.spec.family == "sam2":
-        model = transformers.Sam2Model(_sam2_config(transformers, loaded.spec))
+    transformers: Any = require_peer("transformers")
+    spec = loaded.spec
+    if spec.family == "sam2":
+        config = transformers.Sam2Config(
+            vision_config=SAM2_VISION, prompt_encoder_config={"image_size": spec.image_size}, mask_decoder_config={}
+        )
+        model = transformers.Sam2Model(config)
     else:
-        model = transformers.SamModel(_sam_config(transformers, loaded.spec))
+        config = transformers.SamConfig(
+            vision_config={**SAM_VISION, "image_size": spec.image_size},
+            prompt_encoder_config={"image_size": spec.image_size, "image_embedding_size": spec.grid},
+            mask_decoder_config={"layer_norm_eps": META_NORM_EPS},
+        )
+        model = transformers.SamModel(config)
     fill(model, loaded)
     return BoxDecoder(model.requires_grad_(False).eval(), image)
-
-
-def _sam_config(transformers: Any, spec: DecoderSpec) -> Any:
-    return transformers.SamConfig(
-        vision_config={**SAM_VISION, "image_size": spec.image_size},
-        prompt_encoder_config={"image_size": spec.image_size, "image_embedding_size": spec.grid},
-        mask_decoder_config={"layer_norm_eps": META_NORM_EPS},
-    )
-
-
-def _sam2_config(transformers: Any, spec: DecoderSpec) -> Any:
-    return transformers.Sam2Config(
-        vision_config=SAM2_VISION, prompt_encoder_config={"image_size": spec.image_size}, mask_decoder_config={}
-    )

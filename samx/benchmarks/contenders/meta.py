@@ -7,10 +7,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ RUNTIME_GRID = f"samx, image part kept, N={GRID**2}"
 
 # How many times faster than Meta's decoder (same weights, same machine, same threads) samx claims to be.
 CLAIMS = {ONE_GRAPH: 1.8, IMAGE_KEPT: 2.5, ONE_GRAPH_MANY: 2.1, RUNTIME_MANY: 2.8, RUNTIME_MORE: 2.8}
+Call = Callable[[Feed], Parts]
 GRID_EFFORT = Effort(0, least=3, wanted=3, warm_up_s=0, warm_up_calls=1)  # a call takes up to a minute
 
 
@@ -103,7 +104,8 @@ def build_sam(loaded: LoadedDecoder) -> nn.Module:
     if loaded.spec.family != "sam1":
         raise UsageError("Meta's ONNX decoder is a SAM 1 decoder", found=loaded.spec.family, expected="sam1")
     (modeling,) = import_segment_anything("modeling")
-    sam: nn.Module = modeling.Sam(_NoEncoder(loaded.spec.image_size), *_parts(modeling, loaded.spec)).eval()
+    encoder = SimpleNamespace(img_size=loaded.spec.image_size)  # of which the export reads the frame's size only
+    sam: nn.Module = modeling.Sam(encoder, *decoder_parts(modeling, loaded.spec)).eval()
     sam.load_state_dict(loaded.weights, strict=True)
     return sam
 
@@ -118,18 +120,22 @@ def import_segment_anything(*modules: str) -> list[ModuleType]:
         return [importlib.import_module(f"segment_anything.{name}") for name in modules]
 
 
+def torchvision_stubs() -> AbstractContextManager[None]:
+    """Let Meta's package be imported where torchvision is not."""
+    return nullcontext() if _has_torchvision() else stub_modules(STUBS)
+
+
 @contextmanager
-def torchvision_stubs() -> Iterator[None]:
-    """Let Meta's package be imported where torchvision is not; leave no trace in sys.modules."""
-    if _has_torchvision():
-        yield
-        return
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torchvision"}
-    sys.modules.update({name: _stub(name, names) for name, names in STUBS.items()})
+def stub_modules(stubs: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+    """Put modules that hold some names into the place of real ones; leave no trace in sys.modules."""
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name in stubs}
+    for name, attributes in stubs.items():
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update(dict.fromkeys(attributes))
     try:
         yield
     finally:
-        for name in STUBS:
+        for name in stubs:
             del sys.modules[name]
         sys.modules.update(before)
 
@@ -142,33 +148,18 @@ def _has_torchvision() -> bool:
     return True
 
 
-def _stub(name: str, names: tuple[str, ...]) -> ModuleType:
-    module = ModuleType(name)
-    for attribute in names:
-        setattr(module, attribute, None)
-    return module
-
-
-class _NoEncoder(nn.Module):
-    """Stand in for the image encoder, of which the export reads the frame's size only."""
-
-    def __init__(self, image_size_px: int) -> None:
-        super().__init__()
-        self.img_size = image_size_px
-
-
-def _parts(modeling: ModuleType, spec: DecoderSpec) -> tuple[nn.Module, nn.Module]:
+def decoder_parts(classes: Any, spec: DecoderSpec, **more: Any) -> tuple[nn.Module, nn.Module]:
     """Build Meta's prompt encoder and mask decoder in our spec's sizes."""
-    prompt_encoder = modeling.PromptEncoder(
+    prompt_encoder = classes.PromptEncoder(
         embed_dim=spec.width, image_embedding_size=(spec.grid, spec.grid),
         input_image_size=(spec.image_size, spec.image_size), mask_in_chans=spec.mask_prompt_channels,
     )  # fmt: skip
-    transformer = modeling.TwoWayTransformer(
+    transformer = classes.TwoWayTransformer(
         depth=spec.depth, embedding_dim=spec.width, mlp_dim=spec.mlp_width, num_heads=spec.heads
     )
-    mask_decoder = modeling.MaskDecoder(
+    mask_decoder = classes.MaskDecoder(
         transformer_dim=spec.width, transformer=transformer, num_multimask_outputs=spec.mask_tokens - 1,
-        iou_head_depth=spec.iou_head_depth, iou_head_hidden_dim=spec.iou_head_width,
+        iou_head_depth=spec.iou_head_depth, iou_head_hidden_dim=spec.iou_head_width, **more,
     )  # fmt: skip
     return prompt_encoder, mask_decoder
 
@@ -253,53 +244,51 @@ def open_session(model: bytes, threads: int) -> Any:
 
 def groups(sessions: Sessions, image: Feed, grid: bool = False) -> list[Group]:
     """Bind the decoders to one image; with `grid`, to everything mode too. Shapes: image DecoderSpec.image_inputs."""
+    spec, graphs, meta = sessions.spec, sessions.graphs, meta_call(sessions, image)
     sessions.runtime.set_image(image)
-    usual = [
-        Group("one prompt", META, tuple(_one_prompt(sessions, image))),
-        Group("many prompts", META_MANY, tuple(_many_prompts(sessions, image))),
-    ]
-    everything = Group("everything mode's grid", META_GRID, tuple(_grid(sessions, image)), GRID_EFFORT)
-    return [*usual, everything] if grid else usual
-
-
-def _one_prompt(sessions: Sessions, image: Feed) -> list[Candidate]:
-    first = sessions.graphs["image"]
-    kept = dict(zip(_names(first.get_outputs()), first.run(None, dict(image)), strict=True))
-    original_size = {"orig_im_size": np.full(2, sessions.spec.image_size, np.float32)}
-    no_mask = no_mask_feed(sessions.spec)
-    calls = {
-        META_WHOLE: _call(sessions.graphs["meta_whole"], {**image, **no_mask, **original_size}),
-        META: meta_call(sessions, image),
-        ONE_GRAPH: _call(sessions.graphs["whole"], image),
-        IMAGE_KEPT: _call(sessions.graphs["prompt"], kept),
-        MASK_INPUT: _call(sessions.graphs["mask_input"], {**image, **no_mask}),
+    unmasked = {**image, **no_mask_feed(spec)}
+    original_size = {"orig_im_size": np.full(2, spec.image_size, np.float32)}
+    kept = _named(graphs["image"])(image)
+    one = {
+        META_WHOLE: _call(graphs["meta_whole"], {**unmasked, **original_size}),
+        META: meta,
+        ONE_GRAPH: _call(graphs["whole"], image),
+        IMAGE_KEPT: _call(graphs["prompt"], kept),
+        MASK_INPUT: _call(graphs["mask_input"], unmasked),
     }
-    return [_candidate(sessions.spec, name, 1, call) for name, call in calls.items()]
-
-
-def _many_prompts(sessions: Sessions, image: Feed) -> list[Candidate]:
-    alone = _call(sessions.graphs["meta_alone"], {**image, **no_mask_feed(sessions.spec)})
-    return [
-        _candidate(sessions.spec, META_MANY, MANY, _one_at_a_time(meta_call(sessions, image))),
-        _candidate(sessions.spec, META_POOL, MANY, _side_by_side(alone, sessions.threads)),
-        _candidate(sessions.spec, ONE_GRAPH_MANY, MANY, _call(sessions.graphs["batch"], image)),
-        _candidate(sessions.spec, RUNTIME_MANY, MANY, _through(sessions.runtime)),
-        _candidate(sessions.spec, RUNTIME_MORE, MORE, _through(sessions.runtime)),
+    through = _parts(sessions.runtime.decode)
+    many = {
+        META_MANY: _one_at_a_time(meta),
+        META_POOL: _side_by_side(_call(graphs["meta_alone"], unmasked), sessions.threads),
+        ONE_GRAPH_MANY: _call(graphs["batch"], image),
+        RUNTIME_MANY: through,
+    }
+    more = _candidates(spec, MORE, {RUNTIME_MORE: through})
+    found = [
+        Group("one prompt", META, _candidates(spec, 1, one)),
+        Group("many prompts", META_MANY, (*_candidates(spec, MANY, many), *more)),
     ]
+    if grid:
+        frame = Frame.of(spec, spec.image_size, spec.image_size)
+        points = point_grid(GRID, frame).feed(spec, frame)
+        calls = {META_GRID: _one_at_a_time(meta), RUNTIME_GRID: through}
+        bound = tuple(Candidate(name, GRID**2, call, lambda _: points) for name, call in calls.items())
+        found.append(Group("everything mode's grid", META_GRID, bound, GRID_EFFORT))
+    return found
 
 
-def _grid(sessions: Sessions, image: Feed) -> list[Candidate]:
-    frame = Frame.of(sessions.spec, sessions.spec.image_size, sessions.spec.image_size)
-    points = point_grid(GRID, frame).feed(sessions.spec, frame)
-    calls = {META_GRID: _one_at_a_time(meta_call(sessions, image)), RUNTIME_GRID: _through(sessions.runtime)}
-    return [Candidate(name, GRID**2, call, lambda _: points) for name, call in calls.items()]
+def _candidates(spec: DecoderSpec, prompts: int, calls: Mapping[str, Call]) -> tuple[Candidate, ...]:
+    def boxes(number: int) -> Feed:
+        return box_feed(spec, number, prompts)
+
+    return tuple(Candidate(name, prompts, call, boxes) for name, call in calls.items())
 
 
-def _one_at_a_time(call: Callable[[Feed], Parts]) -> Callable[[Feed], Parts]:
+def _one_at_a_time(call: Call) -> Call:
     return lambda prompts: [part for row in one_by_one(prompts) for part in call(row)]
 
 
-def _side_by_side(call: Callable[[Feed], Parts], threads: int) -> Callable[[Feed], Parts]:
+def _side_by_side(call: Call, threads: int) -> Call:
     def pooled(prompts: Feed) -> Parts:
         with ThreadPoolExecutor(threads) as pool:
             return [part for parts in pool.map(call, one_by_one(prompts)) for part in parts]
@@ -307,15 +296,7 @@ def _side_by_side(call: Callable[[Feed], Parts], threads: int) -> Callable[[Feed
     return pooled
 
 
-def _through(runtime: Runtime) -> Callable[[Feed], Parts]:
-    def call(prompts: Feed) -> Parts:
-        outputs = runtime.decode(prompts)
-        return [[outputs[name] for name in DECODER_OUTPUTS]]
-
-    return call
-
-
-def meta_call(sessions: Sessions, image: Feed) -> Callable[[Feed], Parts]:
+def meta_call(sessions: Sessions, image: Feed) -> Call:
     """Return Meta's decoder on one image: what everything is compared with."""
     return _call(sessions.graphs["meta"], {**image, **no_mask_feed(sessions.spec)})
 
@@ -326,21 +307,21 @@ def no_mask_feed(spec: DecoderSpec) -> Feed:
     return {"mask_input": np.zeros((1, 1, size, size), np.float32), "has_mask_input": np.zeros(1, np.float32)}
 
 
-def _call(session: Any, fixed: Feed) -> Callable[[Feed], Parts]:
-    """Run one graph with what stays and what changes; every output is computed, as its users get it."""
-    names = _names(session.get_outputs())
-    places = [names.index(name) for name in DECODER_OUTPUTS]
+def _call(session: Any, fixed: Feed) -> Call:
+    """Run one graph with what stays and what changes."""
+    run = _named(session)
+    return _parts(lambda prompts: run({**fixed, **prompts}))
 
+
+def _named(session: Any) -> Callable[[Feed], Feed]:
+    """Run one graph; every output is computed, as its users get it."""
+    names = [tensor.name for tensor in session.get_outputs()]
+    return lambda feed: dict(zip(names, session.run(None, feed), strict=True))
+
+
+def _parts(run: Callable[[Feed], Feed]) -> Call:
     def call(prompts: Feed) -> Parts:
-        outputs = session.run(None, {**fixed, **prompts})
-        return [[outputs[place] for place in places]]
+        outputs = run(prompts)
+        return [[outputs[name] for name in DECODER_OUTPUTS]]
 
     return call
-
-
-def _names(tensors: Any) -> list[str]:
-    return [tensor.name for tensor in tensors]
-
-
-def _candidate(spec: DecoderSpec, name: str, prompts: int, call: Callable[[Feed], Parts]) -> Candidate:
-    return Candidate(name, prompts, call, lambda number: box_feed(spec, number, prompts))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samx.benchmarks.contenders import fill, require_peer
-from samx.benchmarks.contenders.meta import build_sam, torchvision_stubs
+from samx.benchmarks.contenders.meta import build_sam, decoder_parts, stub_modules, torchvision_stubs
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.spec import DecoderSpec
 
@@ -33,7 +32,11 @@ SAM2_MANY: dict[str, dict[int, str]] = {
 }  # fmt: skip
 EXAMPLE_POINTS = 5
 # Imported by its SAM 1 script for MobileSAM's encoder, which is not measured.
-NOT_NEEDED = {"samexporter.mobile_encoder.setup_mobile_sam": "setup_model"}
+NOT_NEEDED = {"samexporter.mobile_encoder.setup_mobile_sam": ("setup_model",)}
+SAM21 = dict.fromkeys(  # as its configurations have it
+    ("use_high_res_features", "iou_prediction_use_sigmoid", "pred_obj_scores", "pred_obj_scores_mlp",
+     "use_multimask_token_for_obj_ptr"), True,
+)  # fmt: skip
 
 
 def export_sam1(loaded: LoadedDecoder, path: Path) -> None:
@@ -62,45 +65,23 @@ def export_sam2(loaded: LoadedDecoder, path: Path) -> None:
 
 
 def build_sam2(loaded: LoadedDecoder) -> Any:
-    """Put the weights into the decoder of Meta's package 'sam2'; gives what its exporters read of a whole model.
+    """Put the weights into the decoder of Meta's package 'sam2'; return what its exporters read of a whole model.
 
     Raises: UnavailableError without the package.
     """
     with torchvision_stubs():
         require_peer("sam2")
-        parts = [importlib.import_module(f"sam2.modeling.sam.{name}") for name in ("prompt_encoder", "mask_decoder")]
-        transformer = importlib.import_module("sam2.modeling.sam.transformer")
+        modules = [importlib.import_module(f"sam2.modeling.sam.{name}") for name in ("prompt_encoder", "mask_decoder")]
+        modules.append(importlib.import_module("sam2.modeling.sam.transformer"))
+    classes = SimpleNamespace(**{name: found for module in modules for name, found in vars(module).items()})
     model = nn.Module()
-    model.sam_prompt_encoder = _prompt_encoder(parts[0], loaded.spec)
-    model.sam_mask_decoder = _mask_decoder(parts[1], transformer, loaded.spec)
+    model.sam_prompt_encoder, model.sam_mask_decoder = decoder_parts(classes, loaded.spec, **SAM21)
     fill(model, loaded)
     model.eval()
     return SimpleNamespace(
         sam_prompt_encoder=model.sam_prompt_encoder, sam_mask_decoder=model.sam_mask_decoder,
         image_size=loaded.spec.image_size,
     )  # fmt: skip
-
-
-def _prompt_encoder(module: ModuleType, spec: DecoderSpec) -> nn.Module:
-    encoder: nn.Module = module.PromptEncoder(
-        embed_dim=spec.width, image_embedding_size=(spec.grid, spec.grid),
-        input_image_size=(spec.image_size, spec.image_size), mask_in_chans=spec.mask_prompt_channels,
-    )  # fmt: skip
-    return encoder
-
-
-def _mask_decoder(module: ModuleType, transformer: ModuleType, spec: DecoderSpec) -> nn.Module:
-    """Build it as SAM 2.1's configurations do."""
-    two_way = transformer.TwoWayTransformer(
-        depth=spec.depth, embedding_dim=spec.width, mlp_dim=spec.mlp_width, num_heads=spec.heads
-    )
-    decoder: nn.Module = module.MaskDecoder(
-        transformer_dim=spec.width, transformer=two_way, num_multimask_outputs=spec.mask_tokens - 1,
-        iou_head_depth=spec.iou_head_depth, iou_head_hidden_dim=spec.iou_head_width, use_high_res_features=True,
-        iou_prediction_use_sigmoid=True, pred_obj_scores=True, pred_obj_scores_mlp=True,
-        use_multimask_token_for_obj_ptr=True,
-    )  # fmt: skip
-    return decoder
 
 
 def _examples(spec: DecoderSpec) -> tuple[Tensor, ...]:
@@ -112,22 +93,9 @@ def _examples(spec: DecoderSpec) -> tuple[Tensor, ...]:
 
 
 def _script(name: str) -> Any:
-    with torchvision_stubs(), _placeholders():
+    with torchvision_stubs(), stub_modules(NOT_NEEDED):
         require_peer("samexporter")
         return importlib.import_module(f"samexporter.{name}")
-
-
-@contextmanager
-def _placeholders() -> Iterator[None]:
-    for name, attribute in NOT_NEEDED.items():
-        stand_in = ModuleType(name)
-        setattr(stand_in, attribute, None)
-        sys.modules[name] = stand_in
-    try:
-        yield
-    finally:
-        for name in NOT_NEEDED:
-            del sys.modules[name]
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from samx.benchmarks.summary import Ratio
+from samx.benchmarks.summary import Ratio, Times, levelled, levels
 
 # Calls that follow each other are alike (clocks, heat, neighbours): whole stretches are resampled, not single calls.
 BLOCKS = 32
@@ -18,8 +17,6 @@ LEAST_SAMPLES = 8  # fewest whose whole range holds the median with that confide
 MOST_ALIKE = 0.99
 SEED = 0
 
-Floats = NDArray[np.float64]
-
 
 def time_ratio(base_ns: Sequence[int], new_ns: Sequence[int], cycle: int = 1) -> Ratio:
     """Divide what a call takes now by what it took before; call i had the input i modulo `cycle`.
@@ -27,8 +24,8 @@ def time_ratio(base_ns: Sequence[int], new_ns: Sequence[int], cycle: int = 1) ->
     Where calls hang together for so long that too few independent stretches are left, the interval reaches over
     everything that was measured.
     """
-    levels = _levels(np.array(base_ns, np.float64), cycle)
-    base, new = (_levelled(np.array(samples, np.float64), levels) for samples in (base_ns, new_ns))
+    inputs = levels(np.array(base_ns, np.float64), cycle)
+    base, new = (levelled(np.array(samples, np.float64), inputs) for samples in (base_ns, new_ns))
     value, counts = float(np.median(new) / np.median(base)), (_blocks(base), _blocks(new))
     if min(counts) < LEAST_SAMPLES:
         return Ratio(value, float(new.min() / base.max()), float(new.max() / base.min()))
@@ -38,16 +35,7 @@ def time_ratio(base_ns: Sequence[int], new_ns: Sequence[int], cycle: int = 1) ->
     return Ratio(value, float(low), float(high))
 
 
-def _levels(times: Floats, cycle: int) -> Floats:
-    """Return the median of each input of the cycle, so that inputs of different size are no noise."""
-    return np.array([np.median(times[i::cycle]) for i in range(min(cycle, len(times)))])
-
-
-def _levelled(times: Floats, levels: Floats) -> Floats:
-    return np.asarray(times / levels[np.arange(len(times)) % len(levels)])
-
-
-def _blocks(times: Floats) -> int:
+def _blocks(times: Times) -> int:
     """Count the stretches of calls that can be taken to be independent of each other.
 
     A call counts for (1 - r) / (1 + r) independent ones, r being how much it is like the one before it.
@@ -58,7 +46,7 @@ def _blocks(times: Floats) -> int:
     return min(BLOCKS, len(times) // length)
 
 
-def _resampled_medians(times: Floats, blocks: int, random: np.random.Generator) -> Floats:
+def _resampled_medians(times: Times, blocks: int, random: np.random.Generator) -> Times:
     """Draw blocks with replacement, one fewer than there are, and take the median of all that they hold.
 
     One fewer, because a block differs from the mean of all blocks less than from the truth.

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samx.benchmarks.report.charts.svg import (
-    COLOURS,
-    EXTRA,
-    PURPOSE,
-    WIDE,
-    WIDTH,
-    dots,
-    draw,
-    draw_rows,
-    label_axis,
-)
+from samx.benchmarks.report.charts.svg import COLOURS, EXTRA, PURPOSE, WIDE, WIDTH, dots, draw, draw_rows, label_axis
 from samx.benchmarks.report.runs import elide, short
 from samx.extras import require
 
@@ -113,7 +103,7 @@ def roof(alt: str, adds_per_s: float, bytes_per_s: float, calls: Sequence[Mark])
         axes.text(low, low * bytes_per_s / 1.2, f"{short(bytes_per_s / GIGA)} GB/s", ha="left", va="top", color=grey)
         for call in calls:
             dots(axes, np.array(call.values[:1]), np.array(call.values[1:]), 9, COLOURS[call.colour])
-            axes.annotate(call.label, call.values, (7, -4), textcoords="offset points")
+            axes.annotate(call.label, (call.values[0], call.values[1]), (7, -4), textcoords="offset points")
 
     return draw(WIDTH, ROOF_HEIGHT, f"{alt} {'; '.join(call.words for call in calls)}.", paint)
 
