@@ -84,7 +84,7 @@ COMMANDS: dict[Callable[..., None], str] = {
 
 
 def add_to(app: typer.Typer) -> None:
-    """Give an application these commands."""
+    """Add these commands to an application."""
     for command, examples in COMMANDS.items():
         app.command(epilog=examples)(command)
 

@@ -159,7 +159,7 @@ def _value(reading: Reading | None, unit: float) -> str:
 
 
 def _notes(report: BenchReport) -> Iterator[Text]:
-    """Say what is missing, what the ratios compare with, and what makes the numbers doubtful."""
+    """Yield what is missing, what the ratios compare with, and what makes the numbers doubtful."""
     for entry in report.not_measured:
         what = f"{entry.scenario or 'any scenario'}{f', {entry.phase}' if entry.phase else ''}"
         yield Text(f"not measured: {what} of {entry.subject}: {entry.reason}", style="dim")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything")
 UNKNOWN = "unknown"
 HERE = Tree()
 STATUS = Path("/proc/self/status")
-PEAK = "VmHWM:"  # of this program alone: getrusage on Linux keeps the peak of the process that started it
+PEAK = "VmHWM"  # of this program alone: getrusage on Linux keeps the peak of the process that started it
 KIB = 1024
 TIMEOUT_S = 1800.0
 TAIL_CHARACTERS = 300  # of the child's last words, in an error line
@@ -67,13 +68,10 @@ def peak_bytes(platform: str = sys.platform, status: Path = STATUS) -> Reading:
 
         return Reading(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")
     try:
-        lines = status.read_text().splitlines()
+        found = re.search(rf"^{PEAK}:\s*(\d+) ", status.read_text(), re.MULTILINE)
     except OSError as cause:
         return unread(f"{status} cannot be read: {cause.strerror}", "bytes")
-    words = [line.split() for line in lines if line.startswith(PEAK)]
-    if not words or len(words[0]) < 2 or not words[0][1].isdigit():
-        return unread(f"{status} has no {PEAK.rstrip(':')}", "bytes")
-    return Reading(int(words[0][1]) * KIB, "bytes")
+    return Reading(int(found[1]) * KIB, "bytes") if found else unread(f"{status} has no {PEAK}", "bytes")
 
 
 def print_report(found: Mapping[str, Any]) -> None:

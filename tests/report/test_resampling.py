@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from samx.benchmarks.report.baseline import MARGIN
-from samx.benchmarks.report.resampling import LEAST_SAMPLES, time_ratio
+from samx.benchmarks.summary import CHANGE_SAMPLES, time_ratio
 
 SEEDS = range(120)
 Noise = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -104,4 +104,4 @@ def test_calls_that_only_rise_give_an_interval_over_everything() -> None:
 
 
 def test_the_fewest_samples_bound_a_median_at_that_confidence() -> None:
-    assert 1 - 2 / 2**LEAST_SAMPLES >= 0.99 > 1 - 2 / 2 ** (LEAST_SAMPLES - 1)
+    assert 1 - 2 / 2**CHANGE_SAMPLES >= 0.99 > 1 - 2 / 2 ** (CHANGE_SAMPLES - 1)

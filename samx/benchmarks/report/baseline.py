@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samx.benchmarks.report.resampling import BLOCKS, CONFIDENCE, LEAST_SAMPLES, RESAMPLES, time_ratio
 from samx.benchmarks.report.runs import UNKNOWN, Run, device_name, places
 from samx.benchmarks.results import BenchReport, Result, SubjectRecord
-from samx.benchmarks.summary import Ratio, counted
+from samx.benchmarks.summary import BLOCKS, CHANGE_CONFIDENCE, CHANGE_SAMPLES, RESAMPLES, Ratio, counted, time_ratio
 from samx.errors import InputError
 
 MARGIN = 0.05  # the smallest change that is spoken of: two starts of one program differ by a few percent
@@ -20,12 +19,13 @@ NO_TWIN = (
 )
 RULE = (
     f"Two runs of one program differ: by {MARGIN:.0%}, or where calls are noisy, by as much as a quarter of them "
-    f"differs from the median (half the IQR); that is the margin. A result is called slower when the {CONFIDENCE:.0%} "
-    f"interval of its time, divided by the baseline's, lies wholly above the margin, faster when it lies wholly below, "
-    f"unchanged when it lies within {MARGIN:.0%}, and unclear otherwise: measure longer then. The ratio is that of the "
-    f"medians of all calls; the interval comes from {RESAMPLES:,} times drawing blocks of consecutive calls (at most "
-    f"{BLOCKS} a run) with replacement. A change is doubtful, and no regression, when either run ended early, was "
-    f"throttled, lost its device or began on a busy machine. Fewer than {LEAST_SAMPLES} calls are not compared."
+    f"differs from the median (half the IQR); that is the margin. A result is called slower when the "
+    f"{CHANGE_CONFIDENCE:.0%} interval of its time, divided by the baseline's, lies wholly above the margin, faster "
+    f"when it lies wholly below, unchanged when it lies within {MARGIN:.0%}, and unclear otherwise: measure longer "
+    f"then. The ratio is that of the medians of all calls; the interval comes from {RESAMPLES:,} times drawing blocks "
+    f"of consecutive calls (at most {BLOCKS} a run) with replacement. A change is doubtful, and no regression, when "
+    f"either run ended early, was throttled, lost its device or began on a busy machine. Fewer than {CHANGE_SAMPLES} "
+    f"calls are not compared."
 )
 
 
@@ -52,7 +52,7 @@ class Change:
         phase = "" if self.phase == "steady" else f", {self.phase}"
         return (
             f"{self.subject} in {self.scenario}{phase} on {self.device} takes {self.ratio:.3g} times as long "
-            f"({CONFIDENCE:.0%} interval {self.low:.3g} to {self.high:.3g})"
+            f"({CHANGE_CONFIDENCE:.0%} interval {self.low:.3g} to {self.high:.3g})"
         )
 
 
@@ -205,7 +205,7 @@ def _not_alike(base: Result | None, new: Result | None) -> str | None:
     if (base.prompts, base.points) != (new.prompts, new.points):
         return "it had other prompts in the baseline"
     fewest = min(len(base.samples_ns), len(new.samples_ns))
-    return None if fewest >= LEAST_SAMPLES else f"too few samples: {fewest} of at least {LEAST_SAMPLES}"
+    return None if fewest >= CHANGE_SAMPLES else f"too few samples: {fewest} of at least {CHANGE_SAMPLES}"
 
 
 def _twin(subject: SubjectRecord, new: BenchReport, base: BenchReport) -> str | None:
