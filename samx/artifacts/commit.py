@@ -144,7 +144,8 @@ def _foreign_content(target: Path) -> str | None:
     if not any(target.iterdir()):
         return None
     try:
-        manifest = strict_json.mapping(strict_json.parse(manifest_bytes(target), MANIFEST_NAME), MANIFEST_NAME)
+        data = strict_json.parse(manifest_bytes(target), MANIFEST_NAME)
+        manifest: dict[str, Any] = strict_json.take(dict[str, Any], data, MANIFEST_NAME)
     except ArtifactError:
         return f"no readable {MANIFEST_NAME}"
     files = manifest.get("files")

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from samx.devices import processor
 from samx.devices.files import Tree
 from samx.devices.reading import Reading
-from samx.validators.environment import environment
+from samx.validators.report import environment
 
 LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything")
 UNKNOWN = "unknown"

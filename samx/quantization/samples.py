@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,21 +27,25 @@ SHARES: Mapping[str, float] = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Hold prompts of one kind on one of the set's images; the mask tensors are there only where a mask is used."""
+    """Keep prompts of one kind on one of the set's images; the mask tensors are there only where a mask is used."""
 
     kind: str
     image: int
     prompts: Feed
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what a file's header says of it."""
+        return {"kind": self.kind, "image": self.image, "mask": "mask_input" in self.prompts}
+
     def feed(self, spec: DecoderSpec) -> Feed:
-        """Give what an export takes: no mask where it takes none, zeros where it takes one and there is none.
+        """Return what an export takes: no mask where it takes none, zeros where it takes one and there is none.
 
         Shapes: DecoderSpec.prompt_inputs.
         """
         return fitted(self.prompts, spec)
 
     def fits(self, most_points: int | None) -> bool:
-        """Tell whether an export that takes so many points a prompt, padding counted, takes these."""
+        """Return whether an export that takes so many points a prompt, padding counted, takes these."""
         return most_points is None or self.prompts["point_labels"].shape[1] <= most_points
 
     def check(self, spec: DecoderSpec, images: int) -> None:

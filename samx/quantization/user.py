@@ -24,10 +24,10 @@ from samx.models.spec import LABELS, Family
 from samx.quantization.calibration import calibration_spec
 from samx.quantization.samples import fitted
 from samx.quantization.sources import SourceImage, mask_px
+from samx.validators.arrays import storable
 from samx.validators.cases import BOX_LABELS, EXTREME_LOGIT, Draw
 from samx.validators.metrics import BoolArray
 from samx.validators.suite import output_problems
-from samx.validators.suite_file import storable
 
 Points = tuple[tuple[float, float], ...]
 FOREGROUND, BACKGROUND = LABELS["foreground"], LABELS["background"]

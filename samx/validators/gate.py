@@ -12,9 +12,8 @@ from samx.artifacts.manifest import Level, utc_now
 from samx.models.session import Feed, Outputs, Placement, Session
 from samx.validators.bounds import Bounds
 from samx.validators.cases import Case
-from samx.validators.environment import environment
 from samx.validators.metrics import CaseMetrics, Expected, measure, suite_values
-from samx.validators.report import CaseResult, ParityReport
+from samx.validators.report import CaseResult, ParityReport, environment
 from samx.validators.suite import ParitySuite, output_problems
 
 MESSAGE_CHARACTERS = 400  # of an exception, in a report

@@ -90,9 +90,7 @@ def built(spec: DecoderSpec) -> ParitySuite:
     images = ({tensor.name: np.zeros([int(d) for d in tensor.shape], np.float32) for tensor in spec.image_inputs},) * 2
     expected = tuple(expect(spec, drawn(spec, case, i)) for i, case in enumerate(asked))
     live = ParitySuite(spec, images, tuple(asked), expected, "zeros", "drawn", None)
-    from samx.validators import suite_file
-
-    return ParitySuite.load(suite_file.pack(live))
+    return ParitySuite.load(live.to_bytes())
 
 
 @pytest.fixture(scope="module", params=SPECS, ids=list(SPECS))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.validators.synthetic import synthetic_images
+from samx.validators.cases import synthetic_images
 
 # Pinned: stored suites name the generator's version and seed only. If this changes, raise GENERATOR_VERSION.
 SHA256_OF_SAM2_AT_128_PX = "4104d8beca4298c567c724cd766f9dc67fa0eed194ac09e31725ad67c7433209"

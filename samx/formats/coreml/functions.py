@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from samx.artifacts import strict_json as read
 from samx.errors import ArtifactError, PromptError
@@ -13,6 +13,15 @@ from samx.models.shape_range import MOST, Span
 
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
 FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+def _check_name(name: str, where: str) -> None:
+    if not FUNCTION_NAME.fullmatch(name):
+        shown = repr(name[: read.SHOWN_CHARACTERS])
+        raise ArtifactError(f"{where} has a name that no function can have", found=shown, fix=read.REMEDY)
+
+
+BY_NAME = Mapping[Annotated[str, _check_name], Annotated[int, read.between(1, MOST)]]  # rows of points
 
 
 @dataclass(frozen=True)
@@ -27,8 +36,7 @@ class Functions:
 
         Raises: ArtifactError naming `where`.
         """
-        found = read.mapping(options.get("functions"), f"{where}: functions")
-        rows = {name: _rows(name, count, f"{where}: functions") for name, count in found.items()}
+        rows: dict[str, int] = read.take(BY_NAME, options.get("functions"), f"{where}: functions")
         if not rows or len(set(rows.values())) != len(rows):
             raise ArtifactError(
                 f"{where}: functions do not tell points apart", found=str(rows)[: read.SHOWN_CHARACTERS],
@@ -67,13 +75,3 @@ class Functions:
                 f"{where}: points and functions disagree", found=f"points {points}",
                 expected=f"{self.sizes[0]} to {self.sizes[-1]}, as the functions take", fix=read.REMEDY,
             )  # fmt: skip
-
-
-def _rows(name: str, value: Any, where: str) -> int:
-    if not FUNCTION_NAME.fullmatch(name):
-        shown = repr(name[: read.SHOWN_CHARACTERS])
-        raise ArtifactError(f"{where} has a name that no function can have", found=shown, fix=read.REMEDY)
-    rows = read.count(value, f"{where}: {name}")
-    if not 1 <= rows <= MOST:
-        raise ArtifactError(f"{where}: {name} takes no number of points", found=str(rows)[:20], fix=read.REMEDY)
-    return rows
