@@ -85,10 +85,8 @@ HEAVY_MODULES = (
     "samx.quantization.onnx",
     "samx.quantization.onnx_qdq",
     "samx.quantization.openvino",
-    "samx.quantization.ranges",
     "samx.quantization.rollout",
     "samx.quantization.sources",
-    "samx.quantization.speed",
     "samx.quantization.user",
     "samx.runtimes.torch",
 )

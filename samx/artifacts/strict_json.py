@@ -130,7 +130,8 @@ def take(hint: Any, value: Any, where: str) -> Any:
     if hasattr(hint, "from_json"):
         return hint.from_json(value, where)
     if is_dataclass(hint):
-        return hint(**contents(value, {}, _hints(hint), where))  # type: ignore[operator]  # a class, no instance
+        make: Callable[..., Any] = hint
+        return make(**contents(value, {}, _hints(hint), where))
     origin = get_origin(hint)
     return TAKERS[origin](get_args(hint), value, where) if origin else _scalar(hint, value, where)
 
@@ -208,7 +209,7 @@ def _typed(kind: type, value: Any, where: str) -> Any:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields_of(kind)}

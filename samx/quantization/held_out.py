@@ -13,9 +13,8 @@ from samx.exporters.encoder import is_demo
 from samx.models.session import Feed, Session
 from samx.models.spec import DecoderSpec
 from samx.progress import Progress, silent
-from samx.quantization.calibration import CalibrationSet
+from samx.quantization.calibration import CalibrationSet, Sample, as_cases
 from samx.quantization.rollout import HELD_OUT_SAMPLES, Rolled, check_outlined, deal, roll_out
-from samx.quantization.samples import Sample, as_cases
 from samx.quantization.sources import HELD_OUT_SCENES, demo_scenes
 from samx.validators.cases import Case
 from samx.validators.metrics import BoolArray

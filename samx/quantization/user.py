@@ -21,8 +21,7 @@ from samx.demo.sampling import (
 from samx.errors import ParityError
 from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.models.spec import LABELS, Family
-from samx.quantization.calibration import calibration_spec
-from samx.quantization.samples import fitted
+from samx.quantization.calibration import calibration_spec, fitted
 from samx.quantization.sources import SourceImage, mask_px
 from samx.validators.arrays import storable
 from samx.validators.cases import BOX_LABELS, EXTREME_LOGIT, Draw

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samx.artifacts.manifest import Level, utc_now
+from samx.artifacts.strict_json import plain
 from samx.models.session import Feed, Outputs, Placement, Session
 from samx.validators.bounds import Bounds
 from samx.validators.cases import Case
@@ -43,7 +44,7 @@ def run_gate(
         created=utc_now(),
         bounds=bounds,
         suite=_facts(suite),
-        placement=_placement_json(runs[-1][2] if runs else UNKNOWN),
+        placement=plain(runs[-1][2] if runs else UNKNOWN),
         environment=environment(),
         metrics=totals,
         failures=(*failures, *bounds.violations(totals)),
@@ -91,7 +92,7 @@ class _Run:
             failures = failures or _borrowed(outputs, expected)
             metrics = None if failures else measure(self.suite.spec, expected, outputs, self.bounds)
         if metrics is not None:
-            failures = self.bounds.violations(metrics.values())
+            failures = self.bounds.violations(metrics.values)
         placement, misplaced = self._placement()
         return _result(case, [*failures, *misplaced], metrics), metrics, placement
 
@@ -138,7 +139,7 @@ def _result(case: Case, failures: Sequence[str], metrics: CaseMetrics | None) ->
         prompts=prompts,
         points=points,
         failures=tuple(failures),
-        metrics=metrics.values() if metrics else {},
+        metrics=metrics.values if metrics else {},
         mask_iou=metrics.mask_iou if metrics else (),
         undecided_pixels=metrics.undecided if metrics else 0,
     )
@@ -155,15 +156,6 @@ def _facts(suite: ParitySuite) -> dict[str, object]:
         "image_source": suite.image_source,
         "reference": suite.reference,
         "form": "stored" if suite.reference_session is None else "live",
-    }
-
-
-def _placement_json(placement: Placement) -> dict[str, object]:
-    return {
-        "runtime": placement.runtime,
-        "requested": placement.requested,
-        "operations": dict(placement.operations),
-        "details": dict(placement.details),
     }
 
 

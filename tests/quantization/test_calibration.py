@@ -18,8 +18,7 @@ from calibration_toys import CHECKPOINT, SPEC, click, features, toy_set
 from samx.errors import ArtifactError, InputError, WriteError
 from samx.models.spec import sam2_spec
 from samx.quantization import calibration
-from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, CalibrationSet
-from samx.quantization.samples import SHARES, Sample, kinds
+from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, SHARES, CalibrationSet, Sample, kinds
 
 Arrays = dict[str, Any]
 

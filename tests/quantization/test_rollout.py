@@ -17,10 +17,9 @@ from samx.demo.sampling import padded_prompt
 from samx.errors import InputError, ParityError, UsageError
 from samx.models.checkpoint import load_checkpoint
 from samx.models.spec import LABELS, DecoderSpec, sam2_spec
-from samx.quantization.calibration import MIN_SAMPLES, CalibrationSet, calibration_spec, prompt_key
+from samx.quantization.calibration import MIN_SAMPLES, SHARES, CalibrationSet, calibration_spec, prompt_key
 from samx.quantization.held_out import held_out
 from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set, calibration_reference, deal
-from samx.quantization.samples import SHARES
 from samx.quantization.sources import HELD_OUT_SCENES
 from samx.quantization.user import KINDS, MASK_LIMIT, MOST_ROUNDS, Question, User
 from samx.runtimes.torch import reference_session

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from samx.artifacts.strict_json import REMEDY, Count, Document
 from samx.errors import ArtifactError
@@ -15,16 +14,14 @@ TITLE = "lint, not a measurement: the known rules of the Neural Engine"
 MIB = 2**20
 SHOWN_BYTES = MIB // 10  # less is nothing to a reader
 
-Severity = Literal["falls off", "slow", "watch"]  # the gravest first
-SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-FALLS_OFF, SLOW, WATCH = SEVERITIES
+SEVERITIES = (FALLS_OFF, SLOW, WATCH) = ("falls off", "slow", "watch")  # the gravest first
 
 
 @dataclass(frozen=True)
 class RuleText:
     """Say what a rule is about, how much it matters and who says so."""
 
-    severity: Severity
+    severity: str
     why: str
     source: str
 
@@ -102,10 +99,14 @@ class LintReport(Document):
         return f"{rule.severity}: {finding.rule}, {_count(finding.operations, 'operation')}{islands}{size}; {rule.why}"
 
     def check(self, where: str) -> None:
-        """Refuse a finding of a rule that is not described."""
+        """Refuse a finding of a rule that is not described, and a severity that there is not."""
         used = {finding.rule for function in self.functions.values() for finding in function.findings}
-        if unknown := sorted(used.difference(self.rules)):
-            raise ArtifactError(f"{where} has a finding of an unknown rule", found=unknown[0][:80], fix=REMEDY)
+        unknown = [
+            *used.difference(self.rules),
+            *{rule.severity for rule in self.rules.values()}.difference(SEVERITIES),
+        ]
+        if unknown:
+            raise ArtifactError(f"{where} has an unknown rule or severity", found=unknown[0][:80], fix=REMEDY)
 
 
 def _share(part: int, whole: int) -> float:
