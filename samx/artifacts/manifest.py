@@ -10,8 +10,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
 import samx
-from samx.artifacts.strict_json import REMEDY, SHOWN_CHARACTERS, Count, Document, Sha256, Time, not_empty
-from samx.errors import ArtifactError
+from samx.artifacts.strict_json import SHOWN_CHARACTERS, Count, Document, Sha256, Time, not_empty, refusal
 from samx.models.spec import DecoderSpec
 
 MANIFEST_NAME = "manifest.json"
@@ -35,11 +34,9 @@ def check_file_name(name: str, where: str) -> str:
     parts = name.split("/")
     plain = all(FILE_NAME.fullmatch(part) and not part.endswith(".") for part in parts)
     if not plain or len(parts) > MAX_COMPONENTS or parts[0].casefold() == MANIFEST_NAME:
-        raise ArtifactError(
-            f"{where} names a file that no artifact can hold", found=repr(name[:SHOWN_CHARACTERS]),
-            expected=f"at most {MAX_COMPONENTS} names of letters, digits, '.', '_' and '-', joined by '/'",
-            fix="Do not use this artifact.",
-        )  # fmt: skip
+        expected = f"at most {MAX_COMPONENTS} names of letters, digits, '.', '_' and '-', joined by '/'"
+        what = f"{where} names a file that no artifact can hold"
+        raise refusal(what, repr(name[:SHOWN_CHARACTERS]), expected, "Do not use this artifact.")
     return name
 
 
@@ -50,10 +47,9 @@ def check_file_names(names: Collection[str], where: str) -> None:
     folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
     paths = {*names, *folders}
     if len({path.casefold() for path in paths}) != len(paths):  # the same file or folder on macOS and Windows
-        raise ArtifactError(f"{where} has two names that differ only in case", fix=REMEDY)
+        raise refusal(f"{where} has two names that differ only in case")
     if both := sorted(folders.intersection(names)):
-        found = both[0][:SHOWN_CHARACTERS]
-        raise ArtifactError(f"{where} has a name that is both a file and a directory", found=found, fix=REMEDY)
+        raise refusal(f"{where} has a name that is both a file and a directory", both[0])
 
 
 FileName = Annotated[str, check_file_name]
@@ -111,5 +107,4 @@ class Manifest(Document):
         """Refuse evidence without its report."""
         for entry in self.evidence:
             if entry.report not in self.files:
-                what = f"{where}: evidence names a report that is not in the artifact"
-                raise ArtifactError(what, found=entry.report[:SHOWN_CHARACTERS], fix=REMEDY)
+                raise refusal(f"{where}: evidence names a report that is not in the artifact", entry.report)

@@ -28,7 +28,18 @@ DEEPEST = 64  # levels of lists and objects; the deepest file has about ten
 LARGEST = 2**62  # of any count: sizes and times are 64-bit numbers
 REMEDY = "The file is damaged, altered or of another samx version; export or validate again."
 PLAIN = (str, int, float, bool)
+OTHER_VERSION = "Use the samx version that wrote it, or export again."
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def short(words: str) -> str:
+    """Cut what a file holds to what an error line shows of it."""
+    return words if len(words) <= SHOWN_CHARACTERS else words[:SHOWN_CHARACTERS] + "..."
+
+
+def refusal(what: str, found: str | None = None, expected: str | None = None, fix: str = REMEDY) -> ArtifactError:
+    """Return the error of a file that nothing here wrote."""
+    return ArtifactError(what, found=None if found is None else short(found), expected=expected, fix=fix)
 
 
 class Document:
@@ -88,7 +99,7 @@ def parse(data: bytes, where: str) -> Any:
         found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
         _examine(found, 0)
     except (ValueError, RecursionError) as cause:
-        raise ArtifactError(f"{where} is not valid JSON", found=_short(str(cause)), fix=REMEDY) from cause
+        raise refusal(f"{where} is not valid JSON", str(cause)) from cause
     return found
 
 
@@ -101,8 +112,7 @@ def contents(value: Any, header: Mapping[str, Any], shape: Mapping[str, Any], wh
     wrong = [name for name, true in header.items() if not _same(found.get(name), true)]
     if wrong:
         there, wanted = (", ".join(f"{name} {of.get(name)!r}" for name in wrong) for of in (found, header))
-        fix = "Use the samx version that wrote it, or export again."
-        raise ArtifactError(f"{where} has another format", found=_short(there), expected=wanted, fix=fix)
+        raise refusal(f"{where} has another format", there, wanted, OTHER_VERSION)
     found = fields(found, [*header, *shape], where)
     return {name: take(hint, found[name], f"{where}: {name}") for name, hint in shape.items()}
 
@@ -114,7 +124,7 @@ def fields(value: Any, names: Collection[str], where: str) -> dict[str, Any]:
     if missing or unknown:
         parts = [f"no {', '.join(missing)}"] if missing else []
         parts += [f"unknown {', '.join(unknown)}"] if unknown else []
-        raise ArtifactError(f"{where} has other fields", found=_short("; ".join(parts)), fix=REMEDY)
+        raise refusal(f"{where} has other fields", "; ".join(parts))
     return found
 
 
@@ -156,8 +166,7 @@ def _annotated(parts: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if not any(_same(value, choice) for choice in choices):
-        expected = " or ".join(map(str, choices))
-        raise ArtifactError(f"{where} is unknown", found=_short(repr(value)), expected=expected, fix=REMEDY)
+        raise refusal(f"{where} is unknown", repr(value), " or ".join(map(str, choices)))
     return value
 
 
@@ -168,8 +177,7 @@ def _union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     rest = [option for option in options if option is not type(None)]
     fits = [option for option in rest if type(value) is option] or [option for option in rest if option not in PLAIN]
     if not fits and len(rest) > 1:
-        expected = " or ".join(option.__name__ for option in rest)
-        raise ArtifactError(f"{where} has the wrong type", found=_short(repr(value)), expected=expected, fix=REMEDY)
+        raise refusal(f"{where} has the wrong type", repr(value), " or ".join(option.__name__ for option in rest))
     return take((fits or rest)[0], value, where)
 
 
@@ -181,7 +189,7 @@ def _mapping(parts: tuple[Any, ...], value: Any, where: str) -> dict[str, Any]:
     key, of = parts
     found = _typed(dict, value, where)
     named = found if key is str else [take(key, name, where) for name in found]
-    return {name: take(of, found[name], f"{where}: {_short(name)}") for name in named}
+    return {name: take(of, found[name], f"{where}: {short(name)}") for name in named}
 
 
 TAKERS: Mapping[Any, Callable[[tuple[Any, ...], Any, str], Any]] = {
@@ -195,16 +203,15 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
         return float(value)
     found = _typed(kind, value, where)
     if kind is str and not found.strip():
-        raise ArtifactError(f"{where} is empty", fix=REMEDY)
+        raise refusal(f"{where} is empty")
     if kind is float and not isfinite(found):
-        raise ArtifactError(f"{where} is not finite", found=found, fix=REMEDY)
+        raise refusal(f"{where} is not finite", str(found))
     return found
 
 
 def _typed(kind: type, value: Any, where: str) -> Any:
     if type(value) is not kind:  # type(), because a bool is an int and must not pass for a size
-        expected = kind.__name__
-        raise ArtifactError(f"{where} has the wrong type", found=_short(repr(value)), expected=expected, fix=REMEDY)
+        raise refusal(f"{where} has the wrong type", repr(value), kind.__name__)
     return value
 
 
@@ -221,10 +228,7 @@ def _compare(stated: Any, true: Any, where: str, rounding: float) -> None:
         for name, found in fields(stated, true, where).items():
             _compare(found, true[name], f"{where}: {name}", rounding)
     elif not _same(stated, true, rounding):
-        raise ArtifactError(
-            f"{where} contradicts the rest of the file", found=_short(repr(stated)), expected=_short(repr(true)),
-            fix=REMEDY,
-        )  # fmt: skip
+        raise refusal(f"{where} contradicts the rest of the file", repr(stated), short(repr(true)))
 
 
 def _same(stated: Any, true: Any, rounding: float = 0.0) -> bool:
@@ -253,17 +257,13 @@ def _examine(value: Any, depth: int) -> None:
         _examine(part, depth + 1)
 
 
-def _short(message: str) -> str:
-    return message if len(message) <= SHOWN_CHARACTERS else message[:SHOWN_CHARACTERS] + "..."
-
-
 def between(least: int, most: int) -> Rule:
     """Return the rule that a number lies in a range."""
 
     def check(value: int, where: str) -> None:
         if not least <= value <= most:
             expected = f"{least} or more" if most == LARGEST and value < least else f"{least} to {most}"
-            raise ArtifactError(f"{where} is out of range", found=_short(str(value)), expected=expected, fix=REMEDY)
+            raise refusal(f"{where} is out of range", str(value), expected)
 
     return check
 
@@ -271,8 +271,7 @@ def between(least: int, most: int) -> Rule:
 def is_sha256(value: str, where: str) -> None:
     """Check that a string is a SHA-256."""
     if not SHA256.fullmatch(value):
-        expected = "64 hexadecimal digits"
-        raise ArtifactError(f"{where} is no hash", found=_short(value), expected=expected, fix=REMEDY)
+        raise refusal(f"{where} is no hash", value, "64 hexadecimal digits")
 
 
 def is_utc(value: str, where: str) -> None:
@@ -282,13 +281,13 @@ def is_utc(value: str, where: str) -> None:
     except ValueError:
         good = False
     if not good:
-        raise ArtifactError(f"{where} is no time", found=_short(value), expected="ISO 8601 in UTC", fix=REMEDY)
+        raise refusal(f"{where} is no time", value, "ISO 8601 in UTC")
 
 
 def not_empty(value: Collection[Any], where: str) -> None:
     """Check that a list or an object holds something."""
     if not value:
-        raise ArtifactError(f"{where} is empty", expected="at least one entry", fix=REMEDY)
+        raise refusal(f"{where} is empty", expected="at least one entry")
 
 
 def shaped(shape: dict[str, Any]) -> Rule:

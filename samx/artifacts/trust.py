@@ -61,8 +61,6 @@ def _engines(path: Path) -> Mapping[str, Any]:
     try:
         engines: Mapping[str, Any] = read.contents(read.parse(data, where), HEADER, shape, where)["engines"]
     except ArtifactError as cause:
-        raise ArtifactError(
-            cause.what, found=cause.found, expected=cause.expected,
-            fix="Remove it, and build or name your engines again.",
-        ) from cause  # fmt: skip
+        fix = "Remove it, and build or name your engines again."
+        raise ArtifactError(cause.what, found=cause.found, expected=cause.expected, fix=fix) from cause
     return engines

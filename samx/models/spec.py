@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from samx.artifacts.strict_json import REMEDY, Document, between
-from samx.errors import ArtifactError
+from samx.artifacts.strict_json import Document, between, refusal
 
 Family = Literal["sam1", "sam2"]
 MaskChoice = Literal["multimask", "single", "all"]
@@ -32,8 +31,7 @@ EMPTY_SLOT = -2
 
 def _whole_patches(value: int, where: str) -> None:
     if value % IMAGE_PATCH_PX:
-        raise ArtifactError(f"{where} is no image size", found=value, expected=f"a multiple of {IMAGE_PATCH_PX}",
-                            fix=REMEDY)  # fmt: skip
+        raise refusal(f"{where} is no image size", str(value), f"a multiple of {IMAGE_PATCH_PX}")
 
 
 Size = Annotated[int, between(1, MOST)]

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.artifacts.strict_json import REMEDY, contents, parse
-from samx.errors import ArtifactError
+from samx.artifacts.strict_json import contents, parse, refusal
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import TensorSpec
 
@@ -86,16 +85,14 @@ class ArrayReader:
         """Take an array; None stands for any size."""
         value = self.arrays.pop(name, None)
         if value is None:
-            raise ArtifactError(f"{self.where} has no array '{name}'", fix=REMEDY)
+            raise refusal(f"{self.where} has no array '{name}'")
         fits = shape is None or (
             len(shape) == value.ndim
             and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
         )
         if value.dtype != dtype or not fits or not np.isfinite(value).all():
-            raise ArtifactError(
-                f"{self.where}: array '{name}' is unusable", found=f"{value.dtype} {value.shape}",
-                expected=f"finite {np.dtype(dtype)} {shape}", fix=REMEDY,
-            )  # fmt: skip
+            found, expected = f"{value.dtype} {value.shape}", f"finite {np.dtype(dtype)} {shape}"
+            raise refusal(f"{self.where}: array '{name}' is unusable", found, expected)
         return value
 
     def feed(self, prefix: str, tensors: Sequence[TensorSpec]) -> Feed:
@@ -113,7 +110,7 @@ class ArrayReader:
     def finish(self) -> None:
         """Refuse what nothing asked for."""
         if self.arrays:
-            raise ArtifactError(f"{self.where} has unknown arrays", found=sorted(self.arrays)[0][:80], fix=REMEDY)
+            raise refusal(f"{self.where} has unknown arrays", sorted(self.arrays)[0])
 
 
 def _arrays(data: bytes, where: str) -> dict[str, NDArray[Any]]:
@@ -124,4 +121,4 @@ def _arrays(data: bytes, where: str) -> dict[str, NDArray[Any]]:
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
     except DAMAGE as cause:
-        raise ArtifactError(f"{where} cannot be read", found=type(cause).__name__, fix=REMEDY) from cause
+        raise refusal(f"{where} cannot be read", type(cause).__name__) from cause

@@ -18,10 +18,9 @@ import numpy as np
 import samx
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Level
-from samx.artifacts.strict_json import REMEDY, Count, Document, take
+from samx.artifacts.strict_json import Count, Document, refusal, take
 from samx.devices import processor
 from samx.devices.files import Tree
-from samx.errors import ArtifactError
 from samx.validators.bounds import AT_LEAST, Bounds
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ BOUNDED = frozenset(field.name for field in fields(Bounds))
 
 def _check_metrics(value: Mapping[str, float], where: str) -> None:
     if unknown := sorted(set(value) - BOUNDED):
-        raise ArtifactError(f"{where} has a metric that has no bound", found=unknown[0][:80], fix=REMEDY)
+        raise refusal(f"{where} has a metric that has no bound", unknown[0])
 
 
 def _check_suite(value: Mapping[str, Any], where: str) -> None:

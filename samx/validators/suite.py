@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samx.artifacts.commit import write_file
-from samx.artifacts.strict_json import REMEDY, Count, shaped
-from samx.errors import ArtifactError, ParityError
+from samx.artifacts.strict_json import OTHER_VERSION, Count, refusal, shaped
+from samx.errors import ParityError
 from samx.models.session import Feed, Session
 from samx.models.spec import LABELS, UPSCALING, DecoderSpec, TensorSpec
 from samx.validators.arrays import ArrayReader, feed_digest, frozen, pack, stored
@@ -183,28 +183,27 @@ def lattice(grid: int) -> NDArray[np.int64]:
 def _images(reader: ArrayReader, spec: DecoderSpec, header: dict[str, Any]) -> tuple[Feed, ...]:
     digests, seed = header["images"], header["seed"]
     if len(digests) > IMAGE_CAP:
-        raise ArtifactError(f"{reader.where} has too many images", found=len(digests), expected=f"at most {IMAGE_CAP}")
+        raise refusal(f"{reader.where} has too many images", str(len(digests)), f"at most {IMAGE_CAP}")
     if seed is None:
         images = [reader.feed(f"image{i}", spec.image_inputs) for i in range(len(digests))]
     else:
         images = synthetic_images(spec, seed, len(digests))
     for i, (image, digest) in enumerate(zip(images, digests, strict=True)):
         if feed_digest(image) != digest:
-            raise ArtifactError(
-                f"{reader.where}: image {i} is not the one that the reference saw",
-                found=f"image generator {GENERATOR_VERSION}", expected=f"image generator {header['generator']}",
-                fix="Use the samx version that wrote it, or export again.",
-            )  # fmt: skip
+            found, expected = (f"image generator {one}" for one in (GENERATOR_VERSION, header["generator"]))
+            raise refusal(
+                f"{reader.where}: image {i} is not the one that the reference saw", found, expected, OTHER_VERSION
+            )
     return tuple(images)
 
 
 def _case(reader: ArrayReader, spec: DecoderSpec, index: int, entry: dict[str, Any], images: int) -> Case:
     where = f"{reader.where}: case {index}"
     if entry["image"] >= images:
-        raise ArtifactError(f"{where} names image {entry['image']}, which the suite does not have", fix=REMEDY)
+        raise refusal(f"{where} names image {entry['image']}, which the suite does not have")
     prompts = reader.feed(f"case{index}", spec.prompt_inputs)
     if not np.isin(prompts["point_labels"], list(LABELS.values())).all() or not len(prompts["point_coords"]):
-        raise ArtifactError(f"{where} has no prompt, or labels that no decoder knows", fix=REMEDY)
+        raise refusal(f"{where} has no prompt, or labels that no decoder knows")
     return Case(entry["name"], entry["image"], prompts)
 
 

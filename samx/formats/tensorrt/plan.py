@@ -8,7 +8,7 @@ from typing import Annotated
 
 from samx.artifacts.manifest import FileName
 from samx.artifacts.store import Artifact
-from samx.artifacts.strict_json import Document, Sha256, between
+from samx.artifacts.strict_json import Document, Sha256, between, refusal
 from samx.errors import ArtifactError, UsageError
 from samx.formats.tensorrt.library import Library, library_of
 from samx.models.shape_range import MOST, Span
@@ -121,12 +121,9 @@ class BuildPlan(Document):
         try:
             known = self.library.compute
         except UsageError as cause:
-            raise ArtifactError(f"{where}: target is unknown", found=repr(self.target)[:80], fix=REMEDY) from cause
+            raise refusal(f"{where}: target is unknown", repr(self.target), fix=REMEDY) from cause
         if self.compute not in known:
-            expected = " or ".join(known)
-            raise ArtifactError(
-                f"{where} is no plan of this target", found=self.compute[:80], expected=expected, fix=REMEDY
-            )
+            raise refusal(f"{where} is no plan of this target", self.compute, " or ".join(known), REMEDY)
 
     def _limits(self, port: Port) -> Limits:
         spans = {"prompts": self.prompts, "points": self.points}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 
-from samx.artifacts.strict_json import Document, Sha256
-from samx.errors import ArtifactError, UsageError
+from samx.artifacts.strict_json import Document, Sha256, refusal
+from samx.errors import UsageError
 from samx.formats.tensorrt.gpu import Gpu
 from samx.formats.tensorrt.library import Library, library_of, version_of
 
@@ -59,7 +59,7 @@ class Stamp(Document):
         except UsageError:
             known = False
         if not known:
-            raise ArtifactError(f"{where} is of no known target", found=f"{self.target}, {self.compute}"[:80])
+            raise refusal(f"{where} is of no known target", f"{self.target}, {self.compute}")
 
 
 def differs(stamp: Stamp, here: Machine) -> list[str]:
