@@ -104,7 +104,7 @@ def _as_write_error(target: Path) -> Iterator[None]:
 
 
 def _is_ours(name: str, target: Path) -> bool:
-    """Tell our own paths from a checkpoint that happens to lie beside the target."""
+    """Return whether this is one of our own paths, not a checkpoint that happens to lie beside the target."""
     path = Path(os.path.abspath(name))
     hidden = str(target.with_name(f".{target.name}."))
     return path == target.parent or path.is_relative_to(target) or str(path).startswith(hidden)

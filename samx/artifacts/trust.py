@@ -32,7 +32,7 @@ def remember(sha256: str, what: str) -> None:
 
 
 def is_trusted(sha256: str) -> bool:
-    """Say whether this user built or named an engine.
+    """Return whether this user built or named an engine.
 
     Raises: ArtifactError when the list is damaged or was open to others.
     """

@@ -33,7 +33,7 @@ class Host:
         return cls(torch, f"{platform.system()} {platform.machine()}", instructions(tree or Tree()))
 
     def lacks(self, needed: Host) -> list[str]:
-        """Say in words what keeps code that was compiled on another host from running here."""
+        """Return in words what keeps code that was compiled on another host from running here."""
         missing = sorted(set(needed.instructions) - set(self.instructions))
         return [
             *([f"compiled with PyTorch {needed.torch}, here is {self.torch}"] if needed.torch != self.torch else []),

@@ -132,7 +132,7 @@ def _limits(chosen: Sequence[Product], ranges: Ranges, half: bool) -> Any:
 
 @dataclass(frozen=True)
 class Kept:
-    """Hold what stands in a constant's place: smaller constants, and nodes that compute it from them."""
+    """Keep what stands in a constant's place: smaller constants, and nodes that compute it from them."""
 
     name: str
     constants: tuple[onnx.TensorProto, ...]
@@ -183,7 +183,7 @@ def _constant(model: onnx.ModelProto, name: str) -> NDArray[Any]:
 
 
 def _scales(weight: NDArray[Any], product: Product, stacked: bool) -> NDArray[np.float32]:
-    """Give a scale for each output, as the weight's type holds it; with `stacked`, for each stacked matrix its own."""
+    """Return a scale for each output, as the weight's type holds it; with `stacked`, one for each matrix of a stack."""
     matrix = {weight.ndim - 2, weight.ndim - 1} if stacked else set(range(weight.ndim))
     largest = np.abs(weight.astype(np.float32)).max(axis=tuple(matrix - {product.channel_axis}), keepdims=True)
     scale = np.maximum(largest / MOST, np.finfo(weight.dtype).tiny)

@@ -20,7 +20,7 @@ from samx.quantization.calibration import (
     kinds,
     prompt_key,
 )
-from samx.quantization.sources import Source, SourceImage
+from samx.quantization.sources import Source
 from samx.quantization.user import User
 from samx.runtimes.torch import reference_session
 from samx.validators.metrics import BoolArray
@@ -69,24 +69,16 @@ def build_set(
         raise UsageError(f"cannot calibrate {count} images with so many samples", found=samples,
                          expected=f"{least} to {MOST_SAMPLES}")  # fmt: skip
     calibrating, judging, words = _split(count, samples, seed, bool(source.scenes))
-    features: list[Feed] = []
-    rolled: list[Rolled] = []
-    held_out: list[Rolled] = []
-    for i, make in enumerate(source.images):
-        progress("Rolling out calibration prompts, image by image", i, count)
-        image = make()
-        asked = (*calibrating[i], *judging[i])
-        found = roll_out(reference, image, i, asked, np.random.default_rng([seed, i]))
-        features.append(image.features)
-        rolled += found[: len(calibrating[i])]
-        held_out += found[len(calibrating[i]) :]
-    check_outlined([*rolled, *held_out])
-    used = {prompt_key(found.sample) for found in rolled}
+    asked = [(*first, *second) for first, second in zip(calibrating, judging, strict=True)]
+    features, found = roll_out(reference, source, asked, [[seed, i] for i in range(count)], "calibration", progress)
+    rolled = [one for i, of_image in enumerate(found) for one in of_image[: len(calibrating[i])]]
+    held_out = [one for i, of_image in enumerate(found) for one in of_image[len(calibrating[i]) :]]
+    used = {prompt_key(one.sample) for one in rolled}
     return CalibrationSet(
         spec=reference.spec,
         images=tuple(features),
-        samples=tuple(found.sample for found in rolled),
-        held_out=tuple(found.sample for found in held_out if prompt_key(found.sample) not in used),
+        samples=tuple(one.sample for one in rolled),
+        held_out=tuple(one.sample for one in held_out if prompt_key(one.sample) not in used),
         scenes=source.scenes,
         source=f"{source.words}; {words}",
         seed=seed,
@@ -95,11 +87,23 @@ def build_set(
 
 
 def roll_out(
-    reference: Session, image: SourceImage, index: int, asked: Sequence[str], rng: np.random.Generator
-) -> list[Rolled]:
-    """Ask prompts of these kinds on one image."""
-    user = User(reference, image, rng)
-    return [_roll(user, kind, index) for kind in asked]
+    reference: Session, source: Source, asked: Sequence[Sequence[str]], seeds: Sequence[Sequence[int]], what: str,
+    progress: Progress,
+) -> tuple[list[Feed], list[list[Rolled]]]:  # fmt: skip
+    """Ask prompts of these kinds on each image; return the images' features, and the prompts on each.
+
+    Raises: InputError when the answers are mostly empty or mostly the whole picture.
+    """
+    features: list[Feed] = []
+    rolled: list[list[Rolled]] = []
+    for i, make in enumerate(source.images):
+        progress(f"Rolling out {what} prompts, image by image", i, len(source.images))
+        image = make()
+        user = User(reference, image, np.random.default_rng(seeds[i]))
+        features.append(image.features)
+        rolled.append([_roll(user, kind, i) for kind in asked[i]])
+    check_outlined([one for of_image in rolled for one in of_image])
+    return features, rolled
 
 
 def deal(total: int, images: Sequence[int], count: int, seed: int) -> Hands:

@@ -53,7 +53,7 @@ def run_gate(
 
 
 def _preconditions(session: Session, suite: ParitySuite) -> list[str]:
-    """Say what makes any comparison worthless."""
+    """Return what makes any comparison worthless."""
     failures = [] if suite.cases else ["the suite has no case"]
     if session is suite.reference_session:
         failures.append("the candidate is the reference itself")
@@ -69,7 +69,7 @@ Judged = tuple[CaseResult, CaseMetrics | None, Placement]
 
 @dataclass
 class _Run:
-    """Hold one session's way through the suite."""
+    """Ask a session every case of a suite."""
 
     session: Session
     suite: ParitySuite
@@ -112,7 +112,7 @@ class _Run:
 
 
 def _misplaced(placement: Placement, runtime: str | None, device: str | None) -> list[str]:
-    """Say where the work ran, if that is not where it was asked to run."""
+    """Return where the work ran, if that is not where it was asked to run."""
     failures = []
     if runtime is not None and placement.runtime != runtime:
         failures.append(f"ran in {placement.runtime}, asked for {runtime}")

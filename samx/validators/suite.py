@@ -130,7 +130,7 @@ def describe(session: Session) -> str:
 
 
 def output_problems(spec: DecoderSpec, outputs: object, prompts: int) -> list[str]:
-    """Say what keeps outputs from being compared: names, types, shapes, values that are not finite."""
+    """Return what keeps outputs from being compared: names, types, shapes, values that are not finite."""
     if not isinstance(outputs, dict):
         return [f"outputs are {type(outputs).__name__}, must be a dict of arrays"]
     names = [tensor.name for tensor in spec.outputs]

@@ -25,7 +25,7 @@ BY_NAME = Mapping[Annotated[str, _check_name], Annotated[int, read.between(1, MO
 
 @dataclass(frozen=True)
 class Functions:
-    """Hold the rows of points that each function takes, fewest first."""
+    """Map the rows of points that each function takes to its name, fewest first."""
 
     by_rows: Mapping[int, str]
 
@@ -49,7 +49,7 @@ class Functions:
         return tuple(self.by_rows)
 
     def rows(self, points: int) -> int:
-        """Give the rows of the smallest function that holds so many points.
+        """Return the rows of the smallest function that holds so many points.
 
         Raises: PromptError naming the limit.
         """
