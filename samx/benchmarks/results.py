@@ -11,7 +11,7 @@ from statistics import median
 from typing import Annotated, Any
 
 from samx.artifacts.commit import write_file
-from samx.artifacts.strict_json import Count, Document, Positive, shaped, take
+from samx.artifacts.strict_json import Count, Document, Positive, refusal, shaped, take
 from samx.benchmarks.summary import Summary, describe
 from samx.errors import ArtifactError
 
@@ -37,7 +37,7 @@ def _check_reading(value: Plain, where: str) -> None:
     found = take({"value": Any, "unit": str | None, "reason": str | None}, value, where)
     is_plain = found["value"] is None or isinstance(found["value"], Scalar)
     if not is_plain or (found["value"] is None) is (found["reason"] is None):
-        raise ArtifactError(f"{where} is no reading", expected="a value, or null and the reason", fix=FIX)
+        raise refusal(f"{where} is no reading", expected="a value, or null and the reason", fix=FIX)
 
 
 Reading = Annotated[Mapping[str, Any], _check_reading]  # value, unit and reason; a value of None has a reason
@@ -74,8 +74,8 @@ class ParityRecord(Document):
     def check(self, where: str) -> None:
         """Refuse what did not pass."""
         if self.verdict != "passed" or not self.cases or not self.metrics:
-            raise ArtifactError(f"{where} did not pass", found=self.verdict, expected="passed, of one case or more",
-                                fix="Speed without parity says nothing. Export again.")  # fmt: skip
+            fix = "Speed without parity says nothing. Export again."
+            raise refusal(f"{where} did not pass", self.verdict, "passed, of one case or more", fix)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Result(Document):
     def check(self, where: str) -> None:
         """Refuse a result of nothing."""
         if not self.samples_ns or self.phase not in PHASES:
-            raise ArtifactError(f"{where} has no samples, or an unknown phase", found=self.phase[:80], fix=FIX)
+            raise refusal(f"{where} has no samples, or an unknown phase", self.phase, fix=FIX)
 
     @cached_property
     def summary(self) -> Summary:
@@ -246,12 +246,11 @@ class BenchReport(Document):
         named = {entry.subject for entry in (*self.results, *self.not_measured)}
         named |= {need.subject for need in (() if self.roofline is None else self.roofline.needs)}
         if len(set(subjects)) != len(subjects) or len(set(results)) != len(results):
-            raise ArtifactError(f"{where} has a subject or a result twice", fix=FIX)
+            raise refusal(f"{where} has a subject or a result twice", fix=FIX)
         if unknown := sorted(named - set(subjects)):
-            found = unknown[0][:80]
-            raise ArtifactError(f"{where} has results of a subject that it does not describe", found=found, fix=FIX)
+            raise refusal(f"{where} has results of a subject that it does not describe", unknown[0], fix=FIX)
         if not self.subjects or (not self.results and self.partial is None):
-            raise ArtifactError(f"{where} holds no result, and does not say why", fix=FIX)
+            raise refusal(f"{where} holds no result, and does not say why", fix=FIX)
         for ratio in self.ratios:
             self._check_ratio(ratio, where)
 
@@ -261,7 +260,5 @@ class BenchReport(Document):
         true = medians[0] / medians[1] if len(medians) == 2 else None
         is_interval = 0 < ratio.low <= ratio.high and isfinite(ratio.high)
         if true is None or not isclose(ratio.value, true, rel_tol=SAME, abs_tol=SAME) or not is_interval:
-            raise ArtifactError(
-                f"{where}: the samples deny the ratio of '{ratio.candidate}' in '{ratio.scenario}'",
-                found=ratio.value, expected="two results" if true is None else f"{true:.6g}", fix=FIX,
-            )  # fmt: skip
+            what = f"{where}: the samples deny the ratio of '{ratio.candidate}' in '{ratio.scenario}'"
+            raise refusal(what, f"{ratio.value}", "two results" if true is None else f"{true:.6g}", FIX)

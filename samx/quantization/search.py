@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,8 @@ class Plan:
 
     def without(self, group: str) -> Plan:
         """Let a group give way by one step."""
-        if group in self.integer:
-            return Plan(_less(self.integer, group), (*self.stored, group))
-        return replace(self, stored=_less(self.stored, group))
+        integer, stored = (tuple(one for one in part if one != group) for part in (self.integer, self.stored))
+        return Plan(integer, (*stored, group) if group in self.integer else stored)
 
 
 @dataclass(frozen=True)
@@ -198,10 +197,6 @@ def _row(task: Task, plan: Plan, judged: Judged, base: Judged) -> Row:
 
 def _how(plan: Plan) -> str:
     return INTEGER_PRODUCTS if plan.integer else STORED_WEIGHTS
-
-
-def _less(groups: Collection[str], group: str) -> tuple[str, ...]:
-    return tuple(other for other in groups if other != group)
 
 
 def _read(path: Path, key: str) -> dict[str, Judged]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samx.artifacts.strict_json import Document
-from samx.models.session import Feed, Outputs, Placement, Session
-from samx.models.spec import DecoderSpec
+from samx.models.session import Feed, Outputs, Session
 from samx.quantization.search import Budget, Judged
 from samx.validators.bounds import Bounds, bounds_for
 from samx.validators.cases import Case
@@ -78,44 +77,20 @@ class Verdict(Document):
 def judge(session: Session, reference: Session, held: HeldOut, budget: Budget, subject: str) -> Verdict:
     """Ask an INT8 session every held-out prompt, once, for both comparisons."""
     suite = ParitySuite.build(reference, held.images, held.cases, held.source)
-    listened = Listener(session)
-    # The gate knows the reference by its identity, which a listener would hide.
-    asked = session if session is reference else listened
-    parity = run_gate(asked, suite, int8_bounds(budget), level="graph", subject=f"{subject}, held-out prompts")
-    return Verdict(parity, _accuracy(suite, listened.chosen, held.truth))
+    chosen: list[BoolArray] = []
+
+    def keep(outputs: Outputs) -> None:
+        above = outputs["low_res_masks"] > suite.spec.mask_threshold
+        chosen.append(best(above.reshape(*above.shape[:2], -1), outputs))
+
+    bounds = int8_bounds(budget)
+    parity = run_gate(session, suite, bounds, level="graph", subject=f"{subject}, held-out prompts", keep=keep)
+    return Verdict(parity, _accuracy(suite, chosen, held.truth))
 
 
 def int8_bounds(budget: Budget) -> Bounds:
     """Return INT8's bounds, tightened to what the user allows."""
     return replace(bounds_for("int8"), mask_iou_mean=budget.mean_iou, mask_iou_p05=budget.p05_iou)
-
-
-class Listener:
-    """Pass calls on to a session, and keep the best masks that it returns."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.chosen: list[BoolArray] = []
-
-    @property
-    def spec(self) -> DecoderSpec:
-        """Tensors in and out."""
-        return self.session.spec
-
-    def set_image(self, image: Feed) -> None:
-        """Pass an image on."""
-        self.session.set_image(image)
-
-    def decode(self, prompts: Feed) -> Outputs:
-        """Pass prompts on, and keep the best masks."""
-        outputs = self.session.decode(prompts)
-        above = outputs["low_res_masks"] > self.spec.mask_threshold
-        self.chosen.append(best(above.reshape(*above.shape[:2], -1), outputs))
-        return outputs
-
-    def placement(self) -> Placement:
-        """Report where the work ran."""
-        return self.session.placement()
 
 
 def best(above: BoolArray, scores: Outputs) -> BoolArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +31,14 @@ def run_gate(
     runtime: str | None = None,
     device: str | None = None,
     nonce: str | None = None,
+    keep: Callable[[Outputs], object] | None = None,
 ) -> ParityReport:
-    """Ask the session every case and compare. Failures of the session are findings, never exceptions."""
+    """Ask the session every case and compare. Failures of the session are findings, never exceptions.
+
+    `keep` is handed the outputs of each case that could be compared.
+    """
     failures = _preconditions(session, suite)
-    runs = [] if failures else _Run(session, suite, bounds, runtime, device).all_cases()
+    runs = [] if failures else _Run(session, suite, bounds, runtime, device, keep).all_cases()
     measured = [metrics for _, metrics, _ in runs if metrics is not None]
     totals = suite_values(measured) if measured else {}
     return ParityReport(
@@ -76,6 +80,7 @@ class _Run:
     bounds: Bounds
     runtime: str | None
     device: str | None
+    keep: Callable[[Outputs], object] | None
     image: int | None = None  # the one that the session holds
 
     def all_cases(self) -> list[Judged]:
@@ -93,6 +98,8 @@ class _Run:
             metrics = None if failures else measure(self.suite.spec, expected, outputs, self.bounds)
         if metrics is not None:
             failures = self.bounds.violations(metrics.values)
+            if self.keep is not None:
+                self.keep(outputs)
         placement, misplaced = self._placement()
         return _result(case, [*failures, *misplaced], metrics), metrics, placement
 
