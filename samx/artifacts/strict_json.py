@@ -140,8 +140,8 @@ def take(hint: Any, value: Any, where: str) -> Any:
     if hasattr(hint, "from_json"):
         return hint.from_json(value, where)
     if is_dataclass(hint):
-        make: Callable[..., Any] = hint
-        return make(**contents(value, {}, _hints(hint), where))
+        kind: Any = hint
+        return kind(**contents(value, {}, _hints(kind), where))
     origin = get_origin(hint)
     return TAKERS[origin](get_args(hint), value, where) if origin else _scalar(hint, value, where)
 
@@ -215,11 +215,13 @@ def _typed(kind: type, value: Any, where: str) -> Any:
     return value
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _field_types(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields_of(kind)}
+
+
+_hints: Callable[[Any], dict[str, Any]] = cache(_field_types)
 
 
 def _compare(stated: Any, true: Any, where: str, rounding: float) -> None:

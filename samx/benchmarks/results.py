@@ -243,7 +243,7 @@ class BenchReport(Document):
         """Refuse results of no subject, what comes twice, and ratios that the samples deny."""
         subjects = [subject.name for subject in self.subjects]
         results = [(result.subject, result.scenario, result.phase) for result in self.results]
-        named = {entry.subject for entry in (*self.results, *self.not_measured)}
+        named = {result.subject for result in self.results} | {entry.subject for entry in self.not_measured}
         named |= {need.subject for need in (() if self.roofline is None else self.roofline.needs)}
         if len(set(subjects)) != len(subjects) or len(set(results)) != len(results):
             raise refusal(f"{where} has a subject or a result twice", fix=FIX)

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated
 
-from samx.artifacts.strict_json import Count, Document
+from samx.artifacts.strict_json import Count, Document, refusal
 
 SHOWS = "where Core ML means to run each operation on the named machine; planned before a run, not observed in one"
-Device = Literal["ANE", "GPU", "CPU"]
-DEVICES: tuple[Device, ...] = get_args(Device)
-ENGINE, GPU, CPU = DEVICES
+DEVICES = (ENGINE, GPU, CPU) = ("ANE", "GPU", "CPU")
+
+
+def _known_device(value: str, where: str) -> None:
+    if value not in DEVICES:
+        raise refusal(f"{where} is unknown", value, " or ".join(DEVICES))
 
 
 @dataclass(frozen=True)
 class Planned:
     """Say where one operation shall run, as WhisperKit's compute plan files do."""
 
-    dispatch: Device
+    dispatch: Annotated[str, _known_device]
     supported: tuple[str, ...]
     cost: float | None  # percent of what all operations are estimated to cost
 
