@@ -182,6 +182,8 @@ def _union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _items(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if parts[1:] not in ((), (...,)):
+        raise TypeError(f"{where}: only tuple[T, ...] is read")
     return tuple(take(parts[0], entry, f"{where} {i}") for i, entry in enumerate(_typed(list, value, where)))
 
 

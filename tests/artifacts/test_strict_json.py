@@ -218,3 +218,8 @@ def test_an_object_without_a_class_is_read_by_names_and_types() -> None:
         read.take(shape, {"a": 1, "b": [1.0, "2"]}, "it")
     with pytest.raises(ArtifactError, match=r"^it has the wrong type: found \[\], expected str or int"):
         read.take(str | int, [], "it")
+
+
+def test_a_tuple_of_fixed_length_is_no_type_that_is_read() -> None:
+    with pytest.raises(TypeError, match=r"only tuple\[T, \.\.\.\]"):
+        read.take(tuple[int, str], [1, "2"], "it")
