@@ -232,7 +232,7 @@ def _compare(stated: Any, true: Any, where: str, rounding: float) -> None:
         for name, found in fields(stated, true, where).items():
             _compare(found, true[name], f"{where}: {name}", rounding)
     elif not _same(stated, true, rounding):
-        raise refusal(f"{where} contradicts the rest of the file", repr(stated), short(repr(true)))
+        raise refusal(f"{where}: the file contradicts itself", repr(stated), short(repr(true)))
 
 
 def _same(stated: Any, true: Any, rounding: float = 0.0) -> bool:

@@ -88,12 +88,16 @@ def test_a_summary_that_the_samples_deny_is_refused() -> None:
     def of(name: str, value: object) -> Callable[[Document], object]:
         return lambda data: data["results"][0]["summary"].update({name: value})
 
-    assert "summary: median_ms contradicts" in refusal(of("median_ms", 2.2))
-    assert "summary: p90_ms contradicts" in refusal(of("p90_ms", 24.0))
-    assert "summary: unstable contradicts" in refusal(of("unstable", True))
-    assert "prompts_per_second contradicts" in refusal(lambda data: data["results"][0].update(prompts_per_second=1e6))
-    assert "flags contradicts" in refusal(lambda data: data["results"][0].update(flags=["noisy"]))
-    assert "summary: count contradicts" in refusal(lambda data: data["results"][0]["samples_ns"].append(99))
+    assert "summary: median_ms: the file contradicts itself" in refusal(of("median_ms", 2.2))
+    assert "summary: p90_ms: the file contradicts itself" in refusal(of("p90_ms", 24.0))
+    assert "summary: unstable: the file contradicts itself" in refusal(of("unstable", True))
+    assert "prompts_per_second: the file contradicts itself" in refusal(
+        lambda data: data["results"][0].update(prompts_per_second=1e6)
+    )
+    assert "flags: the file contradicts itself" in refusal(lambda data: data["results"][0].update(flags=["noisy"]))
+    assert "summary: count: the file contradicts itself" in refusal(
+        lambda data: data["results"][0]["samples_ns"].append(99)
+    )
 
 
 def test_a_ratio_that_the_samples_deny_is_refused() -> None:
