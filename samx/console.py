@@ -88,7 +88,7 @@ def show(result: Any, view: Callable[[Any], tuple[Any, Callable[[], None]]], *, 
 
 def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
     """View an export."""
-    from samx.validators.render import to_table
+    from samx.validators.report import to_table
 
     manifest = result.manifest
     data = {
@@ -177,7 +177,7 @@ def trusted(result: TrustResult) -> tuple[Any, Callable[[], None]]:
 
 def judged(report: ParityReport) -> tuple[Any, Callable[[], None]]:
     """View a parity report."""
-    from samx.validators.render import to_table
+    from samx.validators.report import to_table
 
     def draw() -> None:
         out.print(to_table(report))
@@ -191,7 +191,7 @@ def judged(report: ParityReport) -> tuple[Any, Callable[[], None]]:
 def save_reports(report: ParityReport, json_file: Path | None, junit: Path | None) -> None:
     """Write the reports that were asked for."""
     from samx.artifacts.commit import write_file
-    from samx.validators.render import to_junit
+    from samx.validators.report import to_junit
 
     if json_file is not None:
         report.save(json_file)

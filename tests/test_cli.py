@@ -83,8 +83,7 @@ SMALL = ("--image-size", str(SMALL_PX))
 def calibration_of(tmp_path_factory: pytest.TempPathFactory) -> SetMaker:
     """Make files of calibration sets that belong to no checkpoint."""
     from samx.models.spec import sam1_spec, sam2_spec
-    from samx.quantization.calibration import CalibrationSet, calibration_spec
-    from samx.quantization.samples import Sample
+    from samx.quantization.calibration import CalibrationSet, Sample, calibration_spec
 
     def make(family: str = "sam1", image_size: int = SMALL_PX) -> Path:
         spec = calibration_spec({"sam1": sam1_spec, "sam2": sam2_spec}[family](image_size=image_size))

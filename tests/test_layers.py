@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.processing.frames", "samx.artifacts", "samx.models"),
     ("samx.models.session",),
     ("samx.models.spec", "samx.extras", "samx.progress", "samx.models.shape_range", "samx.demo.__init__"),
+    ("samx.artifacts.strict_json",),
     ("samx.errors",),
     ("samx.processing",),
     ("samx",),
@@ -83,10 +84,8 @@ HEAVY_MODULES = (
     "samx.quantization.onnx",
     "samx.quantization.onnx_qdq",
     "samx.quantization.openvino",
-    "samx.quantization.ranges",
     "samx.quantization.rollout",
     "samx.quantization.sources",
-    "samx.quantization.speed",
     "samx.quantization.user",
     "samx.runtimes.torch",
 )

@@ -104,7 +104,7 @@ def _as_write_error(target: Path) -> Iterator[None]:
 
 
 def _is_ours(name: str, target: Path) -> bool:
-    """Tell our own paths from a checkpoint that happens to lie beside the target."""
+    """Return whether this is one of our own paths, not a checkpoint that happens to lie beside the target."""
     path = Path(os.path.abspath(name))
     hidden = str(target.with_name(f".{target.name}."))
     return path == target.parent or path.is_relative_to(target) or str(path).startswith(hidden)
@@ -144,7 +144,8 @@ def _foreign_content(target: Path) -> str | None:
     if not any(target.iterdir()):
         return None
     try:
-        manifest = strict_json.mapping(strict_json.parse(manifest_bytes(target), MANIFEST_NAME), MANIFEST_NAME)
+        data = strict_json.parse(manifest_bytes(target), MANIFEST_NAME)
+        manifest: dict[str, Any] = strict_json.take(dict[str, Any], data, MANIFEST_NAME)
     except ArtifactError:
         return f"no readable {MANIFEST_NAME}"
     files = manifest.get("files")

@@ -83,7 +83,7 @@ def write_cached(path: Path, data: bytes) -> str | None:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock beside a file while it is read, changed and written.
+    """Keep a lock beside a file while it is read, changed and written.
 
     Raises: WriteError.
     """

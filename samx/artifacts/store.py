@@ -25,7 +25,7 @@ FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 
 @dataclass(frozen=True)
 class Artifact:
-    """Hold a verified artifact: its directory and its manifest."""
+    """Keep a verified artifact: its directory and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -44,7 +44,7 @@ class Artifact:
 
     @classmethod
     def inspect(cls, path: Path) -> dict[str, Any]:
-        """Give the facts of a verified artifact without loading its model."""
+        """Return the facts of a verified artifact without loading its model."""
         manifest = cls.open(path).manifest
         return {
             "path": str(path),

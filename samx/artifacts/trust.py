@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from samx.artifacts import strict_json as read
-from samx.artifacts.manifest import SHA256, utc_now
+from samx.artifacts.manifest import utc_now
 from samx.artifacts.private import exclusive, read_private, state_directory, write_private
 from samx.errors import ArtifactError
 
-FORMAT, SCHEMA_VERSION = "samx-trusted-engines", 1
+HEADER = {"format": "samx-trusted-engines", "schema_version": 1}
 
 
 def trust_file() -> Path:
@@ -28,12 +28,11 @@ def remember(sha256: str, what: str) -> None:
     path = trust_file()
     with exclusive(path):
         engines = {**_engines(path), sha256: {"what": what, "since": utc_now()}}
-        body = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "engines": engines}
-        write_private(path, (json.dumps(body, indent=2) + "\n").encode())
+        write_private(path, (json.dumps({**HEADER, "engines": engines}, indent=2) + "\n").encode())
 
 
 def is_trusted(sha256: str) -> bool:
-    """Say whether this user built or named an engine.
+    """Return whether this user built or named an engine.
 
     Raises: ArtifactError when the list is damaged or was open to others.
     """
@@ -58,8 +57,10 @@ def _engines(path: Path) -> Mapping[str, Any]:
     if data is None:
         return {}
     where = f"the list of trusted engines {path}"
-    body = read.fields(read.parse(data, where), ("format", "schema_version", "engines"), where)
-    engines = read.mapping(body["engines"], where)
-    if (body["format"], body["schema_version"]) != (FORMAT, SCHEMA_VERSION) or not all(map(SHA256.fullmatch, engines)):
-        raise ArtifactError(f"{where} has another format", fix="Remove it, and build or name your engines again.")
+    shape = {"engines": Mapping[read.Sha256, Any]}
+    try:
+        engines: Mapping[str, Any] = read.contents(read.parse(data, where), HEADER, shape, where)["engines"]
+    except ArtifactError as cause:
+        fix = "Remove it, and build or name your engines again."
+        raise ArtifactError(cause.what, found=cause.found, expected=cause.expected, fix=fix) from cause
     return engines

@@ -18,7 +18,7 @@ from samx.devices import processor
 from samx.devices.files import Tree
 from samx.devices.reading import Reading, unread
 from samx.errors import SamxError
-from samx.validators.environment import environment
+from samx.validators.report import environment
 
 LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything")
 UNKNOWN = "unknown"

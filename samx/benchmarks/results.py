@@ -1,15 +1,17 @@
-"""BenchReport: what was measured, of what, where and how it went, as JSON first."""
+"""BenchReport: what was measured, of what, where and how it went, as JSON first; and it is read back strictly."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
+from math import isclose, isfinite
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Annotated, Any
 
 from samx.artifacts.commit import write_file
+from samx.artifacts.strict_json import Count, Document, Positive, refusal, shaped, take
 from samx.benchmarks.summary import Summary, describe
 from samx.errors import ArtifactError
 
@@ -24,25 +26,41 @@ PHASES: Mapping[str, str] = {
     "transfer": "copy prompts to the device and outputs back, without the work between",
     "post_processing": "resize each prompt's best mask to the picture's size and threshold it",
 }
+FIX = "Measure again with 'samx bench'."
+SAME = 1e-9  # derived numbers are computed from the same samples, so only the last digit may differ
 Plain = Mapping[str, Any]
-Reading = Mapping[str, Any]  # value, unit and reason; a value of None has a reason
+Scalar = str | int | float | bool
+
+
+def _check_reading(value: Plain, where: str) -> None:
+    """Refuse a value that has a reason to be missing, and one that is missing without a reason."""
+    found = take({"value": Any, "unit": str | None, "reason": str | None}, value, where)
+    is_plain = found["value"] is None or isinstance(found["value"], Scalar)
+    if not is_plain or (found["value"] is None) is (found["reason"] is None):
+        raise refusal(f"{where} is no reading", expected="a value, or null and the reason", fix=FIX)
+
+
+Reading = Annotated[Mapping[str, Any], _check_reading]  # value, unit and reason; a value of None has a reason
+Readings = Mapping[str, Reading]
+KIND = {"name": str, "facts": Readings, "before": Readings, "after": Readings}
+SAMPLE = {"time_ns": Count, "readings": Mapping[str, Mapping[str, Scalar]]}
 
 
 @dataclass(frozen=True)
 class DeviceRecord:
-    """Say what was measured on, and how it fared meanwhile."""
+    """Describe what was measured on, and how it fared meanwhile."""
 
     requested: str  # as --device names it
     environment: Mapping[str, str]  # system and libraries
-    kinds: Mapping[str, Plain]  # telemetry by kind of device: name, facts, before, after; the last three are readings
-    samples: tuple[Plain, ...]  # time_ns, on the clock of the results, and values by kind and name
-    sampling: Plain  # interval_s, and the cost of one sample as a reading
+    kinds: Mapping[str, Annotated[Plain, shaped(KIND)]]  # telemetry by kind of device
+    samples: tuple[Annotated[Plain, shaped(SAMPLE)], ...]  # times on the clock of the results; values by kind and name
+    sampling: Annotated[Plain, shaped({"interval_s": float, "cost": Reading})]  # the cost is that of one sample
     flags: tuple[str, ...]  # what makes the numbers doubtful: throttled, busy, lost; "information:" only explains
 
 
 @dataclass(frozen=True)
-class ParityRecord:
-    """Say that a subject computes what PyTorch computes, on the device on which it was measured."""
+class ParityRecord(Document):
+    """Record that a subject computes what PyTorch computes, on the device on which it was measured."""
 
     verdict: str  # always "passed": nothing else is measured
     level: str
@@ -50,13 +68,19 @@ class ParityRecord:
     runtime: str
     created: str
     source: str  # "stored" in the artifact by this machine, or "fresh"
-    cases: int
+    cases: Count
     metrics: Mapping[str, float]  # the worst of each over all cases
+
+    def check(self, where: str) -> None:
+        """Refuse what did not pass."""
+        if self.verdict != "passed" or not self.cases or not self.metrics:
+            fix = "Speed without parity says nothing. Export again."
+            raise refusal(f"{where} did not pass", self.verdict, "passed, of one case or more", fix)
 
 
 @dataclass(frozen=True)
 class SubjectRecord:
-    """Say which artifact was measured."""
+    """Name the artifact that was measured."""
 
     name: str  # unique in the report
     target: str
@@ -67,7 +91,7 @@ class SubjectRecord:
     checkpoint: str
     checkpoint_sha256: str
     manifest_sha256: str  # which names the hash of every file
-    bytes: int  # of the files that the runtime opens
+    bytes: Count  # of the files that the runtime opens
     form: str | None
     options: Plain
     parity: ParityRecord
@@ -75,24 +99,32 @@ class SubjectRecord:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Hold every timed call of one phase of one scenario, in order.
+class Result(Document):
+    """List every timed call of one phase of one scenario, in order.
 
     Units: ns on the clock of the telemetry.
     """
 
+    DERIVED = ("summary", "prompts_per_second", "flags")
+    ROUNDING = SAME
+
     subject: str
     scenario: str
     phase: str
-    prompts: int  # a call decodes; 0 where none is decoded
-    points: tuple[int, ...]  # a prompt has, box corners and padding counted; call i has points[i % len(points)]
-    warm_up_calls: int
-    warm_up_ns: int
-    start_ns: int
-    end_ns: int
-    samples_ns: tuple[int, ...]
+    prompts: Count  # a call decodes; 0 where none is decoded
+    points: tuple[Count, ...]  # a prompt has, box corners and padding counted; call i has points[i % len(points)]
+    warm_up_calls: Count
+    warm_up_ns: Count
+    start_ns: Count
+    end_ns: Count
+    samples_ns: tuple[Positive, ...]
     energy_mj: Reading  # a prompt
     peak_bytes: Reading | None  # resident in the process; None where the scenario does not ask
+
+    def check(self, where: str) -> None:
+        """Refuse a result of nothing."""
+        if not self.samples_ns or self.phase not in PHASES:
+            raise refusal(f"{where} has no samples, or an unknown phase", self.phase, fix=FIX)
 
     @cached_property
     def summary(self) -> Summary:
@@ -110,15 +142,10 @@ class Result:
         found = {"noisy": self.summary.noisy, "unstable": self.summary.unstable}
         return [name for name, is_set in found.items() if is_set]
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the raw samples and what was made of them."""
-        derived = {"summary": asdict(self.summary), "prompts_per_second": self.prompts_per_second, "flags": self.flags}
-        return {**asdict(self), **derived}
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Say how many times faster than the baseline a candidate is, with a 95 % interval from resampled rounds."""
+    """Record how many times faster than the baseline a candidate is, with a 95 % interval from resampled rounds."""
 
     scenario: str
     phase: str
@@ -131,7 +158,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """Say what is missing and why; None stands for all scenarios or phases."""
+    """Record what is missing and why; None stands for all scenarios or phases."""
 
     subject: str
     scenario: str | None
@@ -141,45 +168,48 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class Need:
-    """Say what a steady call of a scenario cannot do without, counted from the decoder's sizes and its form."""
+    """Count what a steady call of a scenario cannot do without, from the decoder's sizes and its form."""
 
     subject: str
     scenario: str
-    multiply_adds: int  # of its products; the mean over the scenario's cycle
-    bytes: int  # weights, what is kept of the image or the image, and masks, each once
+    multiply_adds: Count  # of its products; the mean over the scenario's cycle
+    bytes: Count  # weights, what is kept of the image or the image, and masks, each once
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Say what calls need, beside the best that this machine reaches."""
+    """Record what calls need, beside the best that this machine reaches."""
 
-    threads: int | None
+    threads: Count | None
     multiply_adds_per_s: Reading  # a large float32 product
     bytes_per_s: Reading  # a large copy, read and written
     needs: tuple[Need, ...]
 
     def share(self, need: Need, median_ms: float) -> float | None:
-        """Give the least time that this machine could take, as a share of a time that was measured."""
+        """Return the least time that this machine could take, as a share of a time that was measured."""
         peaks = [(need.multiply_adds, self.multiply_adds_per_s), (need.bytes, self.bytes_per_s)]
         known = [amount / reading["value"] for amount, reading in peaks if reading["value"]]
         return max(known) * 1e3 / median_ms if len(known) == len(peaks) else None
 
 
 @dataclass(frozen=True)
-class BenchReport:
-    """Hold one run of `samx bench`."""
+class BenchReport(Document):
+    """Record one run of `samx bench`."""
+
+    HEADER = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+    INDENT = None
 
     created: str
     samx: str
     quick: bool
     partial: str | None  # why it ended before its end
     command: tuple[str, ...]  # that measures the same again
-    threads: int | None
-    seed: int
+    threads: Count | None
+    seed: Count
     seconds: float
     images: str  # where the image features come from
     clock: str
-    clock_step_ns: int
+    clock_step_ns: Count
     device: DeviceRecord
     subjects: tuple[SubjectRecord, ...]
     results: tuple[Result, ...]
@@ -192,15 +222,6 @@ class BenchReport:
         """Look a result up."""
         wanted = (subject, scenario, phase)
         return next((entry for entry in self.results if (entry.subject, entry.scenario, entry.phase) == wanted), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give everything as plain data."""
-        results = [result.to_json() for result in self.results]
-        return {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self), "results": results}
-
-    def to_bytes(self) -> bytes:
-        """Write the file's content."""
-        return (json.dumps(self.to_json(), allow_nan=False) + "\n").encode()
 
     def save(self, path: Path) -> None:
         """Write the report whole or not at all."""
@@ -218,13 +239,26 @@ class BenchReport:
             raise ArtifactError(f"cannot read the report '{path}'", found=cause.strerror) from cause
         return cls.from_bytes(data, f"report '{path}'")
 
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> BenchReport:
-        """Read the file's content.
+    def check(self, where: str) -> None:
+        """Refuse results of no subject, what comes twice, and ratios that the samples deny."""
+        subjects = [subject.name for subject in self.subjects]
+        results = [(result.subject, result.scenario, result.phase) for result in self.results]
+        named = {result.subject for result in self.results} | {entry.subject for entry in self.not_measured}
+        named |= {need.subject for need in (() if self.roofline is None else self.roofline.needs)}
+        if len(set(subjects)) != len(subjects) or len(set(results)) != len(results):
+            raise refusal(f"{where} has a subject or a result twice", fix=FIX)
+        if unknown := sorted(named - set(subjects)):
+            raise refusal(f"{where} has results of a subject that it does not describe", unknown[0], fix=FIX)
+        if not self.subjects or (not self.results and self.partial is None):
+            raise refusal(f"{where} holds no result, and does not say why", fix=FIX)
+        for ratio in self.ratios:
+            self._check_ratio(ratio, where)
 
-        Raises: ArtifactError for anything that to_bytes() would not have written, such as a summary that the samples
-        deny.
-        """
-        from samx.benchmarks.reading import read_report
-
-        return read_report(data, where)
+    def _check_ratio(self, ratio: Comparison, where: str) -> None:
+        pair = [self.find(name, ratio.scenario, ratio.phase) for name in (ratio.baseline, ratio.candidate)]
+        medians = [median(entry.samples_ns) / max(entry.prompts, 1) for entry in pair if entry is not None]
+        true = medians[0] / medians[1] if len(medians) == 2 else None
+        is_interval = 0 < ratio.low <= ratio.high and isfinite(ratio.high)
+        if true is None or not isclose(ratio.value, true, rel_tol=SAME, abs_tol=SAME) or not is_interval:
+            what = f"{where}: the samples deny the ratio of '{ratio.candidate}' in '{ratio.scenario}'"
+            raise refusal(what, f"{ratio.value}", "two results" if true is None else f"{true:.6g}", FIX)

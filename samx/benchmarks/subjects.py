@@ -16,8 +16,7 @@ from samx.models.session import Placement, Session
 from samx.models.spec import DecoderSpec
 from samx.registry import Backend, backend, load
 from samx.validators.child import gate_in_child
-from samx.validators.environment import environment
-from samx.validators.report import ParityReport
+from samx.validators.report import ParityReport, environment
 
 # Files that a runtime may open. Where an engine runs, the graph that it was built from does not.
 ENGINE_ROLE = "engine"

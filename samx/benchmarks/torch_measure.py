@@ -30,7 +30,7 @@ from samx.models.load import load
 from samx.models.session import FloatArray
 from samx.progress import Progress
 from samx.runtimes.torch import torch_device
-from samx.validators.synthetic import synthetic_images
+from samx.validators.cases import synthetic_images
 
 SCHEMA = "samx-benchmark-torch-forms/1"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -111,8 +111,7 @@ def bisect(
 def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:
     from samx.exporters.encoder import demo_images, is_demo
     from samx.runtimes.torch import reference_session
-    from samx.validators.cases import default_frames, parity_cases
-    from samx.validators.synthetic import synthetic_images
+    from samx.validators.cases import default_frames, parity_cases, synthetic_images
 
     spec = loaded.spec
     images = demo_images(path, spec) if is_demo(path) else synthetic_images(spec)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import seal, staging
-from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, utc_now
+from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require
@@ -275,7 +275,7 @@ def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
         raise ParityError(report.summary(), fix=_remedy(judged.manifest), report=report)
     report.save(judged.directory / file)
     evidence = Evidence(
-        level=cast(Level, report.level), report=file, passed=True, runtime=str(report.placement["runtime"]),
+        level=report.level, report=file, passed=True, runtime=str(report.placement["runtime"]),
         device=str(report.placement["requested"]), created=utc_now(),
     )  # fmt: skip
     return replace(judged.with_evidence(evidence, {file: REPORT_ROLE}, {}), report=report)

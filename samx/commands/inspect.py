@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from samx.artifacts.store import Artifact
+from samx.artifacts.strict_json import parse
 from samx.errors import InputError
 from samx.extras import require
 
@@ -46,7 +46,7 @@ def _onnx_facts(path: Path) -> dict[str, Any]:
         "inputs": [value.name for value in model.graph.input],
         "outputs": [value.name for value in model.graph.output],
         "samx": {
-            key.removeprefix(METADATA_PREFIX): json.loads(value)
+            key.removeprefix(METADATA_PREFIX): parse(value.encode(), f"'{path}': {key}")
             for key, value in metadata.items()
             if key.startswith(METADATA_PREFIX)
         },

@@ -31,7 +31,7 @@ from samx.exporters.options import OPSETS
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.session import Feed
 from samx.progress import Progress
-from samx.validators.synthetic import synthetic_images
+from samx.validators.cases import synthetic_images
 
 SCHEMA = "samx-benchmark-meta-onnx/1"
 OPSET_CHOICES = {**{str(opset): (opset,) for opset in OPSETS}, "both": OPSETS}

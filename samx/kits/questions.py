@@ -22,10 +22,10 @@ from samx.benchmarks.summary import (
     UNSTABLE_DRIFT,
 )
 from samx.devices.processor import BUSY_LOAD
+from samx.validators.arrays import stored_form
 from samx.validators.bounds import AT_LEAST, bounds_for
 from samx.validators.metrics import LOW_PERCENTILE, Expected
 from samx.validators.suite import ParitySuite
-from samx.validators.suite_file import stored_form
 
 SCENARIOS: tuple[Scenario, ...] = (BY_NAME["click"], BY_NAME["batch8"])
 ROUNDS = 64  # of prompts that differ; then they come again

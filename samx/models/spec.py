@@ -1,13 +1,12 @@
-"""DecoderSpec: what a decoder is and which tensors cross its border. Data, no torch."""
+"""DecoderSpec: what a decoder is and which tensors go in and out. Data, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from math import isfinite
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from samx.errors import ArtifactError
+from samx.artifacts.strict_json import Document, between, refusal
 
 Family = Literal["sam1", "sam2"]
 MaskChoice = Literal["multimask", "single", "all"]
@@ -30,9 +29,17 @@ LABELS: Mapping[str, int] = {
 EMPTY_SLOT = -2
 
 
+def _whole_patches(value: int, where: str) -> None:
+    if value % IMAGE_PATCH_PX:
+        raise refusal(f"{where} is no image size", str(value), f"a multiple of {IMAGE_PATCH_PX}")
+
+
+Size = Annotated[int, between(1, MOST)]
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """Describe one tensor at the decoder's border; a string in the shape is a dynamic axis."""
+    """Describe one tensor that goes into the decoder or comes out; a string in the shape is a dynamic axis."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -42,27 +49,29 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class DecoderSpec:
+class DecoderSpec(Document):
     """Describe a mask decoder: its family, its sizes, and what an export of it takes and gives.
 
     Source: Meta's released SAM 1 and SAM 2/2.1 code and weights.
     """
 
+    HEADER = {"schema_version": SCHEMA_VERSION}
+
     family: Family = "sam1"
-    image_size: int = 1024
-    width: int = 256
-    depth: int = 2
-    heads: int = 8
-    mlp_width: int = 2048
-    cross_attention_width: int = 128
-    mask_tokens: int = 4
-    iou_head_depth: int = 3
-    iou_head_width: int = 256
-    mask_prompt_channels: int = 16
+    image_size: Annotated[Size, _whole_patches] = 1024
+    width: Size = 256
+    depth: Size = 2
+    heads: Size = 8
+    mlp_width: Size = 2048
+    cross_attention_width: Size = 128
+    mask_tokens: Size = 4
+    iou_head_depth: Size = 3
+    iou_head_width: Size = 256
+    mask_prompt_channels: Size = 16
     iou_sigmoid: bool = False
     high_res_features: bool = False
     object_score: bool = False
-    object_score_head_depth: int = 3
+    object_score_head_depth: Size = 3
     stability_fallback: bool = False
     stability_delta: float = 0.05
     stability_threshold: float = 0.98
@@ -139,55 +148,6 @@ class DecoderSpec:
             return outputs
         score = TensorSpec("object_score_logits", ("prompts", 1), "logit", "above 0: the object is in the picture")
         return (*outputs, score)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DecoderSpec:
-        """Read the fields back.
-
-        Raises: ArtifactError on another schema, unknown fields or a value of the wrong type.
-        """
-        values = dict(data)
-        version = values.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
-            raise ArtifactError(
-                "decoder spec has another schema version",
-                found=version,
-                expected=SCHEMA_VERSION,
-                fix="Use the samx version that wrote it, or export again.",
-            )
-        defaults = {field.name: field.default for field in fields(cls)}
-        if set(values) != set(defaults):
-            raise ArtifactError(
-                "decoder spec has other fields",
-                found=sorted(set(values) ^ set(defaults)) or "none",
-                fix="Export again with this version of samx.",
-            )
-        for name, value in values.items():
-            _check_field(name, value, defaults[name])
-        return cls(**values)
-
-
-def _check_field(name: str, value: object, default: object) -> None:
-    """Refuse a value of another type, or one that no decoder has."""
-    choices = {"family": get_args(Family), "masks": get_args(MaskChoice)}.get(name)
-    expected = " or ".join(choices) if choices else type(default).__name__
-    fits = type(value) is type(default) and (choices is None or value in choices)
-    if isinstance(value, int) and not isinstance(value, bool):
-        expected = f"1 to {MOST}"
-        fits = fits and 1 <= value <= MOST
-    if isinstance(value, float):
-        fits = fits and isfinite(value)
-    if name == "image_size" and fits:
-        expected = f"a multiple of {IMAGE_PATCH_PX}"
-        fits = int(str(value)) % IMAGE_PATCH_PX == 0
-    if not fits:
-        raise ArtifactError(
-            f"decoder spec field '{name}' cannot be", found=repr(value), expected=expected, fix="Export again."
-        )
 
 
 def sam1_spec(**changes: Any) -> DecoderSpec:

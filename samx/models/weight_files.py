@@ -129,7 +129,7 @@ def _config(weight_file: Path) -> Mapping[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise CheckpointError(f"'{path}' is not valid JSON", found=cause, fix=DOWNLOAD_AGAIN) from cause
     return data if isinstance(data, dict) else {}
 

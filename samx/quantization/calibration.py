@@ -1,23 +1,34 @@
-"""CalibrationSet: the images and prompts from which INT8 takes its ranges. A set that exists can be used."""
+"""CalibrationSet: the images and prompts from which INT8 takes its ranges. A set that exists can be used.
+
+Its file is not compressed: float16 embeddings shrink by a sixth only, and the bytes, with them the hash, would depend
+on the machine's version of zlib.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samx.artifacts.commit import write_file
-from samx.errors import ImageError, InputError
+from samx.artifacts.strict_json import Count, shaped
+from samx.errors import ArtifactError, ImageError, InputError
 from samx.models.session import Feed
-from samx.models.spec import DecoderSpec
-from samx.quantization import calibration_file
-from samx.quantization.samples import Sample, as_cases
-from samx.validators import suite_file
+from samx.models.spec import LABELS, DecoderSpec
+from samx.validators.arrays import UNPACKED_CAP_BYTES, ArrayReader, feed_digest, frozen, pack, stored
 from samx.validators.cases import Case
+
+HEADER = {"format": "samx-calibration-set", "schema_version": 1}
+SAMPLES = tuple[Annotated[dict[str, Any], shaped({"kind": str, "image": Count, "mask": bool})], ...]
+FIELDS = {"spec": DecoderSpec, "source": str, "seed": Count, "checkpoint_sha256": str, "scenes": tuple[Count, ...],
+          "images": Count, "samples": SAMPLES, "held_out": SAMPLES}  # fmt: skip
+PARTS = ("samples", "held_out")
 
 # A range is the largest value seen. Of n images drawn alike, the next one exceeds it with probability 1 / (n + 1):
 # 20 % after 4 images, 4 % after 24 prompts. Ranges from fewer are cut off on a user's first pictures.
@@ -25,6 +36,82 @@ MIN_IMAGES, MIN_SAMPLES = 4, 24
 MOST_IMAGES = 64  # SAM 2: 8 MiB each; another image would lower the probability above by 0.02 %
 SERVES = ("family", "image_size", "width", "high_res_features")  # what images and prompts depend on
 AGAIN = "Calibrate again with this checkpoint."
+# One click, a box, several clicks on the object, clicks on it and beside it, a box with clicks, and a correction of an
+# earlier mask. Not measured on users: clicks and boxes are what every interface has, so they are asked most.
+SHARES: Mapping[str, float] = {
+    "click": 0.25,
+    "box": 0.2,
+    "points": 0.15,
+    "negative_points": 0.1,
+    "box_and_points": 0.1,
+    "refinement": 0.2,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Keep prompts of one kind on one of the set's images; the mask tensors are there only where a mask is used."""
+
+    kind: str
+    image: int
+    prompts: Feed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a file's header says of it."""
+        return {"kind": self.kind, "image": self.image, "mask": "mask_input" in self.prompts}
+
+    def feed(self, spec: DecoderSpec) -> Feed:
+        """Return what an export takes: no mask where it takes none, zeros where it takes one and there is none.
+
+        Shapes: DecoderSpec.prompt_inputs.
+        """
+        return fitted(self.prompts, spec)
+
+    def fits(self, most_points: int | None) -> bool:
+        """Return whether an export that takes so many points a prompt, padding counted, takes these."""
+        return most_points is None or self.prompts["point_labels"].shape[1] <= most_points
+
+    def check(self, spec: DecoderSpec, images: int) -> None:
+        """Refuse prompts that no predictor makes.
+
+        Raises: InputError.
+        """
+        coords, labels = self.prompts["point_coords"], self.prompts["point_labels"]
+        signs = {
+            f"unknown kind '{self.kind}'": self.kind not in SHARES,
+            f"image {self.image} of {images}": not 0 <= self.image < images,
+            "no prompt": coords.size == 0,
+            "unknown labels": not np.isin(labels, list(LABELS.values())).all(),
+            "points outside the frame": not ((coords >= 0) & (coords <= spec.image_size)).all(),
+            "a mask with values that are not finite": not all(np.isfinite(one).all() for one in self.prompts.values()),
+            "mask flags other than 0 and 1": not np.isin(self.prompts.get("has_mask_input", 0), (0, 1)).all(),
+        }
+        found = ", ".join(sign for sign, is_so in signs.items() if is_so)
+        if found:
+            raise InputError("a prompt of the calibration set is unusable", found=found, fix="Calibrate again.")
+
+
+def as_cases(samples: Sequence[Sample], spec: DecoderSpec) -> list[Case]:
+    """Make a case of each sample, as an export takes it."""
+    return [Case(f"{sample.kind} {i}", sample.image, sample.feed(spec)) for i, sample in enumerate(samples)]
+
+
+def kinds(total: int) -> list[str]:
+    """Share so many prompts out between the kinds, the largest remainders rounded up."""
+    exact = {kind: share * total for kind, share in SHARES.items()}
+    counts = {kind: int(number) for kind, number in exact.items()}
+    by_remainder = sorted(SHARES, key=lambda kind: counts[kind] - exact[kind])  # stable: ties in the order of SHARES
+    for kind in by_remainder[: total - sum(counts.values())]:
+        counts[kind] += 1
+    return [kind for kind, count in counts.items() for _ in range(count)]
+
+
+def fitted(prompts: Feed, spec: DecoderSpec) -> Feed:
+    """Drop mask tensors that a decoder does not take, add zeros where it takes them and there are none."""
+    n, size = len(prompts["point_coords"]), spec.mask_size
+    absent = {"mask_input": np.zeros((n, 1, size, size), np.float32), "has_mask_input": np.zeros(n, np.float32)}
+    known = {**absent, **prompts}
+    return {tensor.name: known[tensor.name] for tensor in spec.prompt_inputs}
 
 
 def calibration_spec(spec: DecoderSpec) -> DecoderSpec:
@@ -34,7 +121,7 @@ def calibration_spec(spec: DecoderSpec) -> DecoderSpec:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSet:
-    """Hold images, the prompts that calibrate, and the prompts that are held out to judge the result.
+    """Keep images, the prompts that calibrate, and the prompts that are held out to judge the result.
 
     Inputs are rounded to what the file keeps of them. `scenes` are the seeds of the demo scenes, where the images are
     those: fresh scenes judge them, and nothing is held out here.
@@ -54,7 +141,7 @@ class CalibrationSet:
     def __post_init__(self) -> None:
         checked = {
             "spec": calibration_spec(self.spec),
-            "images": tuple(_frozen(image) for image in self.images),
+            "images": tuple(frozen(image) for image in self.images),
             "samples": _frozen_samples(self.samples),
             "held_out": _frozen_samples(self.held_out),
         }
@@ -63,14 +150,34 @@ class CalibrationSet:
         _check_images(self)
         _check_samples(self)
         if not self.sha256:
-            object.__setattr__(self, "sha256", hashlib.sha256(calibration_file.pack(self)).hexdigest())
+            object.__setattr__(self, "sha256", hashlib.sha256(self.to_bytes()).hexdigest())
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content; the same set gives the same bytes."""
+        header = {
+            **HEADER,
+            "spec": self.spec.to_json(),
+            "source": self.source,
+            "seed": self.seed,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "scenes": list(self.scenes),
+            "images": len(self.images),
+            **{part: [sample.to_json() for sample in getattr(self, part)] for part in PARTS},
+        }
+        arrays: dict[str, NDArray[Any]] = {}
+        for i, image in enumerate(self.images):
+            arrays.update(stored(f"image{i}", image))
+        for part in PARTS:
+            for i, sample in enumerate(getattr(self, part)):
+                arrays.update(stored(f"{part}{i}", sample.prompts))
+        return pack(header, arrays, np.savez)
 
     def save(self, path: Path) -> int:
-        """Write the set whole or not at all; gives its size in bytes.
+        """Write the set whole or not at all, and return its size in bytes.
 
         Raises: WriteError.
         """
-        data = calibration_file.pack(self)
+        data = self.to_bytes()
         write_file(path, data)
         return len(data)
 
@@ -80,8 +187,15 @@ class CalibrationSet:
 
         Raises: ArtifactError for anything that save() would not have written; ImageError, InputError as when made.
         """
-        data = calibration_file.read_bytes(path)
-        return cls(**calibration_file.unpack(data, f"calibration set '{path}'"))
+        data = _read(path)
+        reader = ArrayReader(data, f"calibration set '{path}'")
+        header = reader.header(HEADER, FIELDS)
+        spec: DecoderSpec = header["spec"]
+        images = tuple(reader.feed(f"image{i}", spec.image_inputs) for i in range(header.pop("images")))
+        for part in PARTS:
+            header[part] = tuple(_sample(reader, spec, f"{part}{i}", **one) for i, one in enumerate(header[part]))
+        reader.finish()
+        return cls(images=images, sha256=hashlib.sha256(data).hexdigest(), **header)
 
     def check_for(self, spec: DecoderSpec, checkpoint_sha256: str) -> None:
         """Refuse to calibrate another decoder than the one that answered the prompts.
@@ -100,11 +214,11 @@ class CalibrationSet:
             )  # fmt: skip
 
     def cases(self, spec: DecoderSpec, most_points: int | None = None) -> list[Case]:
-        """Give the prompts that calibrate, as an export takes them, without those of more points than it takes."""
+        """Return the prompts that calibrate, as an export takes them, without those of more points than it takes."""
         return as_cases([sample for sample in self.samples if sample.fits(most_points)], spec)
 
     def summary(self) -> dict[str, Any]:
-        """Give what a manifest remembers of the set."""
+        """Return what a manifest remembers of the set."""
         return {
             "sha256": self.sha256,
             "checkpoint_sha256": self.checkpoint_sha256,
@@ -124,7 +238,7 @@ def check_features(features: Feed, spec: DecoderSpec, what: str) -> None:
     expected = [tensor.name for tensor in spec.image_inputs]
     if sorted(features) != sorted(expected):
         raise ImageError(f"{what} has other features", found=", ".join(sorted(features)), expected=", ".join(expected))
-    kept = _frozen(features)
+    kept = frozen(features)
     for tensor in spec.image_inputs:
         value, name = kept[tensor.name], f"'{tensor.name}' of {what}"
         if value.shape != tensor.shape:
@@ -140,19 +254,28 @@ def check_features(features: Feed, spec: DecoderSpec, what: str) -> None:
 
 def prompt_key(sample: Sample) -> tuple[int, str]:
     """Identify a prompt: two samples with the same key are the same question."""
-    return sample.image, suite_file.feed_digest(sample.prompts)
+    return sample.image, feed_digest(sample.prompts)
 
 
-def _frozen(feed: Feed) -> Feed:
-    with np.errstate(over="ignore"):  # a value beyond float16 becomes inf, which is refused
-        rounded = {name: suite_file.storable(name, value) for name, value in feed.items()}
-    for value in rounded.values():
-        value.setflags(write=False)
-    return rounded
+def _read(path: Path) -> bytes:
+    """Read a file that the user named."""
+    try:
+        size = path.stat().st_size
+        if size > UNPACKED_CAP_BYTES:
+            expected = f"at most {UNPACKED_CAP_BYTES} bytes"
+            raise ArtifactError(f"file '{path}' is too large for a calibration set", found=size, expected=expected)
+        return path.read_bytes()
+    except OSError as cause:
+        fix = "Check the path."
+        raise ArtifactError(f"calibration set '{path}' cannot be read", found=cause.strerror, fix=fix) from cause
+
+
+def _sample(reader: ArrayReader, spec: DecoderSpec, prefix: str, kind: str, image: int, mask: bool) -> Sample:
+    return Sample(kind, image, reader.feed(prefix, replace(spec, mask_input=mask).prompt_inputs))
 
 
 def _frozen_samples(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    return tuple(replace(sample, prompts=_frozen(sample.prompts)) for sample in samples)
+    return tuple(replace(sample, prompts=frozen(sample.prompts)) for sample in samples)
 
 
 def _check_images(found: CalibrationSet) -> None:
@@ -162,7 +285,7 @@ def _check_images(found: CalibrationSet) -> None:
     first: dict[str, int] = {}
     for i, image in enumerate(found.images):
         check_features(image, found.spec, f"image {i} of the calibration set")
-        twin = first.setdefault(suite_file.feed_digest(image), i)
+        twin = first.setdefault(feed_digest(image), i)
         if twin != i:
             fix = "Each must show something else: remove copies, check the encoder."
             raise InputError(f"images {twin} and {i} of the calibration set are the same", fix=fix)

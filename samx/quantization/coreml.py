@@ -15,8 +15,8 @@ from samx.quantization.coreml_groups import Convolution, convolutions, whole_pla
 from samx.quantization.coreml_packages import FloatPackages, Watched
 from samx.quantization.coreml_rewrite import Ranges, arithmetic, rewrite
 from samx.quantization.job import QuantisationJob, Quantised
-from samx.quantization.judging import judged, masks
 from samx.quantization.search import Found, Judged, Plan, Task, search
+from samx.quantization.verdict import judged, masks
 from samx.runtimes.torch import reference_session
 from samx.validators.cases import Case
 from samx.validators.metrics import BoolArray

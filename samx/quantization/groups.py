@@ -21,7 +21,7 @@ PRODUCTS = ("MatMul", "Gemm")
 LAYER = r"transformer\.layers\.{}\."
 IMAGE_SIDE = r"(token_to_image\.(keys?|values?)\.weight|image_to_token\.(query|queries|out)\.weight)"
 
-# By the names of constants, behind the root module's. The image's thousands of cells go through the first five: their
+# By the names of constants, behind the root module's. The image's thousands of tokens go through the first five: their
 # products are worth integers. What a few tokens go through costs little time, but holds most of the weights.
 INTEGER: Mapping[str, str] = {
     "image projections, layer 0": LAYER.format(0) + IMAGE_SIDE,
@@ -66,7 +66,7 @@ class Product:
 
     @property
     def outputs(self) -> int:
-        """Give how many values each value of the other factor goes into."""
+        """How many values each value of the other factor goes into."""
         return self.shape[self.channel_axis]
 
 
@@ -129,7 +129,7 @@ def _product(node: onnx.NodeProto, weight: str, shape: tuple[int, ...], paths: C
 
 
 def _paths(node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], constants: Collection[str]) -> list[str]:
-    """Give the constants that say where a product comes from."""
+    """Return the constants that say where a product comes from."""
     own = [name for name in node.input if name in constants and "." in name]
     if own:
         return own
@@ -138,7 +138,7 @@ def _paths(node: onnx.NodeProto, nodes: Sequence[onnx.NodeProto], constants: Col
 
 
 def weights_of(model: onnx.ModelProto, groups: Collection[str]) -> Iterator[Product]:
-    """Give one product for each weight of some groups."""
+    """Yield one product for each weight of some groups."""
     seen: set[str] = set()
     for product in products(model):
         if product.group in groups and product.weight not in seen:

@@ -13,9 +13,8 @@ from samx.exporters.encoder import is_demo
 from samx.models.session import Feed, Session
 from samx.models.spec import DecoderSpec
 from samx.progress import Progress, silent
-from samx.quantization.calibration import CalibrationSet
-from samx.quantization.rollout import HELD_OUT_SAMPLES, Rolled, check_outlined, deal, roll_out
-from samx.quantization.samples import Sample, as_cases
+from samx.quantization.calibration import CalibrationSet, Sample, as_cases
+from samx.quantization.rollout import HELD_OUT_SAMPLES, deal, roll_out
 from samx.quantization.sources import HELD_OUT_SCENES, demo_scenes
 from samx.validators.cases import Case
 from samx.validators.metrics import BoolArray
@@ -23,7 +22,7 @@ from samx.validators.metrics import BoolArray
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Hold images, cases on them, and what each case asked for, where that is known.
+    """Keep images, cases on them, and what each case asked for, where that is known.
 
     Shapes: truth (N, S, S) each, S mask pixels a side.
     """
@@ -34,7 +33,7 @@ class HeldOut:
     source: str
 
     def stored(self, most_images: int) -> tuple[list[Feed], list[Case]]:
-        """Give what an artifact takes along: some images, their cases, and some of those again in one call."""
+        """Return what an artifact takes along: some images, their cases, and some of those again in one call."""
         cases = [case for case in self.cases if case.image < most_images]
         return list(self.images[:most_images]), [*cases, *_together(cases)]
 
@@ -43,7 +42,7 @@ def held_out(
     calibration: CalibrationSet, reference: Session, checkpoint: Path, spec: DecoderSpec, *,
     most_points: int | None = None, progress: Progress = silent,
 ) -> HeldOut:  # fmt: skip
-    """Give what judges an export of `spec` that was calibrated with a set.
+    """Return what judges an export of `spec` that was calibrated with a set.
 
     A set of demo scenes is judged on other scenes, whose regions are known; `reference` (calibration_reference) answers
     what corrections start from. Any other set holds prompts out itself, and knows no truth.
@@ -64,18 +63,13 @@ def held_out_scenes(
     reference: Session, checkpoint: Path, spec: DecoderSpec, seed: int = 0, *, images: int | None = None,
     most_points: int | None = None, progress: Progress = silent,
 ) -> HeldOut:  # fmt: skip
-    """Give prompts on demo scenes that never calibrate, whose regions are known; on so many of them, or on all."""
+    """Return prompts on demo scenes that never calibrate, whose regions are known; on so many of them, or on all."""
     source = demo_scenes(checkpoint, reference.spec, HELD_OUT_SCENES[:images])
     count = len(source.images)
-    features: list[Feed] = []
-    rolled: list[Rolled] = []
-    for i, asked in enumerate(deal(HELD_OUT_SAMPLES, range(count), count, seed)):
-        progress("Rolling out held-out prompts, scene by scene", i, count)
-        image = source.images[i]()
-        features.append(image.features)
-        rolled += roll_out(reference, image, i, asked, np.random.default_rng([seed, HELD_OUT_SCENES[i]]))
-    check_outlined(rolled)
-    kept = [found for found in rolled if found.sample.fits(most_points)]
+    asked = deal(HELD_OUT_SAMPLES, range(count), count, seed)
+    seeds = [[seed, scene] for scene in source.scenes]
+    features, rolled = roll_out(reference, source, asked, seeds, "held-out", progress)
+    kept = [found for of_image in rolled for found in of_image if found.sample.fits(most_points)]
     truth = tuple(found.target[None] if found.is_truth else None for found in kept)
     return HeldOut(tuple(features), tuple(as_cases([found.sample for found in kept], spec)), truth, source.words)
 

@@ -16,10 +16,8 @@ from samx.extras import require
 from samx.models.session import Feed, Session
 from samx.quantization.groups import INTEGER, QUANTISABLE, check_groups, multiply_adds, products
 from samx.quantization.job import QuantisationJob, Quantised
-from samx.quantization.onnx_qdq import quantise_with
-from samx.quantization.ranges import Ranges, collect_ranges
+from samx.quantization.onnx_qdq import Ranges, collect_ranges, integer_work, quantise_with
 from samx.quantization.search import Found, Judged, Plan, Task, search
-from samx.quantization.speed import integer_work
 from samx.runtimes.onnxruntime import open_models
 from samx.runtimes.torch import reference_session
 from samx.validators.cases import Case
@@ -185,4 +183,4 @@ def _arithmetic(desk: Desk, found: Found, models: Models) -> dict[str, Any]:
     }
     if desk.half:
         return facts
-    return {**facts, "operators": {name: integer_work(data).to_json() for name, data in models.items()}}
+    return {**facts, "operators": {name: integer_work(data) for name, data in models.items()}}

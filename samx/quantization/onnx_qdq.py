@@ -8,8 +8,11 @@ It makes that change itself only where a single product reads a tensor, and here
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +20,33 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from samx.errors import InputError
 from samx.extras import require
-from samx.quantization.groups import Product, check_groups, products, weights_of
-from samx.quantization.ranges import Ranges, collect_ranges
+from samx.quantization.groups import LEFT_ALONE, Product, check_groups, products, weights_of
 
 MOST = 127  # of a signed byte; -128 is left out, so that the range is symmetric
 HALF_OPSET, HALF_IR_VERSION = 19, 9  # the first opset in which scales may be float16
+# What is counted of a session's own graph.
+OPERATORS: Mapping[str, tuple[str, ...]] = {
+    "integer": (
+        "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
+        "QLinearConv", "ConvInteger",
+    ),
+    "floating": ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv", "Attention"),
+    "conversions": ("QuantizeLinear", "DequantizeLinear"),
+}  # fmt: skip
 TABLE_BYTES = 2**16  # constants from here on that no product multiplies are kept in float16
+
+
+@dataclass(frozen=True)
+class Range:
+    """Record a tensor's largest magnitude, and how many values of it a call has on average."""
+
+    largest: float
+    elements: float
+
+
+Ranges = Mapping[str, Range]
 
 
 def quantise(
@@ -109,7 +132,7 @@ def _limits(chosen: Sequence[Product], ranges: Ranges, half: bool) -> Any:
 
 @dataclass(frozen=True)
 class Kept:
-    """Hold what stands in a constant's place: smaller constants, and nodes that compute it from them."""
+    """Keep what stands in a constant's place: smaller constants, and nodes that compute it from them."""
 
     name: str
     constants: tuple[onnx.TensorProto, ...]
@@ -160,7 +183,7 @@ def _constant(model: onnx.ModelProto, name: str) -> NDArray[Any]:
 
 
 def _scales(weight: NDArray[Any], product: Product, stacked: bool) -> NDArray[np.float32]:
-    """Give a scale for each output, as the weight's type holds it; with `stacked`, for each stacked matrix its own."""
+    """Return a scale for each output, as the weight's type holds it; with `stacked`, one for each matrix of a stack."""
     matrix = {weight.ndim - 2, weight.ndim - 1} if stacked else set(range(weight.ndim))
     largest = np.abs(weight.astype(np.float32)).max(axis=tuple(matrix - {product.channel_axis}), keepdims=True)
     scale = np.maximum(largest / MOST, np.finfo(weight.dtype).tiny)
@@ -187,3 +210,50 @@ def _later_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     converted: onnx.ModelProto = converter.convert_version(model, HALF_OPSET)
     converted.ir_version = max(model.ir_version, HALF_IR_VERSION)
     return converted
+
+
+def collect_ranges(model: bytes, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> Ranges:
+    """Run every sample and keep the largest magnitude of each product's other factor.
+
+    Not a percentile: it gains 0.001 of mean IoU on the demo model, and cuts off what a user's image may reach.
+    Raises: InputError where nothing calibrates, or a value is not finite.
+    """
+    names = sorted({p.tensor for p in products(onnx.load_from_string(model)) if p.group not in LEFT_ALONE})
+    graph = onnx.load_from_string(model)
+    there = {value.name for value in graph.graph.output}
+    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+    session = _session(graph.SerializeToString())
+    largest, elements, samples = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), 0
+    for feed in calibration:
+        samples += 1
+        for name, value in zip(names, session.run(names, dict(feed)), strict=True):
+            largest[name] = max(largest[name], _magnitude(value, name))
+            elements[name] += value.size
+    if not samples:
+        raise InputError("nothing to calibrate INT8 with", found="0 samples", expected="at least 1")
+    return {name: Range(largest[name], elements[name] / samples) for name in names}
+
+
+def _magnitude(value: NDArray[Any], name: str) -> float:
+    found = float(np.abs(value).max())
+    if not np.isfinite(found):
+        raise InputError(f"a calibration sample makes '{name}' not finite", fix="Calibrate again.")
+    return found
+
+
+def integer_work(model: bytes) -> dict[str, dict[str, int]]:
+    """Open a graph as users' sessions do, and count what ONNX Runtime made of it, by arithmetic and operator."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        _session(model, optimized_model_filepath=str(path))
+        counts = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+    return {kind: {name: counts[name] for name in names if name in counts} for kind, names in OPERATORS.items()}
+
+
+def _session(model: bytes, **settings: str) -> Any:
+    ort = require("onnxruntime", "onnxruntime", "INT8")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    for name, value in settings.items():
+        setattr(options, name, value)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samx.artifacts.commit import write_file
+from samx.artifacts.strict_json import plain
 from samx.errors import ParityError
 from samx.quantization.job import Quantised
 from samx.quantization.search import Budget, Row, worst
 from samx.quantization.verdict import Verdict
 
-FORMAT = "samx-int8-report"
-SCHEMA_VERSION = 1
-
 
 @dataclass(frozen=True)
 class Int8Report:
-    """Hold the search's table, the verdict on held-out prompts, and what INT8 gains here."""
+    """Record the search's table, the verdict on held-out prompts, and what INT8 gains here."""
 
     calibration: Mapping[str, Any]
     budget: Budget
@@ -47,7 +45,7 @@ class Int8Report:
             )  # fmt: skip
 
     def sentences(self) -> list[str]:
-        """Say what people should know."""
+        """Return what people should know."""
         found, metrics = self.quantised.found, self.verdict.parity.metrics
         return [
             f"INT8: mean mask IoU {metrics['mask_iou_mean']:.4f}, 5th percentile {metrics['mask_iou_p05']:.4f} on "
@@ -61,18 +59,19 @@ class Int8Report:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Give everything as plain data."""
-        return {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "calibration": dict(self.calibration),
-            "budget": asdict(self.budget),
-            "search": self.quantised.found.to_json(),
+        """Return everything as plain data."""
+        body = {
+            "format": "samx-int8-report",
+            "schema_version": 1,
+            "calibration": self.calibration,
+            "budget": self.budget,
+            "search": self.quantised.found,
             "arithmetic": self.quantised.arithmetic,
-            "held_out": self.verdict.to_json(),
-            "speed": {"measured": [dict(one) for one in self.speed], "reason": self.no_speed},
+            "held_out": self.verdict,
+            "speed": {"measured": self.speed, "reason": self.no_speed},
             "sentences": self.sentences(),
         }
+        return {name: plain(value) for name, value in body.items()}
 
     def save(self, path: Path) -> None:
         """Write the report whole or not at all."""
@@ -80,7 +79,7 @@ class Int8Report:
 
 
 def remedy(quantised: Quantised, budget: Budget) -> str:
-    """Say what to leave in floating point."""
+    """Return what to leave in floating point, as a sentence."""
     row = worst(quantised.found.plan, quantised.found.rows, budget)
     if row is None:
         return "Nothing was written."

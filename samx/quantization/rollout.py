@@ -15,11 +15,12 @@ from samx.quantization.calibration import (
     MIN_IMAGES,
     MIN_SAMPLES,
     CalibrationSet,
+    Sample,
     calibration_spec,
+    kinds,
     prompt_key,
 )
-from samx.quantization.samples import Sample, kinds
-from samx.quantization.sources import Source, SourceImage
+from samx.quantization.sources import Source
 from samx.quantization.user import User
 from samx.runtimes.torch import reference_session
 from samx.validators.metrics import BoolArray
@@ -32,10 +33,12 @@ FEWEST_HELD_OUT_IMAGES = 2
 # A working reference answers nearly every prompt with a mask that has an outline.
 LEAST_OUTLINED = 0.5
 
+Hands = tuple[tuple[str, ...], ...]  # the kinds of prompts that each image is asked
+
 
 @dataclass(frozen=True, eq=False)
 class Rolled:
-    """Hold a prompt, what was meant by it, and whether the reference answered with a mask that has an outline.
+    """Keep a prompt, what was meant by it, and whether the reference answered with a mask that has an outline.
 
     Shapes: target (S, S).
     """
@@ -44,15 +47,6 @@ class Rolled:
     target: BoolArray
     is_truth: bool
     outlined: bool
-
-
-@dataclass(frozen=True)
-class Split:
-    """Say which kinds of prompts are asked on which image: to calibrate, and to judge."""
-
-    samples: tuple[tuple[str, ...], ...]
-    held_out: tuple[tuple[str, ...], ...]
-    words: str
 
 
 def calibration_reference(loaded: LoadedDecoder) -> Session:
@@ -74,30 +68,45 @@ def build_set(
     if not least <= samples <= MOST_SAMPLES:
         raise UsageError(f"cannot calibrate {count} images with so many samples", found=samples,
                          expected=f"{least} to {MOST_SAMPLES}")  # fmt: skip
-    split = _demo_split(count, samples, seed) if source.scenes else _split(count, samples, seed)
-    features, rolled, judging = _roll_all(reference, source, split, seed, progress)
-    used = {prompt_key(found.sample) for found in rolled}
+    calibrating, judging, words = _split(count, samples, seed, bool(source.scenes))
+    asked = [(*first, *second) for first, second in zip(calibrating, judging, strict=True)]
+    features, found = roll_out(reference, source, asked, [[seed, i] for i in range(count)], "calibration", progress)
+    rolled = [one for i, of_image in enumerate(found) for one in of_image[: len(calibrating[i])]]
+    held_out = [one for i, of_image in enumerate(found) for one in of_image[len(calibrating[i]) :]]
+    used = {prompt_key(one.sample) for one in rolled}
     return CalibrationSet(
         spec=reference.spec,
         images=tuple(features),
-        samples=tuple(found.sample for found in rolled),
-        held_out=tuple(found.sample for found in judging if prompt_key(found.sample) not in used),
+        samples=tuple(one.sample for one in rolled),
+        held_out=tuple(one.sample for one in held_out if prompt_key(one.sample) not in used),
         scenes=source.scenes,
-        source=f"{source.words}; {split.words}",
+        source=f"{source.words}; {words}",
         seed=seed,
         checkpoint_sha256=checkpoint_sha256,
     )
 
 
 def roll_out(
-    reference: Session, image: SourceImage, index: int, asked: Sequence[str], rng: np.random.Generator
-) -> list[Rolled]:
-    """Ask prompts of these kinds on one image."""
-    user = User(reference, image, rng)
-    return [_roll(user, kind, index) for kind in asked]
+    reference: Session, source: Source, asked: Sequence[Sequence[str]], seeds: Sequence[Sequence[int]], what: str,
+    progress: Progress,
+) -> tuple[list[Feed], list[list[Rolled]]]:  # fmt: skip
+    """Ask prompts of these kinds on each image; return the images' features, and the prompts on each.
+
+    Raises: InputError when the answers are mostly empty or mostly the whole picture.
+    """
+    features: list[Feed] = []
+    rolled: list[list[Rolled]] = []
+    for i, make in enumerate(source.images):
+        progress(f"Rolling out {what} prompts, image by image", i, len(source.images))
+        image = make()
+        user = User(reference, image, np.random.default_rng(seeds[i]))
+        features.append(image.features)
+        rolled.append([_roll(user, kind, i) for kind in asked[i]])
+    check_outlined([one for of_image in rolled for one in of_image])
+    return features, rolled
 
 
-def deal(total: int, images: Sequence[int], count: int, seed: int) -> tuple[tuple[str, ...], ...]:
+def deal(total: int, images: Sequence[int], count: int, seed: int) -> Hands:
     """Deal so many prompts, shuffled, to some of `count` images in turn."""
     shuffled = np.random.default_rng([seed, total]).permutation(kinds(total)).tolist()
     hands = {image: tuple(shuffled[i :: len(images)]) for i, image in enumerate(images)}
@@ -118,13 +127,13 @@ def check_outlined(rolled: Sequence[Rolled]) -> None:
         )  # fmt: skip
 
 
-def _demo_split(count: int, samples: int, seed: int) -> Split:
-    none = tuple(() for _ in range(count))
-    return Split(deal(samples, range(count), count, seed), none, "judged on other scenes")
+def _split(count: int, samples: int, seed: int, scenes: bool) -> tuple[Hands, Hands, str]:
+    """Deal the prompts that calibrate and those that are held out; scenes are judged on other scenes.
 
-
-def _split(count: int, samples: int, seed: int) -> Split:
-    """Hold out some of the images, or some of the prompts where the images are too few."""
+    Held out are some of the images, or some of the prompts where the images are too few.
+    """
+    if scenes:
+        return deal(samples, range(count), count, seed), ((),) * count, "judged on other scenes"
     apart = max(count // HELD_OUT_SHARE, FEWEST_HELD_OUT_IMAGES)
     everything: list[int] = np.random.default_rng([seed, count]).permutation(count).tolist()
     judging, calibrating = sorted(everything[:apart]), sorted(everything[apart:])
@@ -132,25 +141,7 @@ def _split(count: int, samples: int, seed: int) -> Split:
     if len(calibrating) < MIN_IMAGES:
         judging = calibrating = list(range(count))
         words = "too few images to hold one out, so other prompts on the same images are held out"
-    return Split(deal(samples, calibrating, count, seed), deal(HELD_OUT_SAMPLES, judging, count, seed), words)
-
-
-def _roll_all(
-    reference: Session, source: Source, split: Split, seed: int, progress: Progress
-) -> tuple[list[Feed], list[Rolled], list[Rolled]]:
-    features: list[Feed] = []
-    rolled: list[Rolled] = []
-    judging: list[Rolled] = []
-    for i, make in enumerate(source.images):
-        progress("Rolling out calibration prompts, image by image", i, len(source.images))
-        image, rng = make(), np.random.default_rng([seed, i])
-        asked = (*split.samples[i], *split.held_out[i])
-        found = roll_out(reference, image, i, asked, rng)
-        features.append(image.features)
-        rolled += found[: len(split.samples[i])]
-        judging += found[len(split.samples[i]) :]
-    check_outlined([*rolled, *judging])
-    return features, rolled, judging
+    return deal(samples, calibrating, count, seed), deal(HELD_OUT_SAMPLES, judging, count, seed), words
 
 
 def _roll(user: User, kind: str, index: int) -> Rolled:

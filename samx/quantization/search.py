@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from samx.artifacts.commit import write_file
-from samx.errors import ParityError
+from samx.artifacts.strict_json import Count, Document, parse, plain, take
+from samx.errors import ArtifactError, ParityError
 from samx.progress import Progress, silent
 
 LOW_PERCENTILE = 5
@@ -33,32 +34,31 @@ class Plan:
 
     def without(self, group: str) -> Plan:
         """Let a group give way by one step."""
-        if group in self.integer:
-            return Plan(_less(self.integer, group), (*self.stored, group))
-        return replace(self, stored=_less(self.stored, group))
+        integer, stored = (tuple(one for one in part if one != group) for part in (self.integer, self.stored))
+        return Plan(integer, (*stored, group) if group in self.integer else stored)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Say what INT8 may cost: the masks' least mean and 5th percentile of IoU, the files' largest share of float's."""
+    """Bound what INT8 may cost: the least mean and 5th percentile of mask IoU, the largest share of float's bytes."""
 
     mean_iou: float = 0.98
     p05_iou: float = 0.95
     size_share: float = 0.45
 
     def spent(self, mean: float, p05: float) -> float:
-        """Give the largest share of an allowed loss that was lost; more than 1 misses the budget."""
+        """Return the largest share of an allowed loss that was lost; more than 1 misses the budget."""
         losses = (1 - mean, self.mean_iou), (1 - p05, self.p05_iou)
         return max(loss / max(1 - least, 1e-9) for loss, least in losses)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Hold what a plan's masks and files came to."""
+    """Record what a plan's masks and files came to."""
 
     mean_iou: float
     p05_iou: float
-    bytes: int
+    bytes: Count
 
     @classmethod
     def of(cls, mask_iou: Sequence[float], size: int) -> Judged:
@@ -68,7 +68,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Row:
-    """Hold what a group costs alone, and what it gains, against files in which no group is quantised."""
+    """Record what a group costs alone, and what it gains, against files in which no group is quantised."""
 
     group: str
     how: str  # INTEGER_PRODUCTS or STORED_WEIGHTS
@@ -77,14 +77,10 @@ class Row:
     bytes_saved: int
     multiply_adds: int  # integer ones, in a call of the calibration's usual size
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the row as plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Found:
-    """Hold the plan that meets the budget, what it came to, and the table that led to it."""
+class Found(Document):
+    """Record the plan that meets the budget, what it came to, and the table that led to it."""
 
     plan: Plan
     judged: Judged
@@ -92,14 +88,10 @@ class Found:
     rows: tuple[Row, ...]
     gave_way: tuple[str, ...]  # in order; a group that gave way twice stands here twice
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the result as plain data."""
-        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
-
 
 @dataclass(frozen=True)
 class Task:
-    """Say what is searched: how a plan is judged, and everything that a judgement depends on."""
+    """Describe what is searched: how a plan is judged, and everything that a judgement depends on."""
 
     judge: Callable[[Plan], Judged]  # of an empty plan too; against the float32 reference
     float_bytes: int  # of the files, all their numbers in float32
@@ -112,7 +104,7 @@ class Task:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-class Notebook:
+class SearchCache:
     """Keep judgements in a file as soon as they are known; another task's or a damaged file is begun anew."""
 
     def __init__(self, path: Path | None, key: str) -> None:
@@ -124,40 +116,38 @@ class Notebook:
         name = json.dumps([sorted(plan.integer), sorted(plan.stored)])
         if name not in self.known:
             self.known[name] = judge(plan)
-            self._write()
+            if self.path is not None:
+                body = {"key": self.key, "judged": plain(self.known)}
+                write_file(self.path, json.dumps(body, indent=1).encode())
         return self.known[name]
-
-    def _write(self) -> None:
-        if self.path is not None:
-            judged = {name: asdict(one) for name, one in self.known.items()}
-            write_file(self.path, json.dumps({"key": self.key, "judged": judged}, indent=1).encode())
 
 
 def search(
-    task: Task, plan: Plan, budget: Budget, notebook: Path | None = None,
-    progress: Progress = silent,
-) -> Found:  # fmt: skip
+    task: Task, plan: Plan, budget: Budget, cache_file: Path | None = None, progress: Progress = silent
+) -> Found:
     """Judge each of a plan's groups alone, then let the worst give way until the budget is met.
 
     Raises: ParityError when it cannot be: says the best that was found, and the group that costs most.
     """
-    book = Notebook(notebook, task.key())
+    cache = SearchCache(cache_file, task.key())
     alone = [Plan(integer=(group,)) for group in plan.integer]
     alone += [Plan(stored=(group,)) for group in dict.fromkeys((*plan.integer, *plan.stored))]
-    base = book.judge(Plan(), task.judge)
+    base = cache.judge(Plan(), task.judge)
     rows = []
     for number, one in enumerate(alone):
         progress(f"Judging {(one.integer or one.stored)[0]}, {_how(one)}", number, len(alone))
-        rows.append(_row(task, one, book.judge(one, task.judge), base))
-    return _greedy(task, plan, budget, book, tuple(rows), progress)
+        rows.append(_row(task, one, cache.judge(one, task.judge), base))
+    return _greedy(task, plan, budget, cache, tuple(rows), progress)
 
 
-def _greedy(task: Task, plan: Plan, budget: Budget, book: Notebook, rows: tuple[Row, ...], progress: Progress) -> Found:
+def _greedy(
+    task: Task, plan: Plan, budget: Budget, cache: SearchCache, rows: tuple[Row, ...], progress: Progress
+) -> Found:
     gave_way: list[str] = []
     best: tuple[float, Judged] | None = None
     while plan.integer or plan.stored:
         progress(f"Judging {len(plan.integer) + len(plan.stored)} groups together", len(rows), len(rows))
-        judged = book.judge(plan, task.judge)
+        judged = cache.judge(plan, task.judge)
         if judged.bytes > budget.size_share * task.float_bytes:
             break  # groups that give way make it larger still
         spent = budget.spent(judged.mean_iou, judged.p05_iou)
@@ -209,13 +199,10 @@ def _how(plan: Plan) -> str:
     return INTEGER_PRODUCTS if plan.integer else STORED_WEIGHTS
 
 
-def _less(groups: Collection[str], group: str) -> tuple[str, ...]:
-    return tuple(other for other in groups if other != group)
-
-
 def _read(path: Path, key: str) -> dict[str, Judged]:
+    shape = {"key": str, "judged": Mapping[str, Judged]}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Judged(**one) for name, one in found["judged"].items()} if found["key"] == key else {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        found = take(shape, parse(path.read_bytes(), "search cache"), "search cache")
+    except (OSError, ArtifactError):
         return {}
+    return found["judged"] if found["key"] == key else {}

@@ -40,7 +40,7 @@ Ids = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class SourceImage:
-    """Hold an image's features, the part of the frame that its picture fills, and its regions where they are known.
+    """Keep an image's features, the part of the frame that its picture fills, and its regions where they are known.
 
     Shapes: features DecoderSpec.image_inputs; ids (3, S, S), S mask pixels a side. Units: extent (width, height) px.
     """
@@ -52,7 +52,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Say where images come from; nothing given means demo scenes."""
+    """Name where images come from; nothing given means demo scenes."""
 
     embeddings: Path | None = None  # folder
     pictures: Path | None = None  # folder
@@ -63,7 +63,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """Hold images, each made when it is its turn, since each is megabytes; and say in words what they are."""
+    """List images, each made when it is its turn, since each is megabytes; and describe them in words."""
 
     words: str
     images: Sequence[Callable[[], SourceImage]]

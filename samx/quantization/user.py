@@ -21,13 +21,12 @@ from samx.demo.sampling import (
 from samx.errors import ParityError
 from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.models.spec import LABELS, Family
-from samx.quantization.calibration import calibration_spec
-from samx.quantization.samples import fitted
+from samx.quantization.calibration import calibration_spec, fitted
 from samx.quantization.sources import SourceImage, mask_px
+from samx.validators.arrays import storable
 from samx.validators.cases import BOX_LABELS, EXTREME_LOGIT, Draw
 from samx.validators.metrics import BoolArray
 from samx.validators.suite import output_problems
-from samx.validators.suite_file import storable
 
 Points = tuple[tuple[float, float], ...]
 FOREGROUND, BACKGROUND = LABELS["foreground"], LABELS["background"]
@@ -42,7 +41,7 @@ MASK_LIMIT: Mapping[Family, float] = {"sam1": float("inf"), "sam2": EXTREME_LOGI
 
 @dataclass(frozen=True)
 class Question:
-    """Hold what a user gives: clicks with their labels, a box, a previous mask. Units: px of the frame; logits.
+    """Keep what a user gives: clicks with their labels, a box, a previous mask. Units: px of the frame; logits.
 
     Shapes: mask (1, 1, S, S).
     """
@@ -59,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Hold the mask that a user would take. Shapes: logits (1, 1, S, S), mask (S, S)."""
+    """Keep the mask that a user would take. Shapes: logits (1, 1, S, S), mask (S, S)."""
 
     logits: FloatArray
     mask: BoolArray
@@ -159,7 +158,7 @@ class User:
         return question
 
     def _beside(self, region: Region) -> BoolArray:
-        """Give what lies around a region, half of its size away at most: nobody rules out what is far off."""
+        """Return what lies around a region, half of its size away at most: nobody rules out what is far off."""
         left, top, right, bottom = region.box
         reach = max(right - left, bottom - top) // 2 + 1
         around = self._rectangle(left - reach, top - reach, right + reach, bottom + reach) & self.valid & ~region.mask

@@ -1,19 +1,23 @@
-"""The verdict on an INT8 export: held-out prompts against PyTorch, and against what is known to be right."""
+"""What masks come to: a plan's on calibration prompts; an INT8 export's on held-out prompts, which is the verdict.
+
+Held-out prompts are compared with PyTorch, and with what is known to be right.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samx.models.session import Feed, Outputs, Placement, Session
-from samx.models.spec import DecoderSpec
-from samx.quantization.search import Budget
+from samx.artifacts.strict_json import Document
+from samx.models.session import Feed, Outputs, Session
+from samx.quantization.search import Budget, Judged
 from samx.validators.bounds import Bounds, bounds_for
+from samx.validators.cases import Case
 from samx.validators.gate import run_gate
-from samx.validators.metrics import BoolArray, Expected, mask_iou
+from samx.validators.metrics import BoolArray, mask_iou
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
@@ -25,8 +29,10 @@ NO_TRUTH = "these images come without regions that are known to be right"
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Hold the mean IoU of best masks with what was asked for; None and the reason where nobody knows it."""
+class Accuracy(Document):
+    """Record the mean IoU of best masks with what was asked for; None and the reason where nobody knows it."""
+
+    DERIVED = ("lost",)
 
     reference: float | None
     int8: float | None
@@ -35,85 +41,60 @@ class Accuracy:
 
     @property
     def lost(self) -> float | None:
-        """Give what INT8 costs."""
+        """What INT8 costs."""
         return None if self.reference is None or self.int8 is None else self.reference - self.int8
 
     def sentence(self) -> str:
-        """Say it to people."""
+        """Return it as a sentence for people."""
         if self.reference is None or self.int8 is None:
             return f"Accuracy was not measured: {self.reason}"
         return f"Accuracy on {self.masks} known regions: {self.int8:.4f} mean IoU, PyTorch's is {self.reference:.4f}"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Hold both comparisons on held-out prompts."""
+class Verdict(Document):
+    """Record both comparisons on held-out prompts."""
+
+    DERIVED = ("passed",)
 
     parity: ParityReport
     accuracy: Accuracy
 
+    @property
+    def passed(self) -> bool:
+        """Whether INT8 may be used."""
+        return not self.failures()
+
     def failures(self) -> list[str]:
-        """Say what is wrong; nothing, if INT8 may be used."""
+        """Return what is wrong; nothing, if INT8 may be used."""
         found = [] if self.parity.passed else self.parity.all_failures() or ["not every prompt was compared"]
         lost = self.accuracy.lost
         if lost is not None and not lost <= MOST_ACCURACY_LOST:
             found.append(f"accuracy falls by {lost:.4f} of mean IoU, must be at most {MOST_ACCURACY_LOST:g}")
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the facts as plain data."""
-        return {
-            "passed": not self.failures(),
-            "parity": self.parity.to_json(),
-            "accuracy": {**asdict(self.accuracy), "lost": self.accuracy.lost},
-        }
-
 
 def judge(session: Session, reference: Session, held: HeldOut, budget: Budget, subject: str) -> Verdict:
     """Ask an INT8 session every held-out prompt, once, for both comparisons."""
     suite = ParitySuite.build(reference, held.images, held.cases, held.source)
-    listened = Listener(session)
-    # The gate knows the reference by its identity, which a listener would hide.
-    asked = session if session is reference else listened
-    parity = run_gate(asked, suite, int8_bounds(budget), level="graph", subject=f"{subject}, held-out prompts")
-    return Verdict(parity, _accuracy(suite, listened.chosen, held.truth))
+    chosen: list[BoolArray] = []
+
+    def keep(outputs: Outputs) -> None:
+        above = outputs["low_res_masks"] > suite.spec.mask_threshold
+        chosen.append(best(above.reshape(*above.shape[:2], -1), outputs))
+
+    bounds = int8_bounds(budget)
+    parity = run_gate(session, suite, bounds, level="graph", subject=f"{subject}, held-out prompts", keep=keep)
+    return Verdict(parity, _accuracy(suite, chosen, held.truth))
 
 
 def int8_bounds(budget: Budget) -> Bounds:
-    """Give INT8's bounds, tightened to what the user allows."""
+    """Return INT8's bounds, tightened to what the user allows."""
     return replace(bounds_for("int8"), mask_iou_mean=budget.mean_iou, mask_iou_p05=budget.p05_iou)
 
 
-class Listener:
-    """Pass questions on to a session, and keep the best mask of each answer."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.chosen: list[BoolArray] = []
-
-    @property
-    def spec(self) -> DecoderSpec:
-        """Tensors in and out."""
-        return self.session.spec
-
-    def set_image(self, image: Feed) -> None:
-        """Pass an image on."""
-        self.session.set_image(image)
-
-    def decode(self, prompts: Feed) -> Outputs:
-        """Pass prompts on, and keep the best masks."""
-        outputs = self.session.decode(prompts)
-        above = outputs["low_res_masks"] > self.spec.mask_threshold
-        self.chosen.append(best(above.reshape(*above.shape[:2], -1), outputs))
-        return outputs
-
-    def placement(self) -> Placement:
-        """Report where the work ran."""
-        return self.session.placement()
-
-
 def best(above: BoolArray, scores: Outputs) -> BoolArray:
-    """Take each prompt's mask of the highest predicted IoU. Shapes: (N, M, K), predictions (N, M) -> (N, K)."""
+    """Return each prompt's mask of the highest predicted IoU. Shapes: (N, M, K), predictions (N, M) -> (N, K)."""
     chosen = scores["iou_predictions"].argmax(axis=1)
     return above[np.arange(len(above)), chosen]
 
@@ -124,14 +105,27 @@ def _accuracy(suite: ParitySuite, chosen: Sequence[BoolArray], truth: Sequence[B
     known = [(i, target) for i, target in enumerate(truth) if target is not None]
     if not known:
         return Accuracy(None, None, 0, NO_TRUTH)
-    theirs = [_right(_expected(suite.expected[i]), target) for i, target in known]
+    theirs = [_right(best(suite.expected[i].above, suite.expected[i].scores), target) for i, target in known]
     ours = [_right(chosen[i], target) for i, target in known]
     return Accuracy(float(np.mean(theirs)), float(np.mean(ours)), len(known))
 
 
-def _expected(expected: Expected) -> BoolArray:
-    return best(expected.above, expected.scores)
-
-
 def _right(masks: BoolArray, target: BoolArray) -> float:
     return float(mask_iou(masks, target.reshape(len(target), -1)).mean())
+
+
+def masks(session: Session, images: Sequence[Feed], cases: Sequence[Case]) -> Iterator[BoolArray]:
+    """Decode cases, image by image. Shapes: -> (N, M, H*W) each, in the order of their images."""
+    held: int | None = None
+    for case in sorted(cases, key=lambda case: case.image):
+        if case.image != held:
+            session.set_image(images[case.image])
+            held = case.image
+        logits = session.decode(case.prompts)["low_res_masks"]
+        yield (logits > session.spec.mask_threshold).reshape(*logits.shape[:2], -1)
+
+
+def judged(found: Iterator[BoolArray], expected: Sequence[BoolArray], size: int) -> Judged:
+    """Sum up how masks agree with the expected ones, in files of so many bytes."""
+    pairs = zip(found, expected, strict=True)
+    return Judged.of([float(iou) for a, b in pairs for iou in mask_iou(a, b).ravel()], size)

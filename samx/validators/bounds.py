@@ -28,7 +28,7 @@ class Bounds:
     forgiven_pixels: int = 0  # of each mask, in mask_iou_min: a mask of 16 pixels cannot be resolved to 0.99
 
     def violations(self, values: Mapping[str, float]) -> list[str]:
-        """Say which values are not on the good side of their bound. NaN is on no side."""
+        """Return which values are not on the good side of their bound. NaN is on no side."""
         limits = asdict(self)
         return [
             f"{name} is {value:.6g}, must be {'at least' if name in AT_LEAST else 'at most'} {limits[name]:g}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from samx.artifacts.manifest import Level, utc_now
+from samx.artifacts.strict_json import plain
 from samx.models.session import Feed, Outputs, Placement, Session
 from samx.validators.bounds import Bounds
 from samx.validators.cases import Case
-from samx.validators.environment import environment
 from samx.validators.metrics import CaseMetrics, Expected, measure, suite_values
-from samx.validators.report import CaseResult, ParityReport
+from samx.validators.report import CaseResult, ParityReport, environment
 from samx.validators.suite import ParitySuite, output_problems
 
 MESSAGE_CHARACTERS = 400  # of an exception, in a report
@@ -31,10 +31,14 @@ def run_gate(
     runtime: str | None = None,
     device: str | None = None,
     nonce: str | None = None,
+    keep: Callable[[Outputs], object] | None = None,
 ) -> ParityReport:
-    """Ask the session every case and compare. Failures of the session are findings, never exceptions."""
+    """Ask the session every case and compare. Failures of the session are findings, never exceptions.
+
+    `keep` is handed the outputs of each case that could be compared.
+    """
     failures = _preconditions(session, suite)
-    runs = [] if failures else _Run(session, suite, bounds, runtime, device).all_cases()
+    runs = [] if failures else _Run(session, suite, bounds, runtime, device, keep).all_cases()
     measured = [metrics for _, metrics, _ in runs if metrics is not None]
     totals = suite_values(measured) if measured else {}
     return ParityReport(
@@ -44,7 +48,7 @@ def run_gate(
         created=utc_now(),
         bounds=bounds,
         suite=_facts(suite),
-        placement=_placement_json(runs[-1][2] if runs else UNKNOWN),
+        placement=plain(runs[-1][2] if runs else UNKNOWN),
         environment=environment(),
         metrics=totals,
         failures=(*failures, *bounds.violations(totals)),
@@ -53,7 +57,7 @@ def run_gate(
 
 
 def _preconditions(session: Session, suite: ParitySuite) -> list[str]:
-    """Say what makes any comparison worthless."""
+    """Return what makes any comparison worthless."""
     failures = [] if suite.cases else ["the suite has no case"]
     if session is suite.reference_session:
         failures.append("the candidate is the reference itself")
@@ -69,13 +73,14 @@ Judged = tuple[CaseResult, CaseMetrics | None, Placement]
 
 @dataclass
 class _Run:
-    """Hold one session's way through the suite."""
+    """Ask a session every case of a suite."""
 
     session: Session
     suite: ParitySuite
     bounds: Bounds
     runtime: str | None
     device: str | None
+    keep: Callable[[Outputs], object] | None
     image: int | None = None  # the one that the session holds
 
     def all_cases(self) -> list[Judged]:
@@ -92,7 +97,9 @@ class _Run:
             failures = failures or _borrowed(outputs, expected)
             metrics = None if failures else measure(self.suite.spec, expected, outputs, self.bounds)
         if metrics is not None:
-            failures = self.bounds.violations(metrics.values())
+            failures = self.bounds.violations(metrics.values)
+            if self.keep is not None:
+                self.keep(outputs)
         placement, misplaced = self._placement()
         return _result(case, [*failures, *misplaced], metrics), metrics, placement
 
@@ -112,7 +119,7 @@ class _Run:
 
 
 def _misplaced(placement: Placement, runtime: str | None, device: str | None) -> list[str]:
-    """Say where the work ran, if that is not where it was asked to run."""
+    """Return where the work ran, if that is not where it was asked to run."""
     failures = []
     if runtime is not None and placement.runtime != runtime:
         failures.append(f"ran in {placement.runtime}, asked for {runtime}")
@@ -139,7 +146,7 @@ def _result(case: Case, failures: Sequence[str], metrics: CaseMetrics | None) ->
         prompts=prompts,
         points=points,
         failures=tuple(failures),
-        metrics=metrics.values() if metrics else {},
+        metrics=metrics.values if metrics else {},
         mask_iou=metrics.mask_iou if metrics else (),
         undecided_pixels=metrics.undecided if metrics else 0,
     )
@@ -156,15 +163,6 @@ def _facts(suite: ParitySuite) -> dict[str, object]:
         "image_source": suite.image_source,
         "reference": suite.reference,
         "form": "stored" if suite.reference_session is None else "live",
-    }
-
-
-def _placement_json(placement: Placement) -> dict[str, object]:
-    return {
-        "runtime": placement.runtime,
-        "requested": placement.requested,
-        "operations": dict(placement.operations),
-        "details": dict(placement.details),
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ LOW_PERCENTILE = 5
 
 @dataclass(frozen=True)
 class Expected:
-    """Hold what the reference computed for a case: thresholded masks in full, logits at some or all pixels.
+    """Keep what the reference computed for a case: thresholded masks in full, logits at some or all pixels.
 
     Shapes: logits (N, M, K); pixels (K,), positions in a flattened mask; above, undecided (N, M, H*W).
     """
@@ -36,39 +36,17 @@ class Expected:
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """Hold a case's measurements."""
+    """Record a case's measurements."""
 
+    values: Mapping[str, float]  # what is judged case by case
     mask_iou: tuple[float, ...]  # of each prompt's each mask
-    mask_iou_min: float  # with the pixels forgiven that the bounds forgive
-    mask_iou_case: float  # of all masks taken together
     pixels: int
     flipped: int
     undecided: int
-    logit_error: float
-    logit_error_relative: float
-    iou_prediction_error: float
-    best_mask_changes: int
-    object_score_error: float | None = None
-    object_score_flips: int | None = None
-
-    def values(self) -> dict[str, float]:
-        """Give what is judged case by case."""
-        values = {
-            "mask_iou_min": self.mask_iou_min,
-            "mask_iou_case": self.mask_iou_case,
-            "logit_error": self.logit_error,
-            "logit_error_relative": self.logit_error_relative,
-            "iou_prediction_error": self.iou_prediction_error,
-            "best_mask_changes": float(self.best_mask_changes),
-        }
-        if self.object_score_error is not None and self.object_score_flips is not None:
-            values["object_score_error"] = self.object_score_error
-            values["object_score_flips"] = float(self.object_score_flips)
-        return values
 
 
 def suite_values(cases: Sequence[CaseMetrics]) -> dict[str, float]:
-    """Give what is judged over all cases together."""
+    """Return what is judged over all cases together."""
     mask_iou = np.array([iou for case in cases for iou in case.mask_iou])
     return {
         "mask_iou_mean": float(mask_iou.mean()),
@@ -78,7 +56,7 @@ def suite_values(cases: Sequence[CaseMetrics]) -> dict[str, float]:
 
 
 def expect(spec: DecoderSpec, outputs: Outputs) -> Expected:
-    """Keep a reference's outputs in full."""
+    """Return a reference's outputs in full."""
     logits = outputs["low_res_masks"].reshape(*outputs["low_res_masks"].shape[:2], -1)
     margin = np.abs(logits - np.float32(spec.mask_threshold))
     return Expected(
@@ -97,25 +75,24 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
     candidate, reference = (logits > spec.mask_threshold) & decided, expected.above & decided
     error = float(np.abs(logits[..., expected.pixels].astype(np.float64) - expected.logits).max())
     iou_pair = expected.scores["iou_predictions"], outputs["iou_predictions"]
-    metrics = CaseMetrics(
+    values = {
+        "mask_iou_min": float(mask_iou(candidate, reference, bounds.forgiven_pixels).min()),
+        "mask_iou_case": float(mask_iou(candidate.ravel(), reference.ravel())),
+        "logit_error": error,
+        "logit_error_relative": error / float(np.abs(expected.logits).max()),
+        "iou_prediction_error": _largest_error(*iou_pair),
+        "best_mask_changes": float(best_mask_changes(*iou_pair, bounds.iou_prediction_error)),
+    }
+    if spec.object_score:
+        score_pair = expected.scores["object_score_logits"], outputs["object_score_logits"]
+        values["object_score_error"] = _largest_error(*score_pair)
+        values["object_score_flips"] = float(sign_flips(*score_pair, bounds.object_score_error))
+    return CaseMetrics(
+        values=values,
         mask_iou=tuple(float(iou) for iou in mask_iou(candidate, reference).ravel()),
-        mask_iou_min=float(mask_iou(candidate, reference, bounds.forgiven_pixels).min()),
-        mask_iou_case=float(mask_iou(candidate.ravel(), reference.ravel())),
         pixels=candidate.size,
         flipped=int((candidate != reference).sum()),
         undecided=int(expected.undecided.sum()),
-        logit_error=error,
-        logit_error_relative=error / float(np.abs(expected.logits).max()),
-        iou_prediction_error=_largest_error(*iou_pair),
-        best_mask_changes=best_mask_changes(*iou_pair, bounds.iou_prediction_error),
-    )
-    if not spec.object_score:
-        return metrics
-    score_pair = expected.scores["object_score_logits"], outputs["object_score_logits"]
-    return replace(
-        metrics,
-        object_score_error=_largest_error(*score_pair),
-        object_score_flips=sign_flips(*score_pair, bounds.object_score_error),
     )
 
 

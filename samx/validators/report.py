@@ -1,36 +1,59 @@
-"""ParityReport: the gate's verdict with its numbers, as JSON first."""
+"""ParityReport: the gate's verdict with its numbers, as JSON first; for people and CI servers too."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import platform
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+from xml.etree import ElementTree
 
-from samx.artifacts import strict_json as read
+import numpy as np
+
+import samx
 from samx.artifacts.commit import write_file
-from samx.artifacts.manifest import LEVELS
-from samx.errors import ArtifactError
+from samx.artifacts.manifest import Level
+from samx.artifacts.strict_json import Count, Document, refusal, take
+from samx.devices import processor
+from samx.devices.files import Tree
 from samx.validators.bounds import AT_LEAST, Bounds
 
-FORMAT = "samx-parity-report"
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters XML 1.0 cannot hold
+BOUNDED = frozenset(field.name for field in fields(Bounds))
+
+
+def _check_metrics(value: Mapping[str, float], where: str) -> None:
+    if unknown := sorted(set(value) - BOUNDED):
+        raise refusal(f"{where} has a metric that has no bound", unknown[0])
+
+
+def _check_suite(value: Mapping[str, Any], where: str) -> None:
+    take(Count, value.get("cases"), f"{where}: cases")
+
+
+Metrics = Annotated[Mapping[str, float], _check_metrics]
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Hold one case's verdict. A case without metrics could not be compared, and that is a failure too."""
+    """Judge one case. A case without metrics could not be compared, and that is a failure too."""
 
     name: str
-    image: int
-    prompts: int
-    points: int
+    image: Count
+    prompts: Count
+    points: Count
     failures: tuple[str, ...]
-    metrics: Mapping[str, float]
+    metrics: Metrics
     mask_iou: tuple[float, ...]  # of each prompt's each mask
-    undecided_pixels: int
+    undecided_pixels: Count
 
     @property
     def passed(self) -> bool:
@@ -39,18 +62,21 @@ class CaseResult:
 
 
 @dataclass(frozen=True)
-class ParityReport:
-    """Hold what was compared with what, where, and how it went."""
+class ParityReport(Document):
+    """Record what was compared with what, where, and how it went."""
+
+    HEADER = {"format": "samx-parity-report", "schema_version": 1}
+    DERIVED = ("passed",)
 
     subject: str  # what was judged
-    level: str  # the evidence it can support if it passed
+    level: Level  # the evidence it can support if it passed
     nonce: str  # ties the report to the run that asked for it
     created: str
     bounds: Bounds
-    suite: Mapping[str, Any]  # cases planned, image source, reference, live or stored
+    suite: Annotated[Mapping[str, Any], _check_suite]  # cases planned, image source, reference, live or stored
     placement: Mapping[str, Any]
     environment: Mapping[str, str]
-    metrics: Mapping[str, float]  # over all cases
+    metrics: Metrics  # over all cases
     failures: tuple[str, ...]  # of the run as a whole
     cases: tuple[CaseResult, ...]
 
@@ -67,12 +93,12 @@ class ParityReport:
         return complete and in_bounds and not self.failures and all(case.passed for case in self.cases)
 
     def all_failures(self) -> list[str]:
-        """List what was wrong, the run first and then case by case."""
+        """Return what was wrong, the run first and then case by case."""
         of_cases = [f"case {case.name}: {line}" for case in self.cases for line in case.failures]
         return [*self.failures, *of_cases]
 
     def worst(self) -> dict[str, tuple[float, str]]:
-        """Give each metric's worst value and the case it comes from ("all": over all cases)."""
+        """Return each metric's worst value and the case it comes from ("all": over all cases)."""
         found = {name: (value, "all") for name, value in self.metrics.items()}
         for case in self.cases:
             for name, value in case.metrics.items():
@@ -81,7 +107,7 @@ class ParityReport:
         return found
 
     def summary(self) -> str:
-        """Say it in one line."""
+        """Return the verdict in one line."""
         where = f"{self.placement.get('runtime', 'unknown runtime')} on {self.placement.get('requested', '?')}"
         failed = [case for case in self.cases if not case.passed]
         if self.passed:
@@ -90,96 +116,77 @@ class ParityReport:
         first = next(iter(self.all_failures()), "not every planned case was compared")
         return f"parity failed: {len(failed)} of {self.suite['cases']} cases, {self.precision}, {where}: {first}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain data, the verdict among them."""
-        return {"format": FORMAT, "schema_version": SCHEMA_VERSION, "passed": self.passed, **asdict(self)}
-
     def to_bytes(self) -> bytes:
-        """Write the file's content."""
-        return (json.dumps(self.to_json(), indent=2, allow_nan=False, default=str) + "\n").encode()
+        """Return the file's content. Of a placement's details, what is no JSON is written as its words."""
+        return (json.dumps(self.to_json(), indent=self.INDENT, allow_nan=False, default=str) + "\n").encode()
 
     def save(self, path: Path) -> None:
         """Write the report whole or not at all."""
         write_file(path, self.to_bytes())
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> ParityReport:
-        """Read the file's content.
-
-        Raises: ArtifactError for anything to_bytes() would not have written, such as a verdict its cases deny.
-        """
-        return _report(read.parse(data, where), where)
 
 
 def _is_worse(name: str, value: float, than: float) -> bool:
     return value < than if name in AT_LEAST else value > than
 
 
-def _report(data: Any, where: str) -> ParityReport:
-    names = [field.name for field in fields(ParityReport)]
-    found = read.fields(data, ["format", "schema_version", "passed", *names], where)
-    if (found["format"], found["schema_version"]) != (FORMAT, SCHEMA_VERSION):
-        raise ArtifactError(f"{where} has another format", expected=f"{FORMAT} {SCHEMA_VERSION}", fix=read.REMEDY)
-    suite = read.mapping(found["suite"], f"{where}: suite")
-    read.count(suite.get("cases"), f"{where}: suite: cases")
-    texts = {name: read.text(found[name], f"{where}: {name}") for name in ("subject", "nonce", "created")}
-    report = ParityReport(
-        **texts,
-        level=_level(found["level"], f"{where}: level"),
-        bounds=_bounds(found["bounds"], f"{where}: bounds"),
-        suite=suite,
-        placement=read.mapping(found["placement"], f"{where}: placement"),
-        environment=_texts(found["environment"], f"{where}: environment"),
-        metrics=_numbers(found["metrics"], f"{where}: metrics"),
-        failures=_lines(found["failures"], f"{where}: failures"),
-        cases=tuple(_case(case, f"{where}: case {i}") for i, case in enumerate(read.items(found["cases"], where))),
-    )
-    if report.passed is not read.flag(found["passed"], f"{where}: passed"):
-        raise ArtifactError(
-            f"{where} contradicts itself: passed is {found['passed']}, its cases say {report.passed}", fix=read.REMEDY
-        )
-    return report
+def environment() -> dict[str, str]:
+    """Describe this machine in words."""
+    return {
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": str(processor.model(Tree()).value or platform.processor() or "unknown"),
+        "cpu_count": str(os.cpu_count() or "unknown"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "samx": samx.__version__,
+    }
 
 
-def _case(data: Any, where: str) -> CaseResult:
-    found = read.fields(data, [field.name for field in fields(CaseResult)], where)
-    return CaseResult(
-        name=read.text(found["name"], f"{where}: name"),
-        image=read.count(found["image"], f"{where}: image"),
-        prompts=read.count(found["prompts"], f"{where}: prompts"),
-        points=read.count(found["points"], f"{where}: points"),
-        failures=_lines(found["failures"], f"{where}: failures"),
-        metrics=_numbers(found["metrics"], f"{where}: metrics"),
-        mask_iou=tuple(read.number(iou, f"{where}: mask_iou") for iou in read.items(found["mask_iou"], where)),
-        undecided_pixels=read.count(found["undecided_pixels"], f"{where}: undecided_pixels"),
-    )
+def to_table(report: ParityReport) -> Table:
+    """Show each metric's worst value, its bound and the case it comes from."""
+    from rich.table import Table
+
+    verdict = "passed" if report.passed else "failed"
+    table = Table(title=f"Parity {verdict}: {report.subject} ({report.precision})", title_justify="left")
+    for heading in ("metric", "worst", "bound", "case"):
+        table.add_column(heading, justify="right" if heading in ("worst", "bound") else "left")
+    for name, (value, case) in report.worst().items():
+        bound = getattr(report.bounds, name)
+        sign = "at least" if name in AT_LEAST else "at most"
+        table.add_row(name, f"{value:.6g}", "not judged" if bound is None else f"{sign} {bound:g}", case)
+    return table
 
 
-def _level(value: Any, where: str) -> str:
-    level = read.text(value, where)
-    if level not in LEVELS:
-        raise ArtifactError(f"{where} is unknown", found=level, expected=" or ".join(LEVELS), fix=read.REMEDY)
-    return level
+def to_junit(report: ParityReport) -> str:
+    """Write one test per case and one for the run as a whole; a case that is missing is a failure."""
+    planned = int(report.suite["cases"])
+    whole = list(report.failures)
+    if planned != len(report.cases) or not report.cases:
+        whole.append(f"{len(report.cases)} of {planned} planned cases were compared")
+    if report.cases and not report.metrics and not whole:
+        whole.append("no case could be compared")
+    failed = sum(not case.passed for case in report.cases) + bool(whole)
+    suite = ElementTree.Element(
+        "testsuite", name=_clean(f"samx parity {report.subject}"), tests=str(len(report.cases) + 1),
+        failures=str(failed), errors="0", skipped="0", timestamp=report.created,
+    )  # fmt: skip
+    _test(suite, "suite", whole)
+    for case in report.cases:
+        _test(suite, case.name, _case_failures(case))
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 
 
-def _bounds(value: Any, where: str) -> Bounds:
-    found = read.fields(value, [field.name for field in fields(Bounds)], where)
-    precision = read.text(found.pop("precision"), f"{where}: precision")
-    limits = {name: None if limit is None else read.number(limit, where) for name, limit in found.items()}
-    return Bounds(precision, **limits)  # type: ignore[arg-type]  # None is only read where it was written
+def _case_failures(case: CaseResult) -> list[str]:
+    return [] if case.passed else list(case.failures) or ["the case was not compared"]
 
 
-def _lines(value: Any, where: str) -> tuple[str, ...]:
-    return tuple(read.text(line, where) for line in read.items(value, where))
+def _test(suite: ElementTree.Element, name: str, failures: list[str]) -> None:
+    test = ElementTree.SubElement(suite, "testcase", classname="samx.parity", name=_clean(name))
+    if failures:
+        failure = ElementTree.SubElement(test, "failure", message=_clean(failures[0]))
+        failure.text = _clean("\n".join(failures))
 
 
-def _texts(value: Any, where: str) -> dict[str, str]:
-    return {name: read.text(entry, f"{where}: {name}") for name, entry in read.mapping(value, where).items()}
-
-
-def _numbers(value: Any, where: str) -> dict[str, float]:
-    found = read.mapping(value, where)
-    unknown = sorted(set(found) - {field.name for field in fields(Bounds)})
-    if unknown:
-        raise ArtifactError(f"{where} has a metric that has no bound", found=unknown[0], fix=read.REMEDY)
-    return {name: read.number(entry, f"{where}: {name}") for name, entry in found.items()}
+def _clean(message: str) -> str:
+    return NOT_XML.sub("?", message)

@@ -1,21 +1,35 @@
-"""ParitySuite: images, cases, and what the reference computed for them; live, or read back from an artifact."""
+"""ParitySuite: images, cases, and what the reference computed for them; live, or read back from an artifact.
+
+Its file is compact. Every pixel's side of the threshold is kept as a bit. Logits are kept at one pixel of each 4x4
+patch, the position rotating from patch to patch, so that every image token and each of the 16 paths through the two
+upscalings is compared.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samx.artifacts.commit import write_file
+from samx.artifacts.strict_json import OTHER_VERSION, Count, refusal, shaped
 from samx.errors import ParityError
-from samx.models.session import Feed, FloatArray, Session
-from samx.models.spec import DecoderSpec, TensorSpec
-from samx.validators import suite_file
-from samx.validators.cases import Case, parity_cases
-from samx.validators.metrics import Expected, expect
-from samx.validators.synthetic import synthetic_images
+from samx.models.session import Feed, Session
+from samx.models.spec import LABELS, UPSCALING, DecoderSpec, TensorSpec
+from samx.validators.arrays import ArrayReader, feed_digest, frozen, pack, stored
+from samx.validators.cases import GENERATOR_VERSION, Case, parity_cases, synthetic_images
+from samx.validators.metrics import BoolArray, Expected, expect
+
+HEADER = {"format": "samx-parity-suite", "schema_version": 1, "logits": "lattice"}
+CASE = Annotated[dict[str, Any], shaped({"name": str, "image": Count})]
+FIELDS = {"spec": DecoderSpec, "image_source": str, "reference": str, "seed": Count | None, "generator": Count,
+          "images": tuple[str, ...], "cases": tuple[CASE, ...]}  # fmt: skip
+IMAGE_CAP = 64  # of images that are made and not stored; more is an attack on the memory
+ROW_STEP, COLUMN_STEP = 7, 3  # odd, so that 16 neighbours in a row or a column visit all 16 positions
 
 # A reference whose mask has more of its pixels on the threshold than this says nothing (see metrics.TIE_BAND).
 UNDECIDED_CAP = 0.01
@@ -23,7 +37,7 @@ UNDECIDED_CAP = 0.01
 
 @dataclass(frozen=True)
 class ParitySuite:
-    """Hold the questions and the reference's answers."""
+    """Keep cases with the reference's answers."""
 
     spec: DecoderSpec
     images: tuple[Feed, ...]
@@ -45,7 +59,7 @@ class ParitySuite:
         *,
         seed: int = 0,
     ) -> ParitySuite:
-        """Ask the reference. Without images or cases, make synthetic ones from the seed.
+        """Return a suite of the reference's answers. Without images or cases, make synthetic ones from the seed.
 
         Raises: ParityError when the reference's own answers are unusable.
         """
@@ -53,32 +67,60 @@ class ParitySuite:
         chosen = synthetic_images(spec, seed) if images is None else images
         asked = parity_cases(spec, seed) if cases is None else cases
         # Rounded first: the stored suite must ask exactly what the reference was asked.
-        frozen = tuple(_frozen(feed) for feed in chosen)
-        rounded = tuple(Case(case.name, case.image, _frozen(case.prompts)) for case in asked)
+        kept = tuple(frozen(feed) for feed in chosen)
+        rounded = tuple(Case(case.name, case.image, frozen(case.prompts)) for case in asked)
         return cls(
             spec=spec,
-            images=frozen,
+            images=kept,
             cases=rounded,
-            expected=tuple(_answer(reference, frozen, case) for case in rounded),
+            expected=tuple(_answer(reference, kept, case) for case in rounded),
             image_source=image_source or (f"synthetic, seed {seed}" if images is None else "given, unnamed"),
             reference=describe(reference),
             seed=seed if images is None else None,
             reference_session=reference,
         )
 
+    def to_bytes(self) -> bytes:
+        """Return the file's content."""
+        header = {
+            **HEADER,
+            "spec": self.spec.to_json(),
+            "image_source": self.image_source,
+            "reference": self.reference,
+            "seed": self.seed,
+            "generator": GENERATOR_VERSION,
+            "images": [feed_digest(image) for image in self.images],
+            "cases": [{"name": case.name, "image": case.image} for case in self.cases],
+        }
+        arrays: dict[str, NDArray[Any]] = {}
+        for i, image in enumerate(self.images if self.seed is None else ()):
+            arrays.update(stored(f"image{i}", image))
+        for i, (case, expected) in enumerate(zip(self.cases, self.expected, strict=True)):
+            arrays.update(stored(f"case{i}", case.prompts))
+            arrays.update({f"case{i}.{name}": value for name, value in _packed(expected, self.spec.grid).items()})
+        return pack(header, arrays)
+
     def save(self, path: Path) -> int:
-        """Write the compact form; gives its size in bytes."""
-        data = suite_file.pack(self)
+        """Write the file whole or not at all, and return its size in bytes."""
+        data = self.to_bytes()
         write_file(path, data)
         return len(data)
 
     @classmethod
     def load(cls, data: bytes, where: str = "parity suite") -> ParitySuite:
-        """Read the compact form.
+        """Read the file's content.
 
-        Raises: ArtifactError for anything that save() would not have written.
+        Raises: ArtifactError for anything that save() would not have written: an array is missing, unknown, or of
+        another type or shape than the spec says.
         """
-        return cls(**suite_file.unpack(data, where))
+        reader = ArrayReader(data, where)
+        header = reader.header(HEADER, FIELDS)
+        spec: DecoderSpec = header["spec"]
+        images = _images(reader, spec, header)
+        cases = tuple(_case(reader, spec, i, entry, len(images)) for i, entry in enumerate(header["cases"]))
+        expected = tuple(_expected(reader, spec, i, case) for i, case in enumerate(cases))
+        reader.finish()
+        return cls(spec, images, cases, expected, header["image_source"], header["reference"], header["seed"])
 
 
 def describe(session: Session) -> str:
@@ -88,7 +130,7 @@ def describe(session: Session) -> str:
 
 
 def output_problems(spec: DecoderSpec, outputs: object, prompts: int) -> list[str]:
-    """Say what keeps outputs from being compared: names, types, shapes, values that are not finite."""
+    """Return what keeps outputs from being compared: names, types, shapes, values that are not finite."""
     if not isinstance(outputs, dict):
         return [f"outputs are {type(outputs).__name__}, must be a dict of arrays"]
     names = [tensor.name for tensor in spec.outputs]
@@ -115,7 +157,10 @@ def _answer(reference: Session, images: Sequence[Feed], case: Case) -> Expected:
     outputs = reference.decode(case.prompts)
     problems = output_problems(reference.spec, outputs, len(case.prompts["point_coords"]))
     if not problems:
-        expected = expect(reference.spec, {name: _constant(value.copy()) for name, value in outputs.items()})
+        kept = {name: value.copy() for name, value in outputs.items()}
+        for value in kept.values():
+            value.setflags(write=False)
+        expected = expect(reference.spec, kept)
         worst = float(expected.undecided.mean(axis=-1).max())
         if worst <= UNDECIDED_CAP:
             return expected
@@ -126,10 +171,71 @@ def _answer(reference: Session, images: Sequence[Feed], case: Case) -> Expected:
     )  # fmt: skip
 
 
-def _frozen(feed: Feed) -> Feed:
-    return {name: _constant(suite_file.storable(name, value)) for name, value in feed.items()}
+def lattice(grid: int) -> NDArray[np.int64]:
+    """Choose one pixel of each patch. Shapes: -> (G*G,), positions in a flattened mask."""
+    row, column = np.mgrid[:grid, :grid]
+    inside = (ROW_STEP * row + COLUMN_STEP * column) % UPSCALING**2
+    y, x = UPSCALING * row + inside // UPSCALING, UPSCALING * column + inside % UPSCALING
+    pixels: NDArray[np.int64] = (y * UPSCALING * grid + x).ravel()
+    return pixels
 
 
-def _constant(array: FloatArray) -> FloatArray:
-    array.setflags(write=False)
-    return array
+def _images(reader: ArrayReader, spec: DecoderSpec, header: dict[str, Any]) -> tuple[Feed, ...]:
+    digests, seed = header["images"], header["seed"]
+    if len(digests) > IMAGE_CAP:
+        raise refusal(f"{reader.where} has too many images", str(len(digests)), f"at most {IMAGE_CAP}")
+    if seed is None:
+        images = [reader.feed(f"image{i}", spec.image_inputs) for i in range(len(digests))]
+    else:
+        images = synthetic_images(spec, seed, len(digests))
+    for i, (image, digest) in enumerate(zip(images, digests, strict=True)):
+        if feed_digest(image) != digest:
+            found, expected = (f"image generator {one}" for one in (GENERATOR_VERSION, header["generator"]))
+            raise refusal(
+                f"{reader.where}: image {i} is not the one that the reference saw", found, expected, OTHER_VERSION
+            )
+    return tuple(images)
+
+
+def _case(reader: ArrayReader, spec: DecoderSpec, index: int, entry: dict[str, Any], images: int) -> Case:
+    where = f"{reader.where}: case {index}"
+    if entry["image"] >= images:
+        raise refusal(f"{where} names image {entry['image']}, which the suite does not have")
+    prompts = reader.feed(f"case{index}", spec.prompt_inputs)
+    if not np.isin(prompts["point_labels"], list(LABELS.values())).all() or not len(prompts["point_coords"]):
+        raise refusal(f"{where} has no prompt, or labels that no decoder knows")
+    return Case(entry["name"], entry["image"], prompts)
+
+
+def _expected(reader: ArrayReader, spec: DecoderSpec, index: int, case: Case) -> Expected:
+    prompts, masks, pixels = len(case.prompts["point_coords"]), spec.masks_out, lattice(spec.grid)
+    planes = (prompts, masks, spec.mask_size**2)
+    fixed = {tensor.name: [size for size in tensor.shape if isinstance(size, int)] for tensor in spec.outputs}
+    scores = {
+        name: reader.take(f"case{index}.{name}", np.float32, (prompts, *sizes))
+        for name, sizes in fixed.items()
+        if name != "low_res_masks"
+    }
+    return Expected(
+        logits=reader.take(f"case{index}.logits", np.float32, (prompts, masks, len(pixels))),
+        pixels=pixels,
+        above=_bits(reader, f"case{index}.above", planes),
+        undecided=_bits(reader, f"case{index}.undecided", planes),
+        scores=scores,
+    )
+
+
+def _packed(expected: Expected, grid: int) -> dict[str, NDArray[Any]]:
+    pixels = lattice(grid)
+    kept = np.searchsorted(expected.pixels, pixels)  # a stored suite that is stored again has only these
+    return {
+        "logits": expected.logits[..., kept] if len(expected.pixels) > len(pixels) else expected.logits,
+        "above": np.packbits(expected.above, axis=-1),
+        "undecided": np.packbits(expected.undecided, axis=-1),
+        **expected.scores,
+    }
+
+
+def _bits(reader: ArrayReader, name: str, shape: tuple[int, int, int]) -> BoolArray:
+    packed = reader.take(name, np.uint8, (*shape[:2], -(-shape[2] // 8)))
+    return np.unpackbits(packed, axis=-1, count=shape[2]).astype(np.bool_)

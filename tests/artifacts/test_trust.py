@@ -75,7 +75,7 @@ def test_a_list_of_somebody_else_is_not_believed(monkeypatch: pytest.MonkeyPatch
     "body",
     [
         b"", b"{}", b"[]", b'{"format": "other", "schema_version": 1, "engines": {}}',
-        json.dumps({"format": trust.FORMAT, "schema_version": 1, "engines": {"no hash": {}}}).encode(),
+        json.dumps({**trust.HEADER, "engines": {"no hash": {}}}).encode(),
     ],
 )  # fmt: skip
 def test_a_damaged_list_trusts_nothing(body: bytes) -> None:

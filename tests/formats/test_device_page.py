@@ -53,7 +53,7 @@ def test_the_phone_is_prepared_as_the_page_does() -> None:
 
 
 def test_a_plan_has_what_the_page_reads() -> None:
-    assert {"lines", "to_json"} <= set(vars(ComputePlan))
+    assert {"lines", "to_json"} <= set(dir(ComputePlan))
     assert "operations" in ComputePlan.__dataclass_fields__
 
 

@@ -131,7 +131,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no root": (in_manifest(lambda m: m.pop("rootModelIdentifier")), "rootModelIdentifier has the wrong type"),
     "unknown root": (in_manifest(lambda m: m.update(rootModelIdentifier="x")), "rootModelIdentifier names no item"),
     "no items": (in_manifest(lambda m: m.pop("itemInfoEntries")), "itemInfoEntries has the wrong type"),
-    "an item of text": (in_manifest(lambda m: m["itemInfoEntries"].update(x="y")), "item has the wrong type"),
+    "an item of text": (
+        in_manifest(lambda m: m["itemInfoEntries"].update(x="y")),
+        "Entries: x has the wrong type",
+    ),
     "another format": (in_manifest(lambda m: m.update(fileFormatVersion="2.0.0")), "has another format: found '2.0.0'"),
     "a way out": (in_manifest(lambda m: root(m).update(path="../../model.mlmodel")), "no artifact can hold"),
     "an absolute path": (in_manifest(lambda m: root(m).update(path="/etc/passwd")), "no artifact can hold"),

@@ -90,9 +90,7 @@ def built(spec: DecoderSpec) -> ParitySuite:
     images = ({tensor.name: np.zeros([int(d) for d in tensor.shape], np.float32) for tensor in spec.image_inputs},) * 2
     expected = tuple(expect(spec, drawn(spec, case, i)) for i, case in enumerate(asked))
     live = ParitySuite(spec, images, tuple(asked), expected, "zeros", "drawn", None)
-    from samx.validators import suite_file
-
-    return ParitySuite.load(suite_file.pack(live))
+    return ParitySuite.load(live.to_bytes())
 
 
 @pytest.fixture(scope="module", params=SPECS, ids=list(SPECS))
@@ -114,10 +112,10 @@ def test_the_numbers_are_samx_s_to_the_last_digit(suite: ParitySuite, name: str,
         CHANGES[name](outputs)
         theirs.append(measure(suite.spec, expected, outputs, bounds))
         ours.append(parity.compare(rules, parity.part_of(stored, f"case{i}.out."), stored["pixels"], outputs))
-        assert ours[-1]["values"] == theirs[-1].values()
+        assert ours[-1]["values"] == theirs[-1].values
         assert tuple(ours[-1]["mask_iou"]) == theirs[-1].mask_iou
         assert ours[-1]["undecided"] == theirs[-1].undecided
-        assert parity.violations(rules, ours[-1]["values"]) == bounds.violations(theirs[-1].values())
+        assert parity.violations(rules, ours[-1]["values"]) == bounds.violations(theirs[-1].values)
     assert parity.suite_values(rules, ours) == suite_values(theirs)
     assert parity.violations(rules, parity.suite_values(rules, ours)) == bounds.violations(suite_values(theirs))
 
@@ -129,7 +127,7 @@ def test_the_planted_faults_are_faults() -> None:
         outputs = drawn(suite.spec, suite.cases[0], 0)
         change(outputs)
         found[name] = bool(bounds_for("fp32").violations(
-            measure(suite.spec, suite.expected[0], outputs, bounds_for("fp32")).values()
+            measure(suite.spec, suite.expected[0], outputs, bounds_for("fp32")).values
         ))  # fmt: skip
     assert {name for name, faulty in found.items() if not faulty} == {"none", "rounding"}
 

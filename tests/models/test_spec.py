@@ -12,7 +12,7 @@ from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 @pytest.mark.parametrize("spec", [sam1_spec(), sam2_spec(masks="single", mask_input=True, image_size=512)])
 def test_a_spec_survives_json(spec: DecoderSpec) -> None:
-    assert DecoderSpec.from_json(spec.to_json()) == spec
+    assert DecoderSpec.from_json(spec.to_json(), "spec") == spec
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_a_spec_survives_json(spec: DecoderSpec) -> None:
 )
 def test_forged_values_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ArtifactError, match=name.replace("_version", "|other").replace("surprise", "other fields")):
-        DecoderSpec.from_json({**sam1_spec().to_json(), name: value})
+        DecoderSpec.from_json({**sam1_spec().to_json(), name: value}, "spec")
 
 
 def test_a_missing_field_is_refused() -> None:
     data = sam1_spec().to_json()
     del data["heads"]
     with pytest.raises(ArtifactError, match="heads"):
-        DecoderSpec.from_json(data)
+        DecoderSpec.from_json(data, "spec")
 
 
 def test_sam2_has_what_sam1_lacks() -> None:

@@ -10,8 +10,7 @@ import numpy as np
 
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec, sam1_spec
-from samx.quantization.calibration import CalibrationSet, calibration_spec
-from samx.quantization.samples import Sample, kinds
+from samx.quantization.calibration import CalibrationSet, Sample, calibration_spec, kinds
 from samx.quantization.sources import Source, SourceImage
 from samx.validators.cases import BOX_LABELS, FOREGROUND
 

@@ -17,16 +17,15 @@ from calibration_toys import CHECKPOINT, SPEC, click, features, toy_set
 
 from samx.errors import ArtifactError, InputError, WriteError
 from samx.models.spec import sam2_spec
-from samx.quantization import calibration_file
-from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, CalibrationSet
-from samx.quantization.samples import SHARES, Sample, kinds
+from samx.quantization import calibration
+from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, SHARES, CalibrationSet, Sample, kinds
 
 Arrays = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def data() -> bytes:
-    return calibration_file.pack(toy_set())
+    return toy_set().to_bytes()
 
 
 def stored(data: bytes, tmp_path: Path) -> Path:
@@ -57,7 +56,7 @@ def test_a_set_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_the_same_set_gives_the_same_bytes_and_another_does_not() -> None:
-    assert calibration_file.pack(toy_set()) == calibration_file.pack(toy_set())
+    assert toy_set().to_bytes() == toy_set().to_bytes()
     assert toy_set().sha256 == toy_set().sha256
     assert len({toy_set().sha256, toy_set(seed=4).sha256, toy_set(samples=toy_set().samples[1:]).sha256}) == 3
 
@@ -293,7 +292,7 @@ def test_an_altered_byte_is_refused(data: bytes, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_not_read(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration_file, "UNPACKED_CAP_BYTES", 1000)
+    monkeypatch.setattr(calibration, "UNPACKED_CAP_BYTES", 1000)
     with pytest.raises(ArtifactError, match="too large for a calibration set"):
         CalibrationSet.load(stored(data, tmp_path))
 

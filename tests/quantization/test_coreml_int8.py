@@ -27,8 +27,8 @@ from samx.quantization.coreml_groups import INTEGER, Convolution, convolutions, 
 from samx.quantization.coreml_packages import FloatPackages, Watched
 from samx.quantization.coreml_rewrite import Ranges
 from samx.quantization.job import QuantisationJob, Quantised
-from samx.quantization.judging import judged, masks
 from samx.quantization.search import Budget, Plan
+from samx.quantization.verdict import judged, masks
 from samx.runtimes.mil.evaluate import limited_threads
 from samx.runtimes.torch import reference_session
 

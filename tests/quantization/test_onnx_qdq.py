@@ -18,9 +18,7 @@ from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.session import Feed
 from samx.models.shape_range import Span
 from samx.quantization.groups import INTEGER, STORED, groups_of, products
-from samx.quantization.onnx_qdq import quantise
-from samx.quantization.ranges import collect_ranges
-from samx.quantization.speed import integer_work
+from samx.quantization.onnx_qdq import collect_ranges, integer_work, quantise
 
 UPSCALING = ("upscaling 1", "upscaling 2")
 FILE = "decoder.onnx"
@@ -38,10 +36,10 @@ def test_onnx_runtime_computes_the_chosen_products_in_integers(family: str, form
     quantised = quantise(model, groups, samples, False, stored)
     chosen = [p for p in products(onnx.load_from_string(model)) if p.group in INTEGER]
     work, before = integer_work(quantised), integer_work(model)
-    assert sum(work.integer.values()) == len(chosen)
-    assert sum(work.floating.values()) == sum(before.floating.values()) - len(chosen)
-    assert not before.integer
-    assert set(work.conversions) == {"QuantizeLinear"}  # stored weights are multiplied out on loading
+    assert sum(work["integer"].values()) == len(chosen)
+    assert sum(work["floating"].values()) == sum(before["floating"].values()) - len(chosen)
+    assert not before["integer"]
+    assert set(work["conversions"]) == {"QuantizeLinear"}  # stored weights are multiplied out on loading
     assert agreement(model, quantised, samples[0]) > 0.9  # random weights: masks are ragged
     assert len(quantised) < 0.35 * len(model)
 

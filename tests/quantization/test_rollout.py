@@ -17,11 +17,9 @@ from samx.demo.sampling import padded_prompt
 from samx.errors import InputError, ParityError, UsageError
 from samx.models.checkpoint import load_checkpoint
 from samx.models.spec import LABELS, DecoderSpec, sam2_spec
-from samx.quantization import calibration_file
-from samx.quantization.calibration import MIN_SAMPLES, CalibrationSet, calibration_spec, prompt_key
+from samx.quantization.calibration import MIN_SAMPLES, SHARES, CalibrationSet, calibration_spec, prompt_key
 from samx.quantization.held_out import held_out
 from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set, calibration_reference, deal
-from samx.quantization.samples import SHARES
 from samx.quantization.sources import HELD_OUT_SCENES
 from samx.quantization.user import KINDS, MASK_LIMIT, MOST_ROUNDS, Question, User
 from samx.runtimes.torch import reference_session
@@ -205,7 +203,7 @@ def test_a_set_has_every_kind_in_its_share(spec: DecoderSpec) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
-    first, again, other = (calibration_file.pack(built(samples=32, seed=seed)) for seed in (5, 5, 6))
+    first, again, other = (built(samples=32, seed=seed).to_bytes() for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
@@ -213,8 +211,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
 def test_the_trained_reference_gives_the_same_bytes_twice() -> None:
     loaded = load_checkpoint(demo_checkpoint("sam1"), image_size=128)
     packed = [
-        calibration_file.pack(build_set(calibration_reference(loaded), loaded.sha256, source(4), samples=24))
-        for _ in range(2)
+        build_set(calibration_reference(loaded), loaded.sha256, source(4), samples=24).to_bytes() for _ in range(2)
     ]
     assert packed[0] == packed[1]
 

@@ -18,7 +18,7 @@ BUDGET = Budget(mean_iou=0.98, p05_iou=0.95, size_share=0.9)
 FLOAT_BYTES = 100
 
 
-class Desk:
+class Trial:
     """Judge plans by COSTS, and remember which were judged."""
 
     def __init__(self, stop_at: int | None = None) -> None:
@@ -38,12 +38,12 @@ class Desk:
         return replace(task, **changes)  # type: ignore[arg-type]
 
 
-def find(desk: Desk, notebook: Path | None = None, budget: Budget = BUDGET) -> Found:
-    return search(desk.task(), PLAN, budget, notebook)
+def find(trial: Trial, cache: Path | None = None, budget: Budget = BUDGET) -> Found:
+    return search(trial.task(), PLAN, budget, cache)
 
 
 def test_the_worst_gives_way_until_the_budget_is_met() -> None:
-    found = find(Desk())
+    found = find(Trial())
     assert found.gave_way == ("a",)  # 0.05 + 0.004 + 0.015 is too much; 0.001 + 0.004 + 0.015 is just 0.02
     assert found.plan == Plan(("b",), ("c", "a"))
     assert found.judged.mean_iou == pytest.approx(0.98)
@@ -51,44 +51,44 @@ def test_the_worst_gives_way_until_the_budget_is_met() -> None:
 
 
 def test_a_group_gives_way_in_two_steps() -> None:
-    found = find(Desk(), budget=Budget(0.9945, 0.9, 0.9))
+    found = find(Trial(), budget=Budget(0.9945, 0.9, 0.9))
     assert found.gave_way == ("a", "c")
     assert found.plan == Plan(("b",), ("a",))
 
 
 def test_each_group_stands_in_the_table_as_it_costs_alone() -> None:
-    rows = {(row.group, row.how): row for row in find(Desk()).rows}
+    rows = {(row.group, row.how): row for row in find(Trial()).rows}
     assert set(rows) == {("a", "integer"), ("b", "integer"), *((group, "stored") for group in "abc")}
     assert rows["a", "integer"].mean_iou_lost == pytest.approx(0.05)
     assert rows["c", "stored"].p05_iou_lost == pytest.approx(0.015)
-    assert rows["a", "integer"].to_json()["multiply_adds"] == 300
+    assert rows["a", "integer"].multiply_adds == 300
     assert (rows["a", "stored"].multiply_adds, rows["a", "stored"].bytes_saved) == (0, 10)
 
 
 def test_the_fifth_percentile_counts_too() -> None:
-    desk = Desk()
+    trial = Trial()
     three_suffer = Judged.of([0.5] * 3 + [1.0] * 37, 50)
-    task = desk.task(judge=lambda plan: three_suffer if "a" in (*plan.integer, *plan.stored) else Judged.of([1.0], 50))
+    task = trial.task(judge=lambda plan: three_suffer if "a" in (*plan.integer, *plan.stored) else Judged.of([1.0], 50))
     assert search(task, PLAN, Budget(0.9, 0.95, 0.9)).gave_way == ("a", "a")
 
 
 def test_the_same_search_gives_the_same_result() -> None:
-    assert find(Desk()).to_json() == find(Desk()).to_json()
-    json.dumps(find(Desk()).to_json())
+    assert find(Trial()).to_json() == find(Trial()).to_json()
+    json.dumps(find(Trial()).to_json())
 
 
 def test_a_rerun_reads_what_is_known(tmp_path: Path) -> None:
-    notebook, again = tmp_path / "search.json", Desk()
-    first = find(Desk(), notebook)
-    assert find(again, notebook) == first
+    cache, again = tmp_path / "search.json", Trial()
+    first = find(Trial(), cache)
+    assert find(again, cache) == first
     assert again.judged == []
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
-    notebook, again = tmp_path / "search.json", Desk()
+    cache, again = tmp_path / "search.json", Trial()
     with pytest.raises(KeyboardInterrupt):
-        find(Desk(stop_at=3), notebook)
-    assert find(again, notebook) == find(Desk())
+        find(Trial(stop_at=3), cache)
+    assert find(again, cache) == find(Trial())
     assert len(again.judged) == 8 - 3
 
 
@@ -98,36 +98,36 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     ids=["calibration", "prompts"],
 )
 def test_another_task_is_judged_anew(tmp_path: Path, identity: dict[str, str]) -> None:
-    notebook, other = tmp_path / "search.json", Desk()
-    find(Desk(), notebook)
-    search(other.task(identity=identity), PLAN, BUDGET, notebook)
+    cache, other = tmp_path / "search.json", Trial()
+    find(Trial(), cache)
+    search(other.task(identity=identity), PLAN, BUDGET, cache)
     assert len(other.judged) == 8
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '{"key": "KEY", "judged": {"x": {"iou": 1}}}'])
-def test_a_damaged_notebook_is_begun_anew(tmp_path: Path, text: str) -> None:
-    notebook = tmp_path / "search.json"
-    notebook.write_text(text.replace("KEY", Desk().task().key()))
-    assert find(Desk(), notebook) == find(Desk())
+def test_a_damaged_cache_is_begun_anew(tmp_path: Path, text: str) -> None:
+    cache = tmp_path / "search.json"
+    cache.write_text(text.replace("KEY", Trial().task().key()))
+    assert find(Trial(), cache) == find(Trial())
 
 
 def test_a_budget_that_cannot_be_met_names_the_best_and_the_worst() -> None:
     with pytest.raises(
         ParityError, match=r"at best mean IoU 0\.9995.*'a' costs most, alone 0\.0500.*0\.99999"
     ) as caught:
-        find(Desk(), budget=Budget(0.99999, 0.99999, 1.0))
+        find(Trial(), budget=Budget(0.99999, 0.99999, 1.0))
     assert caught.value.exit_code == 3
 
 
 def test_what_is_too_large_is_no_result() -> None:
     with pytest.raises(ParityError, match=r"at best mean IoU 0\.9800.*in 70% of the bytes"):
-        find(Desk(), budget=Budget(0.9999, 0.9999, 0.7))
+        find(Trial(), budget=Budget(0.9999, 0.9999, 0.7))
     with pytest.raises(ParityError, match="no file small enough"):
-        find(Desk(), budget=Budget(0.5, 0.5, 0.1))
+        find(Trial(), budget=Budget(0.5, 0.5, 0.1))
 
 
 def test_progress_names_what_is_judged() -> None:
     told: list[tuple[str, int, int]] = []
-    search(Desk().task(), PLAN, BUDGET, progress=lambda *told_now: told.append(told_now))
+    search(Trial().task(), PLAN, BUDGET, progress=lambda *told_now: told.append(told_now))
     assert told[:2] == [("Judging a, integer", 0, 5), ("Judging b, integer", 1, 5)]
     assert told[-1] == ("Judging 3 groups together", 5, 5)

@@ -64,7 +64,7 @@ def test_every_operation_has_its_device_and_its_share_of_the_cost(plan: ComputeP
 
 
 def test_residency_is_of_operations_and_of_cost(plan: ComputePlan) -> None:
-    assert (plan.residency().operations, plan.residency().cost) == (0.5, 0.875)
+    assert (plan.residency.operations, plan.residency.cost) == (0.5, 0.875)
     assert plan.lines() == [
         "main: 50.0% of 4 operations and 87.5% of the estimated cost on the Neural Engine (ANE 2, GPU 1, CPU 1)"
     ]
@@ -73,7 +73,7 @@ def test_residency_is_of_operations_and_of_cost(plan: ComputePlan) -> None:
 def test_without_costs_there_is_no_share_of_cost(fake_mac: FakeMac, one: Path) -> None:
     fake_mac.plans = {"main": [("ios18.conv", "ANE", None), ("ios18.add", "CPU", None)]}
     plan = compute_plan(one, "main", UNITS)
-    assert (plan.residency().operations, plan.residency().cost) == (0.5, None)
+    assert (plan.residency.operations, plan.residency.cost) == (0.5, None)
     assert "no estimated cost" in plan.lines()[0]
 
 
@@ -81,7 +81,7 @@ def test_what_core_ml_says_nothing_of_counts_against_the_engine(fake_mac: FakeMa
     fake_mac.plans = {"main": [("ios18.conv", "ANE", 1.0), ("ios18.add", None, None)]}
     plan = compute_plan(one, "main", UNITS)
     assert (plan.unplanned, plan.total) == (("1_ios18.add_x_weight",), 2)
-    assert plan.residency().operations == 0.5
+    assert plan.residency.operations == 0.5
 
 
 def test_a_plan_is_of_the_function_that_was_asked_for(fake_mac: FakeMac, two: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from samx.artifacts.store import Artifact
 from samx.runtimes.onnxruntime import open_artifact
-from samx.validators.synthetic import synthetic_images
+from samx.validators.cases import synthetic_images
 
 session = open_artifact(Artifact.open(Path(sys.argv[1])))
 session.set_image(synthetic_images(session.spec)[0])

@@ -1,15 +1,19 @@
-"""The cases cross the edges, and follow each family's rules for padding and order."""
+"""The cases cross the edges and follow each family's rules; synthetic images are the same bits everywhere."""
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 import pytest
 
 from samx.models.session import Feed
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.validators.cases import Case, default_frames, parity_cases
+from samx.validators.cases import Case, default_frames, parity_cases, synthetic_images
 
 SPECS = [sam1_spec(), sam1_spec(mask_input=True), sam2_spec(), sam2_spec(mask_input=True)]
+# Pinned: stored suites name the generator's version and seed only. If this changes, raise GENERATOR_VERSION.
+SHA256_OF_SAM2_AT_128_PX = "4104d8beca4298c567c724cd766f9dc67fa0eed194ac09e31725ad67c7433209"
 
 
 def by_name(spec: DecoderSpec) -> dict[str, Feed]:
@@ -110,3 +114,37 @@ def test_given_frames_are_used() -> None:
     for case in parity_cases(sam1_spec(), frames=[(100, 40)]):
         assert case.image == 0
         assert (case.prompts["point_coords"] < (100, 40)).all()
+
+
+# --- Synthetic images: of trained size, and exact in half precision -------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [sam1_spec(), sam2_spec()])
+def test_images_fit_the_spec(spec: DecoderSpec) -> None:
+    for image in synthetic_images(spec):
+        assert {name: value.shape for name, value in image.items()} == {t.name: t.shape for t in spec.image_inputs}
+        for value in image.values():
+            assert value.dtype == np.float32
+            assert (value == value.astype(np.float16)).all()
+            assert 0.3 < value.std() < 1
+
+
+def test_bits_are_pinned() -> None:
+    digest = hashlib.sha256()
+    for image in synthetic_images(sam2_spec(image_size=128), seed=5):
+        for value in image.values():
+            digest.update(value.astype("<f4").tobytes())
+    assert digest.hexdigest() == SHA256_OF_SAM2_AT_128_PX
+
+
+def test_images_and_seeds_differ() -> None:
+    first, second = (image["image_embeddings"] for image in synthetic_images(sam2_spec(image_size=128), 0))
+    other = synthetic_images(sam2_spec(image_size=128), 1)[0]["image_embeddings"]
+    assert np.abs(np.corrcoef([first.ravel(), second.ravel(), other.ravel()]) - np.eye(3)).max() < 0.2
+
+
+def test_second_sam1_image_has_padding() -> None:
+    square, padded = (image["image_embeddings"][0] for image in synthetic_images(sam1_spec()))
+    assert (padded[:, 48:].std(axis=(1, 2)) < 1e-6).all()
+    assert (padded[:, :48].std(axis=(1, 2)) > 0.1).all()
+    assert (square[:, 48:].std(axis=(1, 2)) > 0.1).all()

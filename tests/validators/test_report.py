@@ -19,8 +19,7 @@ from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import sam1_spec
 from samx.validators.bounds import BOUNDS, bounds_for
 from samx.validators.gate import run_gate
-from samx.validators.render import to_junit, to_table
-from samx.validators.report import ParityReport
+from samx.validators.report import ParityReport, to_junit, to_table
 from samx.validators.suite import ParitySuite
 
 SPEC = sam1_spec(image_size=128)

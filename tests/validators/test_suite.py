@@ -15,13 +15,11 @@ from stub_session import StubSession
 from samx.errors import ArtifactError
 from samx.models.session import Feed
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.validators import suite_file
+from samx.validators import arrays
 from samx.validators.bounds import BOUNDS
-from samx.validators.cases import parity_cases
+from samx.validators.cases import parity_cases, synthetic_images
 from samx.validators.gate import run_gate
-from samx.validators.suite import ParitySuite
-from samx.validators.suite_file import lattice
-from samx.validators.synthetic import synthetic_images
+from samx.validators.suite import ParitySuite, lattice
 
 SMALL = sam1_spec(image_size=128, mask_input=True)
 SIZE_CAP_MIB = 6  # of the default suite at full size; it lies in every artifact
@@ -35,7 +33,7 @@ def live() -> ParitySuite:
 
 @pytest.fixture(scope="module")
 def data(live: ParitySuite) -> bytes:
-    return suite_file.pack(live)
+    return live.to_bytes()
 
 
 def test_stored_suite_asks_and_expects_the_same(live: ParitySuite, data: bytes) -> None:
@@ -81,7 +79,7 @@ def test_given_images_are_rounded_before_the_reference_sees_them() -> None:
     suite = ParitySuite.build(StubSession(SMALL), given, image_source="noise")
     assert suite.image_source == "noise"
     assert not (suite.images[0]["image_embeddings"] == given[0]["image_embeddings"]).all()
-    stored = ParitySuite.load(suite_file.pack(suite))
+    stored = ParitySuite.load(suite.to_bytes())
     assert (stored.images[0]["image_embeddings"] == suite.images[0]["image_embeddings"]).all()
     assert run_gate(StubSession(SMALL), stored, BOUNDS["fp32"], level="graph").passed
 
@@ -91,7 +89,7 @@ def test_a_suite_on_one_given_image() -> None:
     cases = parity_cases(spec, frames=[(128, 64)])
     suite = ParitySuite.build(StubSession(spec), synthetic_images(spec, 9, 1), cases)
     assert suite.seed is None
-    assert len(ParitySuite.load(suite_file.pack(suite)).images) == 1
+    assert len(ParitySuite.load(suite.to_bytes()).images) == 1
 
 
 # --- Damage -----------------------------------------------------------------------------------------------------
@@ -175,6 +173,6 @@ def test_altered_byte_is_refused(data: bytes) -> None:
 
 
 def test_file_that_unpacks_to_too_much_is_refused(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite_file, "UNPACKED_CAP_BYTES", 1000)
+    monkeypatch.setattr(arrays, "UNPACKED_CAP_BYTES", 1000)
     with pytest.raises(ArtifactError, match="cannot be read"):
         ParitySuite.load(data)

@@ -5,19 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from samx.artifacts import strict_json as read
-from samx.errors import ArtifactError, PromptError
+from samx.errors import PromptError
 from samx.models.shape_range import MOST, Span
 
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
 FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
+def _check_name(name: str, where: str) -> None:
+    if not FUNCTION_NAME.fullmatch(name):
+        raise read.refusal(f"{where} has a name that no function can have", repr(name[: read.SHOWN_CHARACTERS]))
+
+
+BY_NAME = Mapping[Annotated[str, _check_name], Annotated[int, read.between(1, MOST)]]  # rows of points
+
+
 @dataclass(frozen=True)
 class Functions:
-    """Hold the rows of points that each function takes, fewest first."""
+    """Map the rows of points that each function takes to its name, fewest first."""
 
     by_rows: Mapping[int, str]
 
@@ -27,13 +35,10 @@ class Functions:
 
         Raises: ArtifactError naming `where`.
         """
-        found = read.mapping(options.get("functions"), f"{where}: functions")
-        rows = {name: _rows(name, count, f"{where}: functions") for name, count in found.items()}
+        rows: dict[str, int] = read.take(BY_NAME, options.get("functions"), f"{where}: functions")
         if not rows or len(set(rows.values())) != len(rows):
-            raise ArtifactError(
-                f"{where}: functions do not tell points apart", found=str(rows)[: read.SHOWN_CHARACTERS],
-                expected="at least one, each with its own number of points", fix=read.REMEDY,
-            )  # fmt: skip
+            expected = "at least one, each with its own number of points"
+            raise read.refusal(f"{where}: functions do not tell points apart", str(rows), expected)
         functions = cls({count: name for name, count in sorted(rows.items(), key=lambda item: item[1])})
         functions._check_span(options, where)
         return functions
@@ -44,7 +49,7 @@ class Functions:
         return tuple(self.by_rows)
 
     def rows(self, points: int) -> int:
-        """Give the rows of the smallest function that holds so many points.
+        """Return the rows of the smallest function that holds so many points.
 
         Raises: PromptError naming the limit.
         """
@@ -63,17 +68,5 @@ class Functions:
     def _check_span(self, options: Mapping[str, Any], where: str) -> None:
         points = Span.from_json(options.get("points"), f"{where}: points")
         if (points.min, points.max) != (self.sizes[0], self.sizes[-1]):
-            raise ArtifactError(
-                f"{where}: points and functions disagree", found=f"points {points}",
-                expected=f"{self.sizes[0]} to {self.sizes[-1]}, as the functions take", fix=read.REMEDY,
-            )  # fmt: skip
-
-
-def _rows(name: str, value: Any, where: str) -> int:
-    if not FUNCTION_NAME.fullmatch(name):
-        shown = repr(name[: read.SHOWN_CHARACTERS])
-        raise ArtifactError(f"{where} has a name that no function can have", found=shown, fix=read.REMEDY)
-    rows = read.count(value, f"{where}: {name}")
-    if not 1 <= rows <= MOST:
-        raise ArtifactError(f"{where}: {name} takes no number of points", found=str(rows)[:20], fix=read.REMEDY)
-    return rows
+            expected = f"{self.sizes[0]} to {self.sizes[-1]}, as the functions take"
+            raise read.refusal(f"{where}: points and functions disagree", f"points {points}", expected)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from samx.artifacts import strict_json as read
+from samx.artifacts.strict_json import REMEDY, Count, Document
 from samx.errors import ArtifactError
 
-KIND, SCHEMA_VERSION = "lint", 1
 SHOWS = "rules about the program, checked on this machine; nothing ran on a Neural Engine and no compute plan was made"
 TITLE = "lint, not a measurement: the known rules of the Neural Engine"
 
 MIB = 2**20
 SHOWN_BYTES = MIB // 10  # less is nothing to a reader
 
-FALLS_OFF, SLOW, WATCH = "falls off", "slow", "watch"
-SEVERITIES = (FALLS_OFF, SLOW, WATCH)  # the gravest first
+SEVERITIES = (FALLS_OFF, SLOW, WATCH) = ("falls off", "slow", "watch")  # the gravest first
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,8 @@ class Finding:
     """Say where one rule applies in one function."""
 
     rule: str
-    operations: int
-    bytes: int
+    operations: Count
+    bytes: Count
     places: tuple[str, ...]  # the first of them
 
 
@@ -43,19 +40,21 @@ class Finding:
 class Island:
     """Name operations that hang together and compute in float32."""
 
-    operations: int
+    operations: Count
     first: str
     last: str
 
 
 @dataclass(frozen=True)
-class FunctionLint:
+class FunctionLint(Document):
     """Count what breaks no rule that keeps an operation off the engine, and list what breaks any rule."""
 
-    operations: int
-    passing: int
-    multiply_adds: int
-    passing_multiply_adds: int
+    DERIVED = ("share_of_operations", "share_of_multiply_adds")
+
+    operations: Count
+    passing: Count
+    multiply_adds: Count
+    passing_multiply_adds: Count
     islands: tuple[Island, ...]
     findings: tuple[Finding, ...]
 
@@ -69,17 +68,12 @@ class FunctionLint:
         """How much of the convolutions and products passes."""
         return _share(self.passing_multiply_adds, self.multiply_adds)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields and the shares as plain data."""
-        return {**asdict(self), **{name: getattr(self, name) for name in SHARES}}
-
-
-SHARES = ("share_of_operations", "share_of_multiply_adds")
-
 
 @dataclass(frozen=True)
-class LintReport:
-    """Hold the findings of every function of a package."""
+class LintReport(Document):
+    """List the findings of every function of a package."""
+
+    HEADER = {"kind": "lint", "shows": SHOWS, "schema_version": 1}
 
     rules: Mapping[str, RuleText]
     functions: Mapping[str, FunctionLint]
@@ -104,36 +98,15 @@ class LintReport:
         islands = f" in {_count(len(found.islands), 'island')}" if finding.rule == "float32" else ""
         return f"{rule.severity}: {finding.rule}, {_count(finding.operations, 'operation')}{islands}{size}; {rule.why}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the report as plain data that says what it is."""
-        body = {
-            "kind": KIND,
-            "shows": SHOWS,
-            "schema_version": SCHEMA_VERSION,
-            "rules": {name: asdict(rule) for name, rule in self.rules.items()},
-            "functions": {name: function.to_json() for name, function in self.functions.items()},
-        }
-        return {name: _plain(value) for name, value in body.items()}
-
-    @classmethod
-    def from_json(cls, value: Any, where: str) -> LintReport:
-        """Read a report back.
-
-        Raises: ArtifactError for anything that to_json() would not have given.
-        """
-        body = read.fields(value, ("kind", "shows", "schema_version", "rules", "functions"), where)
-        rules, functions = (read.mapping(body[name], f"{where}: {name}") for name in ("rules", "functions"))
-        report = cls(
-            {name: _rule(entry, f"{where}: rule {name}") for name, entry in rules.items()},
-            {name: _function(entry, f"{where}: function {name}") for name, entry in functions.items()},
-        )
-        if not report._is_whole() or report.to_json() != value:
-            raise ArtifactError(f"{where} is another kind of report, or contradicts itself", fix=read.REMEDY)
-        return report
-
-    def _is_whole(self) -> bool:
+    def check(self, where: str) -> None:
+        """Refuse a finding of a rule that is not described, and a severity that there is not."""
         used = {finding.rule for function in self.functions.values() for finding in function.findings}
-        return used <= set(self.rules) and {rule.severity for rule in self.rules.values()} <= set(SEVERITIES)
+        unknown = [
+            *used.difference(self.rules),
+            *{rule.severity for rule in self.rules.values()}.difference(SEVERITIES),
+        ]
+        if unknown:
+            raise ArtifactError(f"{where} has an unknown rule or severity", found=unknown[0][:80], fix=REMEDY)
 
 
 def _share(part: int, whole: int) -> float:
@@ -147,38 +120,3 @@ def _count(number: int, noun: str) -> str:
 def _percent(share: float) -> str:
     """Round down: what is not whole shall not look so."""
     return f"{int(share * 1000) / 10} %"
-
-
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, as JSON does."""
-    if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def _rule(value: Any, where: str) -> RuleText:
-    found = read.fields(value, RuleText.__dataclass_fields__, where)
-    return RuleText(**{name: read.text(text, f"{where}: {name}") for name, text in found.items()})
-
-
-def _function(value: Any, where: str) -> FunctionLint:
-    found = read.fields(value, (*FunctionLint.__dataclass_fields__, *SHARES), where)
-    counts = ("operations", "passing", "multiply_adds", "passing_multiply_adds")
-    return FunctionLint(
-        **{name: read.count(found[name], f"{where}: {name}") for name in counts},
-        islands=tuple(_island(entry, f"{where}: islands") for entry in read.items(found["islands"], where)),
-        findings=tuple(_finding(entry, f"{where}: findings") for entry in read.items(found["findings"], where)),
-    )
-
-
-def _island(value: Any, where: str) -> Island:
-    found = read.fields(value, Island.__dataclass_fields__, where)
-    first, last = (read.text(found[name], where) for name in ("first", "last"))
-    return Island(read.count(found["operations"], where), first, last)
-
-
-def _finding(value: Any, where: str) -> Finding:
-    found = read.fields(value, Finding.__dataclass_fields__, where)
-    operations, size = (read.count(found[name], where) for name in ("operations", "bytes"))
-    places = tuple(read.text(place, where) for place in read.items(found["places"], where))
-    return Finding(read.text(found["rule"], where), operations, size, places)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from samx.artifacts import strict_json as read
 from samx.artifacts.manifest import MAX_COMPONENTS, check_file_name
@@ -118,21 +119,20 @@ def _is_known(name: str, model: str, weights: str | None) -> bool:
 
 def _items(manifest: bytes, where: str) -> tuple[dict[str, str], str]:
     """Read the package's own manifest: {identifier: path inside the package}, and the model's identifier."""
-    found = read.mapping(read.parse(manifest, where), where)
+    found = read.take(dict[str, Any], read.parse(manifest, where), where)
     if found.get("fileFormatVersion") != FORMAT_VERSION:
         version = repr(found.get("fileFormatVersion"))[: read.SHOWN_CHARACTERS]
         raise ArtifactError(f"{where} has another format", found=version, expected=repr(FORMAT_VERSION))
-    entries = read.mapping(found.get("itemInfoEntries"), f"{where}: itemInfoEntries")
-    items = {key: _item_path(entry, f"{where}: item") for key, entry in entries.items()}
-    root = read.text(found.get("rootModelIdentifier"), f"{where}: rootModelIdentifier")
+    entries = read.take(dict[str, dict[str, Any]], found.get("itemInfoEntries"), f"{where}: itemInfoEntries")
+    items = {key: _item_path(entry.get("path"), f"{where}: item path") for key, entry in entries.items()}
+    root = read.take(str, found.get("rootModelIdentifier"), f"{where}: rootModelIdentifier")
     if root not in items:
         raise ArtifactError(f"{where}: rootModelIdentifier names no item", found=root[: read.SHOWN_CHARACTERS])
     return items, root
 
 
-def _item_path(entry: object, where: str) -> str:
-    path = read.text(read.mapping(entry, where).get("path"), f"{where} path")
-    return check_file_name(f"{DATA}/{path}", where)
+def _item_path(path: object, where: str) -> str:
+    return check_file_name(f"{DATA}/{read.take(str, path, where)}", where)
 
 
 def _listed(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
+from samx.artifacts.strict_json import parse
 from samx.errors import InputError
 from samx.extras import require
 from samx.formats.openvino.rewrite import PERIODIC, rewrite
@@ -122,7 +122,7 @@ def metadata(graph: Any) -> dict[str, Any]:
         return {}
     entries: Mapping[str, Any] = graph.get_rt_info([METADATA_PLACE]).value
     return {
-        key.removeprefix(METADATA_PREFIX): json.loads(value)
+        key.removeprefix(METADATA_PREFIX): parse(value.encode(), f"metadata '{key}' of the OpenVINO file")
         for key, value in entries.items()
         if key.startswith(METADATA_PREFIX)
     }

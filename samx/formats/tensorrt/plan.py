@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
-from samx.artifacts import strict_json as read
-from samx.artifacts.manifest import SHA256, check_file_name
+from samx.artifacts.manifest import FileName
 from samx.artifacts.store import Artifact
+from samx.artifacts.strict_json import Document, Sha256, between, refusal
 from samx.errors import ArtifactError, UsageError
 from samx.formats.tensorrt.library import Library, library_of
-from samx.models.shape_range import Span
+from samx.models.shape_range import MOST, Span
 from samx.models.spec import DecoderSpec, TensorSpec
 
 PLAN_FILE, PLAN_ROLE = "build.json", "build_plan"
-FORMAT, SCHEMA_VERSION = "samx-build-plan", 1
-FIELDS = (
-    "format", "schema_version", "target", "model", "onnx_sha256", "strongly_typed", "tf32", "compute", "prompts",
-    "points", "inputs", "outputs", "profile", "command",
-)  # fmt: skip
 REMEDY = "Export again with this version of samx."
 # What 'samx build' writes; the vendor's own builder takes the same name.
 ENGINE_FILE, ENGINE_ROLE = "decoder.engine", "engine"
@@ -41,12 +35,12 @@ class Port:
     """Describe one tensor that goes in or comes out; a string in the shape is a dynamic axis."""
 
     name: str
-    shape: tuple[int | str, ...]
+    shape: tuple[str | Annotated[int, between(1, MOST)], ...]
     dtype: str
 
     @classmethod
     def of(cls, tensor: TensorSpec) -> Port:
-        """Take over what the spec says."""
+        """Return what the spec says."""
         return cls(tensor.name, tensor.shape, tensor.dtype)
 
     @property
@@ -54,18 +48,18 @@ class Port:
         """Whether any axis is."""
         return any(isinstance(size, str) for size in self.shape)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """Say how an engine is built: from which file, for which shapes and GPUs. Strongly typed always, TF32 never."""
+class BuildPlan(Document):
+    """Describe how an engine is built: from which file, for which shapes and GPUs. Strongly typed, without TF32."""
+
+    HEADER = {"format": "samx-build-plan", "schema_version": 1, "strongly_typed": True, "tf32": False}
+    DERIVED = ("profile",)
+    NOTES = ("command",)
 
     target: str
-    model: str
-    onnx_sha256: str
+    model: FileName
+    onnx_sha256: Sha256
     prompts: Span
     points: Span
     inputs: tuple[Port, ...]
@@ -122,67 +116,14 @@ class BuildPlan:
         if (self.inputs, self.outputs) != (_ports(spec.inputs), _ports(spec.outputs)):
             raise ArtifactError(f"{where} describes other tensors than the manifest's decoder", fix=REMEDY)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the plan as plain data, with what follows from it for readers of the file."""
-        return {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "target": self.target,
-            "model": self.model,
-            "onnx_sha256": self.onnx_sha256,
-            "strongly_typed": True,
-            "tf32": False,
-            "compute": self.compute,
-            "prompts": self.prompts.to_json(),
-            "points": self.points.to_json(),
-            "inputs": [port.to_json() for port in self.inputs],
-            "outputs": [port.to_json() for port in self.outputs],
-            "profile": {name: [list(shape) for shape in limits] for name, limits in self.profile.items()},
-            "command": self.command,
-        }
-
-    def to_bytes(self) -> bytes:
-        """Write the file's content."""
-        return (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> BuildPlan:
-        """Read the file's content.
-
-        Raises: ArtifactError for anything that to_bytes() would not have written.
-        """
-        body = read.fields(read.parse(data, where), FIELDS, where)
-        kind = (body["format"], body["schema_version"])
-        if kind != (FORMAT, SCHEMA_VERSION):
-            raise ArtifactError(
-                f"{where} has another format", found=kind, expected=(FORMAT, SCHEMA_VERSION), fix=REMEDY
-            )
-        plan = cls(
-            target=read.text(body["target"], f"{where}: target"),
-            model=check_file_name(read.text(body["model"], f"{where}: model"), where),
-            onnx_sha256=read.text(body["onnx_sha256"], f"{where}: onnx_sha256"),
-            prompts=Span.from_json(body["prompts"], f"{where}: prompts"),
-            points=Span.from_json(body["points"], f"{where}: points"),
-            inputs=_read_ports(body["inputs"], f"{where}: inputs"),
-            outputs=_read_ports(body["outputs"], f"{where}: outputs"),
-            compute=read.text(body["compute"], f"{where}: compute"),
-        )
-        plan._check(body, where)
-        return plan
-
-    def _check(self, body: Mapping[str, Any], where: str) -> None:
-        """Refuse what no plan of ours says, and what contradicts itself."""
+    def check(self, where: str) -> None:
+        """Refuse a target that is unknown, and GPUs that it has no engines for."""
         try:
-            known = self.compute in self.library.compute
+            known = self.library.compute
         except UsageError as cause:
-            raise ArtifactError(f"{where}: target is unknown", found=repr(self.target), fix=REMEDY) from cause
-        if not known or not SHA256.fullmatch(self.onnx_sha256):
-            raise ArtifactError(
-                f"{where} is no plan of this target", found=f"{self.compute}, {self.onnx_sha256}"[:80], fix=REMEDY
-            )
-        for key, value in self.to_json().items():
-            if key != "command" and body[key] != value:
-                raise ArtifactError(f"{where} contradicts itself", found=f"another {key}", fix=REMEDY)
+            raise refusal(f"{where}: target is unknown", repr(self.target), fix=REMEDY) from cause
+        if self.compute not in known:
+            raise refusal(f"{where} is no plan of this target", self.compute, " or ".join(known), REMEDY)
 
     def _limits(self, port: Port) -> Limits:
         spans = {"prompts": self.prompts, "points": self.points}
@@ -198,21 +139,6 @@ class BuildPlan:
 
 def _ports(tensors: Sequence[TensorSpec]) -> tuple[Port, ...]:
     return tuple(Port.of(tensor) for tensor in tensors)
-
-
-def _read_ports(value: Any, where: str) -> tuple[Port, ...]:
-    ports = []
-    for i, entry in enumerate(read.items(value, where)):
-        found = read.fields(entry, ("name", "shape", "dtype"), f"{where} {i}")
-        name, dtype = (read.text(found[key], f"{where} {i}: {key}") for key in ("name", "dtype"))
-        ports.append(
-            Port(name, tuple(_size(size, f"{where} {i}: shape") for size in read.items(found["shape"], where)), dtype)
-        )
-    return tuple(ports)
-
-
-def _size(value: Any, where: str) -> int | str:
-    return read.text(value, where) if isinstance(value, str) else Span.from_json([value] * 3, where).min
 
 
 def read_plan(artifact: Artifact) -> BuildPlan:

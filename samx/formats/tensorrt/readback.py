@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from samx.artifacts.strict_json import plain
 from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
 
 if TYPE_CHECKING:
@@ -33,18 +34,10 @@ class Understood:
     capabilities: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
-        return {
-            "inputs": [port.to_json() for port in self.inputs],
-            "outputs": [port.to_json() for port in self.outputs],
-            "profiles": [
-                {name: [list(shape) for shape in limits] for name, limits in p.items()} for p in self.profiles
-            ],
-            "shape_tensors": list(self.shape_tensors),
-            "strongly_typed": self.strongly_typed,
-            "tf32": self.tf32,
-            "compute_capabilities": list(self.capabilities),
-        }
+        """Return the fields as plain data."""
+        names = ("inputs", "outputs", "profiles", "shape_tensors", "strongly_typed", "tf32")
+        facts = {name: plain(getattr(self, name)) for name in names}
+        return {**facts, "compute_capabilities": list(self.capabilities)}
 
 
 def network_ports(network: trt.INetworkDefinition) -> tuple[tuple[Port, ...], tuple[Port, ...]]:

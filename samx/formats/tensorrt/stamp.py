@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from samx.artifacts import strict_json as read
-from samx.artifacts.manifest import SHA256
-from samx.errors import ArtifactError, UsageError
+from samx.artifacts.strict_json import Document, Sha256, refusal
+from samx.errors import UsageError
 from samx.formats.tensorrt.gpu import Gpu
 from samx.formats.tensorrt.library import Library, library_of, version_of
 
 STAMP_FILE, STAMP_ROLE = "engine.json", "engine_stamp"
-FORMAT, SCHEMA_VERSION = "samx-engine-stamp", 1
 WORDS = {"gpu": "GPU", "compute_capability": "compute capability", "driver": "driver", "os": "system"}
 AMPERE = (8, 0)
 
@@ -40,14 +35,16 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class Stamp(Document):
     """Bind an engine to its library, its machine, its graph and its bytes."""
+
+    HEADER = {"format": "samx-engine-stamp", "schema_version": 1}
 
     target: str
     compute: str
     machine: Machine
-    onnx_sha256: str
-    engine_sha256: str
+    onnx_sha256: Sha256
+    engine_sha256: Sha256
     created: str
 
     @property
@@ -55,37 +52,18 @@ class Stamp:
         """The library that made it."""
         return library_of(self.target)
 
-    def to_bytes(self) -> bytes:
-        """Write the file's content."""
-        body = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}
-        return (json.dumps(body, indent=2, allow_nan=False) + "\n").encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> Stamp:
-        """Read the file's content.
-
-        Raises: ArtifactError for anything that to_bytes() would not have written.
-        """
-        body = read.fields(read.parse(data, where), ("format", "schema_version", *cls.__dataclass_fields__), where)
-        if (body["format"], body["schema_version"]) != (FORMAT, SCHEMA_VERSION):
-            raise ArtifactError(f"{where} has another format", found=body["format"], expected=FORMAT)
-        machine = read.fields(body["machine"], Machine.__dataclass_fields__, f"{where}: machine")
-        texts = {key: read.text(body[key], f"{where}: {key}") for key in cls.__dataclass_fields__ if key != "machine"}
-        for key in ("onnx_sha256", "engine_sha256"):
-            if not SHA256.fullmatch(texts[key]):
-                raise ArtifactError(f"{where}: {key} is no hash", found=texts[key][: read.SHOWN_CHARACTERS])
-        stamp = cls(machine=_machine(machine, f"{where}: machine"), **texts)
+    def check(self, where: str) -> None:
+        """Refuse a target that is unknown, and GPUs that it has no engines for."""
         try:
-            known = stamp.compute in stamp.library.compute
+            known = self.compute in self.library.compute
         except UsageError:
             known = False
         if not known:
-            raise ArtifactError(f"{where} is of no known target", found=f"{stamp.target}, {stamp.compute}"[:80])
-        return stamp
+            raise refusal(f"{where} is of no known target", f"{self.target}, {self.compute}")
 
 
 def differs(stamp: Stamp, here: Machine) -> list[str]:
-    """Say in words what keeps an engine from running here; an engine is at home where the list is empty."""
+    """Return in words what keeps an engine from running here; nothing, where it runs."""
     library, built = stamp.library, stamp.machine
     found = []
     if library.engine_version(built.version) != library.engine_version(here.version):
@@ -108,9 +86,3 @@ def _wrong_generation(compute: str, capability: str | None) -> str | None:
     if compute == "ampere_plus" and number < AMPERE:
         return f"compiled for Ampere and later (8.0), here is compute capability {capability}"
     return None
-
-
-def _machine(facts: Mapping[str, Any], where: str) -> Machine:
-    version, system = (read.text(facts[key], f"{where}: {key}") for key in ("version", "os"))
-    gpu = (facts[key] for key in ("gpu", "compute_capability", "driver"))
-    return Machine(version, system, *(None if fact is None else read.text(fact, where) for fact in gpu))

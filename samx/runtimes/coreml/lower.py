@@ -32,7 +32,7 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
     plans = list(_plans(Artifact(directory, manifest), progress))
     report = {
         "format": "samx-compute-plan", "schema_version": 1, "level": "lowered",
-        "residency": {f"{folder}/{plan.function}": plan.residency().operations for folder, plan in plans},
+        "residency": {f"{folder}/{plan.function}": plan.residency.operations for folder, plan in plans},
         "plans": [{"package": folder, **plan.to_json()} for folder, plan in plans],
     }  # fmt: skip
     write_file(directory / PLAN_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())

@@ -118,7 +118,7 @@ class CoreMLRuntime(Runtime):
             "compute_units": UNITS[self._device].name,
             "functions": list(plans),
             "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in DEVICES},
-            "residency": {name: asdict(plan.residency()) for name, plan in plans.items()},
+            "residency": {name: asdict(plan.residency) for name, plan in plans.items()},
             "counted": "operations of the compute plan",
         }
         return Placement("coreml", self._device, dict(operations), details)
