@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from samx.devices import processor
+from samx.devices import cpu
+from samx.devices.adapter import Reading
 from samx.devices.files import Tree
-from samx.devices.reading import Reading
 from samx.validators.environment import environment
 
 LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything")
@@ -18,12 +18,12 @@ HERE = Tree()
 
 def benchmark_environment(tree: Tree = HERE) -> dict[str, str]:
     """Describe this machine and its state, in words."""
-    load = processor.load_1min(tree, is_mac=sys.platform == "darwin")
+    load = cpu.load_1min(tree, is_mac=sys.platform == "darwin")
     return {
         **environment(),
-        "isa": " ".join(processor.isa(tree)) or UNKNOWN,
-        "governor": _words(processor.governor(tree)),
-        "cpus_usable": str(processor.usable_cpus()),
+        "isa": " ".join(cpu.isa(tree)) or UNKNOWN,
+        "governor": _words(cpu.governor(tree)),
+        "cpus_usable": str(cpu.usable_cpus()),
         "load_1min": _words(load),
         **{library: _version(library) for library in LIBRARIES},
     }
@@ -33,7 +33,7 @@ def busy(facts: Mapping[str, str]) -> bool:
     """Tell whether something else was running when the environment was read."""
     if facts["load_1min"] == UNKNOWN:
         return False
-    return processor.busy(float(facts["load_1min"]), int(facts["cpus_usable"]))
+    return cpu.busy(float(facts["load_1min"]), int(facts["cpus_usable"]))
 
 
 def _words(reading: Reading) -> str:

@@ -14,7 +14,7 @@ from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Questions, Scenario
 from samx.benchmarks.subjects import Place, Subject
 from samx.benchmarks.work import candidate, copying, finishing
-from samx.devices import reading as device
+from samx.devices import adapter as device
 from samx.errors import PromptError
 from samx.models.session import Placement, Session
 from samx.progress import Progress

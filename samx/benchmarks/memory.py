@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from samx.devices.reading import Reading, unread
+from samx.devices.adapter import Reading, unread
 
 STATUS = Path("/proc/self/status")
 PEAK = "VmHWM:"  # of this program alone: getrusage on Linux keeps the peak of the process that started it

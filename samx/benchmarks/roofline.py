@@ -12,8 +12,8 @@ from samx.benchmarks.peaks import Peaks, peaks
 from samx.benchmarks.results import Need, Reading, Result, Roofline
 from samx.benchmarks.scenarios import BY_NAME, Questions
 from samx.benchmarks.subjects import Subject
-from samx.devices.reading import Reading as Found
-from samx.devices.reading import unread
+from samx.devices.adapter import Reading as Found
+from samx.devices.adapter import unread
 from samx.errors import SamxError
 
 KINDS = ("decode", "image")  # of scenarios whose calls all do the same

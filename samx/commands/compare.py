@@ -28,7 +28,7 @@ from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
 from samx.benchmarks.summary import Ratio, by_name, speedup, summarize
 from samx.commands.compare_decoders import DECODERS, Call, Decoder, Setting
 from samx.demo import demo_checkpoint
-from samx.devices.processor import usable_cpus
+from samx.devices.cpu import usable_cpus
 from samx.errors import ParityError, UsageError
 from samx.exporters.encoder import PARITY_SCENES, demo_images
 from samx.models.checkpoint import load_checkpoint

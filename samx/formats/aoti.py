@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from samx.artifacts import strict_json as read
 from samx.artifacts.manifest import SHA256
-from samx.devices import processor
+from samx.devices import cpu
 from samx.devices.files import Tree
 from samx.errors import ArtifactError
 
@@ -78,6 +78,6 @@ class HostStamp:
 
 def instructions(tree: Tree) -> tuple[str, ...]:
     """Name the instruction sets of this processor that a compiler may use; none where the system does not list them."""
-    found = processor.cpuinfo(tree)
+    found = cpu.cpuinfo(tree)
     x86 = [flag for flag in found.get("flags", "").split() if X86_INSTRUCTIONS.fullmatch(flag)]
     return tuple(sorted({*x86, *found.get("Features", "").split()}))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.devices.processor import usable_cpus
+from samx.devices.cpu import usable_cpus
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require
 from samx.models.session import Feed, FloatArray, Outputs, Placement

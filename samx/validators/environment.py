@@ -8,7 +8,7 @@ import platform
 import numpy as np
 
 import samx
-from samx.devices import processor
+from samx.devices import cpu
 from samx.devices.files import Tree
 
 
@@ -27,4 +27,4 @@ def environment() -> dict[str, str]:
 
 def cpu_name() -> str:
     """Give the processor's marketing name where the system tells it."""
-    return str(processor.model(Tree()).value or platform.processor() or "unknown")
+    return str(cpu.model(Tree()).value or platform.processor() or "unknown")
