@@ -219,3 +219,15 @@ def _time(value: Any, where: str) -> str:
     if not is_utc:
         raise ArtifactError(f"{where} is no time", found=stamp, expected="ISO 8601 in UTC", fix=read.REMEDY)
     return stamp
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Name the files that were written, each with its role, and what they show."""
+
+    files: Mapping[str, str]
+    evidence: Evidence
+    tools: Mapping[str, str]  # library: version
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()  # about precision or shapes
+    opened: bool = True  # whether this machine's device can open what was built
