@@ -16,7 +16,7 @@ from samx.formats.tensorrt.gpu import Gpu
 from samx.formats.tensorrt.library import Message, Opened, library_of
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.session import Feed
-from samx.runtimes.base import Slots
+from samx.runtimes.base import Padding
 from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime, open_context
 
 ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
@@ -178,7 +178,7 @@ def fake_module() -> ModuleType:
 
 def fake_runtime(
     plan: BuildPlan, device: FakeDevice, chunk: int | None = None, cuda_graph: bool = False,
-    engine: FakeEngine | None = None, slots: Slots | None = None,
+    engine: FakeEngine | None = None, padding: Padding | None = None,
 ) -> tuple[TensorRTRuntime, FakeEngine]:  # fmt: skip
     """Open the toy engine on a fake device."""
     messages: list[Message] = []
@@ -188,7 +188,7 @@ def fake_runtime(
         engine.context.messages = messages
     executed = open_context(engine, opened, device.gpu, ENGINE_SHA256, cuda_graph)
     parts = Parts(plan, opened, None, engine, *executed, device)
-    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, slots), engine
+    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, padding), engine
 
 
 def image(seed: int = 0) -> Feed:

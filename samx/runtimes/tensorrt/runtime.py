@@ -13,7 +13,7 @@ import numpy as np
 from samx.artifacts import trust
 from samx.artifacts.store import Artifact
 from samx.artifacts.trust import cache_path, read_cached, write_cached
-from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError, UsageError
+from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError
 from samx.formats.tensorrt.engine import check_engine, load_engine
 from samx.formats.tensorrt.gpu import Gpu, find_gpu
 from samx.formats.tensorrt.library import Opened, first_error
@@ -21,7 +21,7 @@ from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
 from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
-from samx.runtimes.base import CopiesOnly, Runtime, Slots
+from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
 from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, Device, cuda_runtime
 
 if TYPE_CHECKING:
@@ -40,10 +40,8 @@ def open_artifact(
     Raises: MissingExtraError; UnavailableError without the library's version or the GPU; ArtifactError for an engine
     that is not built yet, not trusted, or not of this machine; UsageError.
     """
-    if device != DEVICE:
-        raise UnavailableError("an engine runs on no such device", found=f"'{device}'", expected=f"--device {DEVICE}")
-    if threads is not None:
-        raise UsageError("an engine has no CPU threads to choose", found=f"--threads {threads}", fix="Leave it out.")
+    check_device(device, [DEVICE], "unsupported device of an engine")
+    refuse_threads(threads, "an engine has no CPU threads to choose")
     plan = read_plan(artifact)
     opened = plan.library.start()
     name = engine_file(artifact)
@@ -55,8 +53,8 @@ def open_artifact(
     runtime, engine = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
     check_engine(engine, opened, plan, where)
     parts = Parts(plan, opened, runtime, engine, *open_context(engine, opened, gpu, sha256, cuda_graph), memory)
-    slots = Slots.of(artifact.manifest.options, where)
-    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, slots)
+    padding = Padding.of(artifact.manifest.options, where)
+    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, padding)
 
 
 def devices(extra: str = "trt") -> list[str]:
@@ -115,10 +113,10 @@ class TensorRTRuntime(CopiesOnly, Runtime):
 
     def __init__(
         self, spec: DecoderSpec, parts: Parts, chunk: int | None = None, cuda_graph: bool = False,
-        slots: Slots | None = None,
+        padding: Padding | None = None,
     ) -> None:  # fmt: skip
         most = parts.plan.prompts.max
-        super().__init__(spec, most if chunk is None else min(chunk, most), slots)
+        super().__init__(spec, most if chunk is None else min(chunk, most), padding)
         self._parts, self._device = parts, parts.device
         self._context: trt.IExecutionContext = parts.execution
         self._buffers = Buffers(parts.device)
