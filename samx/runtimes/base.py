@@ -36,8 +36,7 @@ def check_device(device: str, known: Collection[str], what: str, fix: str | None
     Raises: UnavailableError.
     """
     if device not in known:
-        expected = " or ".join(f"--device {name}" for name in known)
-        raise UnavailableError(what, found=f"'{device}'", expected=expected, fix=fix)
+        raise UnavailableError(what, found=f"'{device}'", expected=" or ".join(known), fix=fix)
 
 
 def refuse_threads(threads: int | None, what: str) -> None:

@@ -177,7 +177,7 @@ def test_a_call_gets_fixed_shapes_and_the_threads_asked_for(sealed: Artifact) ->
 
 class TestRefused:
     def test_another_device(self, sealed: Artifact) -> None:
-        with pytest.raises(UnavailableError, match=r"found device 'ane', expected cpu.*Mac"):
+        with pytest.raises(UnavailableError, match=r"found 'ane', expected cpu.*Mac"):
             mil.open_artifact(sealed, "ane")
         assert mil.devices() == ["cpu"]
 

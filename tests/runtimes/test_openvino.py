@@ -158,7 +158,7 @@ def test_the_arithmetic_that_was_asked_for_is_taken(products: Mapping[str, int],
 
 @pytest.mark.parametrize("device", ["gpu", "npu", "cuda"])
 def test_a_device_that_is_not_offered_is_no_other_device(device: str, split: Artifact) -> None:
-    with pytest.raises(UnavailableError, match=f"does not run OpenVINO there: found '{device}', expected --device cpu"):
+    with pytest.raises(UnavailableError, match=f"does not run OpenVINO there: found '{device}', expected cpu"):
         open_artifact(split, device=device)
     with pytest.raises(UnavailableError, match=f"target 'openvino' cannot run on '{device}' here: found cpu"):
         backend("openvino").require_device(device)

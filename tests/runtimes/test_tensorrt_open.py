@@ -39,7 +39,7 @@ def test_without_a_gpu_the_device_is_unavailable(built: Artifact) -> None:
 
 
 def test_another_device_or_threads_are_refused(built: Artifact) -> None:
-    with pytest.raises(UnavailableError, match="found 'cpu', expected --device cuda"):
+    with pytest.raises(UnavailableError, match="found 'cpu', expected cuda"):
         tensorrt.open_artifact(built, device="cpu")
     with pytest.raises(UsageError, match="found --threads 2"):
         tensorrt.open_artifact(built, threads=2)
