@@ -17,12 +17,13 @@ from samx.formats.tensorrt.library import Message, Opened, library_of
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.session import Feed
 from samx.runtimes.base import Padding
+from samx.runtimes.tensorrt.cuda import CudaDevice
 from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime, open_context
 
 ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
 
 
-class FakeDevice:
+class FakeDevice(CudaDevice):
     """Keep memory as bytes by address; count what happens."""
 
     def __init__(self, room: int = 1 << 20) -> None:

@@ -52,7 +52,8 @@ def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None =
     config: trt.IBuilderConfig = builder.create_builder_config()
     _configure(config, plan, module)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
-    _set_profile(profile, plan)
+    for name, limits in plan.profile.items():
+        profile.set_shape(name, *limits)
     understood = _understood(network, config, profile, module, plan)
     _agree(understood, plan)
     if config.add_optimization_profile(profile) != 0 or config.num_optimization_profiles != 1:
@@ -107,11 +108,6 @@ def _configure(config: trt.IBuilderConfig, plan: BuildPlan, module: ModuleType) 
         config.num_compute_capabilities = len(capabilities)
     for i, name in enumerate(capabilities):
         config.set_compute_capability(getattr(module.ComputeCapability, name), i)
-
-
-def _set_profile(profile: trt.IOptimizationProfile, plan: BuildPlan) -> None:
-    for name, limits in plan.profile.items():
-        profile.set_shape(name, *limits)
 
 
 def _understood(

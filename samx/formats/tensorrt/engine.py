@@ -71,14 +71,6 @@ def engine_ports(engine: trt.ICudaEngine, inputs: object) -> tuple[Port, ...]:
     return tuple(_port_of(n, engine.get_tensor_shape(n), engine.get_tensor_dtype(n).name) for n in names)
 
 
-def engine_profiles(engine: trt.ICudaEngine, names: Sequence[str]) -> tuple[Mapping[str, Limits], ...]:
-    """Read the limits of these inputs, profile by profile."""
-    return tuple(
-        {name: limits_of(engine.get_tensor_profile_shape(name, i)) for name in names}
-        for i in range(engine.num_optimization_profiles)
-    )
-
-
 def limits_of(shapes: Sequence[Sequence[int]]) -> Limits:
     """Take the library's three shapes; nothing where it has none for an input."""
     if not shapes:
@@ -170,8 +162,11 @@ def check_engine(engine: trt.ICudaEngine, opened: Opened, plan: BuildPlan, where
     """
     way = opened.module.TensorIOMode
     inputs, outputs = engine_ports(engine, way.INPUT), engine_ports(engine, way.OUTPUT)
-    profiles = engine_profiles(engine, tuple(plan.profile))
-    found = Understood(inputs, outputs, profiles, capabilities=CAPABILITIES[plan.compute])
+    profiles = [
+        {name: limits_of(engine.get_tensor_profile_shape(name, i)) for name in plan.profile}
+        for i in range(engine.num_optimization_profiles)
+    ]
+    found = Understood(inputs, outputs, tuple(profiles), capabilities=CAPABILITIES[plan.compute])
     wrong = mismatches(found, plan)
     if wrong:
         raise ArtifactError(

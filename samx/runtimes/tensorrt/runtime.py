@@ -22,7 +22,7 @@ from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
-from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, Device, cuda_runtime
+from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, cuda_runtime
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -105,7 +105,7 @@ class Parts:
     engine: trt.ICudaEngine
     execution: trt.IExecutionContext
     kernels: KernelCache | None
-    device: Device
+    device: CudaDevice
 
 
 class TensorRTRuntime(CopiesOnly, Runtime):
@@ -232,7 +232,7 @@ def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
         return int(engine.num_layers)
 
 
-def _drop_all(device: Device, graphs: list[Any]) -> None:
+def _drop_all(device: CudaDevice, graphs: list[Any]) -> None:
     while graphs:
         device.drop(graphs.pop())
 
