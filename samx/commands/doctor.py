@@ -52,10 +52,10 @@ def run_ability(entry: Backend) -> Ability:
 def _ability(name: str, libraries: tuple[str, ...], extra: str) -> Ability:
     versions = {library: found for library in libraries if (found := _version(library))}
     missing = ", ".join(library for library in libraries if library not in versions)
-    found: Ability = {
+    ability: Ability = {
         "name": name, "available": True, "versions": versions, "reason": None, "fix": None, "devices": (),
     }  # fmt: skip
-    return _without(found, f"not installed: {missing}", f"pip install 'samx[{extra}]'") if missing else found
+    return _without(ability, f"not installed: {missing}", f"pip install 'samx[{extra}]'") if missing else ability
 
 
 def _without(ability: Ability, reason: str, fix: str | None) -> Ability:

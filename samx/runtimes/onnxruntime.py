@@ -126,8 +126,8 @@ class OnnxRuntimeRuntime(Runtime):
     def _decoder_of_a_thread(self) -> Callable[[Feed], Outputs]:
         """Share one session among the threads."""
         if self._shared is None:
-            enough = self._side_by_side == 1 or self._open_single is None
-            self._shared = self._sessions[-1] if enough else self._open_single()
+            single = None if self._side_by_side == 1 else self._open_single
+            self._shared = self._sessions[-1] if single is None else single()
         return partial(self._run, self._shared)
 
 

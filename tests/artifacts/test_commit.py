@@ -16,6 +16,7 @@ from toy_artifact import MANIFEST, MODEL, PACKAGE, build, fail
 
 from samx.artifacts import commit
 from samx.artifacts.commit import seal, staging, write_file
+from samx.artifacts.manifest import FileEntry
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, WriteError
 
@@ -49,9 +50,13 @@ def test_seal_again_adds_evidence_files(tmp_path: Path) -> None:
 
 def test_what_was_sealed_is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    monkeypatch.setattr(
-        commit, "_entry", lambda path, role, make=commit._entry: hashed.append(path.name) or make(path, role)
-    )
+    make = commit._entry
+
+    def entry(path: Path, role: str) -> FileEntry:
+        hashed.append(path.name)
+        return make(path, role)
+
+    monkeypatch.setattr(commit, "_entry", entry)
     with staging(tmp_path / "toy", overwrite=False) as directory:
         (directory / "decoder.onnx").write_bytes(b"model")
         first = seal(directory, MANIFEST, {"decoder.onnx": "decoder"})
