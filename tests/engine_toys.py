@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from samx.artifacts import trust
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.commands.build import build
 from samx.exporters.tensorrt.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
-from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
+from samx.formats.tensorrt.plan import ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
 from samx.models.shape_range import Span
 from samx.models.spec import DecoderSpec, TensorSpec, sam1_spec
 
@@ -110,3 +114,25 @@ def _model(nodes: Any, inputs: Any, outputs: Any, constants: Mapping[str, NDArra
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
     return data
+
+
+@cache
+def _toy_engine() -> tuple[dict[str, bytes], str]:
+    """Build the toy artifact's engine once; gives all files and the engine's hash."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(variable, folder)
+        path = toy_artifact(Path(folder, "toy"))
+        manifest = build(path).manifest
+        files = {file.name: file.read_bytes() for file in path.iterdir()}
+    return files, manifest.files[ENGINE_FILE].sha256
+
+
+def built_toy(path: Path) -> Path:
+    """Write the toy artifact as 'samx build' leaves it, its engine trusted by this user."""
+    files, sha256 = _toy_engine()
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    trust.remember(sha256, "built for a test")
+    return path

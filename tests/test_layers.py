@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.errors import UnavailableError
 from samx.models.spec import DecoderSpec
+from samx.registry import BACKENDS
 
 PACKAGE = Path(samx.__file__).parent
 
@@ -152,6 +153,9 @@ def test_imports_run_downwards(name: str, path: Path) -> None:
     [
         ("samx.exporters.planted", "from samx.runtimes import base"),
         ("samx.exporters.planted", "def late():\n    import samx.runtimes.base"),
+        ("samx.exporters.tensorrt.planted", "from samx.runtimes.tensorrt.runtime import open_artifact"),
+        ("samx.runtimes.tensorrt.planted", "from samx.exporters.tensorrt.build import build_engine"),
+        ("samx.runtimes.coreml.planted", "if TYPE_CHECKING:\n    from samx.exporters.coreml.convert import convert"),
         ("samx.validators.planted", "from samx.runtimes.onnxruntime import open_artifact"),
         ("samx.models.planted", "from samx.processing.prompts import Prompt"),
         ("samx.models.spec", "from samx.models.checkpoint import load_checkpoint"),
@@ -166,6 +170,68 @@ def test_a_planted_upward_import_is_found(name: str, source: str) -> None:
 
 def test_every_module_has_a_layer() -> None:
     assert [name for name in NAMES if unit_of(name) == "samx" and name != "samx"] == []
+
+
+# A target's name stands in its own files and in the registry. Who else names one, and why; the list is to get shorter.
+FOLDERS_OF_TARGETS = ("exporters", "formats", "quantization", "runtimes")
+OWN_NAMES = {"trt": "tensorrt", "trt-rtx": "tensorrt"}  # where files are not named after the target itself
+EXCEPTIONS: Mapping[tuple[str, str], str] = {
+    ("samx/cli.py", "onnx"): "the default target",
+    ("samx/commands/export.py", "onnx"): "the default target, and a library",
+    ("samx/exporters/options.py", "onnx"): "the default target",
+    ("samx/commands/calibrate.py", "onnx"): "a library that is asked for",
+    ("samx/commands/doctor.py", "onnx"): "a library that is asked for",
+    ("samx/benchmarks/environment.py", "onnx"): "a library whose version is told",
+    ("samx/extras.py", "openvino"): "a library that reports over the network",
+    ("samx/benchmarks/contenders/meta_candidates.py", "onnx"): "a made-up artifact around somebody else's file",
+    ("samx/commands/compare_decoders.py", "openvino"): "one of the compared decoders",
+    ("samx/kits/contents.py", "coreml"): "a phone's kit",
+    ("samx/kits/places.py", "onnx"): "kits are described by target",
+    ("samx/kits/places.py", "trt"): "kits are described by target",
+    ("samx/kits/places.py", "trt-rtx"): "kits are described by target",
+    ("samx/kits/places.py", "coreml"): "kits are described by target",
+    ("samx/kits/program.py", "coreml"): "the runner's modules by target",
+    ("samx/kits/readme.py", "coreml"): "what a target's kit says",
+    ("samx/kits/runner/coreml.py", "coreml"): "the runner's own file of that target",
+}
+
+
+def is_own_file(path: str, target: str) -> bool:
+    """Return whether a file belongs to a target: by a folder of its name, or by its own name."""
+    _, room, *parts = Path(path).with_suffix("").parts
+    words = {*parts, *parts[-1].split("_")} if parts else set()
+    return room in FOLDERS_OF_TARGETS and OWN_NAMES.get(target, target) in words
+
+
+def named_targets(path: str, source: str) -> set[tuple[str, str]]:
+    """List the targets that a file names though it is none of theirs. A library that is required is no target."""
+    nodes = list(ast.walk(ast.parse(source)))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and node.args]
+    libraries = {id(call.args[0]) for call in calls if ast.unparse(call.func) == "require"}
+    texts = {str(node.value) for node in nodes if isinstance(node, ast.Constant) and id(node) not in libraries}
+    return {(path, entry.target) for entry in BACKENDS if entry.target in texts and not is_own_file(path, entry.target)}
+
+
+def test_no_target_is_named_outside_its_own_files_and_the_registry() -> None:
+    sources = {path.relative_to(PACKAGE.parent).as_posix(): path for _, path in modules() if path.name != "registry.py"}
+    found = [named_targets(name, path.read_text(encoding="utf-8")) for name, path in sources.items()]
+    assert set().union(*found) == set(EXCEPTIONS), "a new one, or an exception that is not needed any more"
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("samx/commands/planted.py", "if manifest.target == 'trt-rtx': ...", {"trt-rtx"}),
+        ("samx/runtimes/base.py", "KINDS = {'openvino': 1, 'aoti': 2}", {"openvino", "aoti"}),
+        ("samx/exporters/tensorrt/planted.py", "FALLBACK = 'onnx', 'trt'", {"onnx"}),
+        ("samx/quantization/coreml_planted.py", "TARGET = 'coreml'", set()),
+        ("samx/commands/coreml.py", "TARGET = 'coreml'", {"coreml"}),  # no folder of targets
+        ("samx/commands/planted.py", "onnx = require('onnx', 'export', 'reading')", set()),
+        ("samx/commands/planted.py", "words = 'an onnx file'", set()),
+    ],
+)
+def test_a_planted_target_is_found(path: str, source: str, found: set[str]) -> None:
+    assert named_targets(path, source) == {(path, target) for target in found}
 
 
 def light_modules() -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from samx.artifacts import strict_json
 from samx.artifacts.manifest import FORMAT, MANIFEST_NAME, FileEntry, Manifest, check_file_names
-from samx.artifacts.store import CHUNK_BYTES, Artifact, manifest_bytes, unlisted_files
+from samx.artifacts.store import Artifact, digest, manifest_bytes, unlisted_files
 from samx.errors import ArtifactError, WriteError
 
 if sys.platform != "win32":
@@ -56,16 +55,23 @@ def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
             raise
 
 
-def seal(directory: Path, manifest: Manifest, roles: Mapping[str, str]) -> Manifest:
+def seal(
+    directory: Path, manifest: Manifest, roles: Mapping[str, str], known: Mapping[str, FileEntry] | None = None
+) -> Manifest:
     """Hash the files, give each its role, and write the manifest last. May be called again with more evidence.
 
+    What `known` lists was hashed before, while it was written, and is not hashed again: staging() judges every byte
+    once more before the artifact takes its place.
     Raises: WriteError when `roles` does not name exactly the files that are there, at any depth; ArtifactError when
     no artifact can hold their names.
     """
     check_file_names(roles, f"the export in {directory}")
     if extra := unlisted_files(directory, roles):
         raise WriteError(f"cannot seal {directory}: roles and files differ", found=extra, expected=sorted(roles))
-    files = {name: _entry(directory / name, role) for name, role in roles.items()}
+    files = {
+        name: replace(known[name], role=role) if known and name in known else _entry(directory / name, role)
+        for name, role in roles.items()
+    }
     sealed = replace(manifest, files=files)
     write_file(directory / MANIFEST_NAME, sealed.to_bytes())
     return sealed
@@ -138,7 +144,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _foreign_content(target: Path) -> str | None:
-    """Say what would be lost that is no artifact. The manifest may be of another version, the files damaged."""
+    """Return what would be lost that is no artifact. The manifest may be of another version, the files damaged."""
     if target.is_symlink() or not target.is_dir():
         return "a link" if target.is_symlink() else "a file"
     if not any(target.iterdir()):
@@ -172,7 +178,7 @@ def _sibling(target: Path, kind: str) -> Path:
 
 
 def _take_lock(descriptor: int) -> bool | None:
-    """Lock without waiting. Gives None where the system or the file system has no locks."""
+    """Lock without waiting. Returns None where the system or the file system has no locks."""
     if sys.platform == "win32":
         return None
     try:
@@ -244,11 +250,8 @@ def _entry(path: Path, role: str) -> FileEntry:
     if path.is_symlink() or not path.is_file():
         found = "no regular file" if os.path.lexists(path) else "nothing"
         raise WriteError(f"cannot seal {path}", found=found, expected="a regular file")
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return FileEntry(digest.hexdigest(), path.stat().st_size, role)
+        return FileEntry(*digest(file), role)
 
 
 def _sync(path: Path) -> None:

@@ -108,3 +108,15 @@ class Manifest(Document):
         for entry in self.evidence:
             if entry.report not in self.files:
                 raise refusal(f"{where}: evidence names a report that is not in the artifact", entry.report)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Name the files that were written, each with its role, and what they show."""
+
+    files: Mapping[str, str]
+    evidence: Evidence
+    tools: Mapping[str, str]  # library: version
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()  # about precision or shapes
+    opened: bool = True  # whether this machine's device can open what was built

@@ -25,7 +25,7 @@ FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 
 @dataclass(frozen=True)
 class Artifact:
-    """Keep a verified artifact: its directory and its manifest."""
+    """A verified artifact: its directory and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -39,7 +39,7 @@ class Artifact:
         artifact = cls(path, read_manifest(path))
         for name, entry in artifact.manifest.files.items():
             with _regular_file(path, name) as file:
-                _check(path / name, entry, *_digest(file, entry.bytes))
+                _check(path / name, entry, *digest(file, entry.bytes))
         return artifact
 
     @classmethod
@@ -69,7 +69,7 @@ class Artifact:
         return data
 
     def file_with_role(self, role: str) -> str:
-        """Name the one file that has this role.
+        """Return the one file that has this role.
 
         Raises: ArtifactError when none or several have it.
         """
@@ -82,7 +82,7 @@ class Artifact:
         return names[0]
 
     def files_under(self, folder: str) -> list[str]:
-        """Name the listed files below a folder, at any depth.
+        """List the files below a folder, at any depth.
 
         Raises: ArtifactError when there is none.
         """
@@ -120,7 +120,7 @@ def manifest_bytes(path: Path) -> bytes:
 
 
 def unlisted_files(path: Path, listed: Collection[str]) -> list[str]:
-    """Name what lies in the directory beside the manifest and these; a folder that holds none of them is one entry."""
+    """List what lies in the directory beside the manifest and these; a folder that holds none of them is one entry."""
     known, found, folders = {MANIFEST_NAME, *listed}, [], [""]
     while folders:
         inside = folders.pop()
@@ -170,12 +170,13 @@ def _has_link(directory: Path, name: str) -> bool:
     return any(directory.joinpath(*parts[:depth]).is_symlink() for depth in range(1, len(parts) + 1))
 
 
-def _digest(file: BinaryIO, cap: int) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    while size <= cap and (chunk := file.read(CHUNK_BYTES)):
-        digest.update(chunk)
+def digest(file: BinaryIO, cap: int | None = None) -> tuple[str, int]:
+    """Return hash and size of what a file still holds, of a little more than `cap` bytes at most."""
+    found, size = hashlib.sha256(), 0
+    while (cap is None or size <= cap) and (chunk := file.read(CHUNK_BYTES)):
+        found.update(chunk)
         size += len(chunk)
-    return digest.hexdigest(), size
+    return found.hexdigest(), size
 
 
 def _check(path: Path, entry: FileEntry, sha256: str, size: int) -> None:

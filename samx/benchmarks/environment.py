@@ -14,9 +14,9 @@ from typing import Any
 
 import samx
 from samx.artifacts import strict_json as read
-from samx.devices import processor
+from samx.devices import cpu
+from samx.devices.adapter import Reading, unread
 from samx.devices.files import Tree
-from samx.devices.reading import Reading, unread
 from samx.errors import SamxError
 from samx.validators.report import environment
 
@@ -33,21 +33,22 @@ MARK = "samx-measured:"  # begins the one line that is read; libraries print wha
 
 def benchmark_environment(tree: Tree = HERE) -> dict[str, str]:
     """Describe this machine and its state, in words."""
-    load = processor.load_1min(tree, is_mac=sys.platform == "darwin")
+    load = cpu.load_1min(tree, is_mac=sys.platform == "darwin")
     return {
         **environment(),
-        "isa": " ".join(processor.isa(tree)) or UNKNOWN,
-        "governor": _words(processor.governor(tree)),
-        "cpus_usable": str(processor.usable_cpus()),
+        "isa": " ".join(cpu.isa(tree)) or UNKNOWN,
+        "governor": _words(cpu.governor(tree)),
+        "cpus_usable": str(cpu.usable_cpus()),
         "load_1min": _words(load),
         **{library: _version(library) for library in LIBRARIES},
     }
 
 
 def busy(facts: Mapping[str, str]) -> bool:
-    """Return whether something else was running when the environment was read."""
-    load = facts["load_1min"]
-    return load != UNKNOWN and processor.busy(float(load), int(facts["cpus_usable"]))
+    """Tell whether something else was running when the environment was read."""
+    if facts["load_1min"] == UNKNOWN:
+        return False
+    return cpu.busy(float(facts["load_1min"]), int(facts["cpus_usable"]))
 
 
 def _words(reading: Reading) -> str:

@@ -17,7 +17,7 @@ from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_n
 from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Scenario, Workload, candidate, copying, finishing
 from samx.benchmarks.subjects import Subject
-from samx.devices import reading
+from samx.devices import adapter
 from samx.errors import PromptError
 from samx.models.session import Placement, Session
 from samx.progress import Progress
@@ -40,7 +40,7 @@ OVERHEAD_CALLS = 20_000
 OVERHEAD_BOUND_US = 20.0
 
 Bind = Callable[[str, Session, Scenario, Workload], Candidate]
-Energy = Callable[[int, int], reading.Reading]  # what a device drew between two times of the clock
+Energy = Callable[[int, int], adapter.Reading]  # what a device drew between two times of the clock
 
 
 @dataclass
@@ -188,7 +188,7 @@ class Harness:
 
 
 def _unread(reason: str) -> Reading:
-    return reading.unread(reason, ENERGY_UNIT).to_json()
+    return adapter.unread(reason, ENERGY_UNIT).to_json()
 
 
 def overhead(clock: Clock = now_ns, calls: int = OVERHEAD_CALLS) -> tuple[float, float, float]:

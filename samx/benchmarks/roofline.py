@@ -23,7 +23,7 @@ from samx.benchmarks.operations import FLOAT_BYTES, FORMS, count
 from samx.benchmarks.results import Need, Result, Roofline
 from samx.benchmarks.scenarios import BY_NAME, Workload
 from samx.benchmarks.subjects import Subject
-from samx.devices.reading import Reading, unread
+from samx.devices.adapter import Reading, unread
 from samx.errors import SamxError
 from samx.models.session import FloatArray
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from samx.artifacts import trust as trusted
 from samx.artifacts.commit import seal, staging
-from samx.artifacts.manifest import Evidence, Manifest
+from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError
 from samx.exporters.tensorrt.lower import REPORT_ROLE, gpu_for, lower
@@ -26,7 +26,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Say whether an engine was built, why, and what the artifact holds now."""
+    """Whether an engine was built, why, and what the artifact holds now."""
 
     path: Path
     built: bool
@@ -36,7 +36,7 @@ class BuildResult:
     warnings: tuple[str, ...] = ()  # of the library, about precision or shapes; 'samx validate' judges what they mean
 
     def summary(self) -> str:
-        """Give one line for people."""
+        """Return one line for people."""
         if not self.built:
             return f"{self.path} is up to date"
         return f"built the engine of {self.path} in {self.seconds:.1f} s: {'; '.join(self.reasons)}"
@@ -44,7 +44,7 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class TrustResult:
-    """Say which file is trusted from now on."""
+    """Which file is trusted from now on."""
 
     path: Path
     file: str
@@ -57,7 +57,8 @@ def build(path: Path, *, force: bool = False, progress: Progress = lambda _: Non
     Raises: UsageError for another target; MissingExtraError, UnavailableError, ArtifactError, WriteError. The artifact
     is then as it was.
     """
-    artifact = _engine_artifact(path)
+    artifact = Artifact.open(path)
+    library_of(artifact.manifest.target)
     plan = read_plan(artifact)
     progress(f"Looking at {path}")
     reasons = ("asked for",) if force else _reasons(artifact, plan)
@@ -65,11 +66,11 @@ def build(path: Path, *, force: bool = False, progress: Progress = lambda _: Non
         return BuildResult(path, False, (), artifact.manifest)
     with staging(path, overwrite=True) as directory:
         kept = _copy_graph(artifact, directory)
-        before = seal(directory, _without_engine(artifact.manifest), kept)
+        before = seal(directory, _without_engine(artifact.manifest), kept, known=artifact.manifest.files)
         lowered = lower(directory, before, progress)
         tools, evidence = {**before.tools, **lowered.tools}, (*before.evidence, lowered.evidence)
         after = replace(before, tools=tools, evidence=evidence)
-        manifest = seal(directory, after, {**kept, **lowered.files})
+        manifest = seal(directory, after, {**kept, **lowered.files}, known=before.files)
     return BuildResult(path, True, reasons, manifest, lowered.seconds, lowered.warnings)
 
 
@@ -86,12 +87,6 @@ def trust(path: Path, *, progress: Progress = lambda _: None) -> TrustResult:
     return TrustResult(path, name, sha256)
 
 
-def _engine_artifact(path: Path) -> Artifact:
-    artifact = Artifact.open(path)
-    library_of(artifact.manifest.target)
-    return artifact
-
-
 def _code_file(artifact: Artifact) -> str:
     if artifact.manifest.target == host.TARGET:
         return artifact.file_with_role(host.PACKAGE_ROLE)
@@ -100,7 +95,7 @@ def _code_file(artifact: Artifact) -> str:
 
 
 def _reasons(artifact: Artifact, plan: BuildPlan) -> tuple[str, ...]:
-    """Say why the engine must be built; nothing where the one that is there belongs to this machine and user."""
+    """Return why the engine must be built; nothing where the one that is there belongs to this machine and user."""
     files = artifact.manifest.files
     roles = {entry.role: name for name, entry in files.items()}
     if not set(ENGINE_ROLES) <= set(roles):
@@ -128,15 +123,11 @@ def _without_engine(manifest: Manifest) -> Manifest:
 
 def _copy_graph(artifact: Artifact, directory: Path) -> Mapping[str, str]:
     """Copy what does not depend on the engine; each file's hash is checked on the way."""
-    outdated = {entry.report for entry in artifact.manifest.evidence if entry.level in ENGINE_LEVELS}
-    outdated -= {entry.report for entry in _kept_evidence(artifact.manifest)}
+    reports = {entry.report for entry in artifact.manifest.evidence}
+    outdated = reports - {entry.report for entry in _without_engine(artifact.manifest).evidence}
     roles = {}
     for name, entry in artifact.manifest.files.items():
         if entry.role not in ENGINE_ROLES and name not in outdated:
             (directory / name).write_bytes(artifact.read(name))
             roles[name] = entry.role
     return roles
-
-
-def _kept_evidence(manifest: Manifest) -> tuple[Evidence, ...]:
-    return _without_engine(manifest).evidence

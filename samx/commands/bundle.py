@@ -12,8 +12,7 @@ from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence
 from samx.artifacts.store import Artifact
 from samx.errors import ParityError
-from samx.kits.archive import zipped
-from samx.kits.contents import contents
+from samx.kits.contents import contents, zipped
 from samx.kits.places import places
 from samx.processing.images import check_free
 from samx.validators.report import ParityReport

@@ -1,11 +1,10 @@
-"""Say what this machine can do with samx: backends, versions, what is missing and how to get it."""
+"""Find what this machine can do with samx: backends, versions, what is missing and how to get it."""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
 import sys
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,17 +16,8 @@ EXPORT_LIBRARIES = ("torch", "safetensors", "onnx", "onnxscript", "onnxsim")
 
 ELSEWHERE = "exports can be made and compared here, and run elsewhere"
 
-
-@dataclass(frozen=True)
-class Ability:
-    """Say whether something works here, with which versions, and if not why and what to install."""
-
-    name: str
-    available: bool
-    versions: dict[str, str]
-    reason: str | None = None
-    fix: str | None = None
-    devices: tuple[str, ...] = ()
+# Whether something works here: name, available, versions of its libraries, and if not the reason and the fix; devices.
+Ability = dict[str, Any]
 
 
 def doctor() -> dict[str, Any]:
@@ -37,39 +27,39 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "abilities": [asdict(ability) for ability in (export_ability(), *map(run_ability, BACKENDS))],
+        "abilities": [_ability("export", EXPORT_LIBRARIES, "export"), *map(run_ability, BACKENDS)],
     }
-
-
-def export_ability() -> Ability:
-    """Check what exporting needs."""
-    return _ability("export", EXPORT_LIBRARIES, "export")
 
 
 def run_ability(entry: Backend) -> Ability:
     """Check what running one backend needs, and which devices it finds."""
     ability = _ability(f"run {entry.target} ({entry.title})", (entry.library,), entry.extra)
-    if not ability.available:
+    if not ability["available"]:
         return ability
     try:
         devices = tuple(load(entry.devices)())
     except UnavailableError as cause:
-        return Ability(ability.name, False, ability.versions, cause.what, cause.fix)
+        return _without(ability, cause.what, cause.fix)
     except ImportError as cause:  # installed, but for another Python or system
         fix = f"Reinstall it: pip install --force-reinstall 'samx[{entry.extra}]'"
-        return Ability(ability.name, False, ability.versions, f"{entry.library} does not load: {cause}", fix)
+        return _without(ability, f"{entry.library} does not load: {cause}", fix)
     if not devices:
         here = "engines can be built here and run elsewhere" if entry.compiles_anywhere else ELSEWHERE
-        return Ability(ability.name, False, ability.versions, "no device of this machine runs it", here)
-    return Ability(ability.name, True, ability.versions, devices=devices)
+        return _without(ability, "no device of this machine runs it", here)
+    return {**ability, "devices": devices}
 
 
 def _ability(name: str, libraries: tuple[str, ...], extra: str) -> Ability:
     versions = {library: found for library in libraries if (found := _version(library))}
-    missing = [library for library in libraries if library not in versions]
-    if missing:
-        return Ability(name, False, versions, f"not installed: {', '.join(missing)}", f"pip install 'samx[{extra}]'")
-    return Ability(name, True, versions)
+    missing = ", ".join(library for library in libraries if library not in versions)
+    ability: Ability = {
+        "name": name, "available": True, "versions": versions, "reason": None, "fix": None, "devices": (),
+    }  # fmt: skip
+    return _without(ability, f"not installed: {missing}", f"pip install 'samx[{extra}]'") if missing else ability
+
+
+def _without(ability: Ability, reason: str, fix: str | None) -> Ability:
+    return {**ability, "available": False, "reason": reason, "fix": fix}
 
 
 def _version(library: str) -> str | None:

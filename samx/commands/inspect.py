@@ -1,4 +1,4 @@
-"""Say what a file or directory is, without loading a model."""
+"""Describe a file or directory without loading a model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from samx.artifacts.store import Artifact
-from samx.artifacts.strict_json import parse
 from samx.errors import InputError
-from samx.extras import require
+from samx.registry import load
 
-METADATA_PREFIX = "samx."
+GRAPHS = {".onnx": "samx.formats.onnx:describe", ".xml": "samx.formats.openvino.ir:describe"}
 PACKAGE_SUFFIX = ".mlpackage"
 
 
@@ -23,52 +22,14 @@ def inspect(path: Path) -> dict[str, Any]:
         return {"kind": "coreml package", "path": str(path), **_package_facts(path)}
     if path.is_dir():
         return {"kind": "artifact", **Artifact.inspect(path)}
-    if path.suffix == ".onnx" and path.is_file():
-        return {"kind": "onnx", "path": str(path), "bytes": path.stat().st_size, **_onnx_facts(path)}
-    if path.suffix == ".xml" and path.is_file():
-        return {"kind": "openvino", "path": str(path), "bytes": path.stat().st_size, **_openvino_facts(path)}
+    if path.suffix in GRAPHS and path.is_file():
+        facts = load(GRAPHS[path.suffix])(path)
+        return {"kind": facts["kind"], "path": str(path), "bytes": path.stat().st_size, **facts}
     raise InputError(
         f"cannot inspect '{path}'", found="a file of another kind" if path.exists() else "nothing",
         expected="an artifact directory, an .onnx file, an OpenVINO .xml or an .mlpackage",
         fix="Name what 'samx export' left.",
     )  # fmt: skip
-
-
-def _onnx_facts(path: Path) -> dict[str, Any]:
-    onnx = require("onnx", "export", "looking into an ONNX file")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as cause:  # protobuf's errors share no base class with onnx's
-        raise InputError(f"'{path}' is no ONNX file", found=cause, fix="Export it again.") from cause
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return {
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "inputs": [value.name for value in model.graph.input],
-        "outputs": [value.name for value in model.graph.output],
-        "samx": {
-            key.removeprefix(METADATA_PREFIX): parse(value.encode(), f"'{path}': {key}")
-            for key, value in metadata.items()
-            if key.startswith(METADATA_PREFIX)
-        },
-    }
-
-
-def _openvino_facts(path: Path) -> dict[str, Any]:
-    from samx.formats.openvino import ir
-
-    weights = path.with_suffix(ir.WEIGHTS_SUFFIX)
-    try:
-        files = ir.Ir(path.read_bytes(), weights.read_bytes())
-    except OSError as cause:
-        raise InputError(
-            f"'{path}' lacks its weights", found=cause.strerror, expected=weights.name, fix="Keep the two together."
-        ) from cause
-    graph = ir.read(files)
-    return {
-        "inputs": [port.get_any_name() for port in graph.inputs],
-        "outputs": [port.get_any_name() for port in graph.outputs],
-        "samx": ir.metadata(graph),
-    }
 
 
 def _package_facts(path: Path) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from samx.devices.commands import CommandError, Run, answer, run
-from samx.devices.mac import LEVELS, Pressure, sysctls, thermal_pressure
-from samx.devices.reading import Reading, Readings, number, unread
+from samx.devices.adapter import Reading, Readings, numbers, texts, unread
+from samx.devices.files import CommandError, Run, answer, run
 
 SW_VERS, PMSET = ("/usr/bin/sw_vers", "-productVersion"), ("/usr/bin/pmset", "-g", "therm")
 POWERMETRICS = ("/usr/bin/powermetrics", "--samplers", "cpu_power,thermal", "-i", "200", "-n", "1")
@@ -20,6 +21,23 @@ NO_WARNING = "No thermal warning level has been recorded"
 POWERS = {"CPU": "power_cpu", "GPU": "power_gpu", "ANE": "power_ane", "Combined": "power"}
 SCOPE = "processor, GPU and Neural Engine, estimated by powermetrics"
 NEEDS_ROOT = "powermetrics may be run by root only"
+SYSCTL = ("/usr/sbin/sysctl", "hw", "machdep.cpu", "kern.hv_vmm_present")
+# Instruction sets as sysctl names them -> as Linux does.
+FEATURES = {
+    "hw.optional.AdvSIMD": "asimd",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+    "hw.optional.avx2_0": "avx2",
+    "hw.optional.fma": "fma",
+    "hw.optional.avx512f": "avx512f",
+}
+LIBRARY = "/usr/lib/libSystem.B.dylib"
+# OSThermalNotification.h: the name of the state, and its values on a Mac.
+PRESSURE = b"com.apple.system.thermalpressurelevel"
+LEVELS = ("nominal", "moderate", "heavy", "trapping", "sleeping")
+
+Pressure = Callable[[], int | None]
 
 
 class AppleAdapter:
@@ -37,18 +55,15 @@ class AppleAdapter:
         self._due: dict[tuple[str, ...], int] = {}
 
     def name(self) -> str:
-        """Name the chip as Apple does."""
+        """Return the chip's name."""
         return self._sysctl.get("machdep.cpu.brand_string") or "unknown"
 
     def facts(self) -> Readings:
         """Read model, chip, memory and system."""
-        size = self._sysctl.get("hw.memsize", "")
         return {
             "model": self._fact("hw.model"),
             "chip": self._fact("machdep.cpu.brand_string"),
-            "memory": Reading(int(size) // 2**20, "MiB")
-            if size.isdigit()
-            else unread("sysctl does not tell hw.memsize", "MiB"),
+            "memory": mac_memory(self._sysctl),
             "performance_cores": self._fact("hw.perflevel0.physicalcpu"),
             "efficiency_cores": self._fact("hw.perflevel1.physicalcpu"),
             "macos": answer(self._run, SW_VERS, str.strip),
@@ -65,7 +80,7 @@ class AppleAdapter:
         return found | (self._powers() if self._is_due(POWERMETRICS, POWERMETRICS_PERIOD_NS) else {})
 
     def throttled(self, samples: Sequence[Readings]) -> list[str]:
-        """Say whether macOS reported thermal pressure or lowered its limits."""
+        """Return whether macOS reported thermal pressure or lowered its limits."""
         return [*_pressure_words(samples), *_limit_words(samples), *_warning_words(samples)]
 
     def _fact(self, name: str) -> Reading:
@@ -117,24 +132,61 @@ def _warning(text: str) -> Reading:
 
 
 def _pressure_words(samples: Sequence[Readings]) -> list[str]:
-    found = [sample["thermal_pressure"].value for sample in samples if "thermal_pressure" in sample]
-    raised = [str(level) for level in found if level not in (None, LEVELS[0])]
+    found = texts(samples, "thermal_pressure")
+    raised = [level for level in found if level not in ("None", LEVELS[0])]
     levels = ", ".join(dict.fromkeys(raised))
     return [f"macOS reported thermal pressure ({levels}) in {len(raised)} of {len(found)} samples"] if raised else []
 
 
 def _limit_words(samples: Sequence[Readings]) -> list[str]:
-    lowest = {name: _lowest(samples, name) for name in LIMITS.values()}
+    lowest = {name: min(numbers(samples, name), default=FULL_SPEED) for name in LIMITS.values()}
     lowered = {name.replace("_", " "): value for name, value in lowest.items() if value < FULL_SPEED}
     return [f"macOS lowered the {name} to {value:g} %" for name, value in lowered.items()]
 
 
-def _lowest(samples: Sequence[Readings], name: str) -> float:
-    values = (number(sample, name) for sample in samples)
-    return min((value for value in values if value is not None), default=FULL_SPEED)
-
-
 def _warning_words(samples: Sequence[Readings]) -> list[str]:
-    found = [str(sample["thermal_warning"].value) for sample in samples if "thermal_warning" in sample]
-    raised = [level for level in dict.fromkeys(found) if level.startswith("level") and level != "level 0"]
+    raised = [
+        level
+        for level in dict.fromkeys(texts(samples, "thermal_warning"))
+        if level.startswith("level") and level != "level 0"
+    ]
     return [f"macOS recorded a thermal warning ({', '.join(raised)})"] if raised else []
+
+
+def sysctls(run: Run) -> dict[str, str]:
+    """Read what sysctl tells about the hardware; nothing where it does not work."""
+    try:
+        pairs = (line.partition(":") for line in run(*SYSCTL).splitlines())
+    except CommandError:
+        return {}
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+
+
+def mac_isa(facts: Mapping[str, str]) -> list[str]:
+    """List the relevant instruction sets, as Linux would."""
+    return [flag for name, flag in FEATURES.items() if facts.get(name) == "1"]
+
+
+def mac_memory(facts: Mapping[str, str]) -> Reading:
+    """Return how much memory a Mac has."""
+    size = facts.get("hw.memsize", "")
+    if not size.isdigit():
+        return unread("sysctl does not tell hw.memsize", "MiB")
+    return Reading(int(size) // 2**20, "MiB")
+
+
+def thermal_pressure(open_library: Callable[[str], Any] = ctypes.CDLL) -> Pressure:
+    """Make a function that asks for the thermal pressure, without root and without a process of its own."""
+    try:
+        library = open_library(LIBRARY)
+        token = ctypes.c_int()
+        refused = library.notify_register_check(PRESSURE, ctypes.byref(token)) != 0
+    except (OSError, AttributeError):  # not a Mac
+        return lambda: None
+
+    def ask() -> int | None:
+        state = ctypes.c_uint64()
+        failed = refused or library.notify_get_state(token, ctypes.byref(state)) != 0
+        return None if failed else state.value
+
+    return ask

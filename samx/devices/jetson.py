@@ -10,11 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from samx.devices import rails, temperatures
-from samx.devices.commands import Run, answer, run
-from samx.devices.counters import risen
-from samx.devices.files import Tree, scaled
-from samx.devices.reading import Reading, Readings, Value, unread
+from samx.devices.adapter import Reading, Readings, Value, risen, texts, unread
+from samx.devices.files import Run, Tree, answer, run, scaled
+from samx.devices.sensors import SENSORS, find_rails, powers, rail_scope, zone_readings, zones
 from samx.errors import UnavailableError
 
 RELEASE, MODEL, COMPATIBLE = "/etc/nv_tegra_release", "/proc/device-tree/model", "/proc/device-tree/compatible"
@@ -50,14 +48,14 @@ class JetsonAdapter:
         self._tree, self._run = Tree(root), run
         if not _is_jetson(self._tree):
             raise UnavailableError("this machine is no Jetson", found=f"neither {RELEASE} nor {TEGRA} in {COMPATIBLE}")
-        self._rails = rails.find_rails(self._tree)
-        self._zones = temperatures.zones(self._tree)
+        self._rails = find_rails(self._tree)
+        self._zones = zones(self._tree)
         self._gpu = next((path for path in self._tree.find(GPUS) if GPU_NAME.search(path.rsplit("/", 1)[-1])), None)
         self._cooling = _cooling(self._tree)
         self._events = _event_files(self._tree)
 
     def name(self) -> str:
-        """Name the board as its maker does."""
+        """Return the board's name."""
         return str(self._tree.reading(MODEL).value or "Jetson")
 
     def facts(self) -> Readings:
@@ -67,7 +65,7 @@ class JetsonAdapter:
             "release": self._tree.reading(RELEASE, _release),
             "power_mode": answer(self._run, NVPMODEL, _power_mode),
             "jetson_clocks": answer(self._run, JETSON_CLOCKS, _one_line),
-            "power_scope": rails.scope(self._rails),
+            "power_scope": rail_scope(self._rails),
             "gpu_governor": self._gpu_reading("governor"),
             "clock_gpu_lowest": self._gpu_reading("min_freq", MHZ, "MHz"),
             "clock_gpu_limit": self._gpu_reading("max_freq", MHZ, "MHz"),
@@ -76,17 +74,17 @@ class JetsonAdapter:
     def sample(self) -> Readings:
         """Read power, GPU clock and load, heat, and what slows the chip down."""
         return {
-            **rails.powers(self._tree, self._rails),
+            **powers(self._tree, self._rails),
             "clock_gpu": self._gpu_reading("cur_freq", MHZ, "MHz"),
             "utilisation": self._gpu_reading("device/load", scaled(0.1), "%"),
-            **temperatures.zone_readings(self._tree, self._zones),
+            **zone_readings(self._tree, self._zones),
             "cooling": self._cooling_words(),
             **{f"events_{name}": self._event(name) for name in OC_EVENTS},
         }
 
     def throttled(self, samples: Sequence[Readings]) -> list[str]:
-        """Say which events and cooling measures slowed the chip down."""
-        found = [str(sample["cooling"].value) for sample in samples if "cooling" in sample]
+        """Return which events and cooling measures slowed the chip down."""
+        found = texts(samples, "cooling")
         counts = Counter(name for text in found for name in text.split(", ") if SLOWING.search(name))
         heat = [
             f"{name} was cooled by slower clocks in {count} of {len(found)} samples" for name, count in counts.items()
@@ -139,4 +137,4 @@ def _cooling(tree: Tree) -> dict[str, str]:
 
 
 def _event_files(tree: Tree) -> str | None:
-    return next((path for path in tree.find(rails.MONITORS) if tree.reading(f"{path}/name").value == OC_DRIVER), None)
+    return next((path for path in tree.find(SENSORS) if tree.reading(f"{path}/name").value == OC_DRIVER), None)

@@ -8,17 +8,22 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from samx.devices.adapter import Adapter
-from samx.devices.energy import UNIT, energy_mj
-from samx.devices.processor import busy
-from samx.devices.reading import Reading, Readings, number, unread
+import numpy as np
+import numpy.typing as npt
+
+from samx.devices.adapter import Adapter, Reading, Readings, number, unread
+from samx.devices.cpu import busy
 
 INTERVAL_S = 0.2
 STOP_S = 5.0  # a driver that hangs must not hold the program up
 STEADY_GOVERNOR = "performance"
 LOST = "error"  # name of the reading of a device that stopped answering
+LEAST_SAMPLES = 3  # of an interval whose energy is told
+UNIT = "mJ"
+NO_POWER = "has no power reading"
 
-Sample = tuple[int, dict[str, Readings]]
+Sample = tuple[int, Readings]  # time in ns
+Floats = npt.NDArray[np.float64]
 
 
 class Monitor:
@@ -43,7 +48,7 @@ class Monitor:
         self._hangs = False
         self.before: dict[str, Readings] = {}
         self.after: dict[str, Readings] = {}
-        self.samples: list[Sample] = []
+        self.samples: list[tuple[int, dict[str, Readings]]] = []
 
     def __enter__(self) -> Monitor:
         for adapter in self._adapters:
@@ -71,13 +76,13 @@ class Monitor:
         return readings
 
     def flags(self) -> list[str]:
-        """Say what makes the numbers doubtful: throttling, lost devices, a busy machine. Begins with `information:`
+        """Return what makes the numbers doubtful: throttling, lost devices, a busy machine. Begins with `information:`
         where it only explains them.
         """
         return [*self._throttled(), *self._losses(), *self._busy(), *self._governors()]
 
     def energy_mj(self, start_ns: int, end_ns: int) -> Reading:
-        """Give what the measured device drew between two times of the clock, in mJ, idle power included.
+        """Return what the measured device drew between two times of the clock, in mJ, idle power included.
 
         The first device that tells its power counts; what it covers is its fact `power_scope`.
         """
@@ -87,19 +92,19 @@ class Monitor:
         return known[0] if known else unread(reasons or "no device was watched", UNIT)
 
     def energy_scope(self, start_ns: int, end_ns: int) -> Reading:
-        """Say what the energy of an interval covers."""
+        """Return what the energy of an interval covers."""
         for kind in self._kinds:
             if energy_mj(self._of(kind), start_ns, end_ns, self._slack_ns).value is not None:
                 return self._facts[kind].get("power_scope", unread(f"{kind} does not say what its power covers"))
         return unread("no device told its power")
 
     def cost(self) -> Reading:
-        """Give the mean time that one sample took, in microseconds."""
+        """Return the mean time that one sample took, in microseconds."""
         spent = self._spent_ns
         return Reading(sum(spent) / len(spent) / 1e3, "us") if spent else unread("nothing was sampled", "us")
 
     def to_json(self) -> dict[str, Any]:
-        """Give plain data; samples hold values alone, since units and reasons stand in `before`."""
+        """Return plain data; samples hold values alone, since units and reasons stand in `before`."""
         return {
             "devices": {kind: self._device(kind) for kind in self._kinds},
             "samples": [{"time_ns": at, "readings": _values(readings)} for at, readings in list(self.samples)],
@@ -119,7 +124,7 @@ class Monitor:
         while not self._stop.wait(self._interval_s):
             self.sample()
 
-    def _of(self, kind: str) -> list[tuple[int, Readings]]:
+    def _of(self, kind: str) -> list[Sample]:
         return [(at, readings[kind]) for at, readings in list(self.samples)]
 
     def _guarded(self, adapter: Adapter, read: Callable[[], Readings]) -> Readings:
@@ -172,3 +177,51 @@ def _values(readings: dict[str, Readings]) -> dict[str, dict[str, Any]]:
         kind: {name: reading.value for name, reading in found.items() if reading.value is not None}
         for kind, found in readings.items()
     }
+
+
+def energy_mj(samples: Sequence[Sample], start_ns: int, end_ns: int, slack_ns: int) -> Reading:
+    """Return the energy between two times, in mJ. A counter goes before power: it misses nothing between samples.
+
+    The samples must reach over the interval, up to `slack_ns` at either end.
+    """
+    tried = [_energy(samples, name, integrate, start_ns, end_ns, slack_ns) for name, integrate in SOURCES.items()]
+    return next((reading for reading in tried if reading.value is not None), tried[-1])
+
+
+def _energy(
+    samples: Sequence[Sample], name: str, integrate: Callable[..., float], start_ns: int, end_ns: int, slack_ns: int
+) -> Reading:
+    known = [(time, value) for time, readings in samples if (value := number(readings, name)) is not None]
+    inside = sum(start_ns <= time <= end_ns for time, _ in known)
+    if not known:
+        reasons = [readings[name].reason for _, readings in samples if name in readings]
+        return unread(reasons[-1] if reasons else NO_POWER, UNIT)
+    if inside < LEAST_SAMPLES:
+        return unread(f"{inside} samples of {name} lie in the interval, at least {LEAST_SAMPLES} are needed", UNIT)
+    if known[0][0] > start_ns + slack_ns or known[-1][0] < end_ns - slack_ns:
+        return unread(f"the samples of {name} do not reach over the whole interval", UNIT)
+    times, values = (np.array(column, dtype=np.float64) for column in zip(*known, strict=True))
+    return Reading(integrate((times - start_ns) * 1e-9, values, (end_ns - start_ns) * 1e-9) * 1e3, UNIT)
+
+
+def _counted(times: Floats, joules: Floats, end: float) -> float:
+    """Take the difference of a counter between 0 and `end`, at the pace of the nearest samples beyond them."""
+    return _extended(times, joules, end) - _extended(times, joules, 0.0)
+
+
+def _extended(times: Floats, joules: Floats, when: float) -> float:
+    if times[0] <= when <= times[-1]:
+        return float(np.interp(when, times, joules))
+    near, far = (0, 1) if when < times[0] else (-1, -2)
+    pace = (joules[near] - joules[far]) / (times[near] - times[far])
+    return float(joules[near] + pace * (when - times[near]))
+
+
+def _integrated(times: Floats, watts: Floats, end: float) -> float:
+    """Integrate power between 0 and `end` by trapezoids; beyond the samples the nearest one holds."""
+    grid = np.concatenate(([0.0], times[(times > 0) & (times < end)], [end]))
+    power: Any = np.interp(grid, times, watts)
+    return float(np.sum((power[1:] + power[:-1]) / 2 * np.diff(grid)))
+
+
+SOURCES: dict[str, Callable[..., float]] = {"energy": _counted, "power": _integrated}

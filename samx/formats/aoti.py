@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from samx.artifacts.strict_json import Document, Sha256
-from samx.devices import processor
+from samx.devices import cpu
 from samx.devices.files import Tree
 
 TARGET, PACKAGE_ROLE = "aoti", "package"
@@ -54,6 +54,6 @@ class HostStamp(Document):
 
 def instructions(tree: Tree) -> tuple[str, ...]:
     """Name the instruction sets of this processor that a compiler may use; none where the system does not list them."""
-    found = processor.cpuinfo(tree)
+    found = cpu.cpuinfo(tree)
     x86 = [flag for flag in found.get("flags", "").split() if X86_INSTRUCTIONS.fullmatch(flag)]
     return tuple(sorted({*x86, *found.get("Features", "").split()}))

@@ -1,15 +1,20 @@
-"""What an exported graph must not contain: the causes of other exporters' build failures and silent mistakes."""
+"""What an exported graph must not contain (the causes of build failures and silent mistakes), and says of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from samx.artifacts.strict_json import parse
+from samx.errors import InputError
+from samx.extras import require
 from samx.models.spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
 
+METADATA_PREFIX = "samx."
 # Operators that break builders or hide a traced decision. Tile and ScatterND come from repeat_interleave and index
 # assignment, NonZero and Where-on-shapes from boolean indexing.
 FORBIDDEN = frozenset({
@@ -62,3 +67,30 @@ def _outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[str]:
     for value in model.graph.output:
         if value.type.tensor_type.elem_type != 1:
             yield f"output {value.name} is not float32"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what an ONNX file says about itself, the metadata of its export with it.
+
+    Raises: MissingExtraError; InputError when it is none.
+    """
+    onnx = require("onnx", "export", "looking into an ONNX file")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as cause:  # protobuf's errors share no base class with onnx's
+        raise InputError(f"'{path}' is no ONNX file", found=cause, fix="Export it again.") from cause
+    return {
+        "kind": "onnx",
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": [value.name for value in model.graph.input],
+        "outputs": [value.name for value in model.graph.output],
+        "samx": own_metadata({entry.key: entry.value for entry in model.metadata_props}),
+    }
+
+
+def own_metadata(entries: Mapping[str, str]) -> dict[str, Any]:
+    """Return what samx wrote into a graph's metadata."""
+    found = {key: value for key, value in entries.items() if key.startswith(METADATA_PREFIX)}
+    return {
+        key.removeprefix(METADATA_PREFIX): parse(value.encode(), f"metadata '{key}'") for key, value in found.items()
+    }

@@ -20,7 +20,7 @@ from samx.benchmarks.results import (
     SubjectRecord,
 )
 from samx.benchmarks.scenarios import NAMES, Scenario, Workload
-from samx.devices.reading import unread
+from samx.devices.adapter import unread
 from samx.kits.questions import SCENARIOS, SECONDS
 
 STEADY, OTHER_PHASES = "steady", ("transfer", "post_processing")

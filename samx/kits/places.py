@@ -10,18 +10,17 @@ import numpy as np
 from samx.artifacts.store import Artifact
 from samx.benchmarks.subjects import MODEL_ROLES
 from samx.errors import UsageError
+from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
-from samx.formats.tensorrt.readback import CAPABILITIES
 from samx.models.spec import EMPTY_SLOT
 from samx.registry import backend
-from samx.runtimes.base import DEFAULT_CHUNK, Slots
+from samx.runtimes.base import DEFAULT_CHUNK, Padding, graph_roles
 from samx.runtimes.coreml.compute_plan import CLASSES, SINGLE_FUNCTION
 from samx.runtimes.coreml.mac import MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
 from samx.runtimes.coreml.runtime import UNITS
 from samx.runtimes.onnxruntime import PROVIDERS, usual_chunk
-from samx.runtimes.onnxruntime import ROLES as GRAPH_ROLES
 
 FOLDER = "artifact"  # of the artifact's files in a kit
 PIP = "python3 -m pip install"
@@ -52,17 +51,17 @@ def _onnx_places(artifact: Artifact) -> dict[str, Place]:
 
 def _onnx(artifact: Artifact, device: str) -> Place:
     options = artifact.manifest.options
-    roles = GRAPH_ROLES if options.get("split") else ("decoder",)
     return {
         **_library("onnxruntime", "onnxruntime", (1, 20), None, f"{PIP} {ONNX_PACKAGES[device]}"),
-        **_calls(artifact, Slots.of(options, str(artifact.path)), usual_chunk(options, device)),
-        "graphs": [_inside(artifact.file_with_role(role)) for role in roles], "provider": PROVIDERS[device],
+        **_calls(artifact, Padding.of(options, str(artifact.path)), usual_chunk(options, device)),
+        "graphs": [_inside(artifact.file_with_role(role)) for role in graph_roles(options)],
+        "provider": PROVIDERS[device],
     }  # fmt: skip
 
 
 def _engine_places(artifact: Artifact) -> dict[str, Place]:
     entry, plan = backend(artifact.manifest.target), read_plan(artifact)
-    library, slots = library_of(plan.target), Slots.of(artifact.manifest.options, str(artifact.path))
+    library, slots = library_of(plan.target), Padding.of(artifact.manifest.options, str(artifact.path))
     install = library.update.removeprefix("Install it with: ")
     engine = {
         **_library("tensorrt", library.module, library.minimum, library.below, install),
@@ -106,7 +105,7 @@ def _library(
             "below": None if below is None else list(below), "versions": versions, "install": install}  # fmt: skip
 
 
-def _calls(artifact: Artifact, slots: Slots | None, chunk: int) -> dict[str, Any]:
+def _calls(artifact: Artifact, slots: Padding | None, chunk: int) -> dict[str, Any]:
     """Say how many prompts a call takes, how slots are filled, and how large the files are."""
     size = sum(entry.bytes for entry in artifact.manifest.files.values() if entry.role in MODEL_ROLES)
     if slots is None:

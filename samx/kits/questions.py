@@ -21,7 +21,7 @@ from samx.benchmarks.summary import (
     SURE,
     UNSTABLE_DRIFT,
 )
-from samx.devices.processor import BUSY_LOAD
+from samx.devices.cpu import BUSY_LOAD
 from samx.validators.arrays import stored_form
 from samx.validators.bounds import AT_LEAST, bounds_for
 from samx.validators.metrics import LOW_PERCENTILE, Expected

@@ -25,7 +25,7 @@ from samx.models.spec import DecoderSpec
 from samx.quantization.coreml_groups import Convolution, half_convolutions
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges
 from samx.quantization.job import QuantisationJob
-from samx.runtimes.base import Slots
+from samx.runtimes.base import Padding
 from samx.runtimes.coreml.packages import OpenedPackages
 from samx.runtimes.mil.runtime import MilRuntime, Packages
 
@@ -95,7 +95,7 @@ class FloatPackages:
         rows = functions.sizes[-1]
         opened = OpenedPackages(
             contract_of(self.options, WHERE), Functions({rows: self.largest}),
-            Slots(Span(rows, rows, rows), ONE_PROMPT, (rows,)), self.files, {**self.programs, self.folder: program},
+            Padding(Span(rows, rows, rows), ONE_PROMPT, (rows,)), self.files, {**self.programs, self.folder: program},
         )  # fmt: skip
         return MilRuntime(self.spec, opened, {}, packages=packages)
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from samx.artifacts import trust
 from samx.artifacts.store import Artifact
-from samx.errors import ArtifactError, UnavailableError
+from samx.errors import ArtifactError
 from samx.extras import require
 from samx.formats.aoti import PACKAGE_ROLE, STAMP_ROLE, Host, HostStamp
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
-from samx.runtimes.base import Runtime
+from samx.runtimes.base import Runtime, check_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,10 +36,7 @@ def open_artifact(
     Raises: MissingExtraError without PyTorch; UnavailableError for another device; ArtifactError for a package that is
     not trusted, not of this machine, or does not load.
     """
-    if device != DEVICE:
-        raise UnavailableError(
-            "a compiled package runs on no such device", found=f"'{device}'", expected=f"--device {DEVICE}"
-        )
+    check_device(device, [DEVICE], "unsupported device of a compiled package")
     torch = require("torch", "export", "target 'aoti'")
     name = artifact.file_with_role(PACKAGE_ROLE)
     sha256 = artifact.manifest.files[name].sha256
@@ -115,8 +112,7 @@ class AotiRuntime(Runtime):
         self._state = tuple(self._models["image"](*_tensors(image, self.spec.image_inputs)))
 
     def _decode(self, prompts: Feed) -> Outputs:
-        outputs = self._models["prompt"](*self._state, *_tensors(prompts, self.spec.prompt_inputs))
-        return {tensor.name: value.numpy() for tensor, value in zip(self.spec.outputs, outputs, strict=True)}
+        return self._named(self._models["prompt"](*self._state, *_tensors(prompts, self.spec.prompt_inputs)))
 
 
 def _tensors(feed: Feed, specs: Sequence[TensorSpec]) -> list[Tensor]:

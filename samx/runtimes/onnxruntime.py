@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from samx.artifacts.store import Artifact
-from samx.devices.processor import usable_cpus
+from samx.devices.cpu import usable_cpus
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, Runtime, Slots
+from samx.runtimes.base import DEFAULT_CHUNK, Padding, Runtime, graph_roles
 
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-ROLES = ("image", "prompt")  # of a split artifact; else one file with the role 'decoder'
 # Prompts decoded at a time on a processor where the image's part is kept, if there are fewer than threads: what two of
-# them touch stays in the cache, and sixteen cost an eighth more each. More prompts go to a crew. A whole graph works on
-# the image in every call, so there more is less.
+# them touch stays in the cache, and sixteen cost an eighth more each. More prompts go to a thread pool. A whole graph
+# works on the image in every call, so there more is less.
 SPLIT_CHUNK = 2
 
 
@@ -36,8 +31,7 @@ def open_artifact(
     Raises: UnavailableError when the device is not there; ArtifactError when a file cannot be loaded.
     """
     options = artifact.manifest.options
-    roles = ROLES if options.get("split") else ("decoder",)
-    files = {name: artifact.read(name) for name in map(artifact.file_with_role, roles)}
+    files = {name: artifact.read(name) for name in map(artifact.file_with_role, graph_roles(options))}
     return open_models(files, artifact.manifest.spec, options, device, threads, chunk, str(artifact.path))
 
 
@@ -50,15 +44,16 @@ def open_models(
     Raises: as open_artifact().
     """
     sessions = [_session(name, model, device, threads) for name, model in models.items()]
-    slots, crew = Slots.of(options, where), None
-    if chunk is None and slots is None and device == "cpu" and options.get("split"):
-        name, model = list(models.items())[-1]
-        crew = Crew(threads or usable_cpus(), lambda: _session(name, model, device, threads=1))
-    return OnnxRuntimeRuntime(spec, sessions, device, chunk or usual_chunk(options, device), slots, crew)
+    pooled = chunk is None and device == "cpu" and options.get("split")
+    return OnnxRuntimeRuntime(
+        spec, sessions, device, chunk or usual_chunk(options, device), Padding.of(options, where),
+        side_by_side=threads or usable_cpus() if pooled else 0,
+        open_single=partial(_session, *list(models.items())[-1], device, threads=1),
+    )  # fmt: skip
 
 
 def usual_chunk(options: Mapping[str, Any], device: str) -> int:
-    """Say how many prompts to decode at a time; `options` are the export's."""
+    """Return how many prompts to decode at a time; `options` are the export's."""
     return SPLIT_CHUNK if options.get("split") and device == "cpu" else DEFAULT_CHUNK
 
 
@@ -88,27 +83,16 @@ def run_encoder(model: bytes, name: str, frame: FloatArray, threads: int | None 
     return open_encoder(model, name, threads)(frame)
 
 
-@dataclass(frozen=True)
-class Crew:
-    """Decode prompts side by side, each on a thread of its own, in one session that all of them share.
-
-    No operation then waits for another thread's share of it, which costs a tenth with two threads.
-    """
-
-    threads: int
-    open: Callable[[], Any]  # a session that works on the thread that calls it
-
-
 class OnnxRuntimeRuntime(Runtime):
     """Run one graph, or an image graph whose outputs are kept and a prompt graph."""
 
     def __init__(
         self, spec: DecoderSpec, sessions: list[Any], device: str, chunk: int = DEFAULT_CHUNK,
-        slots: Slots | None = None, crew: Crew | None = None,
+        padding: Padding | None = None, side_by_side: int = 0, open_single: Callable[[], Any] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(spec, chunk, slots)
-        self._sessions, self._device, self._crew = sessions, device, crew
-        self._shared: Any = None  # the crew's session, from the first batch on
+        super().__init__(spec, chunk, padding, side_by_side)
+        self._sessions, self._device, self._open_single = sessions, device, open_single
+        self._shared: Any = None  # works on the thread that calls it; opened with the first batch
         self._kept: dict[str, Any] = {}
 
     def placement(self) -> Placement:
@@ -137,25 +121,18 @@ class OnnxRuntimeRuntime(Runtime):
         return self._run(self._sessions[-1], prompts)
 
     def _run(self, session: Any, prompts: Feed) -> Outputs:
-        names = [tensor.name for tensor in self.spec.outputs]
-        values = session.run(names, {**self._kept, **prompts})
-        return dict(zip(names, [np.asarray(value) for value in values], strict=True))
+        return self._named(session.run([tensor.name for tensor in self.spec.outputs], {**self._kept, **prompts}))
 
-    def _chunk_of(self, prompts: int) -> int:
-        return 1 if self._crew is not None and prompts >= self._crew.threads else self._chunk
-
-    def _decode_parts(self, parts: Sequence[dict[str, FloatArray]]) -> Iterator[Outputs]:
-        if self._crew is None or len(parts) < self._crew.threads:
-            yield from super()._decode_parts(parts)
-            return
+    def _decoder_of_a_thread(self) -> Callable[[Feed], Outputs]:
+        """Share one session among the threads."""
         if self._shared is None:
-            self._shared = self._sessions[-1] if self._crew.threads == 1 else self._crew.open()
-        with ThreadPoolExecutor(self._crew.threads, "samx-decode") as pool:
-            yield from pool.map(partial(self._run, self._shared), parts)
+            single = None if self._side_by_side == 1 else self._open_single
+            self._shared = self._sessions[-1] if single is None else single()
+        return partial(self._run, self._shared)
 
 
 def devices() -> list[str]:
-    """Name the devices this installation of ONNX Runtime can be asked for."""
+    """List the devices that this installation of ONNX Runtime can be asked for."""
     ort = require("onnxruntime", "onnxruntime", "running ONNX files")
     available = ort.get_available_providers()
     return [device for device, provider in PROVIDERS.items() if provider in available]

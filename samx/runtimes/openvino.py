@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.errors import ArtifactError, InputError, UnavailableError
+from samx.errors import ArtifactError, InputError
 from samx.extras import require
 from samx.formats.openvino.compiled import ARITHMETIC, PLUGIN, check_processor, check_products, devices_of, products
 from samx.formats.openvino.ir import WEIGHTS_ROLE, Ir, read
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.shape_range import Span
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import Runtime
-from samx.runtimes.onnxruntime import ROLES
+from samx.runtimes.base import Runtime, check_device, graph_roles
 
 DEVICE = "cpu"
 # Prompts decoded at a time: what they share stays in the cache. Sixteen cost up to 10 % more a prompt, and win nothing.
@@ -37,8 +36,7 @@ def open_artifact(
     cannot be loaded.
     """
     manifest = artifact.manifest
-    roles = ROLES if manifest.options.get("split") else ("decoder",)
-    files = [_files(artifact, role) for role in roles]
+    files = [_files(artifact, role) for role in graph_roles(manifest.options)]
     points = Span.from_json(manifest.options.get("points"), f"{artifact.path}: points")
     where = str(artifact.path)
     return open_graphs(files, manifest.spec, manifest.precision, points.opt, device, threads, chunk, where)
@@ -52,76 +50,34 @@ def open_graphs(
 
     Raises: as open_artifact().
     """
-    if device != DEVICE:
-        raise UnavailableError(
-            f"samx does not run OpenVINO on '{device}'", expected=DEVICE,
-            fix="Choose --device cpu; OpenVINO's GPU and NPU plugins are not offered.",
-        )  # fmt: skip
+    check_device(device, [DEVICE], "samx does not run OpenVINO there", "Its GPU and NPU plugins are not offered.")
     core = _openvino().Core()
     check_processor(core, precision)
-    compiler = Compiler(core, precision, threads, where)
+    compiler = partial(_compiled, core, precision, threads, where)
     try:
         graphs = [read(one) for one in files]
     except InputError as cause:
         raise ArtifactError(f"OpenVINO cannot load {where}", found=cause, fix="Export it again.") from cause
-    return OpenVinoRuntime(spec, graphs, compiler, points, chunk)
+    return OpenVinoRuntime(spec, graphs, compiler, precision, points, chunk)
 
 
-@dataclass(frozen=True)
-class Compiler:
-    """Compile graphs alike."""
+class Request:
+    """Ask a prompt graph. One whose shapes are fixed has memory that stays where it is; any other is given arrays."""
 
-    core: Any
-    precision: str
-    threads: int | None
-    where: str
-
-    def __call__(self, graph: Any) -> Any:
-        """Give a request to a compiled graph.
-
-        Raises: ArtifactError where that fails; UnavailableError where it computes in another arithmetic.
-        """
-        options: dict[str, Any] = {
-            **SETTINGS, "INFERENCE_PRECISION_HINT": ARITHMETIC[self.precision],
-            **({} if self.threads is None else {"INFERENCE_NUM_THREADS": self.threads}),
-        }  # fmt: skip
-        try:
-            compiled = self.core.compile_model(graph, PLUGIN, options)
-        except RuntimeError as cause:
-            raise ArtifactError(f"OpenVINO cannot load {self.where}", found=cause, fix="Export it again.") from cause
-        check_products(products([compiled]), self.precision)
-        return compiled.create_infer_request()
-
-
-class AnySize:
-    """Ask a prompt graph that takes any number of prompts and points."""
-
-    def __init__(self, request: Any, spec: DecoderSpec) -> None:
+    def __init__(self, request: Any, spec: DecoderSpec, fixed: bool) -> None:
         self.request, self._tensor = request, _openvino().Tensor
+        self._inputs = {one.name: request.get_tensor(one.name).data for one in spec.prompt_inputs if fixed}
         self._outputs = [tensor.name for tensor in spec.outputs]
 
     def decode(self, prompts: Feed) -> Outputs:
-        """Give copies, because the next call writes into the same memory."""
+        """Return copies, because the next call writes into the same memory."""
         for name, value in prompts.items():
-            self.request.set_tensor(name, self._tensor(value))
+            if name in self._inputs:
+                np.copyto(self._inputs[name], value)
+            else:
+                self.request.set_tensor(name, self._tensor(value))
         self.request.infer()
         return {name: self.request.get_tensor(name).data.copy() for name in self._outputs}
-
-
-class FixedSize:
-    """Ask a prompt graph whose shapes are fixed, and whose memory therefore stays where it is."""
-
-    def __init__(self, request: Any, spec: DecoderSpec) -> None:
-        self.request = request
-        self._inputs = {tensor.name: request.get_tensor(tensor.name).data for tensor in spec.prompt_inputs}
-        self._outputs = {tensor.name: request.get_tensor(tensor.name).data for tensor in spec.outputs}
-
-    def decode(self, prompts: Feed) -> Outputs:
-        """Give copies, because the next call writes into the same memory."""
-        for name, value in prompts.items():
-            np.copyto(self._inputs[name], value)
-        self.request.infer()
-        return {name: value.copy() for name, value in self._outputs.items()}
 
 
 class OpenVinoRuntime(Runtime):
@@ -132,15 +88,16 @@ class OpenVinoRuntime(Runtime):
     """
 
     def __init__(
-        self, spec: DecoderSpec, graphs: Sequence[Any], compiler: Compiler, points: int, chunk: int = CHUNK
-    ) -> None:
+        self, spec: DecoderSpec, graphs: Sequence[Any], compiler: Callable[[Any], Any], precision: str, points: int,
+        chunk: int = CHUNK,
+    ) -> None:  # fmt: skip
         super().__init__(spec, chunk)
-        self._library, self._compiler, self._points = _openvino(), compiler, points
+        self._library, self._compiler, self._precision, self._points = _openvino(), compiler, precision, points
         *first, self._graph = graphs
         self._image = [compiler(graph) for graph in first]
-        self._any = AnySize(compiler(self._graph), spec)
-        self._fixed: dict[tuple[int, int], FixedSize] = {}  # by prompts and points
-        self._last: AnySize | FixedSize = self._any
+        self._any = Request(compiler(self._graph), spec, fixed=False)
+        self._fixed: dict[tuple[int, int], Request] = {}  # by prompts and points
+        self._last = self._any
         self._kept: dict[str, Any] = {}
 
     def placement(self) -> Placement:
@@ -150,7 +107,7 @@ class OpenVinoRuntime(Runtime):
             "openvino": self._library.get_version(),
             "threads": int(models[-1].get_property("INFERENCE_NUM_THREADS")),
             "counted": "operations of the compiled graphs",
-            "arithmetic": ARITHMETIC[self._compiler.precision],
+            "arithmetic": ARITHMETIC[self._precision],
             "products": products(models),
         }
         return Placement("openvino", DEVICE, devices_of(models), details)
@@ -171,22 +128,37 @@ class OpenVinoRuntime(Runtime):
         self._last = self._of_size(n, points) if usual else self._any
         return self._last.decode(prompts)
 
-    def _of_size(self, n: int, points: int) -> FixedSize:
+    def _of_size(self, n: int, points: int) -> Request:
         if (n, points) not in self._fixed:
             graph, sizes = self._graph.clone(), {"prompts": n, "points": points}
             graph.reshape({
                 one.name: [sizes[d] if isinstance(d, str) else d for d in one.shape] for one in self.spec.prompt_inputs
             })  # fmt: skip
-            found = FixedSize(self._compiler(graph), self.spec)
+            found = Request(self._compiler(graph), self.spec, fixed=True)
             _give(found.request, self._kept)
             self._fixed[n, points] = found
         return self._fixed[n, points]
 
 
 def devices() -> list[str]:
-    """Name the devices that samx runs OpenVINO on."""
+    """List the devices that samx runs OpenVINO on."""
     core = _openvino().Core()
     return [DEVICE] if PLUGIN in core.available_devices else []
+
+
+def _compiled(core: Any, precision: str, threads: int | None, where: str, graph: Any) -> Any:
+    """Return a request to a compiled graph.
+
+    Raises: ArtifactError where that fails; UnavailableError where it computes in another arithmetic.
+    """
+    options = {**SETTINGS, "INFERENCE_PRECISION_HINT": ARITHMETIC[precision]}
+    options |= {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+    try:
+        compiled = core.compile_model(graph, PLUGIN, options)
+    except RuntimeError as cause:
+        raise ArtifactError(f"OpenVINO cannot load {where}", found=cause, fix="Export it again.") from cause
+    check_products(products([compiled]), precision)
+    return compiled.create_infer_request()
 
 
 def _openvino() -> ModuleType:

@@ -19,7 +19,7 @@ import samx
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Level
 from samx.artifacts.strict_json import Count, Document, refusal, take
-from samx.devices import processor
+from samx.devices import cpu
 from samx.devices.files import Tree
 from samx.validators.bounds import AT_LEAST, Bounds
 
@@ -134,7 +134,7 @@ def environment() -> dict[str, str]:
     return {
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "cpu": str(processor.model(Tree()).value or platform.processor() or "unknown"),
+        "cpu": str(cpu.model(Tree()).value or platform.processor() or "unknown"),
         "cpu_count": str(os.cpu_count() or "unknown"),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -16,6 +16,7 @@ from toy_artifact import MANIFEST, MODEL, PACKAGE, build, fail
 
 from samx.artifacts import commit
 from samx.artifacts.commit import seal, staging, write_file
+from samx.artifacts.manifest import FileEntry
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, WriteError
 
@@ -45,6 +46,37 @@ def test_seal_again_adds_evidence_files(tmp_path: Path) -> None:
         (directory / "report.json").write_bytes(b"{}")
         seal(directory, MANIFEST, {"decoder.onnx": "decoder", "report.json": "parity_report"})
     assert set(Artifact.open(tmp_path / "toy").manifest.files) == {"decoder.onnx", "report.json"}
+
+
+def test_what_was_sealed_is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    make = commit._entry
+
+    def entry(path: Path, role: str) -> FileEntry:
+        hashed.append(path.name)
+        return make(path, role)
+
+    monkeypatch.setattr(commit, "_entry", entry)
+    with staging(tmp_path / "toy", overwrite=False) as directory:
+        (directory / "decoder.onnx").write_bytes(b"model")
+        first = seal(directory, MANIFEST, {"decoder.onnx": "decoder"})
+        (directory / "report.json").write_bytes(b"{}")
+        roles = {"decoder.onnx": "decoder", "report.json": "parity_report"}
+        assert seal(directory, MANIFEST, roles, known=first.files).files["decoder.onnx"] == first.files["decoder.onnx"]
+    assert hashed == ["decoder.onnx", "report.json"]
+    assert _content(tmp_path / "toy") == b"model"
+
+
+@pytest.mark.parametrize("fault", ["altered", "missing"])
+def test_what_changed_after_it_was_sealed_takes_no_place(fault: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError), staging(tmp_path / "toy", overwrite=False) as directory:  # noqa: PT012
+        (directory / "decoder.onnx").write_bytes(b"model")
+        first = seal(directory, MANIFEST, {"decoder.onnx": "decoder"})
+        (directory / "decoder.onnx").write_bytes(b"nodel")
+        if fault == "missing":
+            (directory / "decoder.onnx").unlink()
+        seal(directory, MANIFEST, {"decoder.onnx": "decoder"}, known=first.files)
+    assert _names(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])

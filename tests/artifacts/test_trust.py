@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from engine_toys import home as home
 
-from samx.artifacts import private, trust
-from samx.artifacts.private import read_cached, read_private, write_cached, write_private
+from samx.artifacts import trust
+from samx.artifacts.trust import cache_path, read_cached, read_private, write_cached, write_private
 from samx.errors import ArtifactError, WriteError
-from samx.formats.tensorrt import timing
+from samx.exporters.tensorrt import build
 
 pytestmark = pytest.mark.usefixtures("home")
 ENGINE = "a" * 64
@@ -127,7 +127,7 @@ def test_a_cache_that_others_could_write_is_not_read(home: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_says_why_and_stops_nothing(home: Path) -> None:
     (home / "cache").write_text("in the way")
-    problem = write_cached(private.cache_directory() / "toy.cache", b"kernels")
+    problem = write_cached(trust.cache_directory() / "toy.cache", b"kernels")
     assert problem is not None
     assert "cannot write" in problem
 
@@ -178,23 +178,23 @@ class FakeConfig:
 
 
 def test_the_timing_cache_grows_from_build_to_build() -> None:
-    path = timing.timing_cache_path("trt", "10.3.0", "Orin 8.7")
+    path = cache_path("timing", "trt", "10.3.0", "Orin 8.7")
     for kept, words in ((b"", "new"), (b"+learnt", "kept"), (b"+learnt+learnt", "kept")):
         config = FakeConfig()
-        assert timing.attach(config, path) == words
+        assert build._attach(config, path) == words
         assert config.cache is not None
         assert config.cache.data == kept
-        assert timing.keep(config, path) is None
+        assert build._keep(config, path) is None
 
 
 def test_a_damaged_or_refused_timing_cache_is_begun_anew() -> None:
-    path = timing.timing_cache_path("trt", "10.3.0", "Orin 8.7")
+    path = cache_path("timing", "trt", "10.3.0", "Orin 8.7")
     write_cached(path, b"of another driver")
-    assert timing.attach(FakeConfig(refused=b"of another driver"), path) == "new"
+    assert build._attach(FakeConfig(refused=b"of another driver"), path) == "new"
     path.write_bytes(b"damaged")
-    assert timing.attach(FakeConfig(), path) == "new"
+    assert build._attach(FakeConfig(), path) == "new"
 
 
 def test_every_library_version_and_gpu_has_a_timing_cache_of_its_own() -> None:
     facts = [("trt", "10.3.0", "Orin 8.7"), ("trt", "10.7.0", "Orin 8.7"), ("trt", "10.3.0", "A100 8.0")]
-    assert len({timing.timing_cache_path(*fact) for fact in facts}) == 3
+    assert len({cache_path("timing", *fact) for fact in facts}) == 3

@@ -24,7 +24,7 @@ from samx.benchmarks.results import (
 )
 from samx.benchmarks.scenarios import BY_NAME, Scenario, Workload
 from samx.benchmarks.subjects import Subject
-from samx.devices.reading import Reading, unread
+from samx.devices.adapter import Reading, unread
 from samx.errors import PromptError
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec, sam1_spec

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from samx.artifacts.commit import seal
-from samx.artifacts.lowered import Lowered
-from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
+from samx.artifacts.manifest import CheckpointEntry, Evidence, Lowered, Manifest, utc_now
 from samx.commands import export as module
 from samx.commands.export import DEVICE_REPORT_FILE, Judged
 from samx.errors import ParityError, UnavailableError

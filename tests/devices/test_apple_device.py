@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from device_recordings import Recording
 
-from samx.devices import mac
-from samx.devices.apple import AppleAdapter
-from samx.devices.commands import CommandError
-from samx.devices.reading import Reading
+from samx.devices.adapter import Reading
+from samx.devices.apple import AppleAdapter, thermal_pressure
+from samx.devices.files import CommandError
 
 PMSET = "/usr/bin/pmset -g therm"
 POWERMETRICS = "/usr/bin/powermetrics --samplers cpu_power,thermal -i 200 -n 1"
@@ -145,18 +144,18 @@ class FakeSystem:
 
 def test_the_thermal_pressure_comes_from_the_notification_library() -> None:
     system = FakeSystem()
-    ask = mac.thermal_pressure(lambda path: system)
+    ask = thermal_pressure(lambda path: system)
     assert ask() == 2
     assert system.asked == b"com.apple.system.thermalpressurelevel"
 
 
 @pytest.mark.parametrize("system", [FakeSystem(register=1), FakeSystem(state=1), object()])
 def test_a_library_that_refuses_gives_none(system: object) -> None:
-    assert mac.thermal_pressure(lambda path: system)() is None
+    assert thermal_pressure(lambda path: system)() is None
 
 
 def test_elsewhere_there_is_no_such_library() -> None:
     def missing(path: str) -> Any:
         raise OSError(f"{path}: cannot open shared object file")
 
-    assert mac.thermal_pressure(missing)() is None
+    assert thermal_pressure(missing)() is None

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from device_recordings import Recording, deny
 
-from samx.devices import processor
-from samx.devices.cpu import CpuAdapter
+from samx.devices.adapter import Reading, Readings
+from samx.devices.cpu import CpuAdapter, busy, cpu_numbers, governor, virtual_machine
 from samx.devices.files import Tree
-from samx.devices.reading import Reading, Readings
 
 ENERGY = "/sys/class/powercap/intel-rapl:0/energy_uj"
 STOPS = "/sys/fs/cgroup/user.slice/user-1000.slice/run.scope/cpu.stat"
@@ -188,7 +187,7 @@ def test_garbage_costs_one_reading_and_no_more(laptop: Recording, path: str, gar
 
 @pytest.mark.parametrize(("ranges", "cpus"), [("0", [0]), ("0-3", [0, 1, 2, 3]), ("0,2-3,8", [0, 2, 3, 8])])
 def test_lists_of_cpus(ranges: str, cpus: list[int]) -> None:
-    assert processor.cpu_numbers(ranges) == cpus
+    assert cpu_numbers(ranges) == cpus
 
 
 @pytest.mark.parametrize(
@@ -200,14 +199,14 @@ def test_virtual_machines_without_x86_flags(tmp_path: Path, path: str, text: str
     file = tmp_path / path.lstrip("/")
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    assert processor.virtual_machine(Tree(tmp_path)) == Reading(True)
+    assert virtual_machine(Tree(tmp_path)) == Reading(True)
 
 
 def test_governors_that_differ_are_all_named(laptop: Recording) -> None:
     laptop.write("/sys/devices/system/cpu/cpufreq/policy3/scaling_governor", "performance")
-    assert processor.governor(Tree(laptop.root)).value == "performance, powersave"
+    assert governor(Tree(laptop.root)).value == "performance, powersave"
 
 
 def test_busy_is_a_load_per_usable_cpu() -> None:
-    assert processor.busy(1.1, 2)
-    assert not processor.busy(0.9, 2)
+    assert busy(1.1, 2)
+    assert not busy(0.9, 2)

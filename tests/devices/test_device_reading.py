@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from device_recordings import deny
 
-from samx.devices import commands
-from samx.devices.commands import CommandError
-from samx.devices.files import Tree, finite, scaled
-from samx.devices.reading import Reading, number, unread
+from samx.devices import files
+from samx.devices.adapter import Reading, number, unread
+from samx.devices.files import CommandError, Tree, finite, scaled
 
 
 @pytest.mark.parametrize(("value", "reason"), [(None, None), (None, ""), (1.0, "a reason"), (0, "a reason")])
@@ -83,7 +82,7 @@ def test_folders_are_found_in_the_order_of_their_numbers(tmp_path: Path) -> None
 
 
 def test_a_command_gives_what_it_printed() -> None:
-    assert commands.run(sys.executable, "-c", "import os; print(os.environ['LC_ALL'])").strip() == "C"
+    assert files.run(sys.executable, "-c", "import os; print(os.environ['LC_ALL'])").strip() == "C"
 
 
 @pytest.mark.parametrize(
@@ -96,15 +95,15 @@ def test_a_command_gives_what_it_printed() -> None:
 )
 def test_a_command_that_fails_says_why(words: tuple[str, ...], found: str) -> None:
     with pytest.raises(CommandError) as caught:
-        commands.run(*words)
+        files.run(*words)
     assert found in str(caught.value)
 
 
 def test_a_command_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(files, "TIMEOUT_S", 0.2)
     with pytest.raises(CommandError, match=r"did not answer in 0\.2 s"):
-        commands.run(sys.executable, "-c", "import time; time.sleep(60)")
+        files.run(sys.executable, "-c", "import time; time.sleep(60)")
 
 
 def test_a_command_has_no_input() -> None:
-    assert commands.run(sys.executable, "-c", "import sys; print(repr(sys.stdin.read()))").strip() == "''"
+    assert files.run(sys.executable, "-c", "import sys; print(repr(sys.stdin.read()))").strip() == "''"

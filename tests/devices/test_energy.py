@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from samx.devices.energy import Sample, energy_mj
-from samx.devices.reading import Reading, unread
+from samx.devices.adapter import Reading, unread
+from samx.devices.monitor import Sample, energy_mj
 
 SECOND = 1_000_000_000
 

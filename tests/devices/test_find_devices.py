@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 from device_recordings import NAMES, RECORDED, Recording
 from fake_nvml import JETSON, RTX, FakeNvml
 
-from samx.devices.find import Machine, adapters
+from samx.devices.adapter import Adapter
+from samx.devices.find import adapters
 from samx.devices.monitor import Monitor
 from samx.devices.nvidia import NvidiaAdapter
 from samx.errors import MissingExtraError
@@ -19,11 +19,14 @@ from samx.errors import MissingExtraError
 MACS = ("mac-m2", "mac-intel-throttled")
 
 
-def machine(name: str, root: Path, *gpus: Mapping[str, Any]) -> Machine:
-    """Make a recorded machine with stand-ins for GPUs."""
+def adapters_of(
+    device: str, name: str, root: Path, *gpus: Mapping[str, Any], nvidia: Callable[[], Adapter] | None = None
+) -> list[Adapter]:
+    """Find the adapters of a recorded machine with stand-ins for GPUs."""
     recording = Recording(name, root)
     system = "Darwin" if name in MACS else "Linux"
-    return Machine(recording.root, recording.run, system, lambda: NvidiaAdapter(FakeNvml(*gpus), {}))
+    nvidia = nvidia or (lambda: NvidiaAdapter(FakeNvml(*gpus), {}))
+    return adapters(device, recording.root, recording.run, system, nvidia)
 
 
 @pytest.mark.parametrize(
@@ -39,18 +42,17 @@ def machine(name: str, root: Path, *gpus: Mapping[str, Any]) -> Machine:
     ],
 )
 def test_what_is_found_without_nvml(name: str, device: str, kinds: list[str], tmp_path: Path) -> None:
-    assert [adapter.kind for adapter in adapters(device, machine(name, tmp_path))] == kinds
+    assert [adapter.kind for adapter in adapters_of(device, name, tmp_path)] == kinds
 
 
 def test_a_gpu_is_read_where_it_is_measured(tmp_path: Path) -> None:
-    desktop = machine("laptop-x86", tmp_path, RTX)
-    assert [adapter.kind for adapter in adapters("cuda", desktop)] == ["nvidia", "cpu"]
-    assert [adapter.kind for adapter in adapters("cuda:0", desktop)] == ["nvidia", "cpu"]
-    assert [adapter.kind for adapter in adapters("cpu", desktop)] == ["cpu"]
+    assert [adapter.kind for adapter in adapters_of("cuda", "laptop-x86", tmp_path, RTX)] == ["nvidia", "cpu"]
+    assert [adapter.kind for adapter in adapters_of("cuda:0", "laptop-x86", tmp_path, RTX)] == ["nvidia", "cpu"]
+    assert [adapter.kind for adapter in adapters_of("cpu", "laptop-x86", tmp_path, RTX)] == ["cpu"]
 
 
 def test_a_jetsons_supplies_stand_in_for_its_silent_nvml(tmp_path: Path) -> None:
-    found = adapters("cuda", machine("orin-nano-jetpack6", tmp_path, JETSON))
+    found = adapters_of("cuda", "orin-nano-jetpack6", tmp_path, JETSON)
     assert [adapter.kind for adapter in found] == ["nvidia", "jetson", "cpu"]
     ticks = iter(range(0, 10**12, 10**8))
     with Monitor(found, 60.0, lambda: next(ticks)) as monitor:
@@ -64,7 +66,7 @@ def test_a_measured_gpu_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     def missing() -> NvidiaAdapter:
         raise MissingExtraError("pynvml", "nvidia", "reading a GPU's clocks, power and heat")
 
-    found = adapters("cuda", replace(machine("laptop-x86", tmp_path), nvidia=missing))
+    found = adapters_of("cuda", "laptop-x86", tmp_path, nvidia=missing)
     assert [adapter.kind for adapter in found] == ["nvidia", "cpu"]
     with Monitor(found, 60.0) as monitor:
         pass
@@ -74,16 +76,15 @@ def test_a_measured_gpu_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 
 def test_the_processors_energy_counts_only_where_it_is_measured(tmp_path: Path) -> None:
-    laptop = machine("laptop-x86", tmp_path)
-    (cpu,) = adapters("cpu", laptop)
+    (cpu,) = adapters_of("cpu", "laptop-x86", tmp_path)
     assert cpu.sample()["energy"].value == 0
-    assert adapters("cuda", laptop)[-1].sample()["energy"].value is None
+    assert adapters_of("cuda", "laptop-x86", tmp_path)[-1].sample()["energy"].value is None
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cpu+ane"])
 def test_every_recorded_device_can_be_watched(name: str, device: str, tmp_path: Path) -> None:
-    with Monitor(adapters(device, machine(name, tmp_path)), 60.0) as monitor:
+    with Monitor(adapters_of(device, name, tmp_path), 60.0) as monitor:
         monitor.sample()
     data = monitor.to_json()
     readings = [

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from device_recordings import Recording, deny
 
-from samx.devices import rails
+from samx.devices import sensors
+from samx.devices.adapter import Reading
 from samx.devices.jetson import JetsonAdapter
-from samx.devices.reading import Reading
 from samx.errors import UnavailableError
 
 MONITOR = "/sys/class/hwmon/hwmon1"
@@ -124,8 +124,7 @@ def test_alarms_are_flagged(nano: Recording) -> None:
     ],
 )
 def test_other_boards_totals(labels: list[str], scope: str) -> None:
-    found = [rails.Rail(label, "", "") for label in labels]
-    assert rails.scope(found) == Reading(scope)
+    assert sensors.rail_scope(labels) == Reading(scope)
 
 
 def test_supplies_that_no_row_knows_are_not_added(nano: Recording) -> None:
@@ -169,7 +168,7 @@ def test_a_bare_jetson_reads_nothing_and_says_why(tmp_path: Path) -> None:
     assert {name for name, reading in readings.items() if reading.value is not None} == set()
     assert readings["release"].reason == "/etc/nv_tegra_release holds something else: 'something else'"
     assert readings["power_mode"].reason == "nvpmodel cannot be run: No such file or directory"
-    assert readings["power"].reason == rails.NO_MONITOR
+    assert readings["power"].reason == sensors.NO_MONITOR
     assert readings["clock_gpu"].reason == "no GPU is shown in /sys/class/devfreq"
     assert readings["temperature"].reason == "no thermal zone can be read"
     assert adapter.throttled([adapter.sample(), adapter.sample()]) == []

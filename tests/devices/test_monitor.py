@@ -13,11 +13,11 @@ from device_recordings import Recording
 from fake_nvml import RTX, FakeNvml
 
 from samx.devices import monitor as module
+from samx.devices.adapter import Reading, Readings, unread
 from samx.devices.cpu import CpuAdapter
 from samx.devices.jetson import JetsonAdapter
 from samx.devices.monitor import Monitor
 from samx.devices.nvidia import NvidiaAdapter
-from samx.devices.reading import Reading, Readings, unread
 
 NEVER_S = 60.0  # an interval in which the thread takes no sample of its own
 SECOND = 1_000_000_000
@@ -213,7 +213,7 @@ def test_no_device_at_all() -> None:
 
 
 def test_a_busy_machine_and_its_governor_are_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samx.devices.processor.usable_cpus", lambda: 3)
+    monkeypatch.setattr("samx.devices.cpu.usable_cpus", lambda: 3)
     recording = Recording("laptop-x86", tmp_path)
     with Monitor([CpuAdapter(recording.root, recording.run)], NEVER_S) as monitor:
         recording.write("/proc/loadavg", "0.00 0.00 0.00 1/1 1")  # what counts is what it did before
@@ -224,7 +224,7 @@ def test_a_busy_machine_and_its_governor_are_flagged(tmp_path: Path, monkeypatch
 
 
 def test_a_quiet_machine_with_steady_clocks_has_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samx.devices.processor.usable_cpus", lambda: 8)
+    monkeypatch.setattr("samx.devices.cpu.usable_cpus", lambda: 8)
     recording = Recording("laptop-x86", tmp_path)
     for policy in (0, 2, 3):
         recording.write(f"/sys/devices/system/cpu/cpufreq/policy{policy}/scaling_governor", "performance")

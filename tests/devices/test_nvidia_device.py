@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fake_nvml import CONSTANTS, ERRORS, JETSON, RTX, FakeNvml
 
-from samx.devices import nvidia, nvml
+from samx.devices import nvidia
+from samx.devices.adapter import Reading
 from samx.devices.nvidia import NvidiaAdapter
-from samx.devices.reading import Reading
 from samx.errors import MissingExtraError, UnavailableError
 
 REASONS_NOW = "nvmlDeviceGetCurrentClocksEventReasons"
@@ -31,12 +31,12 @@ def gpu(library: FakeNvml, **environment: str) -> NvidiaAdapter:
 
 def used_names() -> set[str]:
     """Collect every name of the library that the adapter uses."""
-    queries = [*nvml.FACTS.values(), *nvml.SAMPLE.values()]
+    queries = [*nvidia.FACTS.values(), *nvidia.SAMPLE.values()]
     constants = {query.constant for query in queries if query.constant}
-    functions = {query.function for query in queries} | set(nvml.REASON_FUNCTIONS)
+    functions = {query.function for query in queries} | set(nvidia.REASON_FUNCTIONS)
     chosen = {"nvmlInit", "nvmlShutdown", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID",
               "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", "NVMLError"}  # fmt: skip
-    return functions | constants | chosen | set(nvml.LOST) | set(nvml.REASONS)
+    return functions | constants | chosen | set(nvidia.LOST) | set(nvidia.REASONS)
 
 
 def test_every_name_exists_in_the_real_library() -> None:
@@ -60,7 +60,7 @@ def test_the_stand_in_has_the_real_librarys_constants() -> None:
 
 def test_reasons_share_no_bit_in_the_real_library() -> None:
     library = importlib.import_module(nvidia.LIBRARY)
-    assert sum(getattr(library, name) for name in nvml.REASONS) == library.nvmlClocksThrottleReasonAll
+    assert sum(getattr(library, name) for name in nvidia.REASONS) == library.nvmlClocksThrottleReasonAll
 
 
 def test_facts_of_a_desktop_gpu() -> None:
@@ -107,7 +107,7 @@ def test_a_jetson_answers_who_it_is_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [(name, words) for name, (words, _) in nvml.REASONS.items() if name not in NO_SLOWDOWN]
+    ("name", "words"), [(name, words) for name, (words, _) in nvidia.REASONS.items() if name not in NO_SLOWDOWN]
 )
 def test_each_slowdown_becomes_a_sentence(name: str, words: str) -> None:
     library = FakeNvml(RTX)

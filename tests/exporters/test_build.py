@@ -16,8 +16,7 @@ from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
 from samx.exporters.tensorrt import build
 from samx.exporters.tensorrt.build import Built, build_engine
-from samx.formats.tensorrt.library import Opened
-from samx.formats.tensorrt.messages import Message, concerns
+from samx.formats.tensorrt.library import Opened, concerns
 from samx.formats.tensorrt.plan import BuildPlan, Port
 from samx.models.shape_range import Span
 
@@ -51,7 +50,7 @@ def test_the_demo_decoder_is_built_without_a_warning_in_under_a_minute(demo_arti
     started = time.perf_counter()
     built = build_engine(onnx, plan, rtx)
     assert time.perf_counter() - started < 60
-    assert {message.severity for message in built.messages} == {"INFO"}
+    assert {severity for severity, _ in built.messages} == {"INFO"}
     assert len(built.engine) < 40 * 2**20  # float32; its weights are 20 MB
 
 
@@ -166,7 +165,7 @@ def test_one_warning_about_precision_stops_the_engine(rtx: Opened, monkeypatch: 
     build_really = build._built
 
     def warn(*arguments: Any) -> Any:
-        rtx.messages.append(Message("WARNING", "Running layernorm in FP16 may cause overflow"))
+        rtx.messages.append(("WARNING", "Running layernorm in FP16 may cause overflow"))
         return build_really(*arguments)
 
     monkeypatch.setattr(build, "_built", warn)
@@ -175,6 +174,6 @@ def test_one_warning_about_precision_stops_the_engine(rtx: Opened, monkeypatch: 
 
 
 def test_every_build_has_a_log_of_its_own(rtx: Opened) -> None:
-    rtx.messages.append(Message("WARNING", "FP16 overflow of an earlier build"))
+    rtx.messages.append(("WARNING", "FP16 overflow of an earlier build"))
     built: Built = build_engine(toy_onnx(), toy_plan(), rtx)
     assert concerns(built.messages) == []

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_toys import MODEL, SPEC, toy_artifact, toy_onnx, toy_plan
+from engine_toys import MODEL, SPEC, built_toy, toy_artifact, toy_onnx, toy_plan
 from engine_toys import home as home
 
 import samx.commands.build as finishing
@@ -34,6 +34,11 @@ def content(path: Path) -> dict[str, bytes]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return toy_artifact(tmp_path / "toy")
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Path:
+    return built_toy(tmp_path / "toy")
 
 
 def reseal(path: Path, manifest: Manifest, more: Mapping[str, str] = {}) -> None:
@@ -72,18 +77,16 @@ def test_the_report_claims_no_more_than_lowered(path: Path) -> None:
     assert report["network"]["profiles"][0]["point_labels"] == [[1, 1], [2, 2], [4, 3]]
 
 
-def test_an_engine_that_belongs_here_is_left_alone(path: Path) -> None:
-    build(path)
-    before = content(path)
-    result = build(path)
+def test_an_engine_that_belongs_here_is_left_alone(built: Path) -> None:
+    before = content(built)
+    result = build(built)
     assert not result.built
-    assert result.summary() == f"{path} is up to date"
-    assert content(path) == before
+    assert result.summary() == f"{built} is up to date"
+    assert content(built) == before
 
 
-def test_force_builds_anew(path: Path) -> None:
-    build(path)
-    assert build(path, force=True).reasons == ("asked for",)
+def test_force_builds_anew(built: Path) -> None:
+    assert build(built, force=True).reasons == ("asked for",)
 
 
 def edit_stamp(path: Path, **machine: str) -> None:
@@ -93,32 +96,28 @@ def edit_stamp(path: Path, **machine: str) -> None:
     reseal(path, Artifact(path, Manifest.from_bytes((path / "manifest.json").read_bytes(), "toy")).manifest)
 
 
-def test_an_engine_of_another_version_is_built_anew(path: Path) -> None:
-    build(path)
-    edit_stamp(path, version="1.6.0.1")
-    result = build(path)
+def test_an_engine_of_another_version_is_built_anew(built: Path) -> None:
+    edit_stamp(built, version="1.6.0.1")
+    result = build(built)
     assert result.reasons == (f"built with TensorRT for RTX 1.6.0.1, here is {library_of('trt-rtx').start().version}",)
-    assert not build(path).built
+    assert not build(built).built
 
 
-def test_a_stamp_that_cannot_be_read_is_no_stamp(path: Path) -> None:
-    build(path)
-    (path / "engine.json").write_text("{}")
-    reseal(path, Manifest.from_bytes((path / "manifest.json").read_bytes(), "toy"))
-    assert "has other fields" in build(path).reasons[0]
+def test_a_stamp_that_cannot_be_read_is_no_stamp(built: Path) -> None:
+    (built / "engine.json").write_text("{}")
+    reseal(built, Manifest.from_bytes((built / "manifest.json").read_bytes(), "toy"))
+    assert "has other fields" in build(built).reasons[0]
 
 
-def test_an_engine_of_somebody_else_is_built_anew(path: Path) -> None:
-    build(path)
+def test_an_engine_of_somebody_else_is_built_anew(built: Path) -> None:
     trusted.trust_file().unlink()
-    assert build(path).reasons == ("it was not built or named by this user",)
+    assert build(built).reasons == ("it was not built or named by this user",)
 
 
-def test_a_stamp_of_another_engine_is_seen(path: Path) -> None:
-    build(path)
-    (path / "decoder.engine").write_bytes(b"another engine")
-    reseal(path, Manifest.from_bytes((path / "manifest.json").read_bytes(), "toy"))
-    assert "its stamp is of another engine" in build(path).reasons
+def test_a_stamp_of_another_engine_is_seen(built: Path) -> None:
+    (built / "decoder.engine").write_bytes(b"another engine")
+    reseal(built, Manifest.from_bytes((built / "manifest.json").read_bytes(), "toy"))
+    assert "its stamp is of another engine" in build(built).reasons
 
 
 def test_what_an_older_engine_showed_is_dropped_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -141,10 +140,9 @@ def test_what_an_older_engine_showed_is_dropped_and_the_rest_is_kept(tmp_path: P
 
 @pytest.mark.parametrize("error", [ArtifactError("planted"), UnavailableError("planted"), KeyboardInterrupt()])
 def test_a_build_that_fails_leaves_the_artifact_as_it_was(
-    error: BaseException, path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(path)
-    before = content(path)
+    before = content(built)
 
     def fail(directory: Path, *arguments: object) -> None:
         (directory / "decoder.engine").write_bytes(b"half")
@@ -152,9 +150,9 @@ def test_a_build_that_fails_leaves_the_artifact_as_it_was(
 
     monkeypatch.setattr(finishing, "lower", fail)
     with pytest.raises(type(error)):
-        build(path, force=True)
-    assert content(path) == before
-    assert [entry.name for entry in path.parent.iterdir() if "toy" in entry.name] == ["toy"]
+        build(built, force=True)
+    assert content(built) == before
+    assert [entry.name for entry in built.parent.iterdir() if "toy" in entry.name] == ["toy"]
 
 
 def test_another_graph_than_planned_is_refused(tmp_path: Path) -> None:
@@ -183,14 +181,13 @@ def test_a_plan_for_another_target_or_decoder_is_refused(tmp_path: Path) -> None
         build(toy_artifact(tmp_path / "b", spec=replace(SPEC, masks="single")))
 
 
-def test_an_engine_is_trusted_after_its_hash_was_shown(path: Path) -> None:
-    build(path)
+def test_an_engine_is_trusted_after_its_hash_was_shown(built: Path) -> None:
     trusted.trust_file().unlink()
     shown: list[str] = []
-    result = trust(path, progress=shown.append)
-    assert shown == [f"{path / 'decoder.engine'} has sha256 {result.sha256}"]
+    result = trust(built, progress=shown.append)
+    assert shown == [f"{built / 'decoder.engine'} has sha256 {result.sha256}"]
     assert trusted.is_trusted(result.sha256)
-    assert not build(path).built
+    assert not build(built).built
 
 
 def test_only_an_engine_that_is_there_and_whole_is_trusted(path: Path) -> None:
@@ -221,8 +218,7 @@ def test_building_needs_numpy_and_the_library_alone(path: Path) -> None:
     assert done.stdout.strip() == "True", done.stderr
 
 
-def test_a_copy_elsewhere_is_the_same_artifact(path: Path, tmp_path: Path) -> None:
-    build(path)
-    copy = Path(shutil.copytree(path, tmp_path / "copy"))
+def test_a_copy_elsewhere_is_the_same_artifact(built: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(built, tmp_path / "copy"))
     assert not build(copy).built
-    assert content(copy) == content(path)
+    assert content(copy) == content(built)

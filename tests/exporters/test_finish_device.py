@@ -17,11 +17,9 @@ from samx.commands.build import build
 from samx.errors import ArtifactError, SamxError, UnavailableError
 from samx.exporters.tensorrt import build as engines_build
 from samx.exporters.tensorrt import lower
+from samx.formats.tensorrt.engine import Understood
 from samx.formats.tensorrt.gpu import Gpu, find_gpu
 from samx.formats.tensorrt.library import library_of
-from samx.formats.tensorrt.loading import Loaded
-from samx.formats.tensorrt.messages import Message
-from samx.formats.tensorrt.readback import Understood
 
 pytestmark = pytest.mark.usefixtures("home")
 ORIN = Gpu("Toy GPU", "8.7", "CUDA 12.6")
@@ -39,7 +37,7 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module.__dict__.update({**rtx.__dict__, "__version__": "10.3.0"})
     monkeypatch.setitem(sys.modules, "tensorrt", module)
     monkeypatch.setattr(lower, "find_gpu", lambda: ORIN)
-    monkeypatch.setattr(lower, "load_engine", lambda *arguments: Loaded(None, SimpleNamespace()))
+    monkeypatch.setattr(lower, "load_engine", lambda *arguments: (None, SimpleNamespace()))
     monkeypatch.setattr(lower, "check_engine", lambda *arguments: Understood((), (), ()))
     return toy_artifact(tmp_path / "jetson", "trt")
 
@@ -82,7 +80,7 @@ def test_without_its_gpu_nothing_is_built(jetson: Path, monkeypatch: pytest.Monk
 def test_an_engine_that_does_not_open_on_its_own_gpu_is_not_kept(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(jetson)
 
-    def refuse(*arguments: object) -> Loaded:
+    def refuse(*arguments: object) -> None:
         raise ArtifactError("TensorRT 10.3.0 refuses the engine", found="planted")
 
     monkeypatch.setattr(lower, "load_engine", refuse)
@@ -107,7 +105,7 @@ def test_a_warning_of_tensorrt_is_shown_and_kept(jetson: Path, monkeypatch: pyte
     build_really = engines_build._built
 
     def warn(*arguments: Any) -> Any:
-        arguments[-1].append(Message("WARNING", "Running layernorm in FP16 may cause overflow"))
+        arguments[-1].append(("WARNING", "Running layernorm in FP16 may cause overflow"))
         return build_really(*arguments)
 
     monkeypatch.setattr(engines_build, "_built", warn)

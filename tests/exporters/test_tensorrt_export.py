@@ -30,7 +30,7 @@ from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
 from samx.models.shape_range import Span
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes import base
-from samx.runtimes.base import Slots
+from samx.runtimes.base import Padding
 from samx.runtimes.onnxruntime import OnnxRuntimeRuntime, open_artifact
 from samx.runtimes.torch import reference_session
 from samx.validators.bounds import bounds_for
@@ -190,7 +190,7 @@ def test_an_engine_of_somebody_else_is_built_anew(rtx: Path, home: Path) -> None
     assert [evidence.level for evidence in result.manifest.evidence] == ["graph", "lowered"]
 
 
-class TestSlots:
+class TestPadding:
     """The runtime fills what the engine's shapes need, through the file that the builder receives."""
 
     def test_no_points_are_one_empty_slot(self, rtx: Path) -> None:
@@ -210,13 +210,13 @@ class TestSlots:
         """Four slots of four points: what is asked for is computed as if nothing else were there."""
         spec = SPECS["sam1"]
         checkpoint = toy_checkpoint(spec)
-        fixed = Slots(points=FIXED, prompts=FIXED)
+        fixed = Padding(points=FIXED, prompts=FIXED)
         directory, exported = made(name)
-        assert Slots.of(exported.options, "options") == fixed
+        assert Padding.of(exported.options, "options") == fixed
         settings = ort.SessionOptions()
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         session = ort.InferenceSession((directory / DECODER_FILE).read_bytes(), settings, ["CPUExecutionProvider"])
-        candidate = OnnxRuntimeRuntime(spec, [session], "cpu", slots=fixed)
+        candidate = OnnxRuntimeRuntime(spec, [session], "cpu", padding=fixed)
         cases = parity_cases(spec, most_points=fixed.points.max)
         suite = ParitySuite.build(reference_session(checkpoint, spec), cases=cases)
         assert {case.name for case in cases} > {"one_point", "box", "many_points", "no_points", "points_x7"}

@@ -16,8 +16,8 @@ import samx
 PACKAGE = Path(samx.__file__).parent
 SOURCES = [
     "exporters/tensorrt/build.py",
-    *(f"formats/tensorrt/{name}.py" for name in ("readback", "loading", "timing", "library")),
-    *(f"runtimes/tensorrt/{name}.py" for name in ("runtime", "context")),
+    *(f"formats/tensorrt/{name}.py" for name in ("engine", "library")),
+    "runtimes/tensorrt/runtime.py",
 ]
 LIBRARY = importlib.import_module("tensorrt_rtx")
 MODULE_NAMES = ("module", "opened.module")  # how the sources call the imported library

@@ -8,8 +8,16 @@ from types import ModuleType
 import pytest
 
 from samx.errors import MissingExtraError, UnavailableError
-from samx.formats.tensorrt.library import LIBRARIES, Library, library_of, version_of
-from samx.formats.tensorrt.messages import Message, concerns, figures, first_error, summary
+from samx.formats.tensorrt.library import (
+    LIBRARIES,
+    Library,
+    concerns,
+    figures,
+    first_error,
+    library_of,
+    summary,
+    version_of,
+)
 
 RTX, TRT = library_of("trt-rtx"), library_of("trt")
 
@@ -84,7 +92,7 @@ def test_the_log_is_recorded_with_its_severity() -> None:
     severity = opened.module.ILogger.Severity
     opened.logger.log(severity.WARNING, "two\n  lines")
     opened.logger.log(severity.VERBOSE, "much")
-    assert opened.messages == [Message("WARNING", "two lines")]
+    assert opened.messages == [("WARNING", "two lines")]
 
 
 @pytest.mark.parametrize(
@@ -101,17 +109,17 @@ def test_the_log_is_recorded_with_its_severity() -> None:
     ],
 )
 def test_warnings_about_precision_and_shape_are_told_apart(text: str, topics: list[str]) -> None:
-    assert [found.partition(":")[0] for found in concerns([Message("WARNING", text)])] == topics
-    assert concerns([Message("INFO", text)]) == []
+    assert [found.partition(":")[0] for found in concerns([("WARNING", text)])] == topics
+    assert concerns([("INFO", text)]) == []
 
 
 def test_memory_is_read_from_the_log_as_far_as_it_is_said() -> None:
-    said = [Message("INFO", "Max Scratch Memory: 30 bytes"), Message("INFO", "Max Scratch Memory: 20 bytes")]
+    said = [("INFO", "Max Scratch Memory: 30 bytes"), ("INFO", "Max Scratch Memory: 20 bytes")]
     assert figures(said) == {"scratch_bytes": 30, "weights_bytes": None}
 
 
 def test_the_report_counts_everything_and_keeps_what_is_more_than_information() -> None:
-    messages = [Message("INFO", "a"), Message("INFO", "b"), Message("WARNING", "c"), Message("ERROR", "d")]
+    messages = [("INFO", "a"), ("INFO", "b"), ("WARNING", "c"), ("ERROR", "d")]
     found = summary(messages)
     assert found["counts"] == {"INFO": 2, "WARNING": 1, "ERROR": 1}
     assert [entry["text"] for entry in found["messages"]] == ["c", "d"]

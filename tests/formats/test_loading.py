@@ -10,9 +10,8 @@ from engine_toys import toy_onnx, toy_plan
 
 from samx.errors import ArtifactError, UnavailableError
 from samx.exporters.tensorrt.build import build_engine
-from samx.formats.tensorrt.library import Opened, library_of
-from samx.formats.tensorrt.loading import load_engine
-from samx.formats.tensorrt.messages import Message
+from samx.formats.tensorrt.engine import load_engine
+from samx.formats.tensorrt.library import Message, Opened, library_of
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def fake_library(diagnostics: int, error: str) -> Opened:
             pass
 
         def deserialize_cuda_engine(self, data: bytes) -> None:
-            messages.append(Message("ERROR", error))
+            messages.append(("ERROR", error))
 
         def get_engine_validity(self, header: bytes) -> tuple[int, int]:
             assert header == b"engi"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from engine_toys import MODEL, POINTS, PROMPTS, SPEC, toy_artifact, toy_plan
 
+import samx
+from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UsageError
 from samx.exporters.tensorrt.reproduce import reproduce_script
 from samx.formats.tensorrt.plan import BuildPlan
@@ -109,10 +112,44 @@ def run_script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_stock_polygraphy_repeats_the_build(tmp_path: Path) -> None:
-    done = run_script(toy_artifact(tmp_path / "toy"), "build")
+    path = toy_artifact(tmp_path / "toy")
+    done = run_script(path, "build", "../repeated.engine")
     assert done.returncode == 0, done.stderr
     assert "Finished engine building" in done.stdout
     assert "[STRONGLY_TYPED]" in done.stdout  # and no TF32 beside it
+    assert (tmp_path / "repeated.engine").stat().st_size > 1_000, "the engine is kept"
+    assert Artifact.open(path).manifest.files.keys() == {path.name for path in path.iterdir()} - {"manifest.json"}
+
+
+def test_the_script_replaces_no_file_and_asks_where_the_engine_goes(tmp_path: Path) -> None:
+    path = toy_artifact(tmp_path / "toy")
+    (tmp_path / "mine").write_text("mine")
+    refused, unasked = run_script(path, "build", "../mine"), run_script(path, "build")
+    assert (refused.returncode, (tmp_path / "mine").read_text()) == (7, "mine")
+    assert "exists already" in refused.stderr
+    assert unasked.returncode == 2
+    assert "reproduce.sh build ENGINE" in unasked.stderr
+
+
+def test_the_script_is_written_from_a_zip_too(tmp_path: Path) -> None:
+    """The package as one file, as devices get it."""
+    package = Path(samx.__file__).parent
+    with zipfile.ZipFile(tmp_path / "samx.zip", "w") as archive:
+        for file in [*package.rglob("*.py"), *package.rglob("*.sh")]:
+            archive.write(file, file.relative_to(package.parent))
+    (tmp_path / "plan.json").write_bytes(toy_plan().to_bytes())
+    code = (
+        "import sys; from pathlib import Path; from samx.exporters.tensorrt import reproduce\n"
+        "plan = reproduce.BuildPlan.from_bytes(Path(sys.argv[1]).read_bytes(), 'plan')\n"
+        "print(reproduce.__file__, reproduce.reproduce_script(plan, 1024), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan.json"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "samx.zip")},
+    )  # fmt: skip
+    where, _, script = done.stdout.partition("\n")
+    assert where.startswith(str(tmp_path / "samx.zip"))
+    assert script.strip() == reproduce_script(toy_plan(), 1024).strip()
 
 
 def test_stock_polygraphy_repeats_the_comparison_up_to_the_gpu(tmp_path: Path) -> None:

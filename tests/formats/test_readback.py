@@ -11,10 +11,9 @@ import pytest
 from engine_toys import toy_plan
 
 from samx.errors import ArtifactError
+from samx.formats.tensorrt.engine import Understood, check_engine, mismatches
 from samx.formats.tensorrt.library import Opened, library_of
-from samx.formats.tensorrt.loading import check_engine
 from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
-from samx.formats.tensorrt.readback import Understood, mismatches
 from samx.models.shape_range import Span
 
 PLAN = toy_plan()

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from samx.devices.find import FINDERS
+from samx.devices.apple import AppleAdapter
+from samx.devices.cpu import CpuAdapter
+from samx.devices.jetson import JetsonAdapter
+from samx.devices.nvidia import NvidiaAdapter
 from samx.kits.runner import machine
 
 # By kind and name: what the file or command says, and what is read.
@@ -52,7 +55,8 @@ def test_every_probe_reads_what_its_source_says(
 
 
 def test_the_kinds_are_those_of_samx() -> None:
-    assert {of.split()[0] for of, *_ in machine.PROBES} == set(FINDERS)
+    adapters = (AppleAdapter, CpuAdapter, JetsonAdapter, NvidiaAdapter)
+    assert {of.split()[0] for of, *_ in machine.PROBES} == {adapter.kind for adapter in adapters}
 
 
 @pytest.mark.parametrize("text", ["", "[N/A]", "no number"])

@@ -81,7 +81,7 @@ def test_tensorrt_rtx_builds_the_half_graph(family: str, form: str) -> None:
     sha256 = hashlib.sha256(quantised).hexdigest()
     plan = BuildPlan.of("trt-rtx", SPECS[family], FILE, sha256, Span(1, 2, 4), Span(1, 2, 16))
     built = build_engine(quantised, plan, plan.library.start())
-    assert {message.severity for message in built.messages} == {"INFO"}
+    assert {severity for severity, _ in built.messages} == {"INFO"}
     assert len(built.engine) > 1000
 
 

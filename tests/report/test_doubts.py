@@ -6,7 +6,7 @@ import pytest
 from report_toys import bench_report, device
 
 from samx.benchmarks.report.runs import doubts, sort_flag
-from samx.devices import cpu, jetson, nvml
+from samx.devices import cpu, jetson, nvidia
 
 COUNTED = {**cpu.SENTENCES, **jetson.SENTENCES}
 
@@ -16,7 +16,7 @@ def test_what_counters_say_is_throttling(name: str) -> None:
     assert sort_flag(COUNTED[name][1].format(by=3)).kind == "throttled"
 
 
-@pytest.mark.parametrize("reason", nvml.SLOWING)
+@pytest.mark.parametrize("reason", nvidia.SLOWING)
 def test_what_holds_a_gpu_down_is_throttling(reason: str) -> None:
     assert sort_flag(f"the GPU's clocks were held down in 3 of 9 samples: {reason}").kind == "throttled"
 

@@ -13,19 +13,17 @@ from numpy.typing import NDArray
 
 from samx.errors import UnavailableError
 from samx.formats.tensorrt.gpu import Gpu
-from samx.formats.tensorrt.library import Opened, library_of
-from samx.formats.tensorrt.loading import Loaded
-from samx.formats.tensorrt.messages import Message
+from samx.formats.tensorrt.library import Message, Opened, library_of
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.session import Feed
-from samx.runtimes.base import Slots
-from samx.runtimes.tensorrt.context import open_context
-from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime
+from samx.runtimes.base import Padding
+from samx.runtimes.tensorrt.cuda import CudaDevice
+from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime, open_context
 
 ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
 
 
-class FakeDevice:
+class FakeDevice(CudaDevice):
     """Keep memory as bytes by address; count what happens."""
 
     def __init__(self, room: int = 1 << 20) -> None:
@@ -98,7 +96,7 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        self.messages.append(Message("ERROR", "shape says no"))
+        self.messages.append(("ERROR", "shape says no"))
         return not self.refuses_shape
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -112,7 +110,7 @@ class FakeContext:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == self.device.stream
         if self.fails:
-            self.messages.append(Message("ERROR", "planted: illegal memory access"))
+            self.messages.append(("ERROR", "planted: illegal memory access"))
             return False
         shapes, addresses = dict(self.shapes), dict(self.addresses)  # a recorded graph keeps both for ever
         step: Callable[[], None] = lambda: self._compute(shapes, addresses)  # noqa: E731
@@ -181,7 +179,7 @@ def fake_module() -> ModuleType:
 
 def fake_runtime(
     plan: BuildPlan, device: FakeDevice, chunk: int | None = None, cuda_graph: bool = False,
-    engine: FakeEngine | None = None, slots: Slots | None = None,
+    engine: FakeEngine | None = None, padding: Padding | None = None,
 ) -> tuple[TensorRTRuntime, FakeEngine]:  # fmt: skip
     """Open the toy engine on a fake device."""
     messages: list[Message] = []
@@ -189,9 +187,9 @@ def fake_runtime(
     engine = engine or FakeEngine(device, messages)
     if engine.context is not None:
         engine.context.messages = messages
-    context = open_context(engine, opened, device.gpu, ENGINE_SHA256, cuda_graph)
-    parts = Parts(plan, opened, Loaded(None, engine), context, device)
-    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, slots), engine
+    executed = open_context(engine, opened, device.gpu, ENGINE_SHA256, cuda_graph)
+    parts = Parts(plan, opened, None, engine, *executed, device)
+    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, padding), engine
 
 
 def image(seed: int = 0) -> Feed:

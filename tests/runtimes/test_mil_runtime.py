@@ -23,7 +23,7 @@ from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.session import Feed
 from samx.models.shape_range import Span
 from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
-from samx.runtimes.base import Slots
+from samx.runtimes.base import Padding
 from samx.runtimes.coreml.packages import open_packages
 from samx.runtimes.mil import checks
 from samx.runtimes.mil import runtime as mil
@@ -139,23 +139,23 @@ class TestPlacement:
         session.decode(prompts(2, [1]))
 
 
-class TestSlots:
-    def filled(self, slots: Slots, n: int, labels: list[int]) -> Feed:
-        return slots.filled(dict(prompts(n, labels)))
+class TestPadding:
+    def padded(self, padding: Padding, n: int, labels: list[int]) -> Feed:
+        return padding.padded(dict(prompts(n, labels)))
 
     @pytest.mark.parametrize(("points", "slots"), [(1, 1), (2, 4), (4, 4), (5, 8)])
     def test_points_are_filled_to_the_next_size_there_is(self, points: int, slots: int) -> None:
-        feed = self.filled(Slots(Span(1, 2, 8), Span(1, 1, 1), (1, 4, 8)), 1, [1] * points)
+        feed = self.padded(Padding(Span(1, 2, 8), Span(1, 1, 1), (1, 4, 8)), 1, [1] * points)
         assert feed["point_coords"].shape == (1, slots, 2)
         assert feed["point_labels"].tolist() == [[1] * points + [EMPTY_SLOT] * (slots - points)]
 
     def test_prompts_are_filled_by_repeating_the_last(self) -> None:
-        feed = self.filled(Slots(Span(1, 2, 8), Span(3, 3, 3), (1, 4, 8)), 2, [1])
+        feed = self.padded(Padding(Span(1, 2, 8), Span(3, 3, 3), (1, 4, 8)), 2, [1])
         assert feed["point_coords"][1:, 0].tolist() == [feed["point_coords"][1, 0].tolist()] * 2
 
     @pytest.mark.parametrize(("points", "slots"), [(1, 2), (3, 3)])
     def test_without_sizes_every_number_in_the_span_is_one(self, points: int, slots: int) -> None:
-        feed = self.filled(Slots(Span(2, 2, 8), Span(1, 1, 1)), 1, [1] * points)
+        feed = self.padded(Padding(Span(2, 2, 8), Span(1, 1, 1)), 1, [1] * points)
         assert feed["point_labels"].shape == (1, slots)
 
 
@@ -177,7 +177,7 @@ def test_a_call_gets_fixed_shapes_and_the_threads_asked_for(sealed: Artifact) ->
 
 class TestRefused:
     def test_another_device(self, sealed: Artifact) -> None:
-        with pytest.raises(UnavailableError, match=r"found device 'ane', expected cpu.*Mac"):
+        with pytest.raises(UnavailableError, match=r"found 'ane', expected cpu.*Mac"):
             mil.open_artifact(sealed, "ane")
         assert mil.devices() == ["cpu"]
 

@@ -14,7 +14,7 @@ from fake_gpu import FakeCache, FakeDevice, FakeEngine, fake_runtime, image, pro
 from samx.errors import PromptError, SamxError, UnavailableError
 from samx.models.session import Feed, Outputs
 from samx.models.shape_range import Span
-from samx.runtimes.base import Slots
+from samx.runtimes.base import Padding
 from samx.runtimes.tensorrt.cuda import Buffers
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -51,8 +51,8 @@ def test_more_prompts_than_the_engine_takes_are_cut_and_put_back_together() -> N
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9])
 def test_fewer_prompts_than_a_fixed_engine_takes_are_filled_up(n: int) -> None:
-    eight, slots = Span(8, 8, 8), Slots(POINTS, Span(8, 8, 8))
-    runtime, engine = fake_runtime(toy_plan(prompts=eight), FakeDevice(), slots=slots)
+    eight, padding = Span(8, 8, 8), Padding(POINTS, Span(8, 8, 8))
+    runtime, engine = fake_runtime(toy_plan(prompts=eight), FakeDevice(), padding=padding)
     runtime.set_image(image())
     feed = prompts(n)
     check(runtime.decode(feed), image(), feed)

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_toys import built_toy, toy_artifact
 from engine_toys import home as home
-from engine_toys import toy_artifact
 from fake_gpu import FakeDevice
 
 from samx.artifacts import trust
 from samx.artifacts.commit import seal
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
-from samx.commands.build import build
 from samx.errors import ArtifactError, MissingExtraError, UnavailableError, UsageError
 from samx.formats.tensorrt.gpu import Gpu
 from samx.runtimes.tensorrt import runtime as tensorrt
@@ -26,9 +25,7 @@ pytestmark = pytest.mark.usefixtures("home")
 @pytest.fixture
 def built(tmp_path: Path) -> Artifact:
     """A real artifact with a real engine."""
-    path = toy_artifact(tmp_path / "toy")
-    build(path)
-    return Artifact.open(path)
+    return Artifact.open(built_toy(tmp_path / "toy"))
 
 
 def test_without_a_gpu_the_device_is_unavailable(built: Artifact) -> None:
@@ -39,7 +36,7 @@ def test_without_a_gpu_the_device_is_unavailable(built: Artifact) -> None:
 
 
 def test_another_device_or_threads_are_refused(built: Artifact) -> None:
-    with pytest.raises(UnavailableError, match="found 'cpu', expected --device cuda"):
+    with pytest.raises(UnavailableError, match="found 'cpu', expected cuda"):
         tensorrt.open_artifact(built, device="cpu")
     with pytest.raises(UsageError, match="found --threads 2"):
         tensorrt.open_artifact(built, threads=2)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.tensorrt import timing
+from samx.formats.tensorrt.engine import CAPABILITIES, Understood, limits_of, mismatches, network_ports, shape_tensors
 from samx.formats.tensorrt.gpu import Gpu
-from samx.formats.tensorrt.library import Opened
-from samx.formats.tensorrt.messages import SHOWN_CHARACTERS, Message, concerns, first_error
+from samx.formats.tensorrt.library import SHOWN_CHARACTERS, Message, Opened, concerns, first_error
 from samx.formats.tensorrt.plan import BuildPlan
-from samx.formats.tensorrt.readback import CAPABILITIES, Understood, limits_of, mismatches, network_ports, shape_tensors
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -52,7 +52,8 @@ def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None =
     config: trt.IBuilderConfig = builder.create_builder_config()
     _configure(config, plan, module)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
-    _set_profile(profile, plan)
+    for name, limits in plan.profile.items():
+        profile.set_shape(name, *limits)
     understood = _understood(network, config, profile, module, plan)
     _agree(understood, plan)
     if config.add_optimization_profile(profile) != 0 or config.num_optimization_profiles != 1:
@@ -109,11 +110,6 @@ def _configure(config: trt.IBuilderConfig, plan: BuildPlan, module: ModuleType) 
         config.set_compute_capability(getattr(module.ComputeCapability, name), i)
 
 
-def _set_profile(profile: trt.IOptimizationProfile, plan: BuildPlan) -> None:
-    for name, limits in plan.profile.items():
-        profile.set_shape(name, *limits)
-
-
 def _understood(
     network: trt.INetworkDefinition, config: trt.IBuilderConfig, profile: trt.IOptimizationProfile, module: ModuleType,
     plan: BuildPlan,
@@ -146,15 +142,15 @@ def _built(
     """Run the builder, with a timing cache where the library has one."""
     cache = None
     if plan.library.has_timing_cache and gpu is not None:
-        path = timing.timing_cache_path(plan.target, str(module.__version__), f"{gpu.name} {gpu.compute_capability}")
-        cache = timing.attach(config, path)
+        path = cache_path("timing", plan.target, str(module.__version__), f"{gpu.name} {gpu.compute_capability}")
+        cache = _attach(config, path)
     engine: trt.IHostMemory | None = builder.build_serialized_network(network, config)
     if engine is None:
         raise ArtifactError(
             f"{plan.library.title} cannot build '{plan.model}'", found=first_error(messages), fix=REMEDY
         )
     if cache is not None:
-        problem = timing.keep(config, path)
+        problem = _keep(config, path)
         cache = cache if problem is None else f"{cache}, not kept: {problem}"
     return bytes(memoryview(engine)), cache
 
@@ -166,3 +162,19 @@ def _no_concerns(messages: Sequence[Message], plan: BuildPlan) -> None:
         raise ArtifactError(
             what, found=found[0][:SHOWN_CHARACTERS], expected="no warning about precision or shapes", fix=REMEDY
         )
+
+
+def _attach(config: trt.IBuilderConfig, path: Path) -> str:
+    """Let the builder start from the kept timing cache, or from an empty one; returns which."""
+    for data, words in ((read_cached(path), "kept"), (b"", "new")):
+        if data is not None:
+            cache: trt.ITimingCache | None = config.create_timing_cache(data)
+            if cache is not None and config.set_timing_cache(cache, False):
+                return words
+    return "refused"
+
+
+def _keep(config: trt.IBuilderConfig, path: Path) -> str | None:
+    """Write what the builder learnt about this GPU's kernels; returns why it could not."""
+    cache: trt.ITimingCache | None = config.get_timing_cache()
+    return "the library gave none" if cache is None else write_cached(path, bytes(memoryview(cache.serialize())))

@@ -10,15 +10,13 @@ from typing import Any
 
 from samx.artifacts import trust
 from samx.artifacts.commit import write_file
-from samx.artifacts.lowered import Lowered
-from samx.artifacts.manifest import Evidence, Manifest, utc_now
+from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
 from samx.exporters.tensorrt.build import Built, build_engine
+from samx.formats.tensorrt.engine import check_engine, load_engine
 from samx.formats.tensorrt.gpu import Gpu, find_gpu
-from samx.formats.tensorrt.library import Opened
-from samx.formats.tensorrt.loading import check_engine, load_engine
-from samx.formats.tensorrt.messages import concerns, figures, summary
+from samx.formats.tensorrt.library import Opened, concerns, figures, summary
 from samx.formats.tensorrt.plan import ENGINE_FILE, ENGINE_ROLE, BuildPlan, read_plan
 from samx.formats.tensorrt.stamp import STAMP_FILE, STAMP_ROLE, Machine, Stamp
 
@@ -70,7 +68,7 @@ def gpu_for(plan: BuildPlan) -> Gpu | None:
 
 def _model(artifact: Artifact, plan: BuildPlan) -> bytes:
     onnx = artifact.read(plan.model)
-    found = hashlib.sha256(onnx).hexdigest()
+    found = artifact.manifest.files[plan.model].sha256  # of these very bytes: read() has compared them
     if found != plan.onnx_sha256:
         raise ArtifactError(
             f"{artifact.path / plan.model} is not the file that was planned for", found=f"sha256 {found}",
@@ -84,12 +82,12 @@ def _read_engine(engine: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None
     if gpu is None:
         return {"read_back": None, "reason": "an engine is opened on a GPU only, and none is here"}
     try:
-        loaded = load_engine(engine, opened, where)
+        _runtime, loaded = load_engine(engine, opened, where)  # the engine lives in the runtime
     except (ArtifactError, UnavailableError) as cause:
         if not plan.library.builds_without_gpu:
             raise
         return {"read_back": None, "reason": f"the engine does not open on this GPU: {cause.found}"}
-    return {"read_back": check_engine(loaded.engine, opened, plan, where).to_json(), "reason": None}
+    return {"read_back": check_engine(loaded, opened, plan, where).to_json(), "reason": None}
 
 
 def _stamp(plan: BuildPlan, built: Built, gpu: Gpu | None) -> Stamp:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
-from samx.artifacts.strict_json import parse
 from samx.errors import InputError
 from samx.extras import require
+from samx.formats.onnx import own_metadata
 from samx.formats.openvino.rewrite import PERIODIC, rewrite
 
 GRAPH_SUFFIX, WEIGHTS_SUFFIX, WEIGHTS_ROLE = ".xml", ".bin", "_weights"
 STATE_PREFIX = "image_"  # of what an image graph gives and a prompt graph takes
-METADATA_PREFIX = "samx."
 METADATA_PLACE = "framework"  # where OpenVINO puts what an ONNX file says about itself
 PRECISE = "precise"
 NUMBERED = re.compile(r"[A-Z]\w*_\d+")
@@ -26,13 +25,13 @@ NUMBERED = re.compile(r"[A-Z]\w*_\d+")
 
 @dataclass(frozen=True)
 class Ir:
-    """Hold the two files of a graph."""
+    """The two files of a graph."""
 
     graph: bytes
     weights: bytes
 
     def files(self, role: str) -> dict[str, tuple[bytes, str]]:
-        """Give each file's content and role, by name."""
+        """Return each file's content and role, by name."""
         return {
             f"{role}{GRAPH_SUFFIX}": (self.graph, role),
             f"{role}{WEIGHTS_SUFFIX}": (self.weights, role + WEIGHTS_ROLE),
@@ -66,7 +65,7 @@ def convert(model: bytes) -> Any:
 
 
 def write(graph: Any, *, half: bool) -> Ir:
-    """Give the files of a graph; with `half`, its weights in float16, which are made float32 again on loading."""
+    """Return the files of a graph; with `half`, its weights in float16, which are made float32 again on loading."""
     ov = _openvino()
     _name(graph)
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
@@ -117,14 +116,28 @@ def state(graph: Any, role: str) -> list[Any]:
 
 
 def metadata(graph: Any) -> dict[str, Any]:
-    """Give what samx wrote into the ONNX file that a graph comes from."""
-    if not graph.has_rt_info([METADATA_PLACE]):
-        return {}
-    entries: Mapping[str, Any] = graph.get_rt_info([METADATA_PLACE]).value
+    """Return what samx wrote into the ONNX file that a graph comes from."""
+    return own_metadata(graph.get_rt_info([METADATA_PLACE]).value) if graph.has_rt_info([METADATA_PLACE]) else {}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what a graph on disk says about itself, the metadata of its export with it.
+
+    Raises: MissingExtraError; InputError when it is none or lacks its weights.
+    """
+    weights = path.with_suffix(WEIGHTS_SUFFIX)
+    try:
+        files = Ir(path.read_bytes(), weights.read_bytes())
+    except OSError as cause:
+        raise InputError(
+            f"'{path}' lacks its weights", found=cause.strerror, expected=weights.name, fix="Keep the two together."
+        ) from cause
+    graph = read(files)
     return {
-        key.removeprefix(METADATA_PREFIX): parse(value.encode(), f"metadata '{key}' of the OpenVINO file")
-        for key, value in entries.items()
-        if key.startswith(METADATA_PREFIX)
+        "kind": "openvino",
+        "inputs": [port.get_any_name() for port in graph.inputs],
+        "outputs": [port.get_any_name() for port in graph.outputs],
+        "samx": metadata(graph),
     }
 
 

@@ -1,25 +1,44 @@
-"""The two libraries that share one API: what each is called, which versions work, and what binds its engines."""
+"""The two libraries that share one API: their names and versions, what binds their engines, what they say at work."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from samx.errors import MissingExtraError, UnavailableError, UsageError
 from samx.extras import require
-from samx.formats.tensorrt.messages import Message
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
 
 Version = tuple[int, ...]
+Message = tuple[str, str]  # one line of a library's log: its own word (INFO, WARNING, ERROR, INTERNAL_ERROR), its text
+
+ERRORS = ("ERROR", "INTERNAL_ERROR")
+SHOWN_CHARACTERS = 400
+# A warning about either means that the engine may compute something else than the file says, or for other sizes.
+CONCERNS: Mapping[str, re.Pattern[str]] = {
+    "precision": re.compile(
+        r"precision|overflow|underflow|subnormal|out of (?:the )?range|clamp|truncat|lossy|accuracy|\bcast"
+        r"|downcast|\bfp16\b|\bbf16\b|\bfp8\b|\bint8\b|\btf32\b|half|float16|weakly|dynamic range|quantiz|calibrat",
+        re.IGNORECASE,
+    ),
+    "shape": re.compile(r"shape|dimension|\bdims?\b|optimization profile|broadcast|\brank\b", re.IGNORECASE),
+}
+# What the libraries say about memory while they build. Only said, so None where a version words it otherwise.
+FIGURES: Mapping[str, re.Pattern[str]] = {
+    "scratch_bytes": re.compile(r"Max Scratch Memory: (\d+) bytes"),
+    "weights_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
+}
 
 
 @dataclass(frozen=True)
 class Library:
-    """Describe one of the two libraries. Data that the rest of the package branches on."""
+    """One of the two libraries, as data that the rest of the package branches on."""
 
     target: str
     title: str
@@ -75,18 +94,18 @@ class Library:
 
     @property
     def versions(self) -> str:
-        """Say which versions work."""
+        """Return which versions work, in words."""
         words = f"{_dotted(self.minimum)} or newer"
         return words if self.below is None else f"{words}, older than {_dotted(self.below)}"
 
     def engine_version(self, version: str) -> str:
-        """Give the part of a version that engines are bound to."""
+        """Return the part of a version that engines are bound to."""
         return _dotted(version_of(version)[: self.engine_version_parts])
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Hold an imported library, the logger that everything made with it needs, and the list that the logger fills."""
+    """An imported library, the logger that everything made with it needs, and the list that the logger fills."""
 
     library: Library
     module: ModuleType
@@ -95,7 +114,7 @@ class Opened:
 
     @property
     def version(self) -> str:
-        """The library's version."""
+        """Return the library's version."""
         return str(self.module.__version__)
 
 
@@ -143,10 +162,33 @@ def _recorder(module: ModuleType) -> tuple[trt.ILogger, list[Message]]:
 
         def log(self, severity: trt.ILogger.Severity, text: str) -> None:
             if severity.name != "VERBOSE":  # thousands of lines about every tactic, and none that concerns a user
-                messages.append(Message(severity.name, " ".join(text.split())))
+                messages.append((severity.name, " ".join(text.split())))
 
     return Recorder(), messages
 
 
 def _dotted(version: Version) -> str:
     return ".".join(map(str, version))
+
+
+def concerns(messages: Sequence[Message]) -> list[str]:
+    """List the warnings and errors that concern precision or shape, each with its topic in front."""
+    serious = [text for severity, text in messages if severity in ("WARNING", *ERRORS)]
+    return [f"{topic}: {text}" for text in serious for topic, words in CONCERNS.items() if words.search(text)]
+
+
+def first_error(messages: Sequence[Message]) -> str:
+    """Return the first error, short enough for one line: the later ones mostly repeat it."""
+    return next((text for severity, text in messages if severity in ERRORS), "no message")[:SHOWN_CHARACTERS]
+
+
+def figures(messages: Sequence[Message]) -> dict[str, int | None]:
+    """Read the memory that an engine will need, as far as the library said it."""
+    found = {name: [words.search(text) for _, text in messages] for name, words in FIGURES.items()}
+    return {name: max((int(match[1]) for match in hits if match), default=None) for name, hits in found.items()}
+
+
+def summary(messages: Sequence[Message]) -> dict[str, Any]:
+    """Count the messages by severity and keep what is more than information."""
+    kept = [{"severity": severity, "text": text} for severity, text in messages if severity != "INFO"]
+    return {"counts": dict(Counter(severity for severity, _ in messages)), "messages": kept}

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from samx.artifacts.commit import write_file
-from samx.artifacts.lowered import Lowered
-from samx.artifacts.manifest import Evidence, Manifest, utc_now
+from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.formats.coreml.contract import contract_of
 from samx.formats.coreml.functions import Functions

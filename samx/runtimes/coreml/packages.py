@@ -12,7 +12,7 @@ from samx.formats.coreml.contract import Contract, contract_of
 from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.package import PackageFiles, read_package
 from samx.formats.coreml.program import Program, load_program
-from samx.runtimes.base import Slots
+from samx.runtimes.base import Padding
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class OpenedPackages:
 
     contract: Contract
     functions: Functions
-    slots: Slots
+    slots: Padding
     files: Mapping[str, PackageFiles]
     programs: Mapping[str, Program]
 
@@ -45,8 +45,8 @@ def open_packages(artifact: Artifact) -> OpenedPackages:
     return OpenedPackages(contract, functions, replace(slots, sizes=functions.sizes), files, programs)
 
 
-def _slots(options: Mapping[str, Any], where: str) -> Slots:
-    slots = Slots.of(options, where)
+def _slots(options: Mapping[str, Any], where: str) -> Padding:
+    slots = Padding.of(options, where)
     if slots is None or slots.prompts.min != slots.prompts.max:
         raise ArtifactError(
             f"{where} has no fixed number of prompts", found=str(options.get("prompts"))[:80],

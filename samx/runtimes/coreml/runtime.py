@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.errors import UnavailableError, UsageError
+from samx.errors import UnavailableError
 from samx.formats.coreml.contract import Arrays
 from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.library import open_coremltools
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, Runtime
+from samx.runtimes.base import DEFAULT_CHUNK, Runtime, check_device, refuse_threads
 from samx.runtimes.coreml.compute_plan import device_word
 from samx.runtimes.coreml.mac import is_mac, machine_facts
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
@@ -50,10 +50,8 @@ def open_artifact(
     Raises: UnavailableError on anything but a Mac that has the device and a macOS that runs the package;
     MissingExtraError; ArtifactError for a package that is no decoder of the artifact's spec; UsageError.
     """
-    if device not in UNITS:
-        raise UnavailableError("Core ML has no such compute units", found=f"'{device}'", expected=" or ".join(UNITS))
-    if threads is not None:
-        raise UsageError("Core ML takes no number of threads", found=f"--threads {threads}", fix="Leave it out.")
+    check_device(device, UNITS, "Core ML has no such compute units")
+    refuse_threads(threads, "Core ML takes no number of threads")
     functions = Functions.of(artifact.manifest.options, str(artifact.path))
     require_prediction(tuple(functions.by_rows.values()))
     library = open_coremltools(PURPOSE)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.errors import UnavailableError
 from samx.extras import require
 from samx.formats.coreml.contract import Arrays
 from samx.formats.coreml.library import LIBRARY, open_coremltools
 from samx.formats.coreml.program import Program
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, Runtime
+from samx.runtimes.base import DEFAULT_CHUNK, Runtime, check_device
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
 
 if TYPE_CHECKING:
@@ -33,11 +32,7 @@ def open_artifact(
     Raises: MissingExtraError and UnavailableError without the libraries, or for another device; ArtifactError when the
     package holds no decoder of the artifact's spec.
     """
-    if device != DEVICE:
-        raise UnavailableError(
-            "the MIL evaluator cannot run there", found=f"device '{device}'", expected=DEVICE,
-            fix="Use --device cpu; the Neural Engine itself is on a Mac only.",
-        )  # fmt: skip
+    check_device(device, [DEVICE], "the MIL evaluator cannot run there", "The Neural Engine itself is on a Mac only.")
     library = open_coremltools(PURPOSE)
     torch = require("torch", "export", PURPOSE)
     opened = open_packages(artifact)

@@ -1,11 +1,11 @@
-"""The few CUDA calls that running an engine needs, behind a protocol that a test can stand in for."""
+"""The few CUDA calls that running an engine needs."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from samx.errors import SamxError, UnavailableError
 from samx.extras import require
@@ -19,80 +19,25 @@ INSUFFICIENT_DRIVER = 35
 MACHINE_ERRORS = (2, 3, 34, INSUFFICIENT_DRIVER, 46, 100, 101, 209, 802, 803, 804)
 
 
-class Device(Protocol):
-    """Hold memory and one stream of work on a GPU."""
-
-    @property
-    def gpu(self) -> Gpu:
-        """Name, compute capability and driver."""
-        ...
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream, as engines take it."""
-        ...
-
-    def allocate(self, size: int) -> int:
-        """Reserve bytes; gives their address."""
-        ...
-
-    def free(self, address: int) -> None:
-        """Give bytes back."""
-        ...
-
-    def upload(self, address: int, array: FloatArray) -> None:
-        """Copy an array to the device, in the stream's order."""
-        ...
-
-    def download(self, address: int, array: FloatArray) -> None:
-        """Copy from the device into an array; complete after synchronise()."""
-        ...
-
-    def synchronise(self) -> None:
-        """Wait for all work of the stream."""
-        ...
-
-    def capture(self, work: Callable[[], None]) -> Any:
-        """Record the work that a function puts on the stream, without running it."""
-        ...
-
-    def launch(self, graph: Any) -> None:
-        """Run recorded work."""
-        ...
-
-    def drop(self, graph: Any) -> None:
-        """Forget recorded work."""
-        ...
-
-
 class CudaDevice:
-    """The first GPU, through cuda-bindings.
+    """Memory and one stream of work on the first GPU, through cuda-bindings.
 
     Raises: UnavailableError when it is not there or out of memory, SamxError for other CUDA errors; so do its methods.
     """
 
     def __init__(self, cuda: ModuleType, gpu: Gpu) -> None:
-        self._cuda, self._gpu = cuda, gpu
+        self._cuda, self.gpu = cuda, gpu
         self._call("take the GPU", cuda.cudaSetDevice, FIRST_DEVICE)
         self._stream = self._call("make a stream", cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
+        self.stream = int(self._stream)  # its handle, as engines take it
         weakref.finalize(self, cuda.cudaStreamDestroy, self._stream)
 
-    @property
-    def gpu(self) -> Gpu:
-        """Name, compute capability and driver."""
-        return self._gpu
-
-    @property
-    def stream(self) -> int:
-        """Handle of the stream."""
-        return int(self._stream)
-
     def allocate(self, size: int) -> int:
-        """Reserve bytes; gives their address."""
+        """Reserve bytes; returns their address."""
         return int(self._call(f"reserve {size / 2**20:.1f} MiB on the GPU", self._cuda.cudaMalloc, size))
 
     def free(self, address: int) -> None:
-        """Give bytes back."""
+        """Free reserved bytes."""
         self._call("give GPU memory back", self._cuda.cudaFree, address)
 
     def upload(self, address: int, array: FloatArray) -> None:
@@ -136,7 +81,7 @@ class CudaDevice:
         self._call(doing, self._cuda.cudaMemcpyAsync, to, source, size, way, self._stream)
 
     def _call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the runtime and give what it returns besides its code, if anything."""
+        """Call the runtime and return what it returns besides its code, if anything."""
         try:
             code, *values = function(*arguments)
         except RuntimeError as cause:  # older bindings raise where the driver cannot be loaded
@@ -149,13 +94,13 @@ class CudaDevice:
 class Buffers:
     """Named memory on a device that is kept between calls and only ever grows."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: CudaDevice) -> None:
         self._device = device
         self._kept: dict[str, tuple[int, int]] = {}  # name -> address, size
         weakref.finalize(self, _free_all, device, self._kept)
 
     def address(self, name: str, size: int) -> int:
-        """Give memory for at least that many bytes. It may lie elsewhere than before, and then holds nothing."""
+        """Return memory for at least that many bytes. It may lie elsewhere than before, and then holds nothing."""
         address, there = self._kept.get(name, (0, 0))
         if size <= there:
             return address
@@ -168,7 +113,7 @@ class Buffers:
 
     @property
     def total(self) -> int:
-        """Bytes that are held."""
+        """Return how many bytes are held."""
         return sum(size for _, size in self._kept.values())
 
 
@@ -197,6 +142,6 @@ def _error(cuda: ModuleType, doing: str, code: Any) -> SamxError:
     return SamxError(f"cannot {doing}", found=found, fix="Please report this.")
 
 
-def _free_all(device: Device, kept: dict[str, tuple[int, int]]) -> None:
+def _free_all(device: CudaDevice, kept: dict[str, tuple[int, int]]) -> None:
     while kept:
         device.free(kept.popitem()[1][0])

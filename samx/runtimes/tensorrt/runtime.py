@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from samx.artifacts import trust
 from samx.artifacts.store import Artifact
-from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError, UsageError
-from samx.formats.tensorrt.gpu import find_gpu
-from samx.formats.tensorrt.library import Opened
-from samx.formats.tensorrt.loading import Loaded, check_engine, load_engine
-from samx.formats.tensorrt.messages import first_error
+from samx.artifacts.trust import cache_path, read_cached, write_cached
+from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError
+from samx.formats.tensorrt.engine import check_engine, load_engine
+from samx.formats.tensorrt.gpu import Gpu, find_gpu
+from samx.formats.tensorrt.library import Opened, first_error
 from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
 from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
-from samx.runtimes.base import CopiesOnly, Runtime, Slots
-from samx.runtimes.tensorrt.context import Context, open_context
-from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, Device, cuda_runtime
+from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
+from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, cuda_runtime
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -40,10 +40,8 @@ def open_artifact(
     Raises: MissingExtraError; UnavailableError without the library's version or the GPU; ArtifactError for an engine
     that is not built yet, not trusted, or not of this machine; UsageError.
     """
-    if device != DEVICE:
-        raise UnavailableError("an engine runs on no such device", found=f"'{device}'", expected=f"--device {DEVICE}")
-    if threads is not None:
-        raise UsageError("an engine has no CPU threads to choose", found=f"--threads {threads}", fix="Leave it out.")
+    check_device(device, [DEVICE], "unsupported device of an engine")
+    refuse_threads(threads, "an engine has no CPU threads to choose")
     plan = read_plan(artifact)
     opened = plan.library.start()
     name = engine_file(artifact)
@@ -52,28 +50,32 @@ def open_artifact(
     cuda, gpu = cuda_runtime(opened.library.extra), find_gpu()
     check_stamp(artifact, plan, sha256, Machine.here(opened.version, gpu))
     memory, where = CudaDevice(cuda, gpu), str(artifact.path)
-    loaded = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
-    check_engine(loaded.engine, opened, plan, where)
-    context = open_context(loaded.engine, opened, gpu, sha256, cuda_graph)
-    parts = Parts(plan, opened, loaded, context, memory)
-    slots = Slots.of(artifact.manifest.options, where)
-    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, slots)
+    runtime, engine = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
+    check_engine(engine, opened, plan, where)
+    parts = Parts(plan, opened, runtime, engine, *open_context(engine, opened, gpu, sha256, cuda_graph), memory)
+    padding = Padding.of(artifact.manifest.options, where)
+    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, padding)
 
 
-def devices() -> list[str]:
-    """Name the devices that engines can run on here.
+def devices(extra: str = "trt") -> list[str]:
+    """List the devices that engines can run on here.
 
     Raises: MissingExtraError without cuda-bindings.
     """
-    return _devices("trt")
+    cuda_runtime(extra)
+    try:
+        find_gpu()
+    except UnavailableError:
+        return []
+    return [DEVICE]
 
 
 def devices_rtx() -> list[str]:
-    """Name the devices for TensorRT for RTX; its extra brings the same cuda-bindings.
+    """List the devices for TensorRT for RTX; its extra brings the same cuda-bindings.
 
     Raises: MissingExtraError without cuda-bindings.
     """
-    return _devices("trt-rtx")
+    return devices("trt-rtx")
 
 
 def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine) -> None:
@@ -95,13 +97,15 @@ def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine)
 
 @dataclass(frozen=True)
 class Parts:
-    """Bring together what running one engine takes."""
+    """What running one engine takes."""
 
     plan: BuildPlan
     opened: Opened
-    loaded: Loaded
-    context: Context
-    device: Device
+    runtime: trt.Runtime  # the engine lives in it
+    engine: trt.ICudaEngine
+    execution: trt.IExecutionContext
+    kernels: KernelCache | None
+    device: CudaDevice
 
 
 class TensorRTRuntime(CopiesOnly, Runtime):
@@ -109,12 +113,12 @@ class TensorRTRuntime(CopiesOnly, Runtime):
 
     def __init__(
         self, spec: DecoderSpec, parts: Parts, chunk: int | None = None, cuda_graph: bool = False,
-        slots: Slots | None = None,
+        padding: Padding | None = None,
     ) -> None:  # fmt: skip
         most = parts.plan.prompts.max
-        super().__init__(spec, most if chunk is None else min(chunk, most), slots)
+        super().__init__(spec, most if chunk is None else min(chunk, most), padding)
         self._parts, self._device = parts, parts.device
-        self._context: trt.IExecutionContext = parts.context.execution
+        self._context: trt.IExecutionContext = parts.execution
         self._buffers = Buffers(parts.device)
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}  # what the context knows: address and shape
         self._wants_graph = cuda_graph and not parts.opened.library.captures_graphs
@@ -125,7 +129,7 @@ class TensorRTRuntime(CopiesOnly, Runtime):
 
     def placement(self) -> Placement:
         """Count the engine's layers, as the library's inspector lists them; all of them run on the GPU."""
-        opened, device, kernels = self._parts.opened, self._device, self._parts.context.kernels
+        opened, device, kernels = self._parts.opened, self._device, self._parts.kernels
         details = {
             opened.library.module: opened.version,
             "gpu": device.gpu.name,
@@ -136,7 +140,7 @@ class TensorRTRuntime(CopiesOnly, Runtime):
             "buffer_bytes": self._buffers.total,
             "counted": "engine layers",
         }
-        layers = count_layers(self._parts.loaded.engine, opened)
+        layers = count_layers(self._parts.engine, opened)
         return Placement(opened.library.module, DEVICE, {DEVICE: layers}, details)
 
     def _set_image(self, image: Feed) -> None:
@@ -156,8 +160,8 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         for name, value in outputs.items():
             self._device.download(self._bound[name][0], value)
         self._device.synchronise()
-        if self._runs == 1 and self._parts.context.kernels is not None:
-            self._parts.context.kernels.keep()  # a new shape has compiled new kernels
+        if self._runs == 1 and self._parts.kernels is not None:
+            self._parts.kernels.keep()  # a new shape has compiled new kernels
         return outputs
 
     def _check_limits(self, prompts: int, points: int) -> None:
@@ -228,15 +232,61 @@ def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
         return int(engine.num_layers)
 
 
-def _drop_all(device: Device, graphs: list[Any]) -> None:
+def _drop_all(device: CudaDevice, graphs: list[Any]) -> None:
     while graphs:
         device.drop(graphs.pop())
 
 
-def _devices(extra: str) -> list[str]:
-    cuda_runtime(extra)
-    try:
-        find_gpu()
-    except UnavailableError:
-        return []
-    return [DEVICE]
+class KernelCache:
+    """The kernels that were compiled on this GPU, kept so that the next start does not compile them again."""
+
+    def __init__(self, config: trt.IRuntimeConfig, path: Path) -> None:
+        self._config, self._path = config, path  # what the context is made from must live as long as the context
+        self._cache: trt.IRuntimeCache = config.create_runtime_cache()
+        kept = read_cached(path)
+        taken = kept is not None and self._cache.deserialize(kept)
+        self.state = "new" if kept is None else "kept" if taken else "refused"  # the last: of another driver or GPU
+        self._kept_bytes = len(kept) if kept is not None and taken else 0
+        config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        """Write the cache if it grew, whole or not at all. Failure is not fatal."""
+        data = bytes(memoryview(self._cache.serialize()))
+        if len(data) != self._kept_bytes:
+            problem = write_cached(self._path, data)
+            self.state = self.state if problem is None else f"not kept: {problem}"
+            self._kept_bytes = len(data)
+
+
+def open_context(
+    engine: trt.ICudaEngine, opened: Opened, gpu: Gpu, sha256: str, cuda_graph: bool
+) -> tuple[trt.IExecutionContext, KernelCache | None]:
+    """Make what executes an engine, and its kernels where the library compiles them on this machine.
+
+    Raises: UnavailableError when the GPU does not take it, mostly for want of memory.
+    """
+    opened.messages.clear()
+    kernels = None
+    execution: trt.IExecutionContext | None
+    if opened.library.has_runtime_cache:
+        config = _config(engine, opened, cuda_graph)
+        facts = (opened.version, gpu.name, gpu.compute_capability, gpu.driver, sha256)
+        kernels = KernelCache(config, cache_path("kernels", opened.library.target, *facts))
+        execution = engine.create_execution_context(config)
+    else:
+        execution = engine.create_execution_context()
+    if execution is None:
+        raise UnavailableError(
+            f"{opened.library.title} cannot make room for the engine on {gpu.name}", found=first_error(opened.messages),
+            fix="Free GPU memory, or export for fewer prompts at a time.",
+        )  # fmt: skip
+    return execution, kernels
+
+
+def _config(engine: trt.ICudaEngine, opened: Opened, cuda_graph: bool) -> trt.IRuntimeConfig:
+    config: trt.IRuntimeConfig = engine.create_runtime_config()
+    # Compile for a new shape before its first call returns: what is measured afterwards does not change any more.
+    config.dynamic_shapes_kernel_specialization_strategy = opened.module.DynamicShapesKernelSpecializationStrategy.EAGER
+    strategies = opened.module.CudaGraphStrategy
+    config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graph else strategies.DISABLED
+    return config

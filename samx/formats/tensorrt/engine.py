@@ -1,12 +1,15 @@
-"""Read back what a library understood, before the build and from the engine, and compare it with the plan."""
+"""Open engines; read back what a library understood before and after the build; compare it with the plan."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from samx.artifacts.strict_json import plain
+from samx.errors import ArtifactError, UnavailableError
+from samx.formats.tensorrt.library import Opened, first_error
 from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
 
 if TYPE_CHECKING:
@@ -19,11 +22,12 @@ DTYPES: Mapping[str, str] = {
 }  # fmt: skip
 DYNAMIC = -1
 CAPABILITIES: Mapping[str, tuple[str, ...]] = {"this_gpu": (), "ampere_plus": (), "sm75": ("SM75",)}
+CUDA_ERROR = re.compile(r"cudaError|CUDA (?:driver|initialization|error)|Cuda Runtime", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Understood:
-    """Hold what a network or an engine says about itself, in the plan's words."""
+    """What a network or an engine says about itself, in the plan's words."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
@@ -50,7 +54,7 @@ def network_ports(network: trt.INetworkDefinition) -> tuple[tuple[Port, ...], tu
 def shape_tensors(network: trt.INetworkDefinition) -> tuple[str, ...]:
     """Name the inputs whose values decide shapes."""
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    return tuple(_name(tensor) for tensor in tensors if _decides_shapes(tensor))
+    return tuple(name for tensor in tensors if (name := _shape_tensor(tensor)) is not None)
 
 
 def engine_ports(engine: trt.ICudaEngine, inputs: object) -> tuple[Port, ...]:
@@ -58,14 +62,6 @@ def engine_ports(engine: trt.ICudaEngine, inputs: object) -> tuple[Port, ...]:
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     names = [name for name in names if engine.get_tensor_mode(name) == inputs]
     return tuple(_port_of(n, engine.get_tensor_shape(n), engine.get_tensor_dtype(n).name) for n in names)
-
-
-def engine_profiles(engine: trt.ICudaEngine, names: Sequence[str]) -> tuple[Mapping[str, Limits], ...]:
-    """Read the limits of these inputs, profile by profile."""
-    return tuple(
-        {name: limits_of(engine.get_tensor_profile_shape(name, i)) for name in names}
-        for i in range(engine.num_optimization_profiles)
-    )
 
 
 def limits_of(shapes: Sequence[Sequence[int]]) -> Limits:
@@ -77,7 +73,7 @@ def limits_of(shapes: Sequence[Sequence[int]]) -> Limits:
 
 
 def mismatches(found: Understood, plan: BuildPlan) -> list[str]:
-    """Say in words where what was read back differs from the plan."""
+    """Return in words where what was read back differs from the plan."""
     pairs = [
         *_port_pairs("input", found.inputs, plan.inputs, plan.fixed),
         *_port_pairs("output", found.outputs, plan.outputs, plan.fixed),
@@ -118,14 +114,65 @@ def _port(tensor: trt.ITensor) -> Port:
     return _port_of(tensor.name, tensor.shape, tensor.dtype.name)
 
 
-def _name(tensor: trt.ITensor) -> str:
-    return str(tensor.name)
-
-
-def _decides_shapes(tensor: trt.ITensor) -> bool:
-    return bool(tensor.is_shape_tensor)
+def _shape_tensor(tensor: trt.ITensor) -> str | None:
+    return str(tensor.name) if tensor.is_shape_tensor else None
 
 
 def _port_of(name: str, shape: Sequence[int], dtype: str) -> Port:
     sizes = tuple("?" if size == DYNAMIC else int(size) for size in shape)
     return Port(str(name), sizes, DTYPES.get(dtype, dtype))
+
+
+def load_engine(data: bytes, opened: Opened, where: str) -> tuple[trt.Runtime, trt.ICudaEngine]:
+    """Deserialise bytes whose origin is trusted and whose hash was checked: they become code.
+
+    The engine needs the runtime as long as it lives.
+    Raises: UnavailableError without a working GPU; ArtifactError when the library refuses the engine.
+    """
+    title = opened.library.title
+    opened.messages.clear()
+    try:
+        runtime: trt.Runtime = opened.module.Runtime(opened.logger)
+    except TypeError as cause:  # the bindings' way to say that the library gave no runtime
+        raise UnavailableError(f"{title} cannot start here", found=first_error(opened.messages)) from cause
+    engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(data)
+    if engine is not None:
+        return runtime, engine
+    found = first_error(opened.messages)
+    if CUDA_ERROR.search(found):
+        raise UnavailableError(f"{title} finds no usable GPU", found=found, fix="Run this on the device.")
+    reasons = _reasons(runtime, opened, data)
+    raise ArtifactError(
+        f"{title} {opened.version} refuses the engine of {where}", found=reasons or found,
+        fix=f"Build it here with 'samx build {where}'.",
+    )  # fmt: skip
+
+
+def check_engine(engine: trt.ICudaEngine, opened: Opened, plan: BuildPlan, where: str) -> Understood:
+    """Compare an engine with the plan that it shall come from. What it does not tell about itself is left as planned.
+
+    Raises: ArtifactError.
+    """
+    way = opened.module.TensorIOMode
+    inputs, outputs = engine_ports(engine, way.INPUT), engine_ports(engine, way.OUTPUT)
+    profiles = [
+        {name: limits_of(engine.get_tensor_profile_shape(name, i)) for name in plan.profile}
+        for i in range(engine.num_optimization_profiles)
+    ]
+    found = Understood(inputs, outputs, tuple(profiles), capabilities=CAPABILITIES[plan.compute])
+    wrong = mismatches(found, plan)
+    if wrong:
+        raise ArtifactError(
+            f"the engine of {where} is not what its plan says", found="; ".join(wrong),
+            fix=f"Build it here with 'samx build {where}'.",
+        )  # fmt: skip
+    return found
+
+
+def _reasons(runtime: trt.Runtime, opened: Opened, data: bytes) -> str:
+    """Ask why an engine is not valid here, where the library can tell."""
+    if not opened.library.tells_validity:
+        return ""
+    _, bits = runtime.get_engine_validity(data[: runtime.engine_header_size])
+    names = opened.module.EngineInvalidityDiagnostics.__members__
+    return ", ".join(name for name, member in names.items() if int(bits) & int(member))

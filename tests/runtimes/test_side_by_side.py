@@ -12,7 +12,7 @@ import pytest
 from samx.models.session import Feed
 from samx.models.spec import sam1_spec
 from samx.runtimes import onnxruntime
-from samx.runtimes.onnxruntime import SPLIT_CHUNK, Crew, OnnxRuntimeRuntime, open_models
+from samx.runtimes.onnxruntime import SPLIT_CHUNK, OnnxRuntimeRuntime, open_models
 
 PATIENCE_S = 20
 SPEC = sam1_spec(image_size=128)
@@ -45,7 +45,9 @@ def prompts(n: int) -> Feed:
 
 def runtime(all_threads: Session, alone: Session, threads: int) -> OnnxRuntimeRuntime:
     image = type("Image", (), {"get_outputs": lambda _: [], "run": lambda *_: []})()
-    made = OnnxRuntimeRuntime(SPEC, [image, all_threads], "cpu", chunk=2, crew=Crew(threads, lambda: alone))
+    made = OnnxRuntimeRuntime(
+        SPEC, [image, all_threads], "cpu", chunk=2, side_by_side=threads, open_single=lambda: alone
+    )
     made.set_image({"image_embeddings": np.zeros((1, SPEC.width, SPEC.grid, SPEC.grid), np.float32)})
     return made
 
@@ -84,7 +86,7 @@ def test_an_error_on_a_thread_is_not_lost() -> None:
     [({"split": True}, None, [1] * 6), ({"split": True}, SPLIT_CHUNK, [2, 2, 2]), ({}, None, [6])],
     ids=["kept image", "a chunk was asked for", "one graph"],
 )
-def test_only_a_kept_image_gets_a_crew(
+def test_only_a_kept_image_gets_a_thread_pool(
     options: dict[str, Any], chunk: int | None, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[tuple[str, int | None]] = []
