@@ -16,10 +16,11 @@ from samx.formats.tensorrt.readback import CAPABILITIES
 from samx.models.spec import EMPTY_SLOT
 from samx.registry import backend
 from samx.runtimes.base import DEFAULT_CHUNK, Slots
-from samx.runtimes.coreml.compute_plan import CLASSES, SINGLE_FUNCTION
+from samx.formats.coreml.functions import SINGLE_FUNCTION
+from samx.runtimes.coreml.compute_plan import CLASSES
 from samx.runtimes.coreml.mac import MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
-from samx.runtimes.coreml.runtime import UNITS
+from samx.runtimes.coreml.runtime import MUST, UNITS
 from samx.runtimes.onnxruntime import PROVIDERS, usual_chunk
 from samx.runtimes.onnxruntime import ROLES as GRAPH_ROLES
 
@@ -78,12 +79,12 @@ def _coreml_places(artifact: Artifact) -> dict[str, Place]:
     names = set(opened.functions.by_rows.values())
     shared = {
         **_library("coreml", "coremltools", (9, 0), (10,), f"{PIP} 'coremltools>=9,<10'"),
-        **_calls(artifact, opened.slots, DEFAULT_CHUNK),
+        **_calls(artifact, opened.padding, DEFAULT_CHUNK),
         "macos": list(PLAN_MACOS if names == {SINGLE_FUNCTION} else MULTIFUNCTION_MACOS),
         "functions": {str(rows): name for rows, name in opened.functions.by_rows.items()},
         "steps": [_step(opened, folder) for folder in opened.programs], "words": dict(CLASSES),
     }  # fmt: skip
-    return {device: {**shared, "units": units.name, "must": units.must} for device, units in UNITS.items()}
+    return {device: {**shared, "units": units, "must": MUST.get(device)} for device, units in UNITS.items()}
 
 
 def _step(opened: OpenedPackages, folder: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from toys import arrays, image_tensors, prompt_tensors, toy_decoder
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, MissingExtraError, PromptError, UnavailableError
-from samx.exporters.coreml.convert import Shapes, write_package
-from samx.formats.coreml.contract import Arrays, Border, Call
+from samx.exporters.coreml.convert import write_package
+from samx.formats.coreml.contract import Arrays, Call, Signature
 from samx.formats.coreml.package import DECODER, package_from_directory, unpacked
 from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.session import Feed
@@ -47,9 +47,10 @@ def prompts(n: int, labels: list[int]) -> Feed:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy decoder in float32: functions for 1 and 4 rows of points, one prompt a call."""
     path = tmp_path_factory.mktemp("mil") / DECODER
-    border = Border(DECODER, SPEC.inputs, SPEC.outputs)
-    shapes = Shapes({name: {"prompts": 1, "points": n} for name, n in OPTIONS["functions"].items()}, "points_1")
-    write_package(NeuralEngineDecoder(toy_decoder(SPEC)), border, shapes, path, ios=18, weights=None, metadata={})
+    signature = Signature(DECODER, SPEC.inputs, SPEC.outputs)
+    functions = {name: {"prompts": 1, "points": n} for name, n in OPTIONS["functions"].items()}
+    module = NeuralEngineDecoder(toy_decoder(SPEC))
+    write_package(module, signature, functions, "points_1", path, ios=18, weights=None, metadata={})
     return path
 
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from samx.errors import SamxError, UsageError
-from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, Shapes, write_package
-from samx.exporters.coreml.forms import MODULES, in_half
+from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, write_package
 from samx.exporters.coreml.swift import SWIFT_FILE, swift_source
 from samx.exporters.coreml.weights import check_compression, prepare
 from samx.exporters.onnx import METADATA_PREFIX, metadata
 from samx.exporters.options import Exported, ExportJob, ExportOptions
-from samx.formats.coreml.contract import CONTRACTS, Border, Contract
+from samx.formats.coreml.contract import CONTRACTS, INTEGER, MASK_DECODER, PROMPT_ENCODER, Contract, Signature
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.lint import LintReport, forbidden, lint
-from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.package import DECODER, package_from_directory
 from samx.formats.coreml.program import Program, load_program
 from samx.models.checkpoint import build_reference
-from samx.models.fixed.decoder import to_half
+from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
+from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
+from samx.models.reference import ReferenceDecoder
 from samx.models.shape_range import Span
-from samx.models.spec import DecoderSpec
+from samx.models.spec import DecoderSpec, TensorSpec
 
 POINTS = Span(1, 2, 16)
 ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
@@ -36,6 +39,12 @@ HALF = ("fp16", "int8")  # int8 is made from float16 packages afterwards
 OPTIONS = ("precision", "ios", "contract", "weights")  # that mean something to a package
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
+MODULES: Mapping[str, Callable[[ReferenceDecoder], nn.Module]] = {
+    DECODER: NeuralEngineDecoder,
+    PROMPT_ENCODER: ApplePromptEncoder,
+    MASK_DECODER: AppleMaskDecoder,
+}
+FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
@@ -48,12 +57,12 @@ def export(job: ExportJob, directory: Path) -> Exported:
     functions = {_function_name(contract, n, job.options.ios): n for n in rows}
     usual = max(_span(contract, job.options.points, job.options.ios).opt, rows[0])
     default = _function_name(contract, usual, job.options.ios)
+    sizes = {name: contract.sizes(n) for name, n in functions.items()}
     programs: dict[str, Program] = {}
     files: dict[str, str] = {}
-    for border in contract.borders(job.spec):
-        shapes = Shapes({name: contract.sizes(n) for name, n in functions.items()}, default)
-        programs[border.folder] = _write(job, border, shapes, directory / border.folder)
-        files.update(_roles(directory, border.folder))
+    for signature in contract.signatures(job.spec):
+        programs[signature.folder] = _write(job, signature, sizes, default, directory / signature.folder)
+        files.update(_roles(directory, signature.folder))
     notes = write_lint(directory, programs, default)
     (directory / SWIFT_FILE).write_text(_swift(job, contract, functions), encoding="utf-8")
     chosen = job.options.to_json()
@@ -63,7 +72,7 @@ def export(job: ExportJob, directory: Path) -> Exported:
 
 
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
-    """Write the lint of each package's program; gives what people should read about it.
+    """Write the lint of each package's program; return what people should read about it.
 
     Raises: SamxError when a program has what no package may have.
     """
@@ -112,7 +121,7 @@ def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
 
 
 def _span(contract: Contract, points: Span | None, ios: int) -> Span:
-    """Give the rows that a prompt may have, padding counted."""
+    """Return the rows that a prompt may have, padding counted."""
     usual = POINTS if ios >= MULTIFUNCTION_IOS else SINGLE_POINTS
     return points or Span(*(rows + contract.padding for rows in usual.to_json()))
 
@@ -135,22 +144,34 @@ def _function_name(contract: Contract, rows: int, ios: int) -> str:
     return contract.function_name(rows) if ios >= MULTIFUNCTION_IOS else SINGLE_FUNCTION
 
 
-def _write(job: ExportJob, border: Border, shapes: Shapes, path: Path) -> Program:
+def _write(
+    job: ExportJob, signature: Signature, functions: Mapping[str, Mapping[str, int]], default: str, path: Path
+) -> Program:
     """Write one package, and read it back from the disk."""
     options = job.options
-    module = MODULES[border.folder](build_reference(replace(job.loaded, spec=job.spec)))
+    module = MODULES[signature.folder](build_reference(replace(job.loaded, spec=job.spec)))
     if options.precision in HALF:
-        border, module = in_half(border), to_half(module)
+        signature, module = _in_half(signature), to_half(module)
     if options.weights is not None:
         prepare(module, options.weights)
-    facts = metadata(job.spec, border.folder)
+    facts = metadata(job.spec, signature.folder)
     notes = {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
-    write_package(module, border, shapes, path, ios=options.ios, weights=options.weights, metadata=notes)
-    return load_program(package_from_directory(path), border.folder)
+    write_package(module, signature, functions, default, path, ios=options.ios, weights=options.weights, metadata=notes)
+    return load_program(package_from_directory(path), signature.folder)
+
+
+def _in_half(signature: Signature) -> Signature:
+    """Make everything float16 that is not a coordinate, a label or an integer."""
+    return replace(signature, inputs=tuple(map(_half, signature.inputs)), outputs=tuple(map(_half, signature.outputs)))
+
+
+def _half(tensor: TensorSpec) -> TensorSpec:
+    keeps = tensor.name in FLOAT32_INPUTS or tensor.dtype == INTEGER
+    return tensor if keeps else replace(tensor, dtype="float16")
 
 
 def _checked(program: Program, name: str) -> LintReport:
-    """Give the lint of a program that has nothing forbidden."""
+    """Lint a program that has nothing forbidden."""
     faults = forbidden(program.functions)
     if faults:
         raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
@@ -159,11 +180,11 @@ def _checked(program: Program, name: str) -> LintReport:
 
 def _swift(job: ExportJob, contract: Contract, functions: Mapping[str, int]) -> str:
     """Write the example for what the app itself hands over: the image's tensors and, if any, masks."""
-    border = contract.borders(job.spec)[-1]
-    border = in_half(border) if job.options.precision in HALF else border
+    signature = contract.signatures(job.spec)[-1]
+    signature = _in_half(signature) if job.options.precision in HALF else signature
     features = [
         replace(tensor, shape=tuple(1 if d == "prompts" else d for d in tensor.shape))
-        for tensor in border.inputs
+        for tensor in signature.inputs
         if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
     ]
     rows = {name: n - contract.padding for name, n in functions.items()}
