@@ -7,7 +7,6 @@ import inspect
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import coremltools as ct
 import pytest

@@ -1,4 +1,4 @@
-"""The MIL evaluator as a runtime: functions by points, empty slots, placement, and what it refuses."""
+"""The MIL evaluator as a runtime: functions by points, padded points, placement, and what it refuses."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_it_computes_what_the_reference_computes(session: mil.MilRuntime, labels
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_an_empty_slot_changes_no_bit(sealed: Artifact) -> None:
+def test_a_padded_point_changes_no_bit(sealed: Artifact) -> None:
     several, alone = mil.open_artifact(sealed), mil.open_artifact(sealed)
     feed = prompts(1, [1])
     empty = {
