@@ -35,7 +35,8 @@ TIES = np.array([[1, 5, 5, 0], [7, 7, 7, 7]], FULL)
 MASKS = {"begin_mask": [False, True, False], "end_mask": [True, False, False]}
 
 FOLDED: list[Case] = [
-    *(one(kind, X) for kind in ("cos", "sin", "relu", "sigmoid", "gelu")),
+    *(one(kind, X) for kind in ("abs", "cos", "sin", "relu", "sigmoid", "gelu")),
+    one("abs", integers(3, 4)),
     one("gelu", X, mode="EXACT"),
     *(one("clip", X, alpha=FULL(a), beta=FULL(b)) for a, b in ((-0.5, 0.5), (0, 6))),
     *(two(kind, X, normal(3, 1)) for kind in ("add", "sub", "mul", "real_div")),
@@ -70,10 +71,11 @@ FOLDED: list[Case] = [
     two("matmul", integers(3, 4), integers(4, 5)),
     Case("einsum", {"values": [normal(2, 3, 1, 5), normal(1, 5, 4, 6)]}, {"equation": "nchw,nwhu->nchu"}),
     *(
-        one("reduce_sum", x, axes=axes, keep_dims=keep)
+        one(kind, x, axes=axes, keep_dims=keep)
+        for kind in ("reduce_sum", "reduce_max")
         for x, axes, keep in ((X, [1], True), (X, [-1, 0], False), (integers(3, 4), [1], False))
     ),
-    one("reduce_sum", X),
+    *(one(kind, X) for kind in ("reduce_sum", "reduce_max")),
     *(one("reduce_argmax", x, axis=axis) for x, axis in ((TIES, 1), (X, 0))),
     one("reduce_argmax", TIES, axis=-1, keep_dims=True, output_dtype="uint16"),
     Case("reduce_argmax", {"x": TIES}, {"axis": 1}, ios=16),

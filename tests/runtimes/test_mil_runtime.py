@@ -18,13 +18,15 @@ from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, MissingExtraError, PromptError, UnavailableError
 from samx.exporters.coreml.convert import write_package
 from samx.formats.coreml.contract import Arrays, Call, Signature
-from samx.formats.coreml.package import DECODER, package_from_directory, unpacked
+from samx.formats.coreml.package import DECODER, PackageFiles, package_from_directory, unpacked
+from samx.formats.coreml.program import Program, load_program
 from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.session import Feed
 from samx.models.shape_range import Span
 from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
 from samx.runtimes.base import Slots
-from samx.runtimes.coreml.packages import open_packages
+from samx.runtimes.coreml import packages
+from samx.runtimes.coreml.packages import OpenedPackages, open_packages
 from samx.runtimes.mil import checks
 from samx.runtimes.mil import runtime as mil
 from samx.runtimes.mil.checks import UnknownOperationError
@@ -57,6 +59,21 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sealed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return artifact(tmp_path_factory.mktemp("sealed") / "artifact", package, SPEC, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def opened(sealed: Artifact) -> OpenedPackages:
+    return open_packages(sealed)
+
+
+@pytest.fixture(autouse=True)
+def read_once(opened: OpenedPackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the same bytes once for all tests."""
+
+    def load(files: PackageFiles, where: str) -> Program:
+        return opened.programs[DECODER] if files == opened.files[DECODER] else load_program(files, where)
+
+    monkeypatch.setattr(packages, "load_program", load)
 
 
 @pytest.fixture
@@ -160,8 +177,8 @@ class TestSlots:
         assert feed["point_labels"].shape == (1, slots)
 
 
-def test_a_call_gets_fixed_shapes_and_the_threads_asked_for(sealed: Artifact) -> None:
-    opened, before = open_packages(sealed), torch.get_num_threads()
+def test_a_call_gets_fixed_shapes_and_the_threads_asked_for(opened: OpenedPackages) -> None:
+    before = torch.get_num_threads()
     calls: list[tuple[str, tuple[int, ...], int]] = []
 
     def watch(call: Call, function: str, image: Arrays, prompts: Feed) -> Arrays:

@@ -81,7 +81,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "slice_by_index": _moving(
         slice_by_index, "begin", "end", "stride", "begin_mask", "end_mask", "squeeze_mask"
     ),
-    "concat": Operation(concat, ("axis", "interleave"), ("values",), ANYTHING, moves=True, only={"interleave": (False,)}),
+    "concat": Operation(
+        concat, ("axis", "interleave"), ("values",), ANYTHING, moves=True, only={"interleave": (False,)}
+    ),
     "tile": _moving(tile, "reps"),
     "pixel_shuffle": Operation(pixel_shuffle, ("upscale_factor",), moves=True),
     "pixel_unshuffle": Operation(pixel_unshuffle, ("downscale_factor",), moves=True),

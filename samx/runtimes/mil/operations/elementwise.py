@@ -39,9 +39,9 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     return x.to(torch.int64)
 
 
-def _unary(**functions: Callable[[Tensor], Tensor]) -> dict[str, Operation]:
+def _unary(types: frozenset[str], **functions: Callable[[Tensor], Tensor]) -> dict[str, Operation]:
     # PyTorch calls the argument otherwise.
-    return {name: Operation(lambda x, f=function: f(x)) for name, function in functions.items()}
+    return {name: Operation(lambda x, f=function: f(x), types=types) for name, function in functions.items()}
 
 
 def _binary(types: frozenset[str], **functions: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Operation]:
@@ -52,7 +52,8 @@ def _binary(types: frozenset[str], **functions: Callable[[Tensor, Tensor], Tenso
 
 
 OPERATIONS: Mapping[str, Operation] = {
-    **_unary(cos=torch.cos, sin=torch.sin, sigmoid=torch.sigmoid),
+    **_unary(FLOATS, cos=torch.cos, sin=torch.sin, sigmoid=torch.sigmoid),
+    **_unary(NUMBERS, abs=torch.abs),
     "relu": Operation(lambda x: F.relu(x), moves=True),
     "gelu": Operation(gelu, ("mode",), only={"mode": ("EXACT",)}),
     "clip": Operation(clip, ("alpha", "beta"), moves=True),

@@ -1,4 +1,4 @@
-"""Operations that add up: convolutions, products, softmax, norms."""
+"""Operations along axes: convolutions, products, sums, extremes, softmax, norms."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def reduce_sum(x: Tensor, axes: Sequence[int] | None = None, keep_dims: bool = F
     return x.sum(tuple(range(x.ndim) if axes is None else axes), keep_dims)
 
 
+def reduce_max(x: Tensor, axes: Sequence[int] | None = None, keep_dims: bool = False) -> Tensor:
+    """Return the largest along some axes, or of all."""
+    return x.amax(tuple(range(x.ndim) if axes is None else axes), keep_dims)
+
+
 def reduce_argmax(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
     """Return the index of the largest value, of equal ones the first."""
     return torch.argmax(x, axis, keep_dims)
@@ -70,6 +75,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "matmul": Operation(matmul, ("transpose_x", "transpose_y"), alike=("x", "y"), types=NUMBERS),
     "einsum": Operation(einsum, ("equation",), alike=("values",)),
     "reduce_sum": Operation(reduce_sum, ("axes", "keep_dims"), types=NUMBERS),
+    "reduce_max": Operation(reduce_max, ("axes", "keep_dims"), types=NUMBERS),
     "reduce_argmax": Operation(reduce_argmax, ("axis", "keep_dims", "output_dtype"), types=NUMBERS),
     "softmax": Operation(softmax, ("axis",)),
     "layer_norm": Operation(layer_norm, ("axes", "epsilon")),
