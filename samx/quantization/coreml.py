@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,6 @@ from samx.runtimes.coreml.packages import OpenedPackages
 from samx.runtimes.mil.runtime import MilRuntime
 from samx.runtimes.torch import reference_session
 from samx.validators.cases import Case
-from samx.validators.metrics import BoolArray
 
 WHERE = "the float16 export"
 JUDGED_EVERY = 2  # of the prompts that calibrate; others, held out, judge the result
@@ -47,8 +46,7 @@ def quantise(job: QuantisationJob) -> Quantised:
     """
     packages = FloatPackages.read(job)
     plan = whole_plan(packages.there, job.excluded)
-    trial = Trial(packages, _prompts(job))
-    trial.prepare(plan)
+    trial = Trial(packages, plan)
     found = search(trial.task(), plan, job.budget, job.notebook, job.progress)
     job.progress("Writing the INT8 package")
     program = packages.write(found.plan, trial.ranges)
@@ -137,25 +135,18 @@ class FloatPackages:
         return replace(found, judged=replace(found.judged, bytes=size))
 
 
-@dataclass(eq=False)
 class Trial:
     """Judge plans on the prompts that calibrate."""
 
-    packages: FloatPackages
-    prompts: list[Case]
-    ranges: Ranges = field(default_factory=dict)
-    expected: tuple[BoolArray, ...] = ()  # what the reference masks in the cases
+    def __init__(self, packages: FloatPackages, plan: Plan) -> None:
+        """Collect the ranges of what a plan has in integers, and ask the reference.
 
-    @property
-    def cases(self) -> list[Case]:
-        """The prompts that judge."""
-        return self.prompts[::JUDGED_EVERY]
-
-    def prepare(self, plan: Plan) -> None:
-        """Collect the ranges of what a plan has in integers, and ask the reference."""
-        job = self.packages.job
-        there = [conv for conv in self.packages.there if conv.group in plan.integer]
-        self.ranges = watched_ranges(self.packages, there, self.prompts) if there else {}
+        Raises: InputError for calibration that is of no use.
+        """
+        job, prompts = packages.job, _prompts(packages.job)
+        there = [conv for conv in packages.there if conv.group in plan.integer]
+        self.packages, self.cases = packages, prompts[::JUDGED_EVERY]
+        self.ranges = watched_ranges(packages, there, prompts) if there else {}
         job.progress("Asking the PyTorch reference about calibration prompts")
         reference = reference_session(job.export.loaded, job.export.spec)
         self.expected = tuple(masks(reference, job.calibration.images, self.cases))

@@ -13,11 +13,11 @@ from torch import nn
 
 from samx.errors import SamxError, UsageError
 from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, write_package
-from samx.exporters.coreml.swift import SWIFT_FILE, swift_source
+from samx.exporters.coreml.swift import SWIFT_FILE, swift_source, taken_from_app
 from samx.exporters.coreml.weights import check_compression, prepare
 from samx.exporters.onnx import METADATA_PREFIX, metadata
 from samx.exporters.options import Exported, ExportJob, ExportOptions
-from samx.formats.coreml.contract import CONTRACTS, INTEGER, MASK_DECODER, PROMPT_ENCODER, Contract, Signature
+from samx.formats.coreml.contract import CONTRACTS, MASK_DECODER, PROMPT_ENCODER, Contract, Signature
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.lint import LintReport, forbidden, lint
 from samx.formats.coreml.package import DECODER, package_from_directory
@@ -27,7 +27,7 @@ from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
 from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
 from samx.models.reference import ReferenceDecoder
 from samx.models.shape_range import Span
-from samx.models.spec import DecoderSpec, TensorSpec
+from samx.models.spec import DecoderSpec
 
 POINTS = Span(1, 2, 16)
 ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
@@ -44,7 +44,6 @@ MODULES: Mapping[str, Callable[[ReferenceDecoder], nn.Module]] = {
     PROMPT_ENCODER: ApplePromptEncoder,
     MASK_DECODER: AppleMaskDecoder,
 }
-FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
@@ -64,7 +63,10 @@ def export(job: ExportJob, directory: Path) -> Exported:
         programs[signature.folder] = _write(job, signature, sizes, default, directory / signature.folder)
         files.update(_roles(directory, signature.folder))
     notes = write_lint(directory, programs, default)
-    (directory / SWIFT_FILE).write_text(_swift(job, contract, functions), encoding="utf-8")
+    features = taken_from_app(contract, job.spec, job.options.precision in HALF)
+    points = {name: n - contract.padding for name, n in functions.items()}
+    swift = swift_source(job.spec, contract.name, job.options.precision, points, features)
+    (directory / SWIFT_FILE).write_text(swift, encoding="utf-8")
     chosen = job.options.to_json()
     options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
@@ -151,7 +153,7 @@ def _write(
     options = job.options
     module = MODULES[signature.folder](build_reference(replace(job.loaded, spec=job.spec)))
     if options.precision in HALF:
-        signature, module = _in_half(signature), to_half(module)
+        signature, module = signature.in_half(), to_half(module)
     if options.weights is not None:
         prepare(module, options.weights)
     facts = metadata(job.spec, signature.folder)
@@ -160,35 +162,12 @@ def _write(
     return load_program(package_from_directory(path), signature.folder)
 
 
-def _in_half(signature: Signature) -> Signature:
-    """Make everything float16 that is not a coordinate, a label or an integer."""
-    return replace(signature, inputs=tuple(map(_half, signature.inputs)), outputs=tuple(map(_half, signature.outputs)))
-
-
-def _half(tensor: TensorSpec) -> TensorSpec:
-    keeps = tensor.name in FLOAT32_INPUTS or tensor.dtype == INTEGER
-    return tensor if keeps else replace(tensor, dtype="float16")
-
-
 def _checked(program: Program, name: str) -> LintReport:
     """Lint a program that has nothing forbidden."""
     faults = forbidden(program.functions)
     if faults:
         raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
     return lint(program.functions)
-
-
-def _swift(job: ExportJob, contract: Contract, functions: Mapping[str, int]) -> str:
-    """Write the example for what the app itself hands over: the image's tensors and, if any, masks."""
-    signature = contract.signatures(job.spec)[-1]
-    signature = _in_half(signature) if job.options.precision in HALF else signature
-    features = [
-        replace(tensor, shape=tuple(1 if d == "prompts" else d for d in tensor.shape))
-        for tensor in signature.inputs
-        if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
-    ]
-    rows = {name: n - contract.padding for name, n in functions.items()}
-    return swift_source(job.spec, contract.name, job.options.precision, rows, features)
 
 
 def _roles(directory: Path, folder: str) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from string import Template
 
+from samx.formats.coreml.contract import Contract
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
 
@@ -36,6 +38,16 @@ def swift_source(
     words["fill"] = _filled("fill", words)
     words["decode"] = _filled(f"decode_{contract}", words)
     return _filled("decoder", words)
+
+
+def taken_from_app(contract: Contract, spec: DecoderSpec, half: bool) -> list[TensorSpec]:
+    """Name what the app itself hands over beside points: the image's tensors and, if any, masks."""
+    signature = contract.signatures(spec)[-1]
+    return [
+        replace(tensor, shape=tuple(1 if size == "prompts" else size for size in tensor.shape))
+        for tensor in (signature.in_half() if half else signature).inputs
+        if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
+    ]
 
 
 def _filled(name: str, words: Mapping[str, object]) -> str:

@@ -21,6 +21,7 @@ from samx.models.session import Feed
 from samx.models.spec import LABELS, DecoderSpec, TensorSpec
 
 FLOATS, INTEGER = ("fp16", "fp32"), "int32"
+FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one
 APPLE_FAMILY = "sam2"
 PROMPT_ENCODER, MASK_DECODER = "prompt_encoder.mlpackage", "mask_decoder.mlpackage"
 IMAGE_NAMES = {
@@ -40,6 +41,10 @@ class Signature:
     folder: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def in_half(self) -> Signature:
+        """Return it with everything float16 that is not a coordinate, a label or an integer."""
+        return replace(self, inputs=tuple(map(_half, self.inputs)), outputs=tuple(map(_half, self.outputs)))
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class Contract:
                 program, name, sizes = programs[signature.folder], functions.name(rows), self.sizes(rows, prompts)
                 _check(program.inputs(name), signature.inputs, sizes, f"inputs of '{name}' in {program.where}")
                 _check(program.outputs(name), signature.outputs, sizes, f"outputs of '{name}' in {program.where}")
+
+
+def _half(tensor: TensorSpec) -> TensorSpec:
+    keeps = tensor.name in FLOAT32_INPUTS or tensor.dtype == INTEGER
+    return tensor if keeps else replace(tensor, dtype="float16")
 
 
 def sized(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

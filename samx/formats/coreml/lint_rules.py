@@ -30,6 +30,7 @@ REPORTED_GATHER = "reported: github.com/apple/coremltools/issues/1103 and github
 WIDE = frozenset({"fp32", "fp64"})
 ENGINE_TYPES = frozenset({"fp16", "int8", "uint8", "int16", "uint16"})
 RECURRENT = frozenset({"gru", "lstm", "rnn"})
+BYTES = frozenset({"quantize"})
 NO_PATH = frozenset({
     "acos", "acosh", "asin", "asinh", "atanh", "band_part", "cond", "cosh", "cumsum", "list_gather", "list_length",
     "list_read", "list_scatter", "list_write", "logical_and", "logical_or", "logical_xor", "make_list", "mod",
@@ -219,13 +220,7 @@ RULES: tuple[Rule, ...] = (
     Rule("larger than 2 MiB", SLOW, "streams from memory instead of staying on chip", REPORTED, _streamed),
     Rule("border of float32", WATCH, "values change type, and perhaps device", TYPED, _border),
     Rule("truth values", WATCH, "run there between comparison and select", REPORTED, _any(lambda t: t.dtype == "bool")),
-    Rule(
-        "8-bit activations",
-        WATCH,
-        "fast from A17 Pro and M4 on; CPU and GPU may get slower",
-        QUANTISED,
-        _operator(frozenset({"quantize"})),
-    ),
+    Rule("8-bit activations", WATCH, "fast from A17 Pro and M4 on; slower on CPU and GPU", QUANTISED, _operator(BYTES)),
     Rule("newer chips only", WATCH, "older chips run it elsewhere", REPORTED, _newer),
     Rule("gather", WATCH, "runs there in few forms before A14 and M2", REPORTED, _stored_gather),
     Rule("infinite constant", WATCH, "the engine's softmax mishandles infinities", APPLE_RULES, _infinite),

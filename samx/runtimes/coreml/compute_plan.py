@@ -15,6 +15,7 @@ from samx.errors import ArtifactError, UnavailableError
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.library import open_coremltools, parse_model
 from samx.formats.coreml.package import PackageFiles, package_from_directory, unpacked
+from samx.formats.coreml.program import operations
 from samx.runtimes.coreml.mac import PLAN_MACOS, machine_facts, require_macos
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class ComputePlan:
         """Return the Neural Engine's share of the operations, and of their cost; None where no cost is estimated."""
         costs = [(planned.dispatch, planned.cost) for planned in self.operations.values() if planned.cost is not None]
         whole, on_engine = (sum(cost for device, cost in costs if device in of) for of in (DEVICES, (ENGINE,)))
-        operations = self.dispatch[ENGINE] / self.total if self.total else 0.0
-        return {"operations": operations, "cost": on_engine / whole if whole else None}
+        share = self.dispatch[ENGINE] / self.total if self.total else 0.0
+        return {"operations": share, "cost": on_engine / whole if whole else None}
 
     def lines(self) -> list[str]:
         """Summarise for a terminal."""
@@ -187,23 +188,11 @@ def _load(library: ModuleType, compiled: Path, compute_units: str) -> ct_plan.ML
 
 def _named(block: ct_plan.MLModelStructureProgramBlock) -> dict[str, ct_plan.MLModelStructureProgramOperation]:
     """Name every operation by its place, its operator and its inputs, as WhisperKit's files do."""
-    return {_name(place, operation): operation for place, operation in enumerate(_flat(block))}
+    return {_name(place, operation): operation for place, operation in enumerate(operations(block))}
 
 
 def _name(place: int, operation: ct_plan.MLModelStructureProgramOperation) -> str:
     return "_".join([str(place), operation.operator_name, *operation.inputs])
-
-
-def _flat(block: ct_plan.MLModelStructureProgramBlock) -> Iterator[ct_plan.MLModelStructureProgramOperation]:
-    return (inner for operation in block.operations for inner in _with_inner(operation))
-
-
-def _with_inner(
-    operation: ct_plan.MLModelStructureProgramOperation,
-) -> Iterator[ct_plan.MLModelStructureProgramOperation]:
-    yield operation
-    for block in operation.blocks:
-        yield from _flat(block)
 
 
 def _is_constant(operation: ct_plan.MLModelStructureProgramOperation) -> bool:
@@ -220,9 +209,9 @@ def _planned(plan: ct_plan.MLComputePlan, operation: ct_plan.MLModelStructurePro
     return Planned(device_word(usage.preferred_compute_device), supported, None if cost is None else cost.weight)
 
 
-def _in_percent(operations: Mapping[str, Planned]) -> dict[str, Planned]:
-    whole = sum(planned.cost or 0.0 for planned in operations.values())
-    return {name: replace(planned, cost=_percent(planned.cost, whole)) for name, planned in operations.items()}
+def _in_percent(entries: Mapping[str, Planned]) -> dict[str, Planned]:
+    whole = sum(planned.cost or 0.0 for planned in entries.values())
+    return {name: replace(planned, cost=_percent(planned.cost, whole)) for name, planned in entries.items()}
 
 
 def _percent(cost: float | None, whole: float) -> float | None:

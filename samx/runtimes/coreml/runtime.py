@@ -67,7 +67,7 @@ def devices() -> list[str]:
     except (RuntimeError, AttributeError):  # a macOS, or a build of coremltools, that cannot tell also cannot run
         return []
     words = {device_word(device) for device in found}
-    return [device for device, units in UNITS.items() if units.must is None or units.must in words]
+    return [device for device in UNITS if MUST.get(device) in (None, *words)]
 
 
 class CoreMLRuntime(PackagesRuntime):

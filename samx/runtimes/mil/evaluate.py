@@ -136,7 +136,7 @@ class _Compiler:
         self.steps: list[Step] = []
         self.operations = 0
         self._places: dict[int, int] = {}  # by the identity of coremltools' Var
-        self.inputs = [self._new_place(var, self._taken(var, given)) for given, var in function.inputs.items()]
+        self.inputs = [self._new_place(var, self._input(var, given)) for given, var in function.inputs.items()]
         for op in function.operations:
             self._add(op)
         self.outputs = [self._place_of(var, "its outputs") for var in function.outputs]
@@ -195,7 +195,7 @@ class _Compiler:
         self.values.append(None)
         return self._places[id(var)]
 
-    def _taken(self, var: Any, name: str) -> TensorType:
+    def _input(self, var: Any, name: str) -> TensorType:
         declared = self._fixed(tensor_type(var, name), "an input")
         if declared.dtype not in ARRAY_TYPES:
             raise ArtifactError(f"an input of {self._where} has a type that is not evaluated", found=declared)
