@@ -17,8 +17,7 @@ from samx.formats.tensorrt.readback import CAPABILITIES
 from samx.models.spec import EMPTY_SLOT
 from samx.registry import backend
 from samx.runtimes.base import DEFAULT_CHUNK, Slots
-from samx.runtimes.coreml.compute_plan import CLASSES
-from samx.runtimes.coreml.mac import MULTIFUNCTION_MACOS, PLAN_MACOS
+from samx.runtimes.coreml.mac import CLASSES, MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
 from samx.runtimes.coreml.runtime import MUST, UNITS
 from samx.runtimes.onnxruntime import PROVIDERS, usual_chunk

@@ -194,8 +194,8 @@ def test_what_is_asked_of_the_library_is_there() -> None:
 
 def test_the_device_classes_are_coremltools_own() -> None:
     classes = {name for name, kind in vars(ct.models.compute_device).items() if isinstance(kind, type)}
-    assert set(source.CLASSES) <= classes
-    assert source.device_word(object()) == "unknown"
+    assert set(mac.CLASSES) <= classes
+    assert mac.device_word(object()) == "unknown"
 
 
 def test_the_calls_have_the_parameters_that_are_given() -> None:

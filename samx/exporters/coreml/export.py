@@ -13,7 +13,7 @@ from torch import nn
 
 from samx.errors import SamxError, UsageError
 from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, write_package
-from samx.exporters.coreml.swift import SWIFT_FILE, swift_source, taken_from_app
+from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
 from samx.exporters.coreml.weights import check_compression, prepare
 from samx.exporters.onnx import METADATA_PREFIX, metadata
 from samx.exporters.options import Exported, ExportJob, ExportOptions
@@ -52,10 +52,7 @@ def export(job: ExportJob, directory: Path) -> Exported:
 
     Raises: UsageError for an option that the target has not; SamxError when a program has what no package may have.
     """
-    contract, rows = _plan(job)
-    functions = {_function_name(contract, n, job.options.ios): n for n in rows}
-    usual = max(_span(contract, job.options.points, job.options.ios).opt, rows[0])
-    default = _function_name(contract, usual, job.options.ios)
+    contract, functions, default = _plan(job)
     sizes = {name: contract.sizes(n) for name, n in functions.items()}
     programs: dict[str, Program] = {}
     files: dict[str, str] = {}
@@ -63,14 +60,12 @@ def export(job: ExportJob, directory: Path) -> Exported:
         programs[signature.folder] = _write(job, signature, sizes, default, directory / signature.folder)
         files.update(_roles(directory, signature.folder))
     notes = write_lint(directory, programs, default)
-    features = taken_from_app(contract, job.spec, job.options.precision in HALF)
-    points = {name: n - contract.padding for name, n in functions.items()}
-    swift = swift_source(job.spec, contract.name, job.options.precision, points, features)
+    swift = swift_example(job.spec, contract, job.options.precision, functions)
     (directory / SWIFT_FILE).write_text(swift, encoding="utf-8")
     chosen = job.options.to_json()
     options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
-    return Exported(files, options, _tools(), max(rows), notes)
+    return Exported(files, options, _tools(), max(functions.values()), notes)
 
 
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
@@ -84,8 +79,8 @@ def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -
     return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
 
 
-def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
-    """Choose the functions' sizes, and refuse what cannot be."""
+def _plan(job: ExportJob) -> tuple[Contract, dict[str, int], str]:
+    """Choose the functions with their rows, and the default one; refuse what cannot be."""
     options = job.options
     if options.contract not in CONTRACTS:
         raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
@@ -96,7 +91,12 @@ def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
     _check_contract(contract, job.spec)
     if options.prompts not in (None, ONE_PROMPT):
         raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
-    return contract, _rows(contract, options.points, options.ios)
+    several = options.ios >= MULTIFUNCTION_IOS
+    usual = POINTS if several else SINGLE_POINTS
+    span = options.points or Span(*(rows + contract.padding for rows in usual.to_json()))
+    rows = _rows(contract, span, options.ios)
+    names = {n: contract.function_name(n) if several else SINGLE_FUNCTION for n in rows}
+    return contract, {name: n for n, name in names.items()}, names[max(span.opt, rows[0])]
 
 
 def _check_precision(options: ExportOptions) -> None:
@@ -122,14 +122,8 @@ def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
         raise UsageError("this contract has no mask prompts", found="--mask-input", expected="--contract samx")
 
 
-def _span(contract: Contract, points: Span | None, ios: int) -> Span:
-    """Return the rows that a prompt may have, padding counted."""
-    usual = POINTS if ios >= MULTIFUNCTION_IOS else SINGLE_POINTS
-    return points or Span(*(rows + contract.padding for rows in usual.to_json()))
-
-
-def _rows(contract: Contract, points: Span | None, ios: int) -> list[int]:
-    span, padding = _span(contract, points, ios), contract.padding
+def _rows(contract: Contract, span: Span, ios: int) -> list[int]:
+    padding = contract.padding
     if span.max <= padding:
         raise UsageError("no room for a point beside the padding", found=f"--points {span}", expected="2 or more")
     usual = [n + padding for n in USUAL_ROWS if n + padding in span]
@@ -140,10 +134,6 @@ def _rows(contract: Contract, points: Span | None, ios: int) -> list[int]:
             fix=f"Or choose --ios {MULTIFUNCTION_IOS}.",
         )  # fmt: skip
     return rows
-
-
-def _function_name(contract: Contract, rows: int, ios: int) -> str:
-    return contract.function_name(rows) if ios >= MULTIFUNCTION_IOS else SINGLE_FUNCTION
 
 
 def _write(

@@ -40,14 +40,16 @@ def swift_source(
     return _filled("decoder", words)
 
 
-def taken_from_app(contract: Contract, spec: DecoderSpec, half: bool) -> list[TensorSpec]:
-    """Name what the app itself hands over beside points: the image's tensors and, if any, masks."""
+def swift_example(spec: DecoderSpec, contract: Contract, precision: str, functions: Mapping[str, int]) -> str:
+    """Write the example of an export for what the app itself hands over: image tensors, points and, if any, masks."""
     signature = contract.signatures(spec)[-1]
-    return [
+    features = [
         replace(tensor, shape=tuple(1 if size == "prompts" else size for size in tensor.shape))
-        for tensor in (signature.in_half() if half else signature).inputs
+        for tensor in (signature if precision == "fp32" else signature.in_half()).inputs
         if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
     ]
+    points = {name: rows - contract.padding for name, rows in functions.items()}
+    return swift_source(spec, contract.name, precision, points, features)
 
 
 def _filled(name: str, words: Mapping[str, object]) -> str:

@@ -16,7 +16,7 @@ from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.library import open_coremltools, parse_model
 from samx.formats.coreml.package import PackageFiles, package_from_directory, unpacked
 from samx.formats.coreml.program import operations
-from samx.runtimes.coreml.mac import PLAN_MACOS, machine_facts, require_macos
+from samx.runtimes.coreml.mac import DEVICES, ENGINE, PLAN_MACOS, device_word, machine_facts, require_macos
 
 if TYPE_CHECKING:
     from coremltools.models import compute_plan as ct_plan
@@ -27,13 +27,6 @@ COMPILED = ".mlmodelc"
 DIGITS = 4  # of a cost in percent
 KIND, SCHEMA_VERSION = "compute plan", 1
 SHOWS = "where Core ML means to run each operation on the named machine; planned before a run, not observed in one"
-ENGINE, GPU, CPU = "ANE", "GPU", "CPU"
-DEVICES = (ENGINE, GPU, CPU)
-CLASSES: Mapping[str, str] = {
-    "MLNeuralEngineComputeDevice": ENGINE,
-    "MLGPUComputeDevice": GPU,
-    "MLCPUComputeDevice": CPU,
-}
 
 
 @dataclass(frozen=True)
@@ -133,11 +126,6 @@ def _with_default(files: PackageFiles, function: str) -> PackageFiles:
         return files
     spec.description.defaultFunctionName = function
     return replace(files, files={**files.files, files.model_path: spec.SerializeToString()})
-
-
-def device_word(device: object) -> str:
-    """Name a compute device by its class; coremltools has three."""
-    return CLASSES.get(type(device).__name__, "unknown")
 
 
 def _open() -> ModuleType:

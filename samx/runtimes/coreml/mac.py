@@ -1,11 +1,11 @@
-"""What kind of Mac this is, if it is one, and whether it is new enough."""
+"""What kind of Mac this is, if it is one, what its processors are called, and whether it is new enough."""
 
 from __future__ import annotations
 
 import platform
 import re
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import ModuleType
 
 from samx.errors import UnavailableError
@@ -14,6 +14,13 @@ from samx.formats.coreml.functions import SINGLE_FUNCTION
 PLAN_MACOS, MULTIFUNCTION_MACOS = (14, 4), (15, 0)  # the first that make compute plans; that have several functions
 SYSCTL = "/usr/sbin/sysctl"
 INSTEAD = "'samx validate DIR' (device cpu) evaluates the saved program here."
+ENGINE, GPU, CPU = "ANE", "GPU", "CPU"
+DEVICES = (ENGINE, GPU, CPU)
+CLASSES: Mapping[str, str] = {
+    "MLNeuralEngineComputeDevice": ENGINE,
+    "MLGPUComputeDevice": GPU,
+    "MLCPUComputeDevice": CPU,
+}
 
 
 def is_mac() -> bool:
@@ -52,6 +59,11 @@ def chip() -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or "unknown"
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def device_word(device: object) -> str:
+    """Name a compute device by its class; coremltools has three."""
+    return CLASSES.get(type(device).__name__, "unknown")
 
 
 def machine_facts(library: ModuleType) -> dict[str, str]:

@@ -19,8 +19,8 @@ from samx.formats.coreml.package import PackageFiles, unpacked
 from samx.models.session import Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import DEFAULT_CHUNK
-from samx.runtimes.coreml.compute_plan import CPU, DEVICES, ENGINE, GPU, ComputePlan, device_word, package_plan
-from samx.runtimes.coreml.mac import is_mac, machine_facts, require_prediction
+from samx.runtimes.coreml import mac
+from samx.runtimes.coreml.compute_plan import ComputePlan, package_plan
 from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_packages
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ DEFAULT_DEVICE, FALLBACK = "cpu+ane", "cpu"
 UNITS: Mapping[str, str] = {
     DEFAULT_DEVICE: "CPU_AND_NE", "cpu+gpu": "CPU_AND_GPU", "all": "ALL", "coreml-cpu": "CPU_ONLY",
 }  # fmt: skip
-MUST: Mapping[str, str] = {DEFAULT_DEVICE: ENGINE, "cpu+gpu": GPU, "coreml-cpu": CPU}
+MUST: Mapping[str, str] = {DEFAULT_DEVICE: mac.ENGINE, "cpu+gpu": mac.GPU, "coreml-cpu": mac.CPU}
 
 
 def open_artifact(
@@ -48,7 +48,7 @@ def open_artifact(
     if threads is not None:
         raise UsageError("Core ML takes no number of threads", found=f"--threads {threads}", fix="Leave it out.")
     functions = Functions.of(artifact.manifest.options, str(artifact.path))
-    require_prediction(tuple(functions.by_rows.values()))
+    mac.require_prediction(tuple(functions.by_rows.values()))
     library = open_coremltools(PURPOSE)
     _require_device(device)
     return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device, chunk)
@@ -59,14 +59,14 @@ def devices() -> list[str]:
 
     Raises: MissingExtraError; UnavailableError when coremltools is too old.
     """
-    if not is_mac():
+    if not mac.is_mac():
         return []
     library = open_coremltools(PURPOSE)
     try:
         found = library.models.compute_device.MLComputeDevice.get_all_compute_devices()
     except (RuntimeError, AttributeError):  # a macOS, or a build of coremltools, that cannot tell also cannot run
         return []
-    words = {device_word(device) for device in found}
+    words = {mac.device_word(device) for device in found}
     return [device for device in UNITS if MUST.get(device) in (None, *words)]
 
 
@@ -77,7 +77,7 @@ class CoreMLRuntime(PackagesRuntime):
         self, spec: DecoderSpec, opened: OpenedPackages, library: ModuleType, device: str, chunk: int = DEFAULT_CHUNK
     ) -> None:
         super().__init__(spec, opened, chunk)
-        self._device, self._machine = device, machine_facts(library)
+        self._device, self._machine = device, mac.machine_facts(library)
         self._predictors = {folder: Predictor(library, files, UNITS[device]) for folder, files in opened.files.items()}
 
     @property
@@ -103,7 +103,7 @@ class CoreMLRuntime(PackagesRuntime):
             **self._machine,
             "compute_units": UNITS[self._device],
             "functions": list(plans),
-            "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in DEVICES},
+            "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in mac.DEVICES},
             "residency": {name: plan.residency() for name, plan in plans.items()},
             "counted": "operations of the compute plan",
         }

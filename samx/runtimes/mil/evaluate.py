@@ -28,7 +28,7 @@ ARITHMETIC = (
 
 
 Place = int | list[int]  # of one value, or of several that come as one argument
-Values = list[Tensor | None]
+Values = list[Any]  # tensors, and None where there is none yet or no more
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,8 @@ class Step:
             values[place] = part if as_it_is else stored(part, declared.dtype)
 
 
-def _at(values: Values, place: Place) -> Tensor | list[Tensor]:
-    return [_value(values, one) for one in place] if isinstance(place, list) else _value(values, place)
-
-
-def _value(values: Values, place: int) -> Tensor:
-    value = values[place]
-    assert value is not None  # compiled in the function's own order
-    return value
+def _at(values: Values, place: Place) -> Any:
+    return [values[one] for one in place] if isinstance(place, list) else values[place]
 
 
 class Evaluator:
@@ -114,7 +108,8 @@ class Evaluator:
         for step in compiled.steps:
             step.run(values)
         found = zip(self.outputs, compiled.outputs, strict=True)
-        return {tensor.name: _output(values[place], tensor) for tensor, place in found}
+        # What is returned shares no memory with what is kept.
+        return {tensor.name: np.array(values[at].numpy(), tensor.array_type, order="C") for tensor, at in found}
 
     def _taken(self, array: NDArray[Any], tensor: TensorType) -> Tensor:
         if array.shape != tensor.shape or array.dtype != tensor.array_type:
@@ -230,8 +225,3 @@ def limited_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _output(value: Tensor | None, tensor: TensorType) -> NDArray[Any]:
-    assert value is not None  # an output is never released
-    return np.array(value.numpy(), dtype=tensor.array_type, order="C")  # shares no memory with what is kept
