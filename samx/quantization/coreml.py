@@ -57,7 +57,7 @@ def quantise(job: QuantisationJob) -> Quantised:
 
 @dataclass(frozen=True, eq=False)
 class FloatPackages:
-    """Hold an export's packages. All that may be quantised lies in the last, which takes the image."""
+    """Collect an export's packages. All that may be quantised lies in the last, which takes the image."""
 
     job: QuantisationJob
     files: Mapping[str, PackageFiles]

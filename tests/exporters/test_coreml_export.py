@@ -103,7 +103,7 @@ MADE: Mapping[str, tuple[str, dict[str, Any]]] = {
     "sam2_fp16": ("sam2", {"precision": "fp16"}),
     "sam2_mask": ("sam2_single_mask", {"points": Span(2, 2, 4)}),
     "ios16": ("sam1", {"precision": "fp16", "ios": 16, "points": None}),
-    "apple": ("sam2", {"contract": "apple", "points": Span(2, 3, 5)}),
+    "apple": ("sam2", {"contract": "apple", "points": Span(3, 3, 5)}),
     "plain": ("small", {"precision": "fp16", "points": Span(2, 2, 2)}),
     "linear8": ("small", {"precision": "fp16", "points": Span(2, 2, 2), "weights": "linear8"}),
     "palette8": ("small", {"precision": "fp16", "points": Span(2, 2, 2), "weights": "palette8"}),
@@ -211,7 +211,7 @@ def test_older_systems_get_one_function(made: Make) -> None:
 def test_apple_s_contract_has_apple_s_names(made: Make) -> None:
     export = made("apple")
     encoder, decoder = (program(export.path, f"{name}.mlpackage") for name in ("prompt_encoder", "mask_decoder"))
-    functions = {"points_1": 2, "points_2": 3, "points_4": 5}
+    functions = {"points_2": 3, "points_4": 5}
     assert dict(export.exported.options["functions"]) == functions
     assert {t.name: (t.shape, t.dtype) for t in encoder.inputs("points_2")} == {
         "points": ((1, 2, 2), "fp32"), "labels": ((1, 2), "int32"),

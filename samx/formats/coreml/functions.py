@@ -17,7 +17,7 @@ FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True)
 class Functions:
-    """Hold the rows of points that each function takes, fewest first."""
+    """Map rows of points to the functions that take them, fewest first."""
 
     by_rows: Mapping[int, str]
 

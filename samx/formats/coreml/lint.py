@@ -23,7 +23,7 @@ BY_NAME: Mapping[str, Rule] = {rule.name: rule for rule in RULES}
 
 @dataclass(frozen=True)
 class Finding:
-    """Say where one rule applies in one function."""
+    """Describe where one rule applies in one function."""
 
     rule: str
     operations: int
@@ -60,7 +60,7 @@ class FunctionLint:
 
 @dataclass(frozen=True)
 class LintReport:
-    """Hold the findings of every function of a package."""
+    """Collect the findings of every function of a package."""
 
     functions: Mapping[str, FunctionLint]
 

@@ -54,7 +54,7 @@ Check = Callable[[Step], Hit | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """Hold one rule: what it looks for, why that matters, and who says so."""
+    """Describe one rule: what it looks for, why that matters, and who says so."""
 
     name: str
     severity: str

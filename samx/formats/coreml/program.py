@@ -26,7 +26,7 @@ SHOWN = 200  # characters of a library's own words
 
 @dataclass(frozen=True)
 class Program:
-    """Hold the functions of an ML Program, as coremltools represents them."""
+    """Describe an ML Program by its functions, as coremltools represents them."""
 
     where: str
     specification_version: int

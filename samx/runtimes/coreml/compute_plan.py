@@ -31,7 +31,7 @@ SHOWS = "where Core ML means to run each operation on the named machine; planned
 
 @dataclass(frozen=True)
 class Planned:
-    """Say where one operation shall run, as WhisperKit's compute plan files do."""
+    """Describe where one operation shall run, as WhisperKit's compute plan files do."""
 
     dispatch: str
     supported: tuple[str, ...]
@@ -40,7 +40,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """Hold the plan of one function. Stored weights are no operations; of the unplanned ones Core ML says nothing."""
+    """Describe the plan of one function. Stored weights are no operations; of the unplanned ones Core ML says nothing."""
 
     function: str
     compute_units: str

@@ -22,7 +22,7 @@ from samx.runtimes.base import DEFAULT_CHUNK, Runtime, Slots
 
 @dataclass(frozen=True)
 class OpenedPackages:
-    """Hold the packages by folder, and what says how to call them."""
+    """Collect the packages by folder, and what says how to call them."""
 
     contract: Contract
     functions: Functions
@@ -60,7 +60,7 @@ def _padding(options: Mapping[str, Any], where: str) -> Slots:
     if padding is None or padding.prompts.min != padding.prompts.max:
         raise ArtifactError(
             f"{where} has no fixed number of prompts", found=str(options.get("prompts"))[:80],
-            expected="slots, and one number of prompts", fix="Export it again.",
+            expected="padded points, and one number of prompts", fix="Export it again.",
         )  # fmt: skip
     return padding
 

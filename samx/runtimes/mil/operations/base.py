@@ -29,7 +29,7 @@ Result = Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Operation:
-    """Say how one MIL operation is computed from keyword arguments named as in MIL."""
+    """Describe how one MIL operation is computed from keyword arguments named as in MIL."""
 
     compute: Callable[..., Result]
     # Inputs that must be known before a call; they come as plain Python values, all others as tensors.
