@@ -40,7 +40,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class ComputePlan:
-    """Describe the plan of one function. Stored weights are no operations; of the unplanned ones Core ML says nothing."""
+    """Describe the plan of a function. Stored weights are no operations; of the unplanned ones Core ML says nothing."""
 
     function: str
     compute_units: str
