@@ -121,7 +121,7 @@ def _pipeline(module: nn.Module, weights: str | None) -> Any:
 
 
 def _traced(module: nn.Module, examples: Sequence[Tensor]) -> Any:
-    """Trace, and drop the nodes that carry no computation and that the converter does not know."""
+    """Trace, and drop the nodes that carry no computation: the converter knows none of them, not even as outputs."""
     program = torch.export.export(module, tuple(examples)).run_decompositions({})
     graph, outputs = program.graph_module.graph, program.graph_signature.output_specs
     for node in list(graph.nodes):
