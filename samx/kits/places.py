@@ -10,16 +10,16 @@ import numpy as np
 from samx.artifacts.store import Artifact
 from samx.benchmarks.subjects import MODEL_ROLES
 from samx.errors import UsageError
+from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
 from samx.models.spec import EMPTY_SLOT
 from samx.registry import backend
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, graph_roles
-from samx.runtimes.coreml.compute_plan import CLASSES, SINGLE_FUNCTION
-from samx.runtimes.coreml.mac import MULTIFUNCTION_MACOS, PLAN_MACOS
+from samx.runtimes.coreml.mac import CLASSES, MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
-from samx.runtimes.coreml.runtime import UNITS
+from samx.runtimes.coreml.runtime import MUST, UNITS
 from samx.runtimes.onnxruntime import PROVIDERS, usual_chunk
 
 FOLDER = "artifact"  # of the artifact's files in a kit
@@ -77,12 +77,12 @@ def _coreml_places(artifact: Artifact) -> dict[str, Place]:
     names = set(opened.functions.by_rows.values())
     shared = {
         **_library("coreml", "coremltools", (9, 0), (10,), f"{PIP} 'coremltools>=9,<10'"),
-        **_calls(artifact, opened.slots, DEFAULT_CHUNK),
+        **_calls(artifact, opened.padding, DEFAULT_CHUNK),
         "macos": list(PLAN_MACOS if names == {SINGLE_FUNCTION} else MULTIFUNCTION_MACOS),
         "functions": {str(rows): name for rows, name in opened.functions.by_rows.items()},
         "steps": [_step(opened, folder) for folder in opened.programs], "words": dict(CLASSES),
     }  # fmt: skip
-    return {device: {**shared, "units": units.name, "must": units.must} for device, units in UNITS.items()}
+    return {device: {**shared, "units": units, "must": MUST.get(device)} for device, units in UNITS.items()}
 
 
 def _step(opened: OpenedPackages, folder: str) -> dict[str, Any]:

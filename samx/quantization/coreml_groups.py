@@ -1,4 +1,4 @@
-"""Which convolutions of the Neural Engine form belong together, and what INT8 may do with each.
+"""Which convolutions of a fixed-shape decoder belong together, and what INT8 may do with each.
 
 All its products with constant weights are convolutions. Weights keep the paths of their modules, as the converter
 writes them. The groups have the names that they have in other exports (samx/quantization/groups.py).
@@ -21,7 +21,7 @@ CONVOLUTION = "conv"
 LAYER = r"decoder_transformer_layers_{}_"
 IMAGE_SIDE = r"(token_to_image_(key|value)|image_to_token_(query|out))"
 
-# Thousands of image cells go through these; a few tokens go through the others.
+# Thousands of image tokens go through these; a few tokens go through the others.
 INTEGER: Mapping[str, str] = {
     "image projections, layer 0": LAYER.format(0) + IMAGE_SIDE,
     "image projections, layer 1": LAYER.format(1) + IMAGE_SIDE,
@@ -75,7 +75,7 @@ def convolutions(function: Any) -> list[Convolution]:
 
 
 def half_convolutions(function: Any) -> list[Any]:
-    """Give the MIL operations that convolve float16 with a constant weight."""
+    """Return the MIL operations that convolve float16 with a constant weight."""
     return [
         op for op in function.operations if op.op_type == CONVOLUTION and _is_half(op.x) and op.weight.val is not None
     ]

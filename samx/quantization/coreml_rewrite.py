@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from samx.exporters.coreml.convert import program_of, quiet
 from samx.exporters.coreml.weights import add_chosen
-from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.library import open_coremltools, program_of, quiet
 from samx.formats.coreml.lint_program import multiply_adds, steps_of
 from samx.quantization.coreml_groups import CONVOLUTION, Convolution, half_convolutions
 from samx.quantization.search import Plan
@@ -35,7 +34,7 @@ def rewrite(functions: Mapping[str, Any], there: Sequence[Convolution], plan: Pl
 
 
 def scale_of(largest: float) -> np.float16:
-    """Give the smallest float16 scale with which 8 bits reach that magnitude."""
+    """Return the smallest float16 scale with which 8 bits reach that magnitude."""
     exact = max(largest / MOST, float(np.finfo(np.float16).tiny))
     nearest = np.float16(exact)
     return nearest if float(nearest) >= exact else np.nextafter(nearest, np.float16(np.inf))
@@ -84,4 +83,4 @@ def _shrink_weights(functions: Mapping[str, Any], weights: Sequence[str]) -> Non
     pipeline = open_coremltools(PURPOSE).PassPipeline.EMPTY
     add_chosen(pipeline, WEIGHTS, weights)
     with quiet():
-        PassPipelineManager.apply_pipeline(program_of(functions), pipeline)
+        PassPipelineManager.apply_pipeline(program_of(functions, PURPOSE), pipeline)

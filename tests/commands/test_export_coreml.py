@@ -107,5 +107,5 @@ def test_every_kind_keeps_float16_s_bounds(changes: dict[str, Any], tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sam1", "sam2"])
 def test_float32_packages_agree_to_a_ten_thousandth(family: Any, tmp_path: Path) -> None:
-    result = export(ExportRequest(out=tmp_path / "out", target="coreml", family=family))
+    result = export(ExportRequest(out=tmp_path / "out", target="coreml", precision="fp32", family=family))
     assert worst(result, "logit_error") <= FLOAT32_LOGIT

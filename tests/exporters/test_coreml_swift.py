@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 import tree_sitter
 import tree_sitter_swift
 
+import samx
 from samx.exporters.coreml.swift import swift_source
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
@@ -49,6 +55,21 @@ def test_parses(case: Case) -> None:
 
 def test_the_parser_sees_a_fault() -> None:
     assert faults(source(CASES["sam1"]).replace("func decode(", "func decode((")) != []
+
+
+def test_the_templates_are_found_in_an_archive(tmp_path: Path) -> None:
+    package = Path(samx.__file__).parent
+    with zipfile.ZipFile(tmp_path / "samx.zip", "w") as archive:
+        for path in package.rglob("*"):
+            if path.suffix in (".py", ".in"):
+                archive.write(path, path.relative_to(package.parent))
+    code = (
+        "from samx.exporters.coreml.swift import swift_source; from samx.models.spec import sam1_spec; import sys; "
+        "sys.stdout.write(swift_source(sam1_spec(), 'samx', 'fp16', {'points_1': 1}, sam1_spec().image_inputs))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "samx.zip")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == source((sam1_spec(), "samx", "fp16", {"points_1": 1})), done.stderr
 
 
 def test_functions_come_smallest_first() -> None:

@@ -10,8 +10,7 @@ import numpy as np
 from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.program import get_new_symbol, get_new_variadic_symbol
 
-from samx.formats.coreml.lint import lint
-from samx.formats.coreml.lint_report import FunctionLint
+from samx.formats.coreml.lint import FunctionLint, lint
 from samx.formats.coreml.lint_rules import MAX_SIZE
 
 mb = ct.converters.mil.Builder

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from coremltools.models.ml_program.experimental import perf_utils, remote_device
 
-from samx.formats.coreml.lint_report import SHOWS
-from samx.runtimes.coreml.plan_report import ComputePlan
+from samx.formats.coreml.lint import SHOWS
+from samx.runtimes.coreml.compute_plan import ComputePlan
 from samx.runtimes.coreml.runtime import UNITS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "iphone-ipad-and-mac.md").read_text(encoding="utf-8")

@@ -6,22 +6,16 @@ from typing import Any
 
 import pytest
 
-from samx.errors import ArtifactError, PromptError
+from samx.errors import ArtifactError
 from samx.formats.coreml.functions import Functions
 
 OPTIONS = {"functions": {"points_8": 8, "points_1": 1, "points_2": 2}, "points": [1, 2, 8]}
 
 
-def test_the_smallest_function_that_holds_the_points_is_chosen() -> None:
+def test_functions_come_smallest_first() -> None:
     functions = Functions.of(OPTIONS, "toy")
     assert functions.sizes == (1, 2, 8)
-    assert [functions.rows(points) for points in (1, 2, 3, 8)] == [1, 2, 8, 8]
     assert [functions.name(rows) for rows in functions.sizes] == ["points_1", "points_2", "points_8"]
-
-
-def test_too_many_points_name_the_limit() -> None:
-    with pytest.raises(PromptError, match="found 9, expected at most 8"):
-        Functions.of(OPTIONS, "toy").rows(9)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import pytest
 from lint_faults import FAULTS, FULL, HALF, SMALL, SOUND, WIDE, Build, broken, conv, function, half, mb, relu, report
 
 from samx.formats.coreml.lint_program import multiply_adds, steps_of
-from samx.formats.coreml.lint_report import FALLS_OFF
-from samx.formats.coreml.lint_rules import RULES
+from samx.formats.coreml.lint_rules import FALLS_OFF, RULES
 
 
 def test_every_rule_has_a_fault() -> None:
@@ -43,24 +42,25 @@ def test_every_rule_says_why_and_who_says_so() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
 
 
-def test_a_float32_island_is_named_once_with_its_operations() -> None:
+def test_a_float32_group_is_named_once_with_its_operations() -> None:
     def build(x: Any, y: Any) -> Any:
         wide = mb.cast(x=x, dtype="fp32")
         first = mb.sqrt(x=mb.exp(x=wide, name="begin"), name="end")
         return mb.cast(x=first, dtype="fp16"), mb.relu(x=y, name="other"), relu(x)
 
     found = report(function(build, SMALL, SMALL, dtypes=(HALF, FULL)))
-    assert sorted((island.operations, island.first, island.last) for island in found.islands) == [
+    assert sorted(tuple(group.values()) for group in found.float32_groups) == [
         (1, "other", "other"), (2, "begin", "end"),
     ]  # fmt: skip
     assert (found.operations, found.passing) == (6, 3)  # the casts are its border
 
 
-def test_an_island_that_meets_another_is_one() -> None:
+def test_a_group_that_meets_another_is_one() -> None:
     def build(x: Any, y: Any) -> Any:
         return mb.add(x=mb.exp(x=x), y=mb.exp(x=y))
 
-    assert [island.operations for island in report(function(build, SMALL, SMALL, dtypes=(FULL, FULL))).islands] == [3]
+    found = report(function(build, SMALL, SMALL, dtypes=(FULL, FULL)))
+    assert [group["operations"] for group in found.float32_groups] == [3]
 
 
 def multiplied(build: Build, *shapes: tuple[int, ...]) -> int:

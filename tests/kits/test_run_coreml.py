@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from samx.artifacts.store import Artifact
 from samx.benchmarks.results import BenchReport
-from samx.formats.coreml.contract import CONTRACTS, Border
+from samx.formats.coreml.contract import CONTRACTS, Signature
 from samx.formats.coreml.package import DECODER
 from samx.kits import places
 from samx.kits.readme import PHONE
@@ -170,7 +170,7 @@ SPEC = sam2_spec(image_size=64)
 ROWS = 3
 
 
-def declared(border: Border) -> Any:
+def declared(signature: Signature) -> Any:
     """Describe a package's tensors as its program would."""
     sizes = CONTRACTS["apple"].sizes(ROWS)
 
@@ -179,7 +179,7 @@ def declared(border: Border) -> Any:
         shape = tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape)
         return SimpleNamespace(name=spec.name, array_type=kind, shape=shape)
 
-    inputs, outputs = list(map(tensor, border.inputs)), list(map(tensor, border.outputs))
+    inputs, outputs = list(map(tensor, signature.inputs)), list(map(tensor, signature.outputs))
     return SimpleNamespace(inputs=lambda function: inputs, outputs=lambda function: outputs)
 
 
@@ -190,19 +190,19 @@ class Recorder:
         self.calls: list[tuple[str, dict[str, NDArray[Any]]]] = []
 
     def __call__(self, folder: str, function: str, feed: Arrays) -> dict[str, NDArray[Any]]:
-        border = next(border for border in CONTRACTS["apple"].borders(SPEC) if border.folder == folder)
-        kinds = {tensor.name: np.int32 if tensor.dtype == "int32" else np.float16 for tensor in border.inputs}
+        signature = next(one for one in CONTRACTS["apple"].signatures(SPEC) if one.folder == folder)
+        kinds = {tensor.name: np.int32 if tensor.dtype == "int32" else np.float16 for tensor in signature.inputs}
         typed = {name: np.asarray(value).astype(kinds[name]) for name, value in feed.items()}
         self.calls.append((folder, typed))
         total = float(sum(float(value.astype(np.float64).mean()) for value in typed.values()))
         sizes = CONTRACTS["apple"].sizes(ROWS)
-        shapes = {t.name: [sizes[d] if isinstance(d, str) else d for d in t.shape] for t in border.outputs}
+        shapes = {t.name: [sizes[d] if isinstance(d, str) else d for d in t.shape] for t in signature.outputs}
         return {name: np.full(shape, total + i, np.float16) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def test_the_apps_packages_are_called_as_samx_calls_them(monkeypatch: pytest.MonkeyPatch) -> None:
     contract = CONTRACTS["apple"]
-    programs = {border.folder: declared(border) for border in contract.borders(SPEC)}
+    programs = {one.folder: declared(one) for one in contract.signatures(SPEC)}
     opened: Any = SimpleNamespace(
         programs=programs, contract=contract, functions=SimpleNamespace(sizes=[ROWS], name=lambda rows: "points_2")
     )

@@ -22,9 +22,8 @@ from samx.formats.coreml.package import package_from_directory
 from samx.models.shape_range import Span
 from samx.models.spec import EMPTY_SLOT
 from samx.quantization.calibration import calibration_spec
-from samx.quantization.coreml import JUDGED_EVERY, Desk, quantise
-from samx.quantization.coreml_groups import INTEGER, Convolution, convolutions, group_of
-from samx.quantization.coreml_packages import FloatPackages, Watched
+from samx.quantization.coreml import JUDGED_EVERY, FloatPackages, quantise, watched_ranges
+from samx.quantization.coreml_groups import INTEGER, Convolution, group_of
 from samx.quantization.coreml_rewrite import Ranges
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.search import Budget, Plan
@@ -65,15 +64,12 @@ Done = tuple[QuantisationJob, Quantised]
 
 def ranges(job: QuantisationJob, samples: Sequence[int], loud: float = 1, louder: int = 0) -> Ranges:
     """Watch these samples of a toy set, of whose images one is louder than drawn."""
-    packages = FloatPackages.read(job)
-    there = convolutions(packages.programs[packages.folder].function(packages.default))
-    watched = Watched(packages, [conv for conv in there if conv.group in INTEGER])
-    session = packages.session(packages.programs[packages.folder], watched)
     scales = [loud if i == louder else 1 for i in range(4)]
-    images = [{name: value * scales[i] for name, value in features(SPEC, i).items()} for i in range(4)]
+    images = tuple({name: value * scales[i] for name, value in features(SPEC, i).items()} for i in range(4))
+    packages = FloatPackages.read(replace(job, calibration=replace(job.calibration, images=images)))
     cases = toy_set().cases(job.export.spec)
-    list(masks(session, images, [cases[i] for i in samples]))
-    return watched.ranges
+    there = [conv for conv in packages.there if conv.group in INTEGER]
+    return watched_ranges(packages, there, [cases[i] for i in samples])
 
 
 def test_a_range_is_the_largest_of_all_samples(float16: QuantisationJob) -> None:
@@ -105,9 +101,10 @@ def test_what_is_written_is_what_was_judged(done: Done) -> None:
 
 def test_the_search_reckons_sizes_nearly_as_they_come_out(float16: QuantisationJob, done: Done) -> None:
     packages = FloatPackages.read(float16)
-    there = convolutions(packages.programs[packages.folder].function(packages.default))
     plan, written = done[1].found.plan, done[1].found.judged.bytes
-    reckoned = packages.size - sum(conv.bytes_saved for conv in there if conv.group in {*plan.integer, *plan.stored})
+    reckoned = packages.size - sum(
+        conv.bytes_saved for conv in packages.there if conv.group in {*plan.integer, *plan.stored}
+    )
     assert written < packages.size
     assert reckoned == pytest.approx(written, rel=0.05)
     assert packages.size < done[1].found.float_bytes < 2 * packages.size
@@ -144,7 +141,7 @@ def test_all_functions_share_scales_and_weights(done: Done) -> None:
         {op.name: float(op.scale.val) for op in found.function(name).operations if op.op_type == "quantize"}
         for name in ("points_2", "points_4")
     ]
-    assert len(scales[0]) == 3  # cells with and without positions, what attention gives
+    assert len(scales[0]) == 3  # image tokens with and without positions, what attention gives
     assert sorted(scales[0].values()) == sorted(scales[1].values())
     spec = open_coremltools("a test").proto.Model_pb2.Model.FromString(
         package_from_directory(job.directory / "decoder.mlpackage").model
@@ -165,7 +162,7 @@ def places_of(spec: Any, function: str) -> set[tuple[str, int]]:
     return {(found.fileName, found.offset) for found in values if found.fileName}
 
 
-def test_an_empty_slot_still_changes_no_bit(done: Done) -> None:
+def test_a_padded_point_still_changes_no_bit(done: Done) -> None:
     job, quantised = done
     session, feed = opened(job, quantised), click(1, 4).feed(job.export.spec)
     session.set_image(job.calibration.images[1])
@@ -195,7 +192,7 @@ def test_lint_and_counts_are_those_of_what_was_written(done: Done) -> None:
 
 
 def test_the_package_keeps_what_it_says_about_itself(float16: QuantisationJob, done: Done) -> None:
-    said = [FloatPackages.read(job).metadata() for job in (float16, done[0])]
+    said = [FloatPackages.read(job).metadata for job in (float16, done[0])]
     assert "samx.spec" in said[0]
     assert {name: said[1].get(name) for name in said[0]} == said[0]
 
@@ -205,9 +202,7 @@ def test_the_same_plan_gives_the_same_bytes(float16: QuantisationJob, tmp_path: 
     def written(folder: Path) -> Any:
         job = copied(float16, folder)
         packages = FloatPackages.read(job)
-        there = convolutions(packages.programs[packages.folder].function(packages.default))
-        ranges = {conv.weight: 3.0 for conv in there}
-        Desk(job, packages, tuple(there), ranges, (), ()).write(Plan(FEW[:1], FEW[1:]))
+        packages.write(Plan(FEW[:1], FEW[1:]), {conv.weight: 3.0 for conv in packages.there})
         return package_from_directory(folder / "decoder.mlpackage").files
 
     assert written(tmp_path / "a") == written(tmp_path / "b")

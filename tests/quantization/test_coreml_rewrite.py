@@ -43,7 +43,7 @@ def quantised(plan: Plan, largest: float = 2.5, ios: int = 18) -> Any:
 
 
 def evaluated(made: Any, x: Any = X) -> dict[str, Any]:
-    return Evaluator(Program("a test", 9, {"main": made}, "main", "9"), "main")({"x": x})
+    return Evaluator(Program("a test", 9, {"main": made}, "main"), "main")({"x": x})
 
 
 def count(made: Any, kind: str) -> int:

@@ -6,9 +6,7 @@ import ast
 import inspect
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import coremltools as ct
 import pytest
@@ -19,8 +17,7 @@ from fake_mac import fake_mac as fake_mac
 from samx.errors import ArtifactError, SamxError, UnavailableError
 from samx.runtimes.coreml import compute_plan as source
 from samx.runtimes.coreml import mac
-from samx.runtimes.coreml.compute_plan import compute_plan
-from samx.runtimes.coreml.plan_report import SHOWS, ComputePlan
+from samx.runtimes.coreml.compute_plan import SHOWS, ComputePlan, compute_plan
 
 LINES: list[Line] = [
     ("const", None, None),
@@ -64,7 +61,7 @@ def test_every_operation_has_its_device_and_its_share_of_the_cost(plan: ComputeP
 
 
 def test_residency_is_of_operations_and_of_cost(plan: ComputePlan) -> None:
-    assert (plan.residency.operations, plan.residency.cost) == (0.5, 0.875)
+    assert plan.residency() == {"operations": 0.5, "cost": 0.875}
     assert plan.lines() == [
         "main: 50.0% of 4 operations and 87.5% of the estimated cost on the Neural Engine (ANE 2, GPU 1, CPU 1)"
     ]
@@ -73,7 +70,7 @@ def test_residency_is_of_operations_and_of_cost(plan: ComputePlan) -> None:
 def test_without_costs_there_is_no_share_of_cost(fake_mac: FakeMac, one: Path) -> None:
     fake_mac.plans = {"main": [("ios18.conv", "ANE", None), ("ios18.add", "CPU", None)]}
     plan = compute_plan(one, "main", UNITS)
-    assert (plan.residency.operations, plan.residency.cost) == (0.5, None)
+    assert plan.residency() == {"operations": 0.5, "cost": None}
     assert "no estimated cost" in plan.lines()[0]
 
 
@@ -81,7 +78,7 @@ def test_what_core_ml_says_nothing_of_counts_against_the_engine(fake_mac: FakeMa
     fake_mac.plans = {"main": [("ios18.conv", "ANE", 1.0), ("ios18.add", None, None)]}
     plan = compute_plan(one, "main", UNITS)
     assert (plan.unplanned, plan.total) == (("1_ios18.add_x_weight",), 2)
-    assert plan.residency.operations == 0.5
+    assert plan.residency()["operations"] == 0.5
 
 
 def test_a_plan_is_of_the_function_that_was_asked_for(fake_mac: FakeMac, two: Path) -> None:
@@ -111,9 +108,8 @@ def test_the_machine_is_named(plan: ComputePlan) -> None:
     assert plan.machine == {"chip": "Apple M4", "macos": "15.1", "coremltools": ct.__version__}
 
 
-def test_a_plan_survives_json_and_says_what_it_is(plan: ComputePlan) -> None:
+def test_a_plan_is_plain_data_and_says_what_it_is(plan: ComputePlan) -> None:
     data = json.loads(json.dumps(plan.to_json()))
-    assert ComputePlan.from_json(data, "plan") == plan
     assert (data["kind"], data["shows"], data["residency"]) == (
         "compute plan",
         SHOWS,
@@ -121,34 +117,6 @@ def test_a_plan_survives_json_and_says_what_it_is(plan: ComputePlan) -> None:
     )
     record = data["operations"]["2_ios18.conv_x_weight"]  # the shape of WhisperKit's files
     assert record == {"dispatch": "ANE", "supported": ["ANE", "CPU"], "cost": 50.0}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data.update(kind="lint"),
-        lambda data: data.update(shows="it ran there"),
-        lambda data: data.update(dispatch={"ANE": 4, "GPU": 0, "CPU": 0}),
-        lambda data: data["residency"].update(operations=1.0),
-        lambda data: data["operations"].pop("2_ios18.conv_x_weight"),
-        lambda data: data["operations"]["2_ios18.conv_x_weight"].update(dispatch="GPU"),
-        lambda data: data["operations"]["2_ios18.conv_x_weight"].update(cost="all"),
-        lambda data: data.pop("machine"),
-        lambda data: data.update(constants=-1),
-        lambda data: data.update(more=1),
-    ],
-)
-def test_a_damaged_plan_is_refused(damage: Callable[[dict[str, Any]], object], plan: ComputePlan) -> None:
-    data = json.loads(json.dumps(plan.to_json()))
-    damage(data)
-    with pytest.raises(ArtifactError, match="plan"):
-        ComputePlan.from_json(data, "plan")
-
-
-def test_a_device_that_nobody_knows_is_refused(plan: ComputePlan) -> None:
-    data = json.loads(json.dumps(plan.to_json()).replace('"GPU"', '"TPU"'))
-    with pytest.raises(ArtifactError):
-        ComputePlan.from_json(data, "plan")
 
 
 def test_elsewhere_the_lint_is_named(one: Path) -> None:
@@ -209,11 +177,12 @@ def asked_of_the_library() -> set[tuple[str, str]]:
 
 
 def test_what_is_asked_of_the_library_is_there() -> None:
-    asked = asked_of_the_library()
+    nested = {("MLModelStructureProgramBlock", "operations"), ("MLModelStructureProgramOperation", "blocks")}
+    asked = asked_of_the_library() | nested  # which samx.formats.coreml.program.operations() walks through
     assert {
-        ("MLModelStructureProgram", "functions"), ("MLModelStructureProgramBlock", "operations"),
+        ("MLModelStructureProgram", "functions"),
         ("MLModelStructureProgramOperation", "operator_name"), ("MLModelStructureProgramOperation", "inputs"),
-        ("MLModelStructureProgramOperation", "blocks"), ("MLComputePlanDeviceUsage", "preferred_compute_device"),
+        ("MLComputePlanDeviceUsage", "preferred_compute_device"),
         ("MLComputePlanDeviceUsage", "supported_compute_devices"), ("MLComputePlanCost", "weight"),
         ("MLComputePlan", "get_compute_device_usage_for_mlprogram_operation"),
         ("MLComputePlan", "get_estimated_cost_for_mlprogram_operation"),
@@ -225,8 +194,8 @@ def test_what_is_asked_of_the_library_is_there() -> None:
 
 def test_the_device_classes_are_coremltools_own() -> None:
     classes = {name for name, kind in vars(ct.models.compute_device).items() if isinstance(kind, type)}
-    assert set(source.CLASSES) <= classes
-    assert source.device_word(object()) == "unknown"
+    assert set(mac.CLASSES) <= classes
+    assert mac.device_word(object()) == "unknown"
 
 
 def test_the_calls_have_the_parameters_that_are_given() -> None:

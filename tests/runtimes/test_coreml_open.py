@@ -18,7 +18,7 @@ from fake_mac import fake_mac as fake_mac
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, SamxError, UnavailableError, UsageError
 from samx.runtimes.coreml import runtime as coreml
-from samx.runtimes.coreml.runtime import UNITS, CoreMLRuntime, devices, open_artifact
+from samx.runtimes.coreml.runtime import MUST, UNITS, CoreMLRuntime, devices, open_artifact
 from samx.runtimes.mil import runtime as mil
 
 
@@ -142,7 +142,8 @@ def test_what_is_asked_of_the_library_is_there() -> None:
     assert list(inspect.signature(model.MLModel.predict).parameters)[:2] == ["self", "data"]
     assert {"predict", "get_compiled_model_path"} <= set(vars(model.MLModel))
     assert "get_all_compute_devices" in vars(compute_device.MLComputeDevice)
-    assert {units.name for units in UNITS.values()} == set(ct.ComputeUnit.__members__)
+    assert set(UNITS.values()) == set(ct.ComputeUnit.__members__)
+    assert set(MUST) < set(UNITS)
     assert ct.models.MLModel is model.MLModel
 
 

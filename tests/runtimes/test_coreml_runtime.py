@@ -155,4 +155,4 @@ def test_the_other_compute_units(
     opened = open_artifact(many, device)
     opened.set_image(image())
     assert placed(opened, 1).operations == operations
-    assert loaded(fake_mac) == [(UNITS[device].name, "points_1")]
+    assert loaded(fake_mac) == [(UNITS[device], "points_1")]

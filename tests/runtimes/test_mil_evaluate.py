@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from samx.errors import ArtifactError, InputError
 from samx.formats.coreml.package import package_from_directory
-from samx.formats.coreml.program import Program, load_program
-from samx.formats.coreml.storage import held, stored
+from samx.formats.coreml.program import Program, load_program, operations
 from samx.runtimes.mil.checks import UnknownOperationError
 from samx.runtimes.mil.evaluate import Evaluator, limited_threads
+from samx.runtimes.mil.operations.base import held, stored
 
 FULL, HALF = np.float32, np.float16
 INPUT = {"x": ((2, 4), "fp32")}
@@ -27,32 +27,27 @@ INPUT = {"x": ((2, 4), "fp32")}
 class Block(nn.Module):
     """A bit of everything that a decoder has."""
 
-    eps: Tensor
     never: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.widen, self.narrow = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
-        self.down = nn.Conv2d(8, 8, 2, stride=2)
-        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
-        self.head = nn.Linear(8, 5)
-        # Tensors, because coremltools lifts what follows a bare number to float32.
-        self.register_buffer("eps", torch.full((1, 1, 1, 1), 1e-5))
+        self.down, self.head = nn.Conv2d(8, 8, 2, stride=2), nn.Conv2d(8, 5, 1)
+        # A tensor, because coremltools lifts what follows a bare number to float32.
         self.register_buffer("never", torch.full((1, 1, 1, 1), -1000.0))
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: (1, 8, 4, 6), (1, 3) -> (1, 1, 16, 24), (1, 6, 5)."""
-        centred = x - x.mean(1, keepdim=True)
-        x = self.narrow(F.gelu(self.widen(centred * ((centred * centred).mean(1, keepdim=True) + self.eps).rsqrt())))
+        x = self.narrow(F.gelu(self.widen(x)))
         q, k = x.reshape(1, 2, 4, 24), torch.cat([x.sin(), x.cos()], 1)[:, 4:12].reshape(1, 2, 4, 24)
         empty = (labels == -2).to(x.dtype).reshape(1, 1, 3, 1) * self.never  # of the first three places
         scores = q.transpose(-1, -2) @ k
         weights = (torch.cat([scores[:, :, :3] + empty, scores[:, :, 3:]], 2)).softmax(2)
         among = torch.einsum("nchw,nwhu->nchu", x, x.transpose(1, 3))  # (1, 8, 4, 8)
         y = torch.einsum("nchw,nwhu->nchu", among, x) + (q @ weights).reshape(1, 8, 4, 6)
-        grown = F.pixel_shuffle(self.up(y), 2)
-        tokens = F.relu(self.down(y)).flatten(2).transpose(1, 2)
-        return grown, self.head(tokens).sigmoid()
+        grown = F.pixel_shuffle(F.pixel_shuffle(torch.cat([y, y], 1), 2), 2)
+        tokens = F.relu(self.down(y))
+        return grown, self.head(tokens).sigmoid().reshape(1, 5, 6).transpose(1, 2)
 
 
 def block() -> Block:
@@ -116,21 +111,22 @@ def test_a_call_leaves_no_trace(full: Program) -> None:
 
 
 def test_operations_are_counted_without_constants(full: Program) -> None:
-    assert Evaluator(full, "main").operations == sum(1 for _ in full.operations("main")) > 20
+    computed = [op for op in operations(full.function("main")) if op.op_type != "const"]
+    assert Evaluator(full, "main").operations == len(computed) > 20
 
 
 def test_what_depends_on_constants_alone_is_computed_once() -> None:
-    made = program(lambda x: mb.add(x=x, y=mb.sin(x=mb.exp(x=np.array([1, 2, 3, 4], FULL)))), INPUT)
+    made = program(lambda x: mb.add(x=x, y=mb.sin(x=mb.cos(x=np.array([1, 2, 3, 4], FULL)))), INPUT)
     evaluate = Evaluator(made, "main")
     assert (evaluate.operations, len(evaluate._compiled.steps)) == (3, 1)
     (found,) = evaluate({"x": np.zeros((2, 4), FULL)}).values()
-    np.testing.assert_allclose(found[0], np.sin(np.exp([1, 2, 3, 4])), rtol=1e-5)
+    np.testing.assert_allclose(found[0], np.sin(np.cos([1, 2, 3, 4])), rtol=1e-5)
 
 
 def test_memory_is_given_back_after_the_last_use() -> None:
     def chain(x: Any) -> Any:
         for _ in range(4):
-            x = mb.exp(x=x)
+            x = mb.cos(x=x)
         return x
 
     compiled = Evaluator(program(chain, INPUT), "main")._compiled
@@ -143,10 +139,10 @@ def test_memory_is_given_back_after_the_last_use() -> None:
 
 
 def test_an_input_may_be_an_output_and_an_output_occur_twice() -> None:
-    made = program(lambda x: (mb.exp(x=x), mb.identity(x=x)), INPUT)
+    made = program(lambda x: (mb.cos(x=x), mb.reshape(x=x, shape=[2, 4])), INPUT)
     x = np.ones((2, 4), FULL)
     first, second = Evaluator(made, "main")({"x": x}).values()
-    np.testing.assert_allclose(first, np.exp(x), rtol=1e-6)
+    np.testing.assert_allclose(first, np.cos(x), rtol=1e-6)
     np.testing.assert_array_equal(second, x)
 
 
@@ -163,12 +159,12 @@ class TestFeeds:
     )
     def test_a_feed_that_does_not_fit(self, wrong: dict[str, Any], words: str) -> None:
         with pytest.raises(InputError, match=words):
-            Evaluator(program(lambda x: mb.exp(x=x), INPUT), "main")(wrong)
+            Evaluator(program(lambda x: mb.cos(x=x), INPUT), "main")(wrong)
 
 
 class TestRefusedBeforeAnythingRuns:
     def test_an_operation_that_is_not_in_the_table(self, tmp_path: Path) -> None:
-        made = function(lambda x: mb.cumsum(x=mb.exp(x=x), axis=1, name="running"), INPUT)
+        made = function(lambda x: mb.cumsum(x=mb.cos(x=x), axis=1, name="running"), INPUT)
         package = package_from_directory(save_function(made, tmp_path / "toy.mlpackage"))
         with pytest.raises(UnknownOperationError, match=r"found cumsum 'running'.*Mac"):
             Evaluator(load_program(package, "toy"), "main")
@@ -184,8 +180,8 @@ class TestRefusedBeforeAnythingRuns:
 
     def test_nested_blocks(self) -> None:
         def build(x: Any) -> Any:
-            few = mb.less(x=mb.reduce_sum(x=x), y=FULL(0))
-            return mb.cond(pred=few, _true_fn=lambda: mb.exp(x=x), _false_fn=lambda: mb.sin(x=x))
+            few = mb.greater(x=mb.reduce_sum(x=x), y=FULL(0))
+            return mb.cond(pred=few, _true_fn=lambda: mb.cos(x=x), _false_fn=lambda: mb.sin(x=x))
 
         with pytest.raises(UnknownOperationError, match="found cond 'cond"):
             Evaluator(program(build, INPUT), "main")
@@ -193,19 +189,14 @@ class TestRefusedBeforeAnythingRuns:
     @pytest.mark.parametrize(
         ("build", "words"),
         [
-            (lambda x: mb.pad(x=x, pad=[1, 1], mode="reflect"), "way of pad 'pad.*found mode = 'reflect'"),
+            (lambda x: mb.gelu(x=x, mode="TANH_APPROXIMATION"), "way of gelu 'gelu.*found mode = 'TANH_APPROXIMATION'"),
             (
-                lambda x: mb.conv_transpose(
-                    x=mb.reshape(x=x, shape=[1, 2, 4]), weight=np.ones((2, 1, 2), FULL), pad_type="same"
+                lambda x: mb.conv(
+                    x=mb.reshape(x=x, shape=[1, 2, 2, 2]), weight=np.ones((2, 2, 1, 1), FULL), pad_type="same"
                 ),
-                "found pad_type = 'same', expected valid or custom",
+                "found pad_type = 'same', expected valid",
             ),
-            (
-                lambda x: mb.gather(
-                    x=x, indices=np.zeros((2, 1), np.int32), axis=1, batch_dims=1,
-                ),
-                "found batch_dims = 1",
-            ),
+            (lambda x: mb.concat(values=[x, x], axis=0, interleave=True), "found interleave = True"),
         ],
     )  # fmt: skip
     def test_a_way_that_is_not_known(self, build: Callable[..., Any], words: str) -> None:
@@ -218,7 +209,7 @@ class TestRefusedBeforeAnythingRuns:
             Evaluator(made, "main")
 
     def test_a_shape_that_is_not_fixed(self) -> None:
-        made = program(lambda x: mb.exp(x=x), {"x": ((2, ct.converters.mil.mil.get_new_symbol()), "fp32")})
+        made = program(lambda x: mb.cos(x=x), {"x": ((2, ct.converters.mil.mil.get_new_symbol()), "fp32")})
         with pytest.raises(ArtifactError, match=r"no fixed shape: found x \(2, \?\) fp32"):
             Evaluator(made, "main")
 
@@ -231,9 +222,9 @@ class TestRefusedBeforeAnythingRuns:
             Evaluator(made, "main")
 
     def test_a_value_that_nothing_gives(self) -> None:
-        made = program(lambda x: mb.exp(x=x), INPUT)
+        made = program(lambda x: mb.cos(x=x), INPUT)
         made.functions["main"].operations[0]._input_vars["x"] = function(lambda x: mb.sin(x=x), INPUT).outputs[0]
-        with pytest.raises(ArtifactError, match=r"exp 'exp.* reads what nothing before it gives"):
+        with pytest.raises(ArtifactError, match=r"cos 'cos.* reads what nothing before it gives"):
             Evaluator(made, "main")
 
     def test_types_mixed_behind_the_loaders_back(self) -> None:
@@ -242,21 +233,13 @@ class TestRefusedBeforeAnythingRuns:
         with pytest.raises(ArtifactError, match=r"add 'add.* do not go together: found x fp32; y fp16"):
             Evaluator(made, "main")
 
-    def test_a_declared_type_that_does_not_follow(self) -> None:
-        made = program(lambda x: mb.exp(x=x), INPUT)
-        made.functions["main"].outputs[0]._sym_type = types.tensor(types.fp16, (2, 4))
-        with pytest.raises(
-            ArtifactError, match=r"exp 'exp.* declares a result of another type: found fp16, expected fp32"
-        ):
-            Evaluator(made, "main")
-
 
 def test_a_wrong_declared_shape_in_the_file_is_an_error(tmp_path: Path) -> None:
-    made = function(lambda x: mb.exp(x=x), INPUT)
+    made = function(lambda x: mb.cos(x=x), INPUT)
     package = package_from_directory(save_function(made, tmp_path / "toy.mlpackage"))
 
     def change(spec: Any) -> None:
-        operation(spec, "exp").outputs[0].type.tensorType.dimensions[1].constant.size = 5
+        operation(spec, "cos").outputs[0].type.tensorType.dimensions[1].constant.size = 5
         spec.description.output[0].type.multiArrayType.shape[1] = 5
 
     with pytest.raises(ArtifactError, match="Mismatch between var types"):
@@ -264,27 +247,21 @@ def test_a_wrong_declared_shape_in_the_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_wrong_declared_shape_behind_the_loaders_back_is_an_error() -> None:
-    made = program(lambda x: mb.sin(x=mb.exp(x=x, name="wrong")), INPUT)
+    made = program(lambda x: mb.sin(x=mb.cos(x=x, name="wrong")), INPUT)
     made.functions["main"].operations[0].outputs[0]._sym_type = types.tensor(types.fp32, (2, 5))
     evaluate = Evaluator(made, "main")
     with pytest.raises(
-        ArtifactError, match=r"cannot evaluate exp 'wrong' .* it gives \(2, 4\), declared is wrong \(2, 5\)"
+        ArtifactError, match=r"cannot evaluate cos 'wrong' .* it gives \(2, 4\), declared is wrong \(2, 5\)"
     ):
         evaluate({"x": np.zeros((2, 4), FULL)})
 
 
 def test_weights_of_another_float_type_are_applied_as_they_are() -> None:
-    weight = np.array([[1, 1 + 2.0**-12]] * 3, FULL)
-    made = program(lambda x: mb.linear(x=x, weight=weight, bias=np.zeros(3, FULL)), {"x": ((1, 2), "fp16")})
-    (found,) = Evaluator(made, "main")({"x": np.array([[0, 1]], HALF)}).values()
+    weight = np.array([[1, 1 + 2.0**-12]] * 3, FULL).reshape(3, 2, 1, 1)
+    made = program(lambda x: mb.conv(x=x, weight=weight), {"x": ((1, 2, 1, 1), "fp16")})
+    (found,) = Evaluator(made, "main")({"x": np.array([0, 1], HALF).reshape(1, 2, 1, 1)}).values()
     assert found.dtype == HALF
-    assert found[0].tolist() == [1, 1, 1]  # a float16 result of a float32 product
-
-
-def test_a_constant_of_another_type_does_not_decide_a_products_type() -> None:
-    made = program(lambda x: mb.matmul(x=np.ones((1, 2), FULL), y=x), {"x": ((2, 3), "fp16")})
-    (found,) = Evaluator(made, "main")({"x": np.ones((2, 3), HALF)}).values()
-    assert (str(found.dtype), found.tolist()) == ("float16", [[2, 2, 2]])
+    assert found[0, :, 0, 0].tolist() == [1, 1, 1]  # a float16 result of a float32 product
 
 
 class TestThreads:

@@ -1,4 +1,4 @@
-"""The MIL evaluator as a runtime: functions by points, empty slots, placement, and what it refuses."""
+"""The MIL evaluator as a runtime: functions by points, padded points, placement, and what it refuses."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from toys import arrays, image_tensors, prompt_tensors, toy_decoder
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, MissingExtraError, PromptError, UnavailableError
-from samx.exporters.coreml.convert import Shapes, write_package
-from samx.formats.coreml.contract import Arrays, Border, Call
-from samx.formats.coreml.package import DECODER, package_from_directory, unpacked
+from samx.exporters.coreml.convert import write_package
+from samx.formats.coreml.contract import Arrays, Call, Signature
+from samx.formats.coreml.package import DECODER, PackageFiles, package_from_directory, unpacked
+from samx.formats.coreml.program import Program, load_program
 from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.session import Feed
 from samx.models.shape_range import Span
 from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
 from samx.runtimes.base import Padding
-from samx.runtimes.coreml.packages import open_packages
+from samx.runtimes.coreml import packages
+from samx.runtimes.coreml.packages import OpenedPackages, open_packages
 from samx.runtimes.mil import checks
 from samx.runtimes.mil import runtime as mil
 from samx.runtimes.mil.checks import UnknownOperationError
@@ -47,15 +49,31 @@ def prompts(n: int, labels: list[int]) -> Feed:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy decoder in float32: functions for 1 and 4 rows of points, one prompt a call."""
     path = tmp_path_factory.mktemp("mil") / DECODER
-    border = Border(DECODER, SPEC.inputs, SPEC.outputs)
-    shapes = Shapes({name: {"prompts": 1, "points": n} for name, n in OPTIONS["functions"].items()}, "points_1")
-    write_package(NeuralEngineDecoder(toy_decoder(SPEC)), border, shapes, path, ios=18, weights=None, metadata={})
+    signature = Signature(DECODER, SPEC.inputs, SPEC.outputs)
+    functions = {name: {"prompts": 1, "points": n} for name, n in OPTIONS["functions"].items()}
+    module = NeuralEngineDecoder(toy_decoder(SPEC))
+    write_package(module, signature, functions, "points_1", path, ios=18, weights=None, metadata={})
     return path
 
 
 @pytest.fixture(scope="module")
 def sealed(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return artifact(tmp_path_factory.mktemp("sealed") / "artifact", package, SPEC, OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def opened(sealed: Artifact) -> OpenedPackages:
+    return open_packages(sealed)
+
+
+@pytest.fixture(autouse=True)
+def read_once(opened: OpenedPackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the same bytes once for all tests."""
+
+    def load(files: PackageFiles, where: str) -> Program:
+        return opened.programs[DECODER] if files == opened.files[DECODER] else load_program(files, where)
+
+    monkeypatch.setattr(packages, "load_program", load)
 
 
 @pytest.fixture
@@ -95,7 +113,7 @@ def test_it_computes_what_the_reference_computes(session: mil.MilRuntime, labels
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_an_empty_slot_changes_no_bit(sealed: Artifact) -> None:
+def test_a_padded_point_changes_no_bit(sealed: Artifact) -> None:
     several, alone = mil.open_artifact(sealed), mil.open_artifact(sealed)
     feed = prompts(1, [1])
     empty = {
@@ -159,8 +177,8 @@ class TestPadding:
         assert feed["point_labels"].shape == (1, slots)
 
 
-def test_a_call_gets_fixed_shapes_and_the_threads_asked_for(sealed: Artifact) -> None:
-    opened, before = open_packages(sealed), torch.get_num_threads()
+def test_a_call_gets_fixed_shapes_and_the_threads_asked_for(opened: OpenedPackages) -> None:
+    before = torch.get_num_threads()
     calls: list[tuple[str, tuple[int, ...], int]] = []
 
     def watch(call: Call, function: str, image: Arrays, prompts: Feed) -> Arrays:

@@ -6,43 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mil_cases import FULL, HALF, INT, bytes_of, integers, normal, positive, truths
-from mil_packages import Array, mb, program, types
+from mil_cases import FULL, HALF, bytes_of, integers, normal, positive
+from mil_packages import Array, mb, program
 
+from samx.errors import ArtifactError
 from samx.runtimes.mil.evaluate import Evaluator
 from samx.runtimes.mil.operations import OPERATIONS
 
-
-def packed(indices: Array, bits: int) -> Array:
-    """Pack numbers into bytes, lowest bits first."""
-    single = (indices.reshape(-1, 1) >> np.arange(bits)) & 1
-    return np.packbits(single.astype(np.uint8).reshape(-1), bitorder="little")
-
-
-def sub_byte(values: Array, word: str) -> Array:
-    return values.astype(types.nptype_from_builtin(types.string_to_builtin(word)))
-
-
-WIDE = integers(6, 4, low=0, high=256)
-BYTES = WIDE.astype(np.uint8)
+BYTES = integers(6, 4, low=0, high=256).astype(np.uint8)
 SIGNED = BYTES.astype(np.int8)
 SHAPE = np.array([6, 4], np.uint32)
-MASK = truths(6, 4)
-
-
-def table(bits: int) -> tuple[str, dict[str, Any], int]:
-    indices = packed(WIDE % 2**bits, bits)
-    return "constexpr_lut_to_dense", {"indices": indices, "lut": normal(2**bits), "shape": SHAPE}, 16
-
-
-def tables(bits: int) -> tuple[str, dict[str, Any], int]:
-    indices = sub_byte(WIDE % 2**bits, f"uint{bits}")
-    return "constexpr_lut_to_dense", {"indices": indices, "lut": normal(3, 2, 2**bits, 1)}, 18
-
-
-def vectors(axis: int) -> tuple[str, dict[str, Any], int]:
-    lut = normal(2, 1, 4, 3).astype(HALF)
-    return "constexpr_lut_to_dense", {"indices": sub_byte(WIDE % 4, "uint2"), "lut": lut, "vector_axis": axis}, 18
 
 
 def affine(data: Array, zero_point: Any, scale: Any, axis: int) -> tuple[str, dict[str, Any], int]:
@@ -50,28 +23,14 @@ def affine(data: Array, zero_point: Any, scale: Any, axis: int) -> tuple[str, di
     return "constexpr_affine_dequantize", inputs, 16
 
 
-def blocks(data: Array, scale: Array, **offset: Array) -> tuple[str, dict[str, Any], int]:
-    return "constexpr_blockwise_shift_scale", {"data": data, "scale": scale, **offset}, 18
-
-
-def sparse(mask: Array, ios: int, **shape: Any) -> tuple[str, dict[str, Any], int]:
-    return "constexpr_sparse_to_dense", {"nonzero_data": normal(int(MASK.sum())), "mask": mask, **shape}, ios
-
-
 COMPRESSED: list[tuple[str, dict[str, Any], int]] = [
-    affine(BYTES, np.uint8(7), HALF(0.1), 0),
+    affine(SIGNED, np.int8(7), HALF(0.1), 0),
     affine(SIGNED, bytes_of(1, -2, 3, -4), positive(4), -1),
     affine(SIGNED, FULL(1.5), FULL(0.1), 0),
-    blocks(SIGNED, positive(6, 1).astype(HALF)),
-    blocks(BYTES, positive(3, 2), offset=BYTES[:3, :2]),
-    blocks(sub_byte(WIDE % 16, "uint4"), positive(1, 4), offset=sub_byte(WIDE[:1] % 16, "uint4")),
-    blocks(sub_byte(WIDE % 16 - 8, "int4"), positive(1, 1)),
-    *map(table, (1, 2, 4, 6, 8)),
-    *map(tables, (1, 2, 3, 4, 6, 8)),
-    *map(vectors, (0, 1, -1)),
-    sparse(packed(MASK.astype(INT), 1), 16, shape=SHAPE),
-    sparse(sub_byte(MASK, "uint1"), 18),
-    ("constexpr_cast", {"source_val": normal(5).astype(HALF), "output_dtype": "fp32"}, 16),
+    ("constexpr_blockwise_shift_scale", {"data": SIGNED, "scale": positive(6, 1).astype(HALF)}, 18),
+    ("constexpr_blockwise_shift_scale", {"data": SIGNED, "scale": positive(1, 1)}, 18),
+    ("constexpr_lut_to_dense", {"indices": BYTES.reshape(-1), "lut": normal(256), "shape": SHAPE}, 16),
+    ("constexpr_lut_to_dense", {"indices": BYTES, "lut": normal(1, 1, 256, 1)}, 18),
 ]
 
 
@@ -83,7 +42,7 @@ def test_compressed_weights_are_unfolded_as_coremltools_does(kind: str, inputs: 
 
     def build(x: Any) -> Any:
         made.append(getattr(mb, kind)(**inputs))
-        return made[-1], mb.identity(x=x)
+        return made[-1], mb.relu(x=x)
 
     evaluator = Evaluator(program(build, {"x": ((1,), "fp32")}, ios), "main")
     found = evaluator({"x": np.zeros(1, FULL)})[made[0].name]
@@ -94,3 +53,25 @@ def test_compressed_weights_are_unfolded_as_coremltools_does(kind: str, inputs: 
 
 def test_every_form_has_a_case() -> None:
     assert {kind for kind, *_ in COMPRESSED} == {kind for kind in OPERATIONS if kind.startswith("constexpr_")}
+
+
+UNKNOWN: list[tuple[str, dict[str, Any], int, str]] = [
+    ("constexpr_lut_to_dense", {"indices": BYTES, "lut": normal(3, 2, 256, 1)}, 18, "takes tables of"),
+    ("constexpr_lut_to_dense", {"indices": BYTES[:1, 0], "lut": normal(2), "shape": SHAPE[:1]}, 16, "takes tables of"),
+    (
+        "constexpr_blockwise_shift_scale",
+        {"data": SIGNED, "scale": positive(6, 1), "offset": SIGNED[:, :1]}, 18, "unexpected keyword argument 'offset'",
+    ),
+    ("constexpr_blockwise_shift_scale", {"data": SIGNED, "scale": positive(3, 1)}, 18, "must match the size"),
+    ("constexpr_affine_dequantize", affine(BYTES, np.uint8(7), HALF(0.1), 0)[1], 16, "of types that do not go"),
+    ("constexpr_cast", {"source_val": normal(5).astype(HALF), "output_dtype": "fp32"}, 16, "does not know"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "inputs", "ios", "words"), UNKNOWN, ids=[f"{i}" for i in range(len(UNKNOWN))])
+def test_another_way_to_store_weights_is_refused(kind: str, inputs: dict[str, Any], ios: int, words: str) -> None:
+    def build(x: Any) -> Any:
+        return getattr(mb, kind)(**inputs), mb.relu(x=x)
+
+    with pytest.raises(ArtifactError, match=words):
+        Evaluator(program(build, {"x": ((1,), "fp32")}, ios), "main")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import shutil
 import tempfile
 import uuid
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from samx.exporters.coreml.weights import add_compression, spared
-from samx.formats.coreml.contract import Border
+from samx.formats.coreml.contract import Signature, sized
 from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.library import open_coremltools, parse_model, program_of, quiet
 
 PURPOSE = "exporting Core ML packages"
 DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
@@ -31,49 +28,36 @@ DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
     "int32": (torch.int32, np.int32),
 }
 MULTIFUNCTION_IOS = 18
-# The cells' positions are products of small tables; folded they would be 2 MiB a package.
+# The image tokens' positions are products of small tables; folded they would be 2 MiB a package.
 LARGEST_FOLDED = "10000"
 # Its batch norms mix float32 statistics with float16 tensors, which Core ML's own check refuses (coremltools 9.0).
 BROKEN_PASS = "common::fuse_elementwise_to_batchnorm"
 MODEL, WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Hold the sizes that stand in the shapes of each function."""
-
-    functions: Mapping[str, Mapping[str, int]]
-    default: str
-
-    def examples(self, border: Border, function: str) -> tuple[Tensor, ...]:
-        """Make inputs of the right shapes; their values leave no trace in the program, which the gate proves."""
-        sizes = self.functions[function]
-        shapes = [[sizes[d] if isinstance(d, str) else d for d in tensor.shape] for tensor in border.inputs]
-        return tuple(torch.ones(s, dtype=DTYPES[t.dtype][0]) for s, t in zip(shapes, border.inputs, strict=True))
-
-
 def write_package(
-    module: nn.Module, border: Border, shapes: Shapes, path: Path, *, ios: int, weights: str | None,
-    metadata: Mapping[str, str],
+    module: nn.Module, signature: Signature, functions: Mapping[str, Mapping[str, int]], default: str, path: Path, *,
+    ios: int, weights: str | None, metadata: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Convert a module once a function and write one package; below iOS 18 a package has one function."""
+    """Convert a module once for each function's sizes and write one package; below iOS 18 it has one function."""
     models = (
-        (name, _convert(module, border, shapes.examples(border, name), ios, weights)) for name in shapes.functions
+        (name, _convert(module, signature, _examples(signature, sizes), ios, weights))
+        for name, sizes in functions.items()
     )
-    _write(models, shapes.default, path, ios, metadata)
+    _write(models, default, path, ios, metadata)
 
 
 def rewrite_package(
     functions: Mapping[str, Any], default: str, path: Path, *, ios: int, metadata: Mapping[str, str]
 ) -> None:
     """Write MIL functions, as they are, in the place of a package."""
-    models = ((name, _as_it_is(function, ios)) for name, function in functions.items())
+    models = ((name, _unchanged(function, ios)) for name, function in functions.items())
     _write(models, default, path, ios, metadata)
 
 
 def _write(models: Iterable[tuple[str, Any]], default: str, path: Path, ios: int, metadata: Mapping[str, str]) -> None:
     """Save a model once a function, and join them; a model is made when its turn comes."""
-    with quiet(), tempfile.TemporaryDirectory(prefix="samx-coreml-") as folder:
+    with _silent(), tempfile.TemporaryDirectory(prefix="samx-coreml-") as folder:
         parts: dict[str, Path] = {}
         for name, model in models:
             parts[name] = Path(folder, f"{name}.mlpackage")
@@ -83,20 +67,12 @@ def _write(models: Iterable[tuple[str, Any]], default: str, path: Path, ios: int
         _finish(whole, path, metadata)
 
 
-def _as_it_is(function: Any, ios: int) -> Any:
+def _unchanged(function: Any, ios: int) -> Any:
     ct = open_coremltools(PURPOSE)
     return ct.convert(
-        program_of({SINGLE_FUNCTION: function}), convert_to="mlprogram", pass_pipeline=ct.PassPipeline.EMPTY,
+        program_of({SINGLE_FUNCTION: function}, PURPOSE), convert_to="mlprogram", pass_pipeline=ct.PassPipeline.EMPTY,
         minimum_deployment_target=getattr(ct.target, f"iOS{ios}"), skip_model_load=True,
     )  # fmt: skip
-
-
-def program_of(functions: Mapping[str, Any]) -> Any:
-    """Put MIL functions into a program of coremltools'."""
-    program = open_coremltools(PURPOSE).converters.mil.mil.Program()
-    for name, function in functions.items():
-        program.add_function(name, function)
-    return program
 
 
 def _register_norm() -> None:
@@ -111,17 +87,23 @@ def _register_norm() -> None:
         context.add(Builder.layer_norm(x=x, axes=[1], gamma=weight, beta=bias, epsilon=epsilon, name=node.name))
 
 
-def _convert(module: nn.Module, border: Border, examples: tuple[Tensor, ...], ios: int, weights: str | None) -> Any:
+def _examples(signature: Signature, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    """Make inputs of the right shapes; their values leave no trace in the program, which the gate proves."""
+    return tuple(torch.ones(sized(tensor, sizes), dtype=DTYPES[tensor.dtype][0]) for tensor in signature.inputs)
+
+
+def _convert(
+    module: nn.Module, signature: Signature, examples: tuple[Tensor, ...], ios: int, weights: str | None
+) -> Any:
     ct = open_coremltools(PURPOSE)
     _register_norm()
-    types = [DTYPES[tensor.dtype][1] for tensor in border.inputs]
     return ct.convert(
         _traced(module, examples),
         inputs=[
-            ct.TensorType(tensor.name, shape=tuple(example.shape), dtype=dtype)
-            for tensor, example, dtype in zip(border.inputs, examples, types, strict=True)
+            ct.TensorType(tensor.name, shape=tuple(example.shape), dtype=DTYPES[tensor.dtype][1])
+            for tensor, example in zip(signature.inputs, examples, strict=True)
         ],
-        outputs=[ct.TensorType(tensor.name, dtype=DTYPES[tensor.dtype][1]) for tensor in border.outputs],
+        outputs=[ct.TensorType(tensor.name, dtype=DTYPES[tensor.dtype][1]) for tensor in signature.outputs],
         minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
         compute_precision=ct.precision.FLOAT32,  # which means: leave the types as they were written
         pass_pipeline=_pipeline(module, weights),
@@ -139,11 +121,13 @@ def _pipeline(module: nn.Module, weights: str | None) -> Any:
 
 
 def _traced(module: nn.Module, examples: Sequence[Tensor]) -> Any:
-    """Trace, and drop the nodes that carry no computation and that the converter does not know."""
+    """Trace, and drop the nodes that carry no computation: the converter knows none of them, not even as outputs."""
     program = torch.export.export(module, tuple(examples)).run_decompositions({})
-    graph = program.graph_module.graph
+    graph, outputs = program.graph_module.graph, program.graph_signature.output_specs
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.alias.default:
+            for output in (one for one in outputs if one.arg.name == node.name):
+                output.arg.name = node.args[0].name
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -167,7 +151,7 @@ def _join(parts: Mapping[str, Path], default: str, ios: int, path: Path) -> None
 
 def _finish(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
     """Keep what Core ML reads, with the metadata, and with names that depend on nothing but the content."""
-    spec = open_coremltools(PURPOSE).proto.Model_pb2.Model.FromString((source / MODEL).read_bytes())
+    spec = parse_model((source / MODEL).read_bytes(), PURPOSE)
     for name, value in metadata.items():
         spec.description.metadata.userDefined[name] = value
     (path / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +161,7 @@ def _finish(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _package_manifest(name: str) -> str:
-    """Write what `.mlpackage` directories say about themselves."""
+    """Write what a `.mlpackage` directory says about itself."""
     items = {
         "model.mlmodel": ("CoreML Model Specification", "com.apple.CoreML/model.mlmodel"),
         "weights": ("CoreML Model Weights", "com.apple.CoreML/weights"),
@@ -192,15 +176,7 @@ def _package_manifest(name: str) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the converter's notices and progress bars away from the user; its errors still come."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        # The converter's progress bars know no other way to be silent.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def _silent() -> Iterator[None]:
+    """Keep the converter's notices from the user, and its progress bars, which know no other way to be silent."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+        yield

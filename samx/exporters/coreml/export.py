@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from samx.errors import SamxError, UsageError
-from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, Shapes, write_package
-from samx.exporters.coreml.forms import MODULES, in_half
-from samx.exporters.coreml.swift import SWIFT_FILE, swift_source
+from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, write_package
+from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
 from samx.exporters.coreml.weights import check_compression, prepare
 from samx.exporters.onnx import METADATA_PREFIX, metadata
 from samx.exporters.options import Exported, ExportJob, ExportOptions
-from samx.formats.coreml.contract import CONTRACTS, Border, Contract
+from samx.formats.coreml.contract import CONTRACTS, MASK_DECODER, PROMPT_ENCODER, Contract, Signature
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.lint import LintReport, forbidden, lint
-from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.package import DECODER, package_from_directory
 from samx.formats.coreml.program import Program, load_program
 from samx.models.checkpoint import build_reference
-from samx.models.fixed.decoder import to_half
+from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
+from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
+from samx.models.reference import ReferenceDecoder
 from samx.models.shape_range import Span
 from samx.models.spec import DecoderSpec
 
@@ -36,6 +39,11 @@ HALF = ("fp16", "int8")  # int8 is made from float16 packages afterwards
 OPTIONS = ("precision", "ios", "contract", "weights")  # that mean something to a package
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
+MODULES: Mapping[str, Callable[[ReferenceDecoder], nn.Module]] = {
+    DECODER: NeuralEngineDecoder,
+    PROMPT_ENCODER: ApplePromptEncoder,
+    MASK_DECODER: AppleMaskDecoder,
+}
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
@@ -44,26 +52,24 @@ def export(job: ExportJob, directory: Path) -> Exported:
 
     Raises: UsageError for an option that the target has not; SamxError when a program has what no package may have.
     """
-    contract, rows = _plan(job)
-    functions = {_function_name(contract, n, job.options.ios): n for n in rows}
-    usual = max(_span(contract, job.options.points, job.options.ios).opt, rows[0])
-    default = _function_name(contract, usual, job.options.ios)
+    contract, functions, default = _plan(job)
+    sizes = {name: contract.sizes(n) for name, n in functions.items()}
     programs: dict[str, Program] = {}
     files: dict[str, str] = {}
-    for border in contract.borders(job.spec):
-        shapes = Shapes({name: contract.sizes(n) for name, n in functions.items()}, default)
-        programs[border.folder] = _write(job, border, shapes, directory / border.folder)
-        files.update(_roles(directory, border.folder))
+    for signature in contract.signatures(job.spec):
+        programs[signature.folder] = _write(job, signature, sizes, default, directory / signature.folder)
+        files.update(_roles(directory, signature.folder))
     notes = write_lint(directory, programs, default)
-    (directory / SWIFT_FILE).write_text(_swift(job, contract, functions), encoding="utf-8")
+    swift = swift_example(job.spec, contract, job.options.precision, functions)
+    (directory / SWIFT_FILE).write_text(swift, encoding="utf-8")
     chosen = job.options.to_json()
     options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
-    return Exported(files, options, _tools(), max(rows), notes)
+    return Exported(files, options, _tools(), max(functions.values()), notes)
 
 
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
-    """Write the lint of each package's program; gives what people should read about it.
+    """Write the lint of each package's program; return what people should read about it.
 
     Raises: SamxError when a program has what no package may have.
     """
@@ -73,8 +79,8 @@ def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -
     return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
 
 
-def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
-    """Choose the functions' sizes, and refuse what cannot be."""
+def _plan(job: ExportJob) -> tuple[Contract, dict[str, int], str]:
+    """Choose the functions with their rows, and the default one; refuse what cannot be."""
     options = job.options
     if options.contract not in CONTRACTS:
         raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
@@ -85,7 +91,12 @@ def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
     _check_contract(contract, job.spec)
     if options.prompts not in (None, ONE_PROMPT):
         raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
-    return contract, _rows(contract, options.points, options.ios)
+    several = options.ios >= MULTIFUNCTION_IOS
+    usual = POINTS if several else SINGLE_POINTS
+    span = options.points or Span(*(rows + contract.padding for rows in usual.to_json()))
+    rows = _rows(contract, span, options.ios)
+    names = {n: contract.function_name(n) if several else SINGLE_FUNCTION for n in rows}
+    return contract, {name: n for n, name in names.items()}, names[max(span.opt, rows[0])]
 
 
 def _check_precision(options: ExportOptions) -> None:
@@ -111,14 +122,8 @@ def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
         raise UsageError("this contract has no mask prompts", found="--mask-input", expected="--contract samx")
 
 
-def _span(contract: Contract, points: Span | None, ios: int) -> Span:
-    """Give the rows that a prompt may have, padding counted."""
-    usual = POINTS if ios >= MULTIFUNCTION_IOS else SINGLE_POINTS
-    return points or Span(*(rows + contract.padding for rows in usual.to_json()))
-
-
-def _rows(contract: Contract, points: Span | None, ios: int) -> list[int]:
-    span, padding = _span(contract, points, ios), contract.padding
+def _rows(contract: Contract, span: Span, ios: int) -> list[int]:
+    padding = contract.padding
     if span.max <= padding:
         raise UsageError("no room for a point beside the padding", found=f"--points {span}", expected="2 or more")
     usual = [n + padding for n in USUAL_ROWS if n + padding in span]
@@ -131,43 +136,28 @@ def _rows(contract: Contract, points: Span | None, ios: int) -> list[int]:
     return rows
 
 
-def _function_name(contract: Contract, rows: int, ios: int) -> str:
-    return contract.function_name(rows) if ios >= MULTIFUNCTION_IOS else SINGLE_FUNCTION
-
-
-def _write(job: ExportJob, border: Border, shapes: Shapes, path: Path) -> Program:
+def _write(
+    job: ExportJob, signature: Signature, functions: Mapping[str, Mapping[str, int]], default: str, path: Path
+) -> Program:
     """Write one package, and read it back from the disk."""
     options = job.options
-    module = MODULES[border.folder](build_reference(replace(job.loaded, spec=job.spec)))
+    module = MODULES[signature.folder](build_reference(replace(job.loaded, spec=job.spec)))
     if options.precision in HALF:
-        border, module = in_half(border), to_half(module)
+        signature, module = signature.in_half(), to_half(module)
     if options.weights is not None:
         prepare(module, options.weights)
-    facts = metadata(job.spec, border.folder)
+    facts = metadata(job.spec, signature.folder)
     notes = {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
-    write_package(module, border, shapes, path, ios=options.ios, weights=options.weights, metadata=notes)
-    return load_program(package_from_directory(path), border.folder)
+    write_package(module, signature, functions, default, path, ios=options.ios, weights=options.weights, metadata=notes)
+    return load_program(package_from_directory(path), signature.folder)
 
 
 def _checked(program: Program, name: str) -> LintReport:
-    """Give the lint of a program that has nothing forbidden."""
+    """Lint a program that has nothing forbidden."""
     faults = forbidden(program.functions)
     if faults:
         raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
     return lint(program.functions)
-
-
-def _swift(job: ExportJob, contract: Contract, functions: Mapping[str, int]) -> str:
-    """Write the example for what the app itself hands over: the image's tensors and, if any, masks."""
-    border = contract.borders(job.spec)[-1]
-    border = in_half(border) if job.options.precision in HALF else border
-    features = [
-        replace(tensor, shape=tuple(1 if d == "prompts" else d for d in tensor.shape))
-        for tensor in border.inputs
-        if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
-    ]
-    rows = {name: n - contract.padding for name, n in functions.items()}
-    return swift_source(job.spec, contract.name, job.options.precision, rows, features)
 
 
 def _roles(directory: Path, folder: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,31 +17,21 @@ PURPOSE = "smaller Core ML weights"
 PALETTE_EXTRA = "coreml-palettes"
 SMALLEST = 2048  # elements of a weight that is worth a scale or a palette
 # Left in float16: a twelfth of the weights, in which 8 bits cost the masks more than in all others together. Their
-# errors reach all cells at once (docs/iphone-ipad-and-mac.md has the figures).
+# errors reach all image tokens at once (docs/iphone-ipad-and-mac.md has the figures).
 SPARED = re.compile(r"(^|\.)(image_to_token|planes)\.")
 SEED = 0  # of the clustering, so that an export can be repeated
 
 
-@dataclass(frozen=True)
-class Compression:
-    """Name coremltools' graph pass and how it is set up; `bits` is the size of a palette's entries."""
-
-    graph_pass: str
-    config: str  # class in coremltools.optimize.coreml
-    settings: Mapping[str, Any]
-    bits: int | None = None
-
-
-COMPRESSIONS: Mapping[str, Compression] = {
-    "linear8": Compression(
+# coremltools' graph pass, its class of settings, and these.
+COMPRESSIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "linear8": (
         "compression::linear_quantize_weights", "OpLinearQuantizerConfig",
         {"mode": "linear_symmetric", "dtype": "int8", "granularity": "per_channel"},
     ),
-    "palette8": Compression(
-        # The palette is found before conversion, once for all functions: here it is only read off.
-        "compression::palettize_weights", "OpPalettizerConfig", {"mode": "unique"}, 8,
-    ),
+    # The palette is found before conversion, once for all functions: here it is only read off.
+    "palette8": ("compression::palettize_weights", "OpPalettizerConfig", {"mode": "unique"}),
 }  # fmt: skip
+PALETTE_BITS: Mapping[str, int] = {"palette8": 8}  # of a palette's entries
 
 
 def check_compression(name: str) -> None:
@@ -52,13 +41,13 @@ def check_compression(name: str) -> None:
     """
     if name not in COMPRESSIONS:
         raise UsageError("unknown way to store weights", found=repr(name), expected=" or ".join(COMPRESSIONS))
-    if COMPRESSIONS[name].bits is not None:
+    if name in PALETTE_BITS:
         require("sklearn", PALETTE_EXTRA, f"weights as {name}")
 
 
 def prepare(module: nn.Module, name: str) -> None:
-    """Give every weight that shall have one its palette; linear weights need no preparation."""
-    bits = COMPRESSIONS[name].bits
+    """Bring each weight that is stored by a palette to its values; linear weights need no preparation."""
+    bits = PALETTE_BITS.get(name)
     for path, conv in _large(module):
         if bits is not None and not SPARED.search(path):
             conv.weight.data = _clustered(conv.weight.detach(), bits)
@@ -97,8 +86,8 @@ def add_chosen(pipeline: Any, name: str, weights: Collection[str]) -> None:
 
 
 def _append(pipeline: Any, name: str, choose: Callable[[Any], dict[str, Any]]) -> None:
-    found = COMPRESSIONS[name]
+    graph_pass, kind, settings = COMPRESSIONS[name]
     optimize = open_coremltools(PURPOSE).optimize.coreml
-    config = getattr(optimize, found.config)(weight_threshold=SMALLEST, **found.settings)
-    pipeline.append_pass(found.graph_pass)
-    pipeline.set_options(found.graph_pass, {"config": optimize.OptimizationConfig(**choose(config))})
+    config = getattr(optimize, kind)(weight_threshold=SMALLEST, **settings)
+    pipeline.append_pass(graph_pass)
+    pipeline.set_options(graph_pass, {"config": optimize.OptimizationConfig(**choose(config))})

@@ -16,11 +16,12 @@ from samx.errors import ArtifactError, PromptError
 from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.package import DECODER
 from samx.formats.coreml.program import Program
-from samx.formats.coreml.tensor_type import TensorType
+from samx.formats.coreml.tensors import TensorType
 from samx.models.session import Feed
 from samx.models.spec import LABELS, DecoderSpec, TensorSpec
 
 FLOATS, INTEGER = ("fp16", "fp32"), "int32"
+FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one
 APPLE_FAMILY = "sam2"
 PROMPT_ENCODER, MASK_DECODER = "prompt_encoder.mlpackage", "mask_decoder.mlpackage"
 IMAGE_NAMES = {
@@ -34,12 +35,16 @@ Call = Callable[[str, str, Arrays], Arrays]  # package, function, feed -> its ou
 
 
 @dataclass(frozen=True)
-class Border:
+class Signature:
     """Name the tensors of one package; `points`, `tokens` and `prompts` in a shape get each function's size."""
 
     folder: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def in_half(self) -> Signature:
+        """Return it with everything float16 that is not a coordinate, a label or an integer."""
+        return replace(self, inputs=tuple(map(_half, self.inputs)), outputs=tuple(map(_half, self.outputs)))
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Contract:
     """Describe the packages that apps of one kind load. The last one takes the image."""
 
     name: str
-    borders: Callable[[DecoderSpec], tuple[Border, ...]]  # raises ArtifactError for a spec that it does not fit
+    signatures: Callable[[DecoderSpec], tuple[Signature, ...]]  # raises ArtifactError for a spec that it does not fit
     decode: Callable[[Call, str, Arrays, Feed], Arrays]  # call, function, image, prompts -> DecoderSpec.outputs
     padding: int = 0  # rows of a prompt that the packages add themselves, as SAM's own encoder does
     image_names: Mapping[str, str] = field(default_factory=dict)  # where they differ from the spec's
@@ -57,11 +62,11 @@ class Contract:
         return f"points_{rows - self.padding}"
 
     def sizes(self, rows: int, prompts: int = 1) -> Mapping[str, int]:
-        """Give the sizes that stand in the shapes of that function."""
+        """Return the sizes that stand in the shapes of that function."""
         return {"points": rows - self.padding, "tokens": rows, "prompts": prompts}
 
     def image(self, image: Feed) -> Arrays:
-        """Give the image's tensors the names of the packages."""
+        """Rename the image's tensors to the packages' names."""
         return {self.image_names.get(name, name): value for name, value in image.items()}
 
     def check(self, programs: Mapping[str, Program], functions: Functions, spec: DecoderSpec, prompts: int) -> None:
@@ -69,11 +74,21 @@ class Contract:
 
         Raises: ArtifactError.
         """
-        for border in self.borders(spec):
+        for signature in self.signatures(spec):
             for rows in functions.sizes:
-                program, name, sizes = programs[border.folder], functions.name(rows), self.sizes(rows, prompts)
-                _check(program.inputs(name), border.inputs, sizes, f"inputs of '{name}' in {program.where}")
-                _check(program.outputs(name), border.outputs, sizes, f"outputs of '{name}' in {program.where}")
+                program, name, sizes = programs[signature.folder], functions.name(rows), self.sizes(rows, prompts)
+                _check(program.inputs(name), signature.inputs, sizes, f"inputs of '{name}' in {program.where}")
+                _check(program.outputs(name), signature.outputs, sizes, f"outputs of '{name}' in {program.where}")
+
+
+def _half(tensor: TensorSpec) -> TensorSpec:
+    keeps = tensor.name in FLOAT32_INPUTS or tensor.dtype == INTEGER
+    return tensor if keeps else replace(tensor, dtype="float16")
+
+
+def sized(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Return a tensor's shape in a function of these sizes."""
+    return tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
 
 
 def contract_of(options: Mapping[str, Any], where: str) -> Contract:
@@ -90,15 +105,15 @@ def contract_of(options: Mapping[str, Any], where: str) -> Contract:
     return CONTRACTS[name]
 
 
-def _samx_borders(spec: DecoderSpec) -> tuple[Border, ...]:
-    return (Border(DECODER, spec.inputs, spec.outputs),)
+def _samx_signatures(spec: DecoderSpec) -> tuple[Signature, ...]:
+    return (Signature(DECODER, spec.inputs, spec.outputs),)
 
 
 def _samx_decode(call: Call, function: str, image: Arrays, prompts: Feed) -> Arrays:
     return call(DECODER, function, {**image, **prompts})
 
 
-def _apple_borders(spec: DecoderSpec) -> tuple[Border, ...]:
+def _apple_signatures(spec: DecoderSpec) -> tuple[Signature, ...]:
     """Source: the public Core ML packages of SAM 2.1 and the apps that load them."""
     if spec.family != APPLE_FAMILY or spec.mask_input:
         found = f"{spec.family}{' with mask prompts' if spec.mask_input else ''}"
@@ -111,8 +126,8 @@ def _apple_borders(spec: DecoderSpec) -> tuple[Border, ...]:
     encoded = (replace(sparse, name="sparse_embeddings"), replace(dense, name="dense_embeddings"))
     masks, scores, *others = spec.outputs  # the apps read by name, and do not mind one output more
     return (
-        Border(PROMPT_ENCODER, (points, labels), encoded),
-        Border(MASK_DECODER, (image, sparse, dense, fine, coarse), (masks, replace(scores, name="scores"), *others)),
+        Signature(PROMPT_ENCODER, (points, labels), encoded),
+        Signature(MASK_DECODER, (image, sparse, dense, fine, coarse), (masks, replace(scores, name="scores"), *others)),
     )
 
 
@@ -139,7 +154,7 @@ def _without_padding(prompts: Feed) -> Arrays:
 
 
 def _check(found: Iterable[TensorType], specs: Iterable[TensorSpec], sizes: Mapping[str, int], what: str) -> None:
-    expected = {spec.name: tuple(sizes[d] if isinstance(d, str) else d for d in spec.shape) for spec in specs}
+    expected = {spec.name: sized(spec, sizes) for spec in specs}
     types = {spec.name: (INTEGER,) if spec.dtype == INTEGER else FLOATS for spec in specs}
     tensors = tuple(found)
     fits = {tensor.name: tensor.shape for tensor in tensors} == expected
@@ -154,7 +169,7 @@ def _check(found: Iterable[TensorType], specs: Iterable[TensorSpec], sizes: Mapp
 CONTRACTS: Mapping[str, Contract] = {
     contract.name: contract
     for contract in (
-        Contract("samx", _samx_borders, _samx_decode),
-        Contract("apple", _apple_borders, _apple_decode, padding=1, image_names=IMAGE_NAMES),
+        Contract("samx", _samx_signatures, _samx_decode),
+        Contract("apple", _apple_signatures, _apple_decode, padding=1, image_names=IMAGE_NAMES),
     )
 }

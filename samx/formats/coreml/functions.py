@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from samx.artifacts import strict_json as read
-from samx.errors import PromptError
 from samx.models.shape_range import MOST, Span
 
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
@@ -25,7 +24,7 @@ BY_NAME = Mapping[Annotated[str, _check_name], Annotated[int, read.between(1, MO
 
 @dataclass(frozen=True)
 class Functions:
-    """Map the rows of points that each function takes to its name, fewest first."""
+    """Map rows of points to the functions that take them, fewest first."""
 
     by_rows: Mapping[int, str]
 
@@ -47,19 +46,6 @@ class Functions:
     def sizes(self) -> tuple[int, ...]:
         """Rows of points, fewest first."""
         return tuple(self.by_rows)
-
-    def rows(self, points: int) -> int:
-        """Return the rows of the smallest function that holds so many points.
-
-        Raises: PromptError naming the limit.
-        """
-        fitting = [size for size in self.sizes if size >= points]
-        if not fitting:
-            raise PromptError(
-                "too many points a prompt for this artifact, padding counted", found=points,
-                expected=f"at most {self.sizes[-1]}", fix="Export again with a larger --points.",
-            )  # fmt: skip
-        return fitting[0]
 
     def name(self, rows: int) -> str:
         """Name the function that takes exactly so many rows."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from samx.errors import MissingExtraError, UnavailableError
-from samx.extras import quiet as keep_quiet
 from samx.extras import require
 
 LIBRARY, EXTRA = "coremltools", "coreml"
@@ -27,22 +29,35 @@ def open_coremltools(purpose: str) -> ModuleType:
         raise
     except (ImportError, OSError) as cause:
         raise UnavailableError("coremltools does not load", found=cause, fix=UPDATE) from cause
-    check_version(str(library.__version__))
-    return library
-
-
-def check_version(version: str) -> None:
-    """Refuse a version that is too old.
-
-    Raises: UnavailableError.
-    """
+    version = str(library.__version__)
     number = re.match(r"\d+", version)
     if number is None or int(number[0]) < MINIMUM:
         raise UnavailableError("coremltools is too old", found=version, expected=f"{MINIMUM}.0 or newer", fix=UPDATE)
+    return library
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back its warnings: off a Mac it misses its own prediction library, and no user can change that."""
-    with keep_quiet(LIBRARY):
-        yield
+    """Keep its log and its warnings from the user; its exceptions still come."""
+    logger = logging.getLogger(LIBRARY)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def parse_model(data: bytes, purpose: str) -> Any:
+    """Parse a package's specification, which is a protobuf."""
+    return open_coremltools(purpose).proto.Model_pb2.Model.FromString(data)
+
+
+def program_of(functions: Mapping[str, Any], purpose: str) -> Any:
+    """Join MIL functions to a program of coremltools'."""
+    program = open_coremltools(purpose).converters.mil.mil.Program()
+    for name, function in functions.items():
+        program.add_function(name, function)
+    return program

@@ -3,26 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from samx.formats.coreml.lint_program import Step, Tensor, multiply_adds, steps_of, tensors_of
-from samx.formats.coreml.lint_report import FALLS_OFF, Finding, FunctionLint, Island, LintReport, RuleText
-from samx.formats.coreml.lint_rules import RULES, Hit, Rule
+from samx.formats.coreml.lint_program import Step, multiply_adds, steps_of, tensors_of
+from samx.formats.coreml.lint_rules import FALLS_OFF, RULES, SEVERITIES, Hit, Rule
+from samx.formats.coreml.tensors import UNRANKED, TensorType
 
-__all__ = ["LintReport", "forbidden", "lint"]
+KIND, SCHEMA_VERSION = "lint", 2
+SHOWS = "rules about the program, checked on this machine; nothing ran on a Neural Engine and no compute plan was made"
+TITLE = "lint, not a measurement: the known rules of the Neural Engine"
 
+MIB = 2**20
+SHOWN_BYTES = MIB // 10  # less is nothing to a reader
 MOST_PLACES = 12  # named for a rule in a function; all are counted
 FORBIDDEN_TYPES = ("int64", "uint64", "string", "list")
+BY_NAME: Mapping[str, Rule] = {rule.name: rule for rule in RULES}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Describe where one rule applies in one function."""
+
+    rule: str
+    operations: int
+    bytes: int
+    places: tuple[str, ...]  # the first of them
+
+
+@dataclass(frozen=True)
+class FunctionLint:
+    """Count what breaks no rule that keeps an operation off the engine, and list what breaks any rule."""
+
+    operations: int
+    passing: int
+    multiply_adds: int
+    passing_multiply_adds: int
+    float32_groups: tuple[Mapping[str, Any], ...]  # operations that hang together: how many, the first, the last
+    findings: tuple[Finding, ...]
+
+    @property
+    def share_of_operations(self) -> float:
+        """How many of all operations pass."""
+        return _share(self.passing, self.operations)
+
+    @property
+    def share_of_multiply_adds(self) -> float:
+        """How much of the convolutions and products passes."""
+        return _share(self.passing_multiply_adds, self.multiply_adds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields and the shares as plain data."""
+        shares = {name: getattr(self, name) for name in ("share_of_operations", "share_of_multiply_adds")}
+        return {**asdict(self), **shares}
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """Collect the findings of every function of a package."""
+
+    functions: Mapping[str, FunctionLint]
+
+    def lines(self) -> list[str]:
+        """Summarise for a terminal."""
+        return [TITLE, *(line for name in self.functions for line in self.function_lines(name))]
+
+    def function_lines(self, name: str) -> list[str]:
+        """Summarise one function for a terminal: its shares, then the rules it breaks, the gravest first."""
+        found = self.functions[name]
+        order = sorted(found.findings, key=lambda finding: SEVERITIES.index(BY_NAME[finding.rule].severity))
+        head = (
+            f"{name}: {found.passing} of {found.operations} operations ({_percent(found.share_of_operations)}) "
+            f"and {_percent(found.share_of_multiply_adds)} of the multiply-adds break no rule that keeps them off it"
+        )
+        return [head, *(f"  {_line(finding, found)}" for finding in order)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data that says what it is."""
+        return {
+            "kind": KIND,
+            "shows": SHOWS,
+            "schema_version": SCHEMA_VERSION,
+            "rules": {rule.name: {"severity": rule.severity, "why": rule.why, "source": rule.source} for rule in RULES},
+            "functions": {name: function.to_json() for name, function in self.functions.items()},
+        }
 
 
 def lint(functions: Mapping[str, Any]) -> LintReport:
     """Check the MIL functions of a package against every rule."""
-    rules = {rule.name: RuleText(rule.severity, rule.why, rule.source) for rule in RULES}
-    return LintReport(rules, {name: _lint_steps(steps_of(function)) for name, function in functions.items()})
+    return LintReport({name: _lint_steps(steps_of(function)) for name, function in functions.items()})
 
 
 def forbidden(functions: Mapping[str, Any]) -> list[str]:
-    """Say what no package may have: a size that is not fixed, an unknown rank, a 64-bit integer, a string.
+    """Name what no package may have: a size that is not fixed, an unknown rank, a 64-bit integer, a string.
 
     A scalar string constant is how MIL writes a mode, such as gelu's, and is none of them.
     """
@@ -30,11 +103,11 @@ def forbidden(functions: Mapping[str, Any]) -> list[str]:
     return [f"{name}: tensor '{tensor.name}' has {fault}" for name, tensor in tensors if (fault := _fault(tensor))]
 
 
-def _fault(tensor: Tensor) -> str | None:
-    if tensor.shape is None:
+def _fault(tensor: TensorType) -> str | None:
+    if tensor.shape == UNRANKED:
         return "an unknown rank"
-    if not tensor.is_fixed:
-        return f"a dynamic dimension in {tensor.words}"
+    if not tensor.fixed:
+        return f"a dynamic dimension in {tensor.size_words}"
     is_mode = tensor.dtype == "string" and tensor.constant and tensor.shape == ()
     return f"the type {tensor.dtype}" if tensor.dtype in FORBIDDEN_TYPES and not is_mode else None
 
@@ -48,25 +121,45 @@ def _lint_steps(steps: Sequence[Step]) -> FunctionLint:
         passing=len(passing),
         multiply_adds=sum(map(multiply_adds, steps)),
         passing_multiply_adds=sum(map(multiply_adds, passing)),
-        islands=tuple(_islands([step for step, _ in hits["float32"]])),
+        float32_groups=tuple(_connected([step for step, _ in hits["float32"]])),
         findings=tuple(_finding(rule, hits[rule.name]) for rule in RULES if hits[rule.name]),
     )
 
 
 def _finding(rule: Rule, hits: Sequence[tuple[Step, Hit]]) -> Finding:
-    places = [f"{step.operator} '{step.name}': {hit.detail}" for step, hit in hits[:MOST_PLACES]]
-    return Finding(rule.name, len(hits), sum(hit.bytes for _, hit in hits), tuple(places))
+    places = [f"{step.operator} '{step.name}': {detail}" for step, (detail, _) in hits[:MOST_PLACES]]
+    return Finding(rule.name, len(hits), sum(size for _, (_, size) in hits), tuple(places))
 
 
-def _islands(steps: Sequence[Step]) -> list[Island]:
+def _connected(steps: Sequence[Step]) -> list[Mapping[str, Any]]:
     """Join the steps that share a computed tensor."""
     groups: list[list[Step]] = []
     for step in steps:
         touched = [group for group in groups if _tensor_names(group) & _tensor_names([step])]
         groups = [group for group in groups if group not in touched]
         groups.append([*(member for group in touched for member in group), step])
-    return [Island(len(group), group[0].name, group[-1].name) for group in groups]
+    return [{"operations": len(group), "first": group[0].name, "last": group[-1].name} for group in groups]
 
 
 def _tensor_names(steps: Sequence[Step]) -> set[str]:
     return {tensor.name for step in steps for tensor in step.flowing}
+
+
+def _line(finding: Finding, found: FunctionLint) -> str:
+    rule = BY_NAME[finding.rule]
+    size = f", {finding.bytes / MIB:.1f} MiB" if finding.bytes >= SHOWN_BYTES else ""
+    groups = f" in {_count(len(found.float32_groups), 'group')}" if finding.rule == "float32" else ""
+    return f"{rule.severity}: {finding.rule}, {_count(finding.operations, 'operation')}{groups}{size}; {rule.why}"
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _percent(share: float) -> str:
+    """Round down: what is not whole shall not look so."""
+    return f"{int(share * 1000) / 10} %"

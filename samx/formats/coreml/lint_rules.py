@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from samx.formats.coreml.lint_program import Step, Tensor
-from samx.formats.coreml.lint_report import FALLS_OFF, SLOW, WATCH
+from samx.formats.coreml.lint_program import Step
+from samx.formats.coreml.tensors import UNKNOWN, UNRANKED, TensorType
+
+FALLS_OFF, SLOW, WATCH = "falls off", "slow", "watch"
+SEVERITIES = (FALLS_OFF, SLOW, WATCH)  # the gravest first
 
 LARGE = 65_536  # elements; what is smaller costs little however it lies
 MAX_RANK, NATIVE_RANK = 5, 4
@@ -24,8 +27,10 @@ QUANTISED = "coremltools guide, 'Quantization: Performance'"
 REPORTED = "reported: Bryngelson, 'Apple Neural Engine: Architecture, Programming, and Performance' (2026)"
 REPORTED_GATHER = "reported: github.com/apple/coremltools/issues/1103 and github.com/hollance/neural-engine"
 
-ENGINE_TYPES = frozenset({"float16", "int8", "uint8", "int16", "uint16"})
+WIDE = frozenset({"fp32", "fp64"})
+ENGINE_TYPES = frozenset({"fp16", "int8", "uint8", "int16", "uint16"})
 RECURRENT = frozenset({"gru", "lstm", "rnn"})
+BYTES = frozenset({"quantize"})
 NO_PATH = frozenset({
     "acos", "acosh", "asin", "asinh", "atanh", "band_part", "cond", "cosh", "cumsum", "list_gather", "list_length",
     "list_read", "list_scatter", "list_write", "logical_and", "logical_or", "logical_xor", "make_list", "mod",
@@ -43,81 +48,77 @@ MOVERS = frozenset({"reshape", "transpose", *GATHERS})
 ELEMENTWISE = frozenset({"add", "sub", "mul", "real_div", "maximum", "minimum", "pow", "select"})
 
 
-@dataclass(frozen=True)
-class Hit:
-    """Say what of an operation a rule is about."""
-
-    detail: str
-    bytes: int = 0  # what is moved, padded or streamed
+Hit = tuple[str, int]  # what of an operation a rule is about, and the bytes that are moved, padded or streamed
+Check = Callable[[Step], Hit | None]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Hold one rule: what it looks for, why that matters, and who says so."""
+    """Describe one rule: what it looks for, why that matters, and who says so."""
 
     name: str
     severity: str
     why: str
     source: str
-    check: Callable[[Step], Hit | None]
+    check: Check
 
 
-def _any(matches: Callable[[Tensor], bool]) -> Callable[[Step], Hit | None]:
+def _any(matches: Callable[[TensorType], bool]) -> Check:
     """Look at every tensor that flows in or out."""
 
     def check(step: Step) -> Hit | None:
         found = next((tensor for tensor in step.flowing if matches(tensor)), None)
-        return None if found is None else Hit(f"{found.words} {found.dtype}", found.bytes)
+        return None if found is None else (f"{found.size_words} {found.dtype}", found.bytes)
 
     return check
 
 
-def _operator(names: frozenset[str]) -> Callable[[Step], Hit | None]:
-    return lambda step: Hit(step.outputs[0].words) if step.operator in names else None
+def _operator(names: frozenset[str]) -> Check:
+    return lambda step: (step.outputs[0].size_words, 0) if step.operator in names else None
 
 
 def _float32(step: Step) -> Hit | None:
-    wide = [tensor for tensor in step.flowing if tensor.dtype in ("float32", "float64")]
-    return Hit(f"{wide[0].words} {wide[0].dtype}", wide[0].bytes) if wide and step.operator != "cast" else None
+    wide = [tensor for tensor in step.flowing if tensor.dtype in WIDE]
+    return (f"{wide[0].size_words} {wide[0].dtype}", wide[0].bytes) if wide and step.operator != "cast" else None
 
 
 def _border(step: Step) -> Hit | None:
     (x, *_), out = step.inputs.get("x", (step.outputs[0],)), step.outputs[0]
-    crosses = step.operator == "cast" and {x.dtype, out.dtype} == {"float16", "float32"}
-    return Hit(f"{out.words} {x.dtype} to {out.dtype}", out.bytes) if crosses else None
+    crosses = step.operator == "cast" and {x.dtype, out.dtype} == {"fp16", "fp32"}
+    return (f"{out.size_words} {x.dtype} to {out.dtype}", out.bytes) if crosses else None
 
 
-def _other_type(tensor: Tensor) -> bool:
-    return tensor.dtype not in ENGINE_TYPES and tensor.dtype not in ("float32", "float64", "bool")
+def _other_type(tensor: TensorType) -> bool:
+    return tensor.dtype not in ENGINE_TYPES | WIDE | {"bool"}
 
 
 def _computed_gather(step: Step) -> Hit | None:
     indices = step.first("indices")
     computed = step.operator in GATHERS and indices is not None and not indices.constant
-    return Hit(step.outputs[0].words) if computed else None
+    return (step.outputs[0].size_words, 0) if computed else None
 
 
 def _stored_gather(step: Step) -> Hit | None:
-    return Hit(step.outputs[0].words) if step.operator in GATHERS and _computed_gather(step) is None else None
+    return (step.outputs[0].size_words, 0) if step.operator in GATHERS and _computed_gather(step) is None else None
 
 
 def _high_rank_product(step: Step) -> Hit | None:
-    high = next((t for t in step.flowing if t.shape is not None and len(t.shape) > NATIVE_RANK), None)
-    return Hit(high.words) if high is not None and step.operator in ("matmul", "linear") else None
+    high = next((t for t in step.flowing if t.rank > NATIVE_RANK), None)
+    return (high.size_words, 0) if high is not None and step.operator in ("matmul", "linear") else None
 
 
 def _computed_kernel(step: Step) -> Hit | None:
     weight, batch = step.first("weight"), step.outputs[0].sizes[:1]
     computed = step.operator == "conv" and weight is not None and not weight.constant and batch != (1,)
-    return Hit(step.outputs[0].words) if computed else None
+    return (step.outputs[0].size_words, 0) if computed else None
 
 
 def _long_argmax(step: Step) -> Hit | None:
     x, axes = step.first("x"), step.numbers("axis")
-    if x is None or not x.is_fixed or not step.operator.startswith("reduce_arg"):
+    if x is None or not x.fixed or not step.operator.startswith("reduce_arg"):
         return None
     lengths = [x.sizes[axis] for axis in axes] or [x.elements]
-    return Hit(f"axis of {max(lengths)}") if max(lengths) > MAX_ARGMAX else None
+    return (f"axis of {max(lengths)}", 0) if max(lengths) > MAX_ARGMAX else None
 
 
 def _narrow(step: Step) -> Hit | None:
@@ -127,10 +128,10 @@ def _narrow(step: Step) -> Hit | None:
     if not found:
         return None
     tensor, total = found[0]
-    return Hit(f"{tensor.words} takes {total / tensor.bytes:.0f} times its size", total - tensor.bytes)
+    return (f"{tensor.size_words} takes {total / tensor.bytes:.0f} times its size", total - tensor.bytes)
 
 
-def _padded_bytes(tensor: Tensor) -> int:
+def _padded_bytes(tensor: TensorType) -> int:
     row = int(tensor.sizes[-1] * tensor.item_bytes)
     return tensor.elements // tensor.sizes[-1] * -(-row // ROW_BYTES) * ROW_BYTES
 
@@ -139,61 +140,61 @@ def _moved(step: Step) -> Hit | None:
     out, x = step.outputs[0], step.first("x")
     kept = step.operator == "reshape" and x is not None and x.sizes[-1:] == out.sizes[-1:]
     large = step.operator in MOVERS and out.elements > LARGE
-    return Hit(f"to {out.words}{', rows kept' if kept else ''}", out.bytes) if large else None
+    return (f"to {out.size_words}{', rows kept' if kept else ''}", out.bytes) if large else None
 
 
 def _linear(step: Step) -> Hit | None:
     factors = [step.first(name) for name in ("x", "y")]
     stored = step.operator == "matmul" and any(factor is not None and factor.constant for factor in factors)
-    return Hit(step.outputs[0].words) if stored or step.operator == "linear" else None
+    return (step.outputs[0].size_words, 0) if stored or step.operator == "linear" else None
 
 
 def _expanded(step: Step) -> Hit | None:
     out, largest = step.outputs[0], max((tensor.elements for tensor in (*step.fed, *step.constants)), default=0)
     grows = step.operator == "tile" or (step.operator in ELEMENTWISE and largest * 2 <= out.elements)
-    return Hit(f"to {out.words}", out.bytes) if grows and out.elements > LARGE else None
+    return (f"to {out.size_words}", out.bytes) if grows and out.elements > LARGE else None
 
 
 def _spatial_softmax(step: Step) -> Hit | None:
     out, axes = step.outputs[0], step.numbers("axis") or (-1,)
-    rank = len(out.shape or ())
+    rank = out.rank
     spatial = step.operator == "softmax" and any(axis % max(rank, 1) >= rank - 2 for axis in axes)
-    return Hit(f"{out.words} over axis {axes[0]}", out.bytes) if spatial and out.elements > LARGE else None
+    return (f"{out.size_words} over axis {axes[0]}", out.bytes) if spatial and out.elements > LARGE else None
 
 
 def _streamed(step: Step) -> Hit | None:
     largest = max(step.flowing, key=lambda tensor: tensor.bytes)
-    return Hit(largest.words, largest.bytes) if largest.bytes > WORKING_SET_BYTES else None
+    return (largest.size_words, largest.bytes) if largest.bytes > WORKING_SET_BYTES else None
 
 
 def _newer(step: Step) -> Hit | None:
     since = NEWER_CHIPS.get(step.operator)
-    return None if since is None else Hit(f"{step.outputs[0].words}, since {since}")
+    return None if since is None else (f"{step.outputs[0].size_words}, since {since}", 0)
 
 
 def _infinite(step: Step) -> Hit | None:
     found = next((tensor for tensor in step.constants if not tensor.finite), None)
-    return None if found is None else Hit(f"constant {found.name}")
+    return None if found is None else (f"constant {found.name}", 0)
 
 
 def _offset_slice(step: Step) -> Hit | None:
     begin = step.numbers("begin") if step.operator in ("slice_by_index", "slice_by_size") else ()
-    return Hit(f"{step.outputs[0].words} from {begin[-1]}") if begin and begin[-1] != 0 else None
+    return (f"{step.outputs[0].size_words} from {begin[-1]}", 0) if begin and begin[-1] != 0 else None
 
 
-def _unfixed(tensor: Tensor) -> bool:
-    return tensor.shape is not None and None in tensor.shape
+def _unfixed(tensor: TensorType) -> bool:
+    return UNKNOWN in tensor.shape
 
 
-def _unranked(tensor: Tensor) -> bool:
-    return tensor.shape is None
+def _unranked(tensor: TensorType) -> bool:
+    return tensor.shape == UNRANKED
 
 
-def _ranked_above(rank: int) -> Callable[[Tensor], bool]:
-    return lambda tensor: len(tensor.shape or ()) > rank
+def _ranked_above(rank: int) -> Callable[[TensorType], bool]:
+    return lambda tensor: tensor.rank > rank
 
 
-def _oversized(tensor: Tensor) -> bool:
+def _oversized(tensor: TensorType) -> bool:
     return max(tensor.sizes, default=0) > MAX_SIZE
 
 
@@ -219,13 +220,7 @@ RULES: tuple[Rule, ...] = (
     Rule("larger than 2 MiB", SLOW, "streams from memory instead of staying on chip", REPORTED, _streamed),
     Rule("border of float32", WATCH, "values change type, and perhaps device", TYPED, _border),
     Rule("truth values", WATCH, "run there between comparison and select", REPORTED, _any(lambda t: t.dtype == "bool")),
-    Rule(
-        "8-bit activations",
-        WATCH,
-        "fast from A17 Pro and M4 on; CPU and GPU may get slower",
-        QUANTISED,
-        _operator(frozenset({"quantize"})),
-    ),
+    Rule("8-bit activations", WATCH, "fast from A17 Pro and M4 on; slower on CPU and GPU", QUANTISED, _operator(BYTES)),
     Rule("newer chips only", WATCH, "older chips run it elsewhere", REPORTED, _newer),
     Rule("gather", WATCH, "runs there in few forms before A14 and M2", REPORTED, _stored_gather),
     Rule("infinite constant", WATCH, "the engine's softmax mishandles infinities", APPLE_RULES, _infinite),

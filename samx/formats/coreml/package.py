@@ -29,7 +29,7 @@ OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOC
 
 @dataclass(frozen=True)
 class PackageFiles:
-    """Hold the bytes of one package by their path inside it."""
+    """Keep the bytes of one package by their path inside it."""
 
     files: Mapping[str, bytes]
     model_path: str

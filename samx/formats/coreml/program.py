@@ -1,42 +1,41 @@
-"""The MIL program of a package, read back from its bytes."""
+"""The MIL program of a package, read back from its bytes, and what its file declares against what it is."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require
-from samx.formats.coreml import declared, description
 from samx.formats.coreml.library import EXTRA, UPDATE, open_coremltools, quiet
-from samx.formats.coreml.package import PackageFiles, unpacked
-from samx.formats.coreml.tensor_type import TensorType, tensor_type
+from samx.formats.coreml.package import WEIGHTS, PackageFiles, unpacked
+from samx.formats.coreml.tensors import TensorType, check_described, tensor_type
 
 PURPOSE = "reading a Core ML package"
 # What the specification version of an ML Program asks for at least.
 MINIMUM_OS: Mapping[int, str] = {
     6: "iOS 15, macOS 12", 7: "iOS 16, macOS 13", 8: "iOS 17, macOS 14", 9: "iOS 18, macOS 15", 10: "iOS 26, macOS 26",
 }  # fmt: skip
+MODEL_PATH = "@model_path"  # MIL's name for the folder of the model's file
 AGAIN = "Export it again."
 SHOWN = 200  # characters of a library's own words
 
 
 @dataclass(frozen=True)
 class Program:
-    """Hold the functions of an ML Program, as coremltools represents them."""
+    """Describe an ML Program by its functions, as coremltools represents them."""
 
     where: str
     specification_version: int
     functions: Mapping[str, Any]  # coremltools' Function
     default: str
-    coremltools: str  # the version that read it
 
     @property
     def minimum_os(self) -> str:
-        """Say which systems can open it."""
+        """Which systems can open it."""
         return MINIMUM_OS[self.specification_version]
 
     def function(self, name: str) -> Any:
@@ -58,13 +57,13 @@ class Program:
         """Describe a function's outputs, in order."""
         return tuple(tensor_type(var) for var in self.function(name).outputs)
 
-    def everything(self, name: str) -> Iterator[Any]:
-        """Give a function's operations in order, constants too; nested blocks come after the one that holds them."""
-        return _nested(self.function(name).operations)
 
-    def operations(self, name: str) -> Iterator[Any]:
-        """Give a function's operations in order, as above, without constants."""
-        return (op for op in self.everything(name) if op.op_type != "const")
+def operations(block: Any) -> Iterator[Any]:
+    """Yield a function's operations in order, constants too; nested blocks come after the one that holds them."""
+    for op in block.operations:
+        yield op
+        for inner in op.blocks:
+            yield from operations(inner)
 
 
 def load_program(package: PackageFiles, where: str) -> Program:
@@ -75,12 +74,11 @@ def load_program(package: PackageFiles, where: str) -> Program:
     """
     library = open_coremltools(PURPOSE)
     spec = _specification(library, package.model, where)
-    declared.check_operations(spec, where)
-    declared.check_weight_files(spec, package, where)
-    functions = _functions(spec, package, where)
-    program = Program(where, int(spec.specificationVersion), functions, _default(spec), str(library.__version__))
-    declared.check_types(spec, program)
-    description.check(spec, program)
+    _check_operations(spec, where)
+    _check_weight_files(spec, package, where)
+    program = Program(where, int(spec.specificationVersion), _functions(spec, package, where), _default(spec))
+    _check_types(spec, program)
+    _check_description(spec, program)
     return program
 
 
@@ -107,8 +105,7 @@ def _functions(spec: Any, package: PackageFiles, where: str) -> dict[str, Any]:
 
     if milproto.BlobReader is None:  # its native part comes in the wheels for macOS and Linux only
         raise UnavailableError("this build of coremltools cannot read weights", fix="Use its wheel on Linux or macOS.")
-    with quiet(), warnings.catch_warnings(), unpacked(package) as path:
-        warnings.simplefilter("ignore")  # NumPy's, from folding constants: an infinity is no news here
+    with quiet(), unpacked(package) as path:
         try:
             read = milproto.load(spec, spec.specificationVersion, str(path / package.weights_folder))
         except Exception as cause:  # of many classes, assertions among them
@@ -118,13 +115,92 @@ def _functions(spec: Any, package: PackageFiles, where: str) -> dict[str, Any]:
     return dict(sorted(read.functions.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
 
 
-def _nested(operations: Any) -> Iterator[Any]:
-    for op in operations:
-        yield op
-        for block in op.blocks:
-            yield from _nested(block.operations)
-
-
 def _default(spec: Any) -> str:
     names = list(spec.mlProgram.functions)
     return str(spec.description.defaultFunctionName) or (names[0] if len(names) == 1 else "")
+
+
+def _check_operations(spec: Any, where: str) -> None:
+    """Name an operation that coremltools does not have: its own words would not."""
+    with quiet():
+        from coremltools.converters.mil.mil import Builder
+
+    for operation in _declared(spec):
+        if not hasattr(Builder, operation.type):
+            raise ArtifactError(
+                f"the program in {where} has an operation that coremltools does not know", found=_words(operation),
+                fix=f"{AGAIN} Or: {UPDATE}",
+            )  # fmt: skip
+
+
+def _check_weight_files(spec: Any, package: PackageFiles, where: str) -> None:
+    """Refuse weights that lie anywhere but in the package: coremltools reads whatever has the same last name."""
+    folder = package.weights_folder.removesuffix(WEIGHTS)
+    for operation in _declared(spec):
+        for name in {value.blobFileValue.fileName for value in _values(operation) if value.HasField("blobFileValue")}:
+            if not name.startswith(f"{MODEL_PATH}/") or name.replace(f"{MODEL_PATH}/", folder) not in package.files:
+                raise ArtifactError(
+                    f"the program in {where} takes weights from a file that the package does not have",
+                    found=f"{name[:100]!r} of {_words(operation)}", fix=AGAIN,
+                )  # fmt: skip
+
+
+def _check_types(spec: Any, program: Program) -> None:
+    """Compare the types that the file declares with those that follow from the operations, constants included."""
+    types, proto_to_types = _types()
+    for name, function in spec.mlProgram.functions.items():
+        found = {var.name: var for op in operations(program.function(name)) for var in op.outputs}
+        for operation in _block(function):
+            for output in operation.outputs:
+                var = found.get(output.name)
+                if var is None or not types.is_compatible_type(var.sym_type, proto_to_types(output.type)):
+                    raise ArtifactError(
+                        f"an operation of {program.where} does not give what it declares", found=_words(operation),
+                        expected="nothing" if var is None else tensor_type(var), fix=AGAIN,
+                    )  # fmt: skip
+
+
+@cache
+def _types() -> tuple[Any, Any]:
+    """Import once what every operation asks for: being quiet takes longer than the comparison."""
+    with quiet():
+        from coremltools.converters.mil.frontend.milproto.helper import proto_to_types
+        from coremltools.converters.mil.mil import types
+
+    return types, proto_to_types
+
+
+def _check_description(spec: Any, program: Program) -> None:
+    """Compare what the package says about its functions with what they are: apps read the one, Core ML the other."""
+    functions = spec.description.functions  # a package of one function has no list of them
+    described = {one.name: one for one in functions} if functions else {program.default: spec.description}
+    if set(described) != set(program.functions) or program.default not in program.functions:
+        raise ArtifactError(
+            f"{program.where} describes other functions than it has", found=", ".join(described) or "none",
+            expected=", ".join(program.functions), fix=AGAIN,
+        )  # fmt: skip
+    for name, function in described.items():
+        if function.state:
+            raise ArtifactError(f"{program.where} keeps state between calls", found=f"function '{name}'")
+        check_described(function.input, program.inputs(name), f"inputs of '{name}' in {program.where}")
+        check_described(function.output, program.outputs(name), f"outputs of '{name}' in {program.where}")
+
+
+def _declared(spec: Any) -> Iterator[Any]:
+    """Yield the operations in the file's own words, without those of nested blocks."""
+    return (operation for function in spec.mlProgram.functions.values() for operation in _block(function))
+
+
+def _block(function: Any) -> Iterator[Any]:
+    found = function.opset in function.block_specializations
+    return iter(function.block_specializations[function.opset].operations if found else ())
+
+
+def _values(operation: Any) -> Iterator[Any]:
+    yield from operation.attributes.values()
+    for argument in operation.inputs.values():
+        yield from (binding.value for binding in argument.arguments if binding.HasField("value"))
+
+
+def _words(operation: Any) -> str:
+    return f"{operation.type} '{', '.join(output.name for output in operation.outputs)}'"

@@ -24,7 +24,7 @@ def pointwise(layer: nn.Linear, scale: float = 1.0) -> nn.Conv2d:
 
 @torch.library.custom_op("samx::channel_norm", mutates_args=())
 def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Normalise over channels: to PyTorch several operations, to Core ML one (see exporters/coreml_convert.py).
+    """Normalise over channels: to PyTorch several operations, to Core ML one (see exporters/coreml/convert.py).
 
     In float16 each of the several would round. Shapes: (N, C, H, S), (C,) x 2 -> (N, C, H, S).
     """

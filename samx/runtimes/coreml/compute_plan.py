@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from samx.errors import ArtifactError, UnavailableError
 from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.formats.coreml.library import open_coremltools
+from samx.formats.coreml.library import open_coremltools, parse_model
 from samx.formats.coreml.package import PackageFiles, package_from_directory, unpacked
-from samx.runtimes.coreml.mac import PLAN_MACOS, machine_facts, require_macos
-from samx.runtimes.coreml.plan_report import CPU, ENGINE, GPU, ComputePlan, Planned
+from samx.formats.coreml.program import operations
+from samx.runtimes.coreml.mac import DEVICES, ENGINE, PLAN_MACOS, device_word, machine_facts, require_macos
 
 if TYPE_CHECKING:
     from coremltools.models import compute_plan as ct_plan
@@ -24,11 +25,71 @@ PURPOSE = "a compute plan"
 INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
 COMPILED = ".mlmodelc"
 DIGITS = 4  # of a cost in percent
-CLASSES: Mapping[str, str] = {
-    "MLNeuralEngineComputeDevice": ENGINE,
-    "MLGPUComputeDevice": GPU,
-    "MLCPUComputeDevice": CPU,
-}
+KIND, SCHEMA_VERSION = "compute plan", 1
+SHOWS = "where Core ML means to run each operation on the named machine; planned before a run, not observed in one"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Describe where one operation shall run, as WhisperKit's compute plan files do."""
+
+    dispatch: str
+    supported: tuple[str, ...]
+    cost: float | None  # percent of what all operations are estimated to cost
+
+
+@dataclass(frozen=True)
+class ComputePlan:
+    """Describe the plan of a function. Stored weights are no operations; of the unplanned ones Core ML says nothing."""
+
+    function: str
+    compute_units: str
+    machine: Mapping[str, str]
+    constants: int
+    operations: Mapping[str, Planned]  # by place, operator and input names
+    unplanned: tuple[str, ...] = ()
+
+    @property
+    def dispatch(self) -> Mapping[str, int]:
+        """Count the operations by the device that shall run them."""
+        counts = Counter(planned.dispatch for planned in self.operations.values())
+        return {device: counts[device] for device in DEVICES}
+
+    @property
+    def total(self) -> int:
+        """Count the operations, the unplanned too."""
+        return len(self.operations) + len(self.unplanned)
+
+    def residency(self) -> dict[str, float | None]:
+        """Return the Neural Engine's share of the operations, and of their cost; None where no cost is estimated."""
+        costs = [(planned.dispatch, planned.cost) for planned in self.operations.values() if planned.cost is not None]
+        whole, on_engine = (sum(cost for device, cost in costs if device in of) for of in (DEVICES, (ENGINE,)))
+        share = self.dispatch[ENGINE] / self.total if self.total else 0.0
+        return {"operations": share, "cost": on_engine / whole if whole else None}
+
+    def lines(self) -> list[str]:
+        """Summarise for a terminal."""
+        share = self.residency()
+        cost = "no estimated cost" if share["cost"] is None else f"{share['cost']:.1%} of the estimated cost"
+        counts = ", ".join(f"{device} {count}" for device, count in self.dispatch.items())
+        head = f"{self.function}: {share['operations']:.1%} of {self.total} operations and {cost} on the Neural Engine"
+        return [f"{head} ({counts})"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain data. `operations` has the shape of WhisperKit's `*.mlcomputeplan.json`."""
+        return {
+            "kind": KIND,
+            "shows": SHOWS,
+            "schema_version": SCHEMA_VERSION,
+            "function": self.function,
+            "compute_units": self.compute_units,
+            "machine": dict(self.machine),
+            "dispatch": dict(self.dispatch),
+            "residency": self.residency(),
+            "constants": self.constants,
+            "unplanned": list(self.unplanned),
+            "operations": {name: asdict(planned) for name, planned in self.operations.items()},
+        }
 
 
 def compute_plan(path: Path, function: str, compute_units: str) -> ComputePlan:
@@ -48,16 +109,16 @@ def package_plan(files: PackageFiles, function: str, compute_units: str) -> Comp
     Raises: as compute_plan().
     """
     library = _open()
-    with unpacked(with_default(library, files, function)) as path, _compiled(library, path) as compiled:
+    with unpacked(_with_default(files, function)) as path, _compiled(library, path) as compiled:
         return _plan(library, compiled, function, compute_units)
 
 
-def with_default(library: ModuleType, files: PackageFiles, function: str) -> PackageFiles:
+def _with_default(files: PackageFiles, function: str) -> PackageFiles:
     """Make a function the default one: coremltools cannot name the function whose plan it asks for.
 
     Raises: ArtifactError when the package has no such function.
     """
-    spec = library.proto.Model_pb2.Model.FromString(files.model)
+    spec = parse_model(files.model, PURPOSE)
     names = [entry.name for entry in spec.description.functions]
     if function not in (names or [SINGLE_FUNCTION]):
         raise ArtifactError("the package has no such function", found=function, expected=", ".join(names))
@@ -65,11 +126,6 @@ def with_default(library: ModuleType, files: PackageFiles, function: str) -> Pac
         return files
     spec.description.defaultFunctionName = function
     return replace(files, files={**files.files, files.model_path: spec.SerializeToString()})
-
-
-def device_word(device: object) -> str:
-    """Name a compute device by its class; coremltools has three."""
-    return CLASSES.get(type(device).__name__, "unknown")
 
 
 def _open() -> ModuleType:
@@ -120,23 +176,11 @@ def _load(library: ModuleType, compiled: Path, compute_units: str) -> ct_plan.ML
 
 def _named(block: ct_plan.MLModelStructureProgramBlock) -> dict[str, ct_plan.MLModelStructureProgramOperation]:
     """Name every operation by its place, its operator and its inputs, as WhisperKit's files do."""
-    return {_name(place, operation): operation for place, operation in enumerate(_flat(block))}
+    return {_name(place, operation): operation for place, operation in enumerate(operations(block))}
 
 
 def _name(place: int, operation: ct_plan.MLModelStructureProgramOperation) -> str:
     return "_".join([str(place), operation.operator_name, *operation.inputs])
-
-
-def _flat(block: ct_plan.MLModelStructureProgramBlock) -> Iterator[ct_plan.MLModelStructureProgramOperation]:
-    return (inner for operation in block.operations for inner in _with_inner(operation))
-
-
-def _with_inner(
-    operation: ct_plan.MLModelStructureProgramOperation,
-) -> Iterator[ct_plan.MLModelStructureProgramOperation]:
-    yield operation
-    for block in operation.blocks:
-        yield from _flat(block)
 
 
 def _is_constant(operation: ct_plan.MLModelStructureProgramOperation) -> bool:
@@ -153,9 +197,9 @@ def _planned(plan: ct_plan.MLComputePlan, operation: ct_plan.MLModelStructurePro
     return Planned(device_word(usage.preferred_compute_device), supported, None if cost is None else cost.weight)
 
 
-def _in_percent(operations: Mapping[str, Planned]) -> dict[str, Planned]:
-    whole = sum(planned.cost or 0.0 for planned in operations.values())
-    return {name: replace(planned, cost=_percent(planned.cost, whole)) for name, planned in operations.items()}
+def _in_percent(entries: Mapping[str, Planned]) -> dict[str, Planned]:
+    whole = sum(planned.cost or 0.0 for planned in entries.values())
+    return {name: replace(planned, cost=_percent(planned.cost, whole)) for name, planned in entries.items()}
 
 
 def _percent(cost: float | None, whole: float) -> float | None:

@@ -12,9 +12,8 @@ from samx.artifacts.store import Artifact
 from samx.formats.coreml.contract import contract_of
 from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.package import read_package
-from samx.runtimes.coreml.compute_plan import package_plan
-from samx.runtimes.coreml.plan_report import ComputePlan
-from samx.runtimes.coreml.predictor import require_prediction
+from samx.runtimes.coreml.compute_plan import ComputePlan, package_plan
+from samx.runtimes.coreml.mac import require_prediction
 
 PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
 UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
@@ -31,7 +30,7 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
     plans = list(_plans(Artifact(directory, manifest), progress))
     report = {
         "format": "samx-compute-plan", "schema_version": 1, "level": "lowered",
-        "residency": {f"{folder}/{plan.function}": plan.residency.operations for folder, plan in plans},
+        "residency": {f"{folder}/{plan.function}": plan.residency()["operations"] for folder, plan in plans},
         "plans": [{"package": folder, **plan.to_json()} for folder, plan in plans],
     }  # fmt: skip
     write_file(directory / PLAN_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
@@ -43,8 +42,8 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
 
 def _plans(artifact: Artifact, progress: Progress) -> Iterator[tuple[str, ComputePlan]]:
     options, where = artifact.manifest.options, str(artifact.path)
-    for border in contract_of(options, where).borders(artifact.manifest.spec):
-        files = read_package(artifact, border.folder)
+    for signature in contract_of(options, where).signatures(artifact.manifest.spec):
+        files = read_package(artifact, signature.folder)
         for function in Functions.of(options, where).by_rows.values():
-            progress(f"Compiling {border.folder}, {function}")
-            yield border.folder, package_plan(files, function, UNITS)
+            progress(f"Compiling {signature.folder}, {function}")
+            yield signature.folder, package_plan(files, function, UNITS)

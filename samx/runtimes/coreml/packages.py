@@ -1,34 +1,44 @@
-"""An artifact's Core ML packages, read back and checked against its contract: what both runtimes start from."""
+"""An artifact's Core ML packages, read back and checked against its contract, and a runtime over their functions."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError
-from samx.formats.coreml.contract import Contract, contract_of
+from samx.formats.coreml.contract import Arrays, Contract, contract_of
 from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.package import PackageFiles, read_package
 from samx.formats.coreml.program import Program, load_program
-from samx.runtimes.base import Padding
+from samx.models.session import Feed, Outputs
+from samx.models.spec import DecoderSpec
+from samx.runtimes.base import DEFAULT_CHUNK, Padding, Runtime
 
 
 @dataclass(frozen=True)
 class OpenedPackages:
-    """Hold the packages by folder, and what says how to call them."""
+    """Collect the packages by folder, and what says how to call them."""
 
     contract: Contract
     functions: Functions
-    slots: Padding
+    padding: Padding
     files: Mapping[str, PackageFiles]
     programs: Mapping[str, Program]
 
     @property
     def image_place(self) -> tuple[str, str]:
-        """Name a package and a function that take the image's tensors: all such functions take them alike."""
+        """A package and a function that take the image's tensors: all such functions take them alike."""
         return list(self.files)[-1], self.functions.name(self.functions.sizes[0])
+
+    def typed(self, folder: str, function: str, feed: Arrays) -> Arrays:
+        """Convert arrays to the types that a package declares for a function's inputs."""
+        types = {tensor.name: tensor.array_type for tensor in self.programs[folder].inputs(function)}
+        return {name: value.astype(types[name], copy=False) for name, value in feed.items()}
 
 
 def open_packages(artifact: Artifact) -> OpenedPackages:
@@ -38,18 +48,43 @@ def open_packages(artifact: Artifact) -> OpenedPackages:
     missing, altered, or no decoder of the artifact's spec.
     """
     options, where, spec = artifact.manifest.options, str(artifact.path), artifact.manifest.spec
-    contract, functions, slots = contract_of(options, where), Functions.of(options, where), _slots(options, where)
-    files = {border.folder: read_package(artifact, border.folder) for border in contract.borders(spec)}
+    contract, functions, padding = contract_of(options, where), Functions.of(options, where), _padding(options, where)
+    files = {one.folder: read_package(artifact, one.folder) for one in contract.signatures(spec)}
     programs = {folder: load_program(package, f"{where}/{folder}") for folder, package in files.items()}
-    contract.check(programs, functions, spec, slots.prompts.max)
-    return OpenedPackages(contract, functions, replace(slots, sizes=functions.sizes), files, programs)
+    contract.check(programs, functions, spec, padding.prompts.max)
+    return OpenedPackages(contract, functions, replace(padding, sizes=functions.sizes), files, programs)
 
 
-def _slots(options: Mapping[str, Any], where: str) -> Padding:
-    slots = Padding.of(options, where)
-    if slots is None or slots.prompts.min != slots.prompts.max:
+def _padding(options: Mapping[str, Any], where: str) -> Padding:
+    padding = Padding.of(options, where)
+    if padding is None or padding.prompts.min != padding.prompts.max:
         raise ArtifactError(
             f"{where} has no fixed number of prompts", found=str(options.get("prompts"))[:80],
-            expected="slots, and one number of prompts", fix="Export it again.",
+            expected="padded points, and one number of prompts", fix="Export it again.",
         )  # fmt: skip
-    return slots
+    return padding
+
+
+class PackagesRuntime(Runtime):
+    """Fill prompts up to fixed shapes and call the functions that take these; subclasses say how one is called."""
+
+    def __init__(self, spec: DecoderSpec, opened: OpenedPackages, chunk: int = DEFAULT_CHUNK) -> None:
+        super().__init__(spec, chunk, opened.padding)
+        self._opened = opened
+        self._image: Arrays = {}
+
+    @abstractmethod
+    def call(self, folder: str, function: str, feed: Arrays) -> Arrays:
+        """Call a package's function with arrays of exactly its shapes and types."""
+
+    def _set_image(self, image: Feed) -> None:
+        folder, function = self._opened.image_place
+        self._image = self._opened.typed(folder, function, self._opened.contract.image(image))
+
+    def _decode(self, prompts: Feed) -> Outputs:
+        function = self._opened.functions.name(prompts["point_labels"].shape[1])
+        found = self._opened.contract.decode(self._typed_call, function, self._image, prompts)
+        return {tensor.name: found[tensor.name].astype(np.float32) for tensor in self.spec.outputs}
+
+    def _typed_call(self, folder: str, function: str, feed: Arrays) -> Arrays:
+        return self.call(folder, function, self._opened.typed(folder, function, feed))

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.errors import UnavailableError
+from samx.errors import ArtifactError, SamxError, UnavailableError
 from samx.formats.coreml.contract import Arrays
-from samx.formats.coreml.functions import Functions
+from samx.formats.coreml.functions import SINGLE_FUNCTION, Functions
 from samx.formats.coreml.library import open_coremltools
-from samx.models.session import Feed, Outputs, Placement
+from samx.formats.coreml.package import PackageFiles, unpacked
+from samx.models.session import Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, Runtime, check_device, refuse_threads
-from samx.runtimes.coreml.compute_plan import device_word
-from samx.runtimes.coreml.mac import is_mac, machine_facts
-from samx.runtimes.coreml.packages import OpenedPackages, open_packages
-from samx.runtimes.coreml.plan_report import CPU, DEVICES, ENGINE, GPU, ComputePlan
-from samx.runtimes.coreml.predictor import Predictor, require_prediction
+from samx.runtimes.base import DEFAULT_CHUNK, check_device, refuse_threads
+from samx.runtimes.coreml import mac
+from samx.runtimes.coreml.compute_plan import ComputePlan, package_plan
+from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_packages
+
+if TYPE_CHECKING:
+    from coremltools.models import model as ct_model
 
 PURPOSE = "running a Core ML package"
 DEFAULT_DEVICE, FALLBACK = "cpu+ane", "cpu"
-
-
-@dataclass(frozen=True)
-class Units:
-    """Say which processors Core ML may use, and which of them must take part."""
-
-    name: str  # coremltools' own
-    must: str | None = None
-
-
-UNITS: Mapping[str, Units] = {
-    DEFAULT_DEVICE: Units("CPU_AND_NE", ENGINE),
-    "cpu+gpu": Units("CPU_AND_GPU", GPU),
-    "all": Units("ALL"),
-    "coreml-cpu": Units("CPU_ONLY", CPU),
-}
+# Which processors Core ML may use, in coremltools' words, and which of them must take part.
+UNITS: Mapping[str, str] = {
+    DEFAULT_DEVICE: "CPU_AND_NE", "cpu+gpu": "CPU_AND_GPU", "all": "ALL", "coreml-cpu": "CPU_ONLY",
+}  # fmt: skip
+MUST: Mapping[str, str] = {DEFAULT_DEVICE: mac.ENGINE, "cpu+gpu": mac.GPU, "coreml-cpu": mac.CPU}
 
 
 def open_artifact(
@@ -53,15 +46,10 @@ def open_artifact(
     check_device(device, UNITS, "Core ML has no such compute units")
     refuse_threads(threads, "Core ML takes no number of threads")
     functions = Functions.of(artifact.manifest.options, str(artifact.path))
-    require_prediction(tuple(functions.by_rows.values()))
+    mac.require_prediction(tuple(functions.by_rows.values()))
     library = open_coremltools(PURPOSE)
     _require_device(device)
-    opened = open_packages(artifact)
-    predictors = {
-        folder: Predictor(library, files, opened.programs[folder], UNITS[device].name)
-        for folder, files in opened.files.items()
-    }
-    return CoreMLRuntime(artifact.manifest.spec, opened, predictors, device, machine_facts(library), chunk)
+    return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device, chunk)
 
 
 def devices() -> list[str]:
@@ -69,28 +57,26 @@ def devices() -> list[str]:
 
     Raises: MissingExtraError; UnavailableError when coremltools is too old.
     """
-    if not is_mac():
+    if not mac.is_mac():
         return []
     library = open_coremltools(PURPOSE)
     try:
         found = library.models.compute_device.MLComputeDevice.get_all_compute_devices()
     except (RuntimeError, AttributeError):  # a macOS, or a build of coremltools, that cannot tell also cannot run
         return []
-    words = {device_word(device) for device in found}
-    return [device for device, units in UNITS.items() if units.must is None or units.must in words]
+    words = {mac.device_word(device) for device in found}
+    return [device for device in UNITS if MUST.get(device) in (None, *words)]
 
 
-class CoreMLRuntime(Runtime):
+class CoreMLRuntime(PackagesRuntime):
     """Fill prompts up to the next function's rows and let Core ML predict."""
 
     def __init__(
-        self, spec: DecoderSpec, opened: OpenedPackages, predictors: Mapping[str, Predictor], device: str,
-        machine: Mapping[str, str], chunk: int = DEFAULT_CHUNK,
-    ) -> None:  # fmt: skip
-        super().__init__(spec, chunk, opened.slots)
-        self._opened, self._predictors = opened, predictors
-        self._device, self._machine = device, machine
-        self._image: Arrays = {}
+        self, spec: DecoderSpec, opened: OpenedPackages, library: ModuleType, device: str, chunk: int = DEFAULT_CHUNK
+    ) -> None:
+        super().__init__(spec, opened, chunk)
+        self._device, self._machine = device, mac.machine_facts(library)
+        self._predictors = {folder: Predictor(library, files, UNITS[device]) for folder, files in opened.files.items()}
 
     @property
     def plans(self) -> Mapping[str, ComputePlan]:
@@ -106,32 +92,77 @@ class CoreMLRuntime(Runtime):
 
         A decoder that leaves out the processor that was asked for counts as run on the CPU.
         """
-        plans, must, decoder = self.plans, UNITS[self._device].must, self._opened.image_place[0]
+        plans, must, decoder = self.plans, MUST.get(self._device), self._opened.image_place[0]
         operations: Counter[str] = Counter()
         for name, plan in plans.items():  # a prompt encoder of its own is small, and welcome to run anywhere
             taken = must is None or plan.dispatch[must] or not name.startswith(f"{decoder}/")
             operations[self._device if taken else FALLBACK] += plan.total
         details = {
             **self._machine,
-            "compute_units": UNITS[self._device].name,
+            "compute_units": UNITS[self._device],
             "functions": list(plans),
-            "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in DEVICES},
-            "residency": {name: asdict(plan.residency) for name, plan in plans.items()},
+            "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in mac.DEVICES},
+            "residency": {name: plan.residency() for name, plan in plans.items()},
             "counted": "operations of the compute plan",
         }
         return Placement("coreml", self._device, dict(operations), details)
 
-    def _set_image(self, image: Feed) -> None:
-        folder, function = self._opened.image_place
-        self._image = self._predictors[folder].typed(function, self._opened.contract.image(image))
+    def call(self, folder: str, function: str, feed: Arrays) -> Arrays:
+        """Let Core ML predict.
 
-    def _decode(self, prompts: Feed) -> Outputs:
-        function = self._opened.functions.name(prompts["point_labels"].shape[1])
-        found = self._opened.contract.decode(self._predict, function, self._image, prompts)
-        return {tensor.name: found[tensor.name].astype(np.float32) for tensor in self.spec.outputs}
-
-    def _predict(self, folder: str, function: str, feed: Arrays) -> Arrays:
+        Raises: ArtifactError when Core ML does not load the function; SamxError when it does not run it.
+        """
         return self._predictors[folder](function, feed)
+
+
+class Predictor:
+    """Call the functions of one package on given compute units; each is loaded when it is called."""
+
+    def __init__(self, library: ModuleType, files: PackageFiles, compute_units: str) -> None:
+        self._library, self._files, self._units = library, files, compute_units
+        self._models: dict[str, ct_model.MLModel] = {}
+        self._plans: dict[str, ComputePlan] = {}
+
+    @property
+    def plans(self) -> Mapping[str, ComputePlan]:
+        """The compute plan of every function that was called.
+
+        Raises: UnavailableError when Core ML makes none.
+        """
+        for name in self._models.keys() - self._plans.keys():
+            self._plans[name] = package_plan(self._files, name, self._units)
+        return {name: self._plans[name] for name in self._models}
+
+    def __call__(self, function: str, feed: Arrays) -> Arrays:
+        """Predict with arrays of exactly a function's shapes and types.
+
+        Raises: ArtifactError when Core ML does not load the function; SamxError when it does not run it.
+        """
+        if function not in self._models:
+            self._models[function] = self._load(function)
+        try:
+            found: Mapping[str, Any] = self._models[function].predict(feed)
+        except RuntimeError as cause:
+            raise SamxError(
+                f"Core ML does not run function {function}", found=cause, fix="Please report this."
+            ) from cause
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def _load(self, function: str) -> ct_model.MLModel:
+        name = None if function == SINGLE_FUNCTION else function  # before macOS 15 no name may be given
+        units = self._library.ComputeUnit[self._units]
+        with warnings.catch_warnings(record=True) as said, unpacked(self._files) as path:
+            warnings.simplefilter("always")
+            model: ct_model.MLModel = self._library.models.MLModel(str(path), compute_units=units, function_name=name)
+        try:
+            model.get_compiled_model_path()
+        except Exception as cause:  # coremltools has no class for it, and only warned before
+            reasons = [" ".join(str(warning.message).split()) for warning in said]
+            raise ArtifactError(
+                f"Core ML does not load function {function}", found="; ".join(reasons) or cause,
+                fix="Export it again, or update macOS.",
+            ) from cause  # fmt: skip
+        return model
 
 
 def _require_device(device: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,62 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samx.errors import ArtifactError, InputError
-from samx.formats.coreml.program import Program
-from samx.formats.coreml.storage import given, held
-from samx.formats.coreml.tensor_type import ARRAY_TYPES, TensorType, tensor_type
-from samx.runtimes.coreml.compiled import Place, Step, Values
+from samx.formats.coreml.program import Program, operations
+from samx.formats.coreml.tensors import ARRAY_TYPES, TensorType, tensor_type
 from samx.runtimes.mil.checks import check_known, check_parameters, check_types, words
 from samx.runtimes.mil.operations import OPERATIONS
+from samx.runtimes.mil.operations.base import FLOATS, Operation, Result, held, stored
 
 ARITHMETIC = (
     "float32, rounded to the program's storage types after each operation; not the Neural Engine's own arithmetic"
 )
+
+
+Place = int | list[int]  # of one value, or of several that come as one argument
+Values = list[Any]  # tensors, and None where there is none yet or no more
+
+
+@dataclass(frozen=True)
+class Step:
+    """Compute one operation."""
+
+    words: str  # name it in errors
+    operation: Operation
+    arguments: Mapping[str, Place]
+    parameters: Mapping[str, Any]
+    results: tuple[tuple[int, TensorType], ...]
+    done_with: list[int] = field(default_factory=list)  # what nobody needs afterwards
+
+    @property
+    def places(self) -> list[int]:
+        """Where the arguments lie."""
+        return [place for some in self.arguments.values() for place in (some if isinstance(some, list) else [some])]
+
+    def run(self, values: Values) -> None:
+        """Take the arguments from their places, put the results into theirs, clear what is done with.
+
+        Raises: ArtifactError when there is no result, or not the declared one.
+        """
+        try:
+            arguments = {name: _at(values, place) for name, place in self.arguments.items()}
+            computed = self.operation.compute(**arguments, **self.parameters)
+            self._put(values, computed)
+        except (ValueError, TypeError, RuntimeError, IndexError) as cause:
+            raise ArtifactError(f"cannot evaluate {self.words}", found=cause) from cause
+        for place in self.done_with:
+            values[place] = None
+
+    def _put(self, values: Values, computed: Result) -> None:
+        parts = [computed] if isinstance(computed, Tensor) else computed
+        for part, (place, declared) in zip(parts, self.results, strict=True):
+            if tuple(part.shape) != declared.shape:
+                raise ValueError(f"it gives {tuple(part.shape)}, declared is {declared}")
+            as_it_is = self.operation.moves and part.is_floating_point() and declared.dtype in FLOATS
+            values[place] = part if as_it_is else stored(part, declared.dtype)
+
+
+def _at(values: Values, place: Place) -> Any:
+    return [values[one] for one in place] if isinstance(place, list) else values[place]
 
 
 class Evaluator:
@@ -61,7 +108,8 @@ class Evaluator:
         for step in compiled.steps:
             step.run(values)
         found = zip(self.outputs, compiled.outputs, strict=True)
-        return {tensor.name: _output(values[place], tensor) for tensor, place in found}
+        # What is returned shares no memory with what is kept.
+        return {tensor.name: np.array(values[at].numpy(), tensor.array_type, order="C") for tensor, at in found}
 
     def _taken(self, array: NDArray[Any], tensor: TensorType) -> Tensor:
         if array.shape != tensor.shape or array.dtype != tensor.array_type:
@@ -73,17 +121,17 @@ class Evaluator:
 
 
 class _Compiler:
-    """Give every value a place and every operation a step; compute at once what depends on constants alone."""
+    """Assign every value a place and every operation a step; compute at once what depends on constants alone."""
 
     def __init__(self, program: Program, name: str, where: str) -> None:
         self._where = where
-        check_known(program.operations(name), where)
         function = program.function(name)
+        check_known(operations(function), where)
         self.values: Values = []  # the constants; None where a call puts something
         self.steps: list[Step] = []
         self.operations = 0
         self._places: dict[int, int] = {}  # by the identity of coremltools' Var
-        self.inputs = [self._new_place(var, self._bordering(var, given)) for given, var in function.inputs.items()]
+        self.inputs = [self._new_place(var, self._input(var, given)) for given, var in function.inputs.items()]
         for op in function.operations:
             self._add(op)
         self.outputs = [self._place_of(var, "its outputs") for var in function.outputs]
@@ -104,13 +152,13 @@ class _Compiler:
         inputs = {name: given for name, given in op.inputs.items() if given is not None}
         parameters = {name: self._parameter(inputs[name], op) for name in operation.values if name in inputs}
         check_parameters(operation, op, parameters, self._where)
-        check_types(operation, op, parameters, self._where)
+        check_types(operation, op, self._where)
         arguments = {name: self._argument(inputs[name], op) for name in inputs if name not in operation.values}
         results = tuple((self._new_place(var, None), self._fixed(tensor_type(var), words(op))) for var in op.outputs)
         return Step(f"{words(op)} in {self._where}", operation, arguments, parameters, results)
 
     def _parameter(self, var: Any, op: Any) -> Any:
-        """Give a constant as a plain Python value."""
+        """Return a constant as a plain Python value."""
         if var.op is not None and var.op.op_type == "const":
             return var.val.tolist() if isinstance(var.val, (np.ndarray, np.generic)) else var.val
         value = self.values[self._place_of(var, words(op))]
@@ -142,7 +190,7 @@ class _Compiler:
         self.values.append(None)
         return self._places[id(var)]
 
-    def _bordering(self, var: Any, name: str) -> TensorType:
+    def _input(self, var: Any, name: str) -> TensorType:
         declared = self._fixed(tensor_type(var, name), "an input")
         if declared.dtype not in ARRAY_TYPES:
             raise ArtifactError(f"an input of {self._where} has a type that is not evaluated", found=declared)
@@ -177,8 +225,3 @@ def limited_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _output(value: Tensor | None, tensor: TensorType) -> NDArray[Any]:
-    assert value is not None  # an output is never released
-    return given(value, tensor.dtype)
