@@ -22,7 +22,7 @@ from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.library import parse_model
 from samx.formats.coreml.package import PackageFiles, package_from_directory
 from samx.formats.coreml.program import Program, load_program
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.quantization.coreml_groups import Convolution, convolutions, half_convolutions, whole_plan
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges, arithmetic, rewrite
 from samx.quantization.job import QuantisationJob, Quantised
@@ -117,7 +117,7 @@ class FloatPackages:
         rows = Functions.of(self.job.exported.options, WHERE).sizes[-1]
         return OpenedPackages(
             contract_of(self.job.exported.options, WHERE), Functions({rows: self.largest}),
-            Padding(Span(rows, rows, rows), ONE_PROMPT, (rows,)), self.files, {**self.programs, self.folder: program},
+            Padding(ShapeRange(rows, rows, rows), ONE_PROMPT, (rows,)), self.files, {**self.programs, self.folder: program},
         )  # fmt: skip
 
     def write(self, plan: Plan, ranges: Ranges) -> Program:

@@ -14,7 +14,7 @@ import numpy as np
 
 from samx.errors import ImageError, PromptError, SamxError, UnavailableError, UsageError
 from samx.models.session import Feed, FloatArray, Outputs, Placement
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
@@ -52,8 +52,8 @@ def refuse_threads(threads: int | None, what: str) -> None:
 class Padding:
     """How many points a prompt and how many prompts a call may have; what is missing is padded, and changes nothing."""
 
-    points: Span
-    prompts: Span
+    points: ShapeRange
+    prompts: ShapeRange
     sizes: tuple[int, ...] = ()  # the only numbers of points that there are graphs for; none: every one in the span
 
     @classmethod
@@ -61,7 +61,9 @@ class Padding:
         """Read an artifact's options; None where its graph takes any number."""
         if not options.get("slots"):
             return None
-        points, prompts = (Span.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts"))
+        points, prompts = (
+            ShapeRange.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts")
+        )
         return cls(points, prompts)
 
     def padded(self, prompts: dict[str, FloatArray]) -> dict[str, FloatArray]:

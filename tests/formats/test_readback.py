@@ -14,10 +14,10 @@ from samx.errors import ArtifactError
 from samx.formats.tensorrt.engine import Understood, check_engine, mismatches
 from samx.formats.tensorrt.library import Opened, library_of
 from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 
 PLAN = toy_plan()
-FIXED = toy_plan(prompts=Span(8, 8, 8), points=Span(3, 3, 3))
+FIXED = toy_plan(prompts=ShapeRange(8, 8, 8), points=ShapeRange(3, 3, 3))
 IN, OUT = "in", "out"
 
 

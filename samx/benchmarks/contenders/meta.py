@@ -29,7 +29,7 @@ from samx.exporters.options import ExportJob, ExportOptions
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.session import Feed
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
 from samx.processing.prompts import point_grid
@@ -198,7 +198,7 @@ class Sessions:
 
 def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> dict[str, Artifact]:
     """Export a graph for clicks, one for batches, one in two parts, one with mask prompts; all with four masks."""
-    many = Span.parse(str(MANY), "prompts")
+    many = ShapeRange.parse(str(MANY), "prompts")
     ways: dict[str, dict[str, Any]] = {"whole": {}, "batch": {"prompts": many}, "split": {"split": True}}
     found = {name: _artifact(loaded, directory / name, opset=opset, **options) for name, options in ways.items()}
     return {**found, "mask_input": _artifact(loaded, directory / "mask_input", mask_input=True, opset=opset)}

@@ -26,12 +26,12 @@ from samx.models.checkpoint import build_reference
 from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
 from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
 from samx.models.reference import ReferenceDecoder
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
-POINTS = Span(1, 2, 16)
-ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
-SINGLE_POINTS = Span(8, 8, 8)  # where a package has one function
+POINTS = ShapeRange(1, 2, 16)
+ONE_PROMPT = ShapeRange(1, 1, 1)  # the Neural Engine is fed click by click
+SINGLE_POINTS = ShapeRange(8, 8, 8)  # where a package has one function
 USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
 IOS = (16, 17, 18)
 INT8_IOS = 17  # the first whose programs have quantize and dequantize
@@ -93,7 +93,7 @@ def _plan(job: ExportJob) -> tuple[Contract, dict[str, int], str]:
         raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
     several = options.ios >= MULTIFUNCTION_IOS
     usual = POINTS if several else SINGLE_POINTS
-    span = options.points or Span(*(rows + contract.padding for rows in usual.to_json()))
+    span = options.points or ShapeRange(*(rows + contract.padding for rows in usual.to_json()))
     rows = _rows(contract, span, options.ios)
     names = {n: contract.function_name(n) if several else SINGLE_FUNCTION for n in rows}
     return contract, {name: n for n, name in names.items()}, names[max(span.opt, rows[0])]
@@ -122,7 +122,7 @@ def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
         raise UsageError("this contract has no mask prompts", found="--mask-input", expected="--contract samx")
 
 
-def _rows(contract: Contract, span: Span, ios: int) -> list[int]:
+def _rows(contract: Contract, span: ShapeRange, ios: int) -> list[int]:
     padding = contract.padding
     if span.max <= padding:
         raise UsageError("no room for a point beside the padding", found=f"--points {span}", expected="2 or more")
@@ -166,7 +166,7 @@ def _roles(directory: Path, folder: str) -> dict[str, str]:
 
 
 def _facts(contract: Contract, functions: Mapping[str, int], default: str) -> dict[str, Any]:
-    points = Span(min(functions.values()), functions[default], max(functions.values()))
+    points = ShapeRange(min(functions.values()), functions[default], max(functions.values()))
     return {
         "form": "neural_engine", "slots": True, "points": points.to_json(), "prompts": ONE_PROMPT.to_json(),
         "contract": contract.name, "functions": dict(functions), "default_function": default,

@@ -11,7 +11,7 @@ from samx.artifacts.store import Artifact
 from samx.artifacts.strict_json import Document, Sha256, between, refusal
 from samx.errors import ArtifactError, UsageError
 from samx.formats.tensorrt.library import Library, library_of
-from samx.models.shape_range import MOST, Span
+from samx.models.shape_range import MOST, ShapeRange
 from samx.models.spec import DecoderSpec, TensorSpec
 
 PLAN_FILE, PLAN_ROLE = "build.json", "build_plan"
@@ -60,15 +60,15 @@ class BuildPlan(Document):
     target: str
     model: FileName
     onnx_sha256: Sha256
-    prompts: Span
-    points: Span
+    prompts: ShapeRange
+    points: ShapeRange
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     compute: str
 
     @classmethod
     def of(
-        cls, target: str, spec: DecoderSpec, model: str, onnx_sha256: str, prompts: Span, points: Span,
+        cls, target: str, spec: DecoderSpec, model: str, onnx_sha256: str, prompts: ShapeRange, points: ShapeRange,
         turing: bool = False,
     ) -> BuildPlan:  # fmt: skip
         """Plan an engine of a decoder.
@@ -129,7 +129,7 @@ class BuildPlan(Document):
         spans = {"prompts": self.prompts, "points": self.points}
         if any(isinstance(size, str) and size not in spans for size in port.shape):
             raise ArtifactError(f"input {port.name} has an axis that no plan knows", found=port.shape, fix=REMEDY)
-        sizes = [Span(size, size, size) if isinstance(size, int) else spans[size] for size in port.shape]
+        sizes = [ShapeRange(size, size, size) if isinstance(size, int) else spans[size] for size in port.shape]
         return (
             tuple(size.min for size in sizes),
             tuple(size.opt for size in sizes),
