@@ -14,7 +14,7 @@ from samx.models.spec import DecoderSpec
 
 FLOAT_BYTES = 4  # of what is kept of an image, and of masks
 LABELS = 5  # rows of the table that a label chooses from
-EXTRA = 2  # channels that deploy/scale_free.py appends
+EXTRA = 2  # channels that models/fast/upscale.py appends
 REFERENCE = "reference"  # the released decoder's structure: everything for every prompt
 
 Part = tuple[str, int, int]  # what for, multiply-adds an image, multiply-adds a prompt

@@ -22,7 +22,7 @@ from samx.commands.export import ExportRequest, export
 from samx.exporters.onnx import export as write_onnx
 from samx.exporters.options import ExportJob, ExportOptions
 from samx.models.checkpoint import LoadedDecoder, build_reference
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.session import Feed, FloatArray
 from samx.models.shape_range import Span
 from samx.models.spec import LABELS
@@ -165,10 +165,10 @@ def _runtime(runtime: Runtime, image: Feed) -> Call:
 
 
 def samx_torch(setting: Setting, compiled: bool = False) -> Call:
-    """Open our deploy form in PyTorch, the image's part kept."""
+    """Open our fast form in PyTorch, the image's part kept."""
     torch.set_num_threads(setting.threads)
     spec = replace(setting.loaded.spec, masks="multimask")
-    decoder = DeployDecoder(build_reference(replace(setting.loaded, spec=spec)))
+    decoder = FastDecoder(build_reference(replace(setting.loaded, spec=spec)))
     chunk = DEFAULT_CHUNK if compiled else EAGER_CHUNK
     run = torch.compile(decoder.decode, dynamic=False) if compiled else decoder.decode
     with torch.inference_mode():

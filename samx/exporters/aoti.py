@@ -1,4 +1,4 @@
-"""Export the deploy form as an AOTInductor package: code compiled for this machine's processor, run without tracing."""
+"""Export the fast form as an AOTInductor package: code compiled for this machine's processor, run without tracing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from samx.artifacts import trust
 from samx.artifacts.commit import write_file
 from samx.errors import SamxError, UnavailableError
-from samx.exporters.graphs import Graph, deploy_decoder, dynamic_shapes, examples, facts, graphs, usual_sizes
+from samx.exporters.graphs import Graph, dynamic_shapes, examples, facts, fast_decoder, graphs, usual_sizes
 from samx.exporters.options import Exported, ExportJob
 from samx.extras import quiet
 from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
@@ -34,7 +34,7 @@ def export(job: ExportJob, directory: Path) -> Exported:
     """
     options = replace(usual_sizes(job.options), split=True)
     # Low-rank norms cancel large sums, which float16 does not survive.
-    decoder = deploy_decoder(replace(job, options=options), low_rank=options.precision == "fp32")
+    decoder = fast_decoder(replace(job, options=options), low_rank=options.precision == "fp32")
     write_package(graphs(decoder, split=True), directory / PACKAGE_FILE)
     sha256 = hashlib.sha256((directory / PACKAGE_FILE).read_bytes()).hexdigest()
     write_file(directory / STAMP_FILE, HostStamp(Host.here(version("torch")), sha256).to_bytes())

@@ -1,4 +1,4 @@
-"""The deploy form cut into what a backend writes: one graph, or an image graph and a prompt graph."""
+"""The fast form cut into what a backend writes: one graph, or an image graph and a prompt graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from samx.errors import UsageError
 from samx.exporters.options import ExportJob, ExportOptions
 from samx.models.checkpoint import build_reference
-from samx.models.fast.decoder import CACHE_FROM_PROMPTS, DeployDecoder, choose_form
+from samx.models.fast.decoder import CACHE_FROM_PROMPTS, FastDecoder, choose_form
 from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.precision import ISLANDS, set_precision
 from samx.models.shape_range import Span
@@ -38,7 +38,7 @@ class Graph:
 class WholeGraph(nn.Module):
     """Take image and prompts, give masks."""
 
-    def __init__(self, decoder: DeployDecoder) -> None:
+    def __init__(self, decoder: FastDecoder) -> None:
         super().__init__()
         self.decoder, self.images = decoder, len(decoder.spec.image_inputs)
 
@@ -49,7 +49,7 @@ class WholeGraph(nn.Module):
 class ImageGraph(nn.Module):
     """Take an image, give what every prompt on it shares."""
 
-    def __init__(self, decoder: DeployDecoder) -> None:
+    def __init__(self, decoder: FastDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -61,7 +61,7 @@ class ImageGraph(nn.Module):
 class PromptGraph(nn.Module):
     """Take the image graph's outputs and prompts, give masks."""
 
-    def __init__(self, decoder: DeployDecoder, names: Sequence[str]) -> None:
+    def __init__(self, decoder: FastDecoder, names: Sequence[str]) -> None:
         super().__init__()
         self.decoder, self.names = decoder, tuple(names)
 
@@ -75,7 +75,7 @@ def usual_sizes(options: ExportOptions) -> ExportOptions:
     return replace(options, points=options.points or USUAL_POINTS, prompts=options.prompts or USUAL_PROMPTS)
 
 
-def deploy_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, independent: bool = True) -> DeployDecoder:
+def fast_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, independent: bool = True) -> FastDecoder:
     """Make the form that suits the job's sizes, in its precision; with `low_rank` that form may be chosen.
 
     Raises: UsageError for islands that are none.
@@ -88,11 +88,11 @@ def deploy_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, indep
     form = choose_form(job.spec, options.points.opt, low_rank and cached)
     reference = build_reference(replace(job.loaded, spec=job.spec))
     fused = options.opset >= ATTENTION_OPSET
-    decoder = DeployDecoder(reference, form, fused=fused, cached=cached, slots=slots, independent=independent)
+    decoder = FastDecoder(reference, form, fused=fused, cached=cached, slots=slots, independent=independent)
     return set_precision(decoder, ISLANDS | set(options.islands)) if options.precision == "fp16" else decoder
 
 
-def facts(decoder: DeployDecoder, options: ExportOptions) -> dict[str, Any]:
+def facts(decoder: FastDecoder, options: ExportOptions) -> dict[str, Any]:
     """Say which form was chosen and why, for the manifest."""
     spec = decoder.spec
     assert options.points is not None
@@ -112,7 +112,7 @@ def facts(decoder: DeployDecoder, options: ExportOptions) -> dict[str, Any]:
     return form if decoder.stream is None else {**form, "islands": sorted(ISLANDS | set(options.islands))}
 
 
-def graphs(decoder: DeployDecoder, split: bool) -> list[Graph]:
+def graphs(decoder: FastDecoder, split: bool) -> list[Graph]:
     """Cut a decoder: image and prompts apart, or all in one."""
     spec = decoder.spec
     outputs = tuple(tensor.name for tensor in spec.outputs)
@@ -139,7 +139,7 @@ def dynamic_shapes(specs: Sequence[TensorSpec]) -> tuple[dict[int, Any] | None, 
     return tuple({i: dims[d] for i, d in enumerate(spec.shape) if isinstance(d, str)} or None for spec in specs)
 
 
-def _state_specs(decoder: DeployDecoder) -> tuple[TensorSpec, ...]:
+def _state_specs(decoder: FastDecoder) -> tuple[TensorSpec, ...]:
     with torch.no_grad():
         state = decoder.image_state(*examples(decoder.spec.image_inputs))
     return tuple(

@@ -1,4 +1,4 @@
-"""Export the deploy form to ONNX through torch.export."""
+"""Export the fast form to ONNX through torch.export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UsageError
-from samx.exporters.graphs import Graph, deploy_decoder, dynamic_shapes, examples, facts, graphs, usual_sizes
+from samx.exporters.graphs import Graph, dynamic_shapes, examples, facts, fast_decoder, graphs, usual_sizes
 from samx.exporters.options import OPSETS, Exported, ExportJob, ExportOptions
 from samx.exporters.tracing import to_onnx
 from samx.extras import require
@@ -40,14 +40,14 @@ def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool
 
     With `low_rank` that form may be chosen, with `independent` without the factors that follow from others; with
     `slots` the graph knows empty points.
-    Raises: UsageError for an opset that samx does not write and as deploy_decoder(); SamxError when a graph breaks a
-    rule of the deploy form.
+    Raises: UsageError for an opset that samx does not write and as fast_decoder(); SamxError when a graph breaks a
+    rule of the fast form.
     """
     options = job.options
     if options.opset not in OPSETS:
         raise UsageError("opset is not offered", found=options.opset, expected=" or ".join(map(str, OPSETS)))
     onnx = require("onnx", "export", "ONNX export")
-    decoder = deploy_decoder(job, low_rank=low_rank, slots=slots, independent=independent)
+    decoder = fast_decoder(job, low_rank=low_rank, slots=slots, independent=independent)
     files = {}
     for graph in graphs(decoder, options.split):
         model, file = _write(graph, options), f"{graph.role}.onnx"
@@ -81,7 +81,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _finish(model: onnx.ModelProto, graph: Graph, spec: DecoderSpec, options: ExportOptions) -> None:
-    """Check the graph against the deploy form's rules, drop traces of this machine, add the metadata."""
+    """Check the graph against the fast form's rules, drop traces of this machine, add the metadata."""
     model.ir_version = IR_VERSIONS[options.opset]
     broken = broken_rules(model, options.opset, graph.inputs, graph.outputs)
     if broken:

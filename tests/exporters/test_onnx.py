@@ -15,7 +15,7 @@ import pytest
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
 from samx.errors import UsageError
-from samx.exporters.graphs import EXAMPLE_SIZES, deploy_decoder, facts, usual_sizes
+from samx.exporters.graphs import EXAMPLE_SIZES, facts, fast_decoder, usual_sizes
 from samx.exporters.onnx import export
 from samx.exporters.options import ExportJob, ExportOptions
 from samx.formats.onnx import FORBIDDEN, broken_rules
@@ -166,7 +166,7 @@ def test_neither_simplification_nor_caching_changes_the_masks(exports: Exports) 
 def test_the_form_follows_the_points_and_says_why() -> None:
     spec = SPECS["sam1"]
     options = usual_sizes(ExportOptions(points=Span(1, 40, 40)))
-    decoder = deploy_decoder(ExportJob(toy_checkpoint(spec), spec, options), low_rank=True, slots=False)
+    decoder = fast_decoder(ExportJob(toy_checkpoint(spec), spec, options), low_rank=True, slots=False)
     found = facts(decoder, options)
     assert found["form"] == "direct"
     assert "360 columns" in str(found["form_reason"])

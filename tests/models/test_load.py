@@ -15,7 +15,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import CheckpointError, MissingExtraError, UnavailableError, UsageError
 from samx.exporters.encoder import demo_images
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.spec import EMPTY_SLOT, Family
 from samx.runtimes.torch import TorchRuntime, reference_session
 from samx.validators.bounds import BOUNDS
@@ -87,7 +87,7 @@ def test_half_precision_holds_everything_but_coordinates(dtype: torch.dtype) -> 
 
 def test_a_path_is_a_checkpoint(loaded: LoadedDecoder) -> None:
     decoder = samx.load(str(demo_checkpoint("sam1")), masks="all")
-    assert isinstance(decoder, DeployDecoder)
+    assert isinstance(decoder, FastDecoder)
     assert (decoder.spec.family, decoder.spec.masks) == (loaded.spec.family, "all")
     assert not any(parameter.requires_grad for parameter in decoder.parameters())
     assert not decoder.training

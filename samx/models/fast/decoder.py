@@ -1,4 +1,4 @@
-"""The deploy decoder: the image's part once, the prompts' part per click."""
+"""The fast decoder: the image's part once, the prompts' part per click."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def choose_form(spec: DecoderSpec, points: int, low_rank: bool) -> Form:
     return "absorbed" if columns <= spec.cross_attention_width else "direct"
 
 
-class DeployDecoder(nn.Module):
+class FastDecoder(nn.Module):
     """Compute exactly what the reference computes, rearranged for inference.
 
     With `cached`, what depends on the image alone is computed once for all prompts. A mask prompt changes the image's
