@@ -82,7 +82,7 @@ def export(
     """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
     from samx.commands.export import ExportRequest
     from samx.commands.export import export as run
-    from samx.models.shape_range import Span
+    from samx.models.shape_range import ShapeRange
 
     precision = _one_of("precision", {"fp16": fp16, "bf16": bf16, "int8": int8}, "fp32")
     masks = _one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}, "multimask")
@@ -96,8 +96,8 @@ def export(
             "opset": opset, "split": split, "simplify": simplify, "turing": turing, "ios": ios,
             "contract": contract, "weights": weights, "exclude": tuple(exclude or ()), "min_iou": min_iou,
             "islands": tuple(keep_float32 or ()),
-            "points": Span.parse(points, "--points") if points else None,
-            "prompts": Span.parse(prompts, "--prompts") if prompts else None,
+            "points": ShapeRange.parse(points, "--points") if points else None,
+            "prompts": ShapeRange.parse(prompts, "--prompts") if prompts else None,
         },
     )  # fmt: skip
     with console.steps() as progress:

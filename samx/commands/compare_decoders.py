@@ -24,7 +24,7 @@ from samx.exporters.options import ExportJob, ExportOptions
 from samx.models.checkpoint import LoadedDecoder, build_reference
 from samx.models.fast.decoder import FastDecoder
 from samx.models.session import Feed, FloatArray
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import LABELS
 from samx.runtimes.base import DEFAULT_CHUNK, Runtime
 from samx.runtimes.onnxruntime import open_models
@@ -135,7 +135,7 @@ def hugging_face(setting: Setting, compiled: bool = False) -> Call:
 def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | None = None) -> Call:
     """Open our graph as samx's runtime does."""
     folder = setting.folder / name
-    options = ExportOptions(split=split, prompts=Span.parse(prompts, "prompts") if prompts else None)
+    options = ExportOptions(split=split, prompts=ShapeRange.parse(prompts, "prompts") if prompts else None)
     spec = replace(setting.loaded.spec, masks="multimask")
     if not folder.exists():
         folder.mkdir()

@@ -15,10 +15,11 @@ from samx.models.checkpoint import build_reference
 from samx.models.fast.decoder import CACHE_FROM_PROMPTS, FastDecoder, choose_form
 from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.precision import ISLANDS, set_precision
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import TensorSpec
 
-USUAL_POINTS, USUAL_PROMPTS = Span(1, 8, 8), Span(1, 1, 64)  # any number works; the form is chosen for the second
+# Any number works; the form is chosen for the second.
+USUAL_POINTS, USUAL_PROMPTS = ShapeRange(1, 8, 8), ShapeRange(1, 1, 64)
 ATTENTION_OPSET = 23  # first opset with the Attention operator
 # torch.export specialises on sizes 0 and 1, and takes equal sizes for related ones: examples avoid both, and every
 # size that the decoder has of its own, so that a test sees an example's size if it is baked in.

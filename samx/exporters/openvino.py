@@ -16,9 +16,9 @@ from samx.extras import require
 from samx.formats.openvino import ir
 from samx.formats.openvino.compiled import check_processor
 from samx.formats.openvino.rules import broken_rules
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 
-USUAL_POINTS = Span(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
+USUAL_POINTS = ShapeRange(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
 HALVES = ("fp16", "bf16")
 FLOAT = "fp32"  # what the ONNX graphs are written in
 # Without dependent factors their number is odd, and bfloat16 products want even ones: OpenVINO 2026.4 takes a tenth

@@ -8,7 +8,7 @@ from typing import Any
 
 from samx.errors import UsageError
 from samx.models.checkpoint import LoadedDecoder
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 OPSETS = (18, 23)
@@ -29,8 +29,8 @@ class ExportOptions:
     opset: int = DEFAULT_OPSET
     split: bool = False
     simplify: bool = True
-    points: Span | None = None  # a prompt's, padding counted; the graph's form is chosen for the usual number
-    prompts: Span | None = None  # a call's
+    points: ShapeRange | None = None  # a prompt's, padding counted; the graph's form is chosen for the usual number
+    prompts: ShapeRange | None = None  # a call's
     islands: tuple[str, ...] = ()  # groups of operations that stay float32 in fp16, beside those that always do
     turing: bool = False  # for GPUs of compute capability 7.5, and no others
     ios: int = 18  # the oldest that a package is for; below 18 it has one function
@@ -54,7 +54,7 @@ class ExportOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Give the options as plain data."""
-        return {name: value.to_json() if isinstance(value, Span) else value for name, value in vars(self).items()}
+        return {name: value.to_json() if isinstance(value, ShapeRange) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)

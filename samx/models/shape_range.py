@@ -1,4 +1,4 @@
-"""Span: the least, the usual and the most of something that an engine is built for."""
+"""ShapeRange: the least, the usual and the most of something that an engine is built for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from samx.errors import ArtifactError, UsageError
 
-SPAN = re.compile(r"([0-9]{1,6})(?::([0-9]{1,6}):([0-9]{1,6}))?", re.ASCII)
+PATTERN = re.compile(r"([0-9]{1,6})(?::([0-9]{1,6}):([0-9]{1,6}))?", re.ASCII)
 EXPECTED = "MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, such as 1:8:64, or one number for a fixed size"
 MOST = 999_999
 
 
 @dataclass(frozen=True)
-class Span:
+class ShapeRange:
     """Hold a range and the value in it that matters most."""
 
     min: int
@@ -36,12 +36,12 @@ class Span:
         return self.min <= number <= self.max
 
     @classmethod
-    def parse(cls, text: str, what: str) -> Span:
+    def parse(cls, text: str, what: str) -> ShapeRange:
         """Read `min:opt:max`, or one number that is all three.
 
         Raises: UsageError naming what the range is for.
         """
-        match = SPAN.fullmatch(text)
+        match = PATTERN.fullmatch(text)
         low, opt, high = (match[1], match[2] or match[1], match[3] or match[1]) if match else ("0", "0", "0")
         try:
             return cls(int(low), int(opt), int(high))
@@ -53,7 +53,7 @@ class Span:
         return [self.min, self.opt, self.max]
 
     @classmethod
-    def from_json(cls, value: Any, where: str) -> Span:
+    def from_json(cls, value: Any, where: str) -> ShapeRange:
         """Read the three numbers back.
 
         Raises: ArtifactError naming `where`.

@@ -13,7 +13,7 @@ import numpy as np
 
 from samx.errors import ImageError, PromptError, SamxError, UsageError
 from samx.models.session import Feed, FloatArray, Outputs, Placement
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
@@ -25,8 +25,8 @@ DEFAULT_CHUNK = 16
 class Slots:
     """Say how many points a prompt and how many prompts a call may have; what is missing is filled with empty slots."""
 
-    points: Span
-    prompts: Span
+    points: ShapeRange
+    prompts: ShapeRange
     sizes: tuple[int, ...] = ()  # the only numbers of points that there are graphs for; none: every one in the span
 
     @classmethod
@@ -34,7 +34,9 @@ class Slots:
         """Read an artifact's options; None where its graph takes any number."""
         if not options.get("slots"):
             return None
-        points, prompts = (Span.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts"))
+        points, prompts = (
+            ShapeRange.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts")
+        )
         return cls(points, prompts)
 
     def filled(self, prompts: dict[str, FloatArray]) -> dict[str, FloatArray]:

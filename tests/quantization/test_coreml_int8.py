@@ -19,7 +19,7 @@ from samx.exporters.coreml.weights import SMALLEST
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.library import open_coremltools
 from samx.formats.coreml.package import package_from_directory
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import EMPTY_SLOT
 from samx.quantization.calibration import calibration_spec
 from samx.quantization.coreml import JUDGED_EVERY, Desk, quantise
@@ -246,7 +246,7 @@ def test_judgements_are_taken_over_from_the_notebook(float16: QuantisationJob, t
 
 @pytest.mark.slow
 def test_ios_17_has_one_function_in_8_bits(tmp_path: Path) -> None:
-    job = excluding(float_job(tmp_path, points=Span(2, 2, 2), ios=17), leaving("upscaling 1", "token MLP"))
+    job = excluding(float_job(tmp_path, points=ShapeRange(2, 2, 2), ios=17), leaving("upscaling 1", "token MLP"))
     quantised = quantise(job)
     function = program(tmp_path).function(SINGLE_FUNCTION)
     kinds = [op.op_type for op in function.operations]
@@ -258,7 +258,7 @@ def test_ios_17_has_one_function_in_8_bits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_apple_s_mask_decoder_is_quantised_and_its_prompt_encoder_left(tmp_path: Path) -> None:
     calibration = toy_set(**sam2_fields())
-    job = float_job(tmp_path, "sam2", Span(2, 2, 2), contract="apple", calibration=calibration)
+    job = float_job(tmp_path, "sam2", ShapeRange(2, 2, 2), contract="apple", calibration=calibration)
     before = package_from_directory(tmp_path / "prompt_encoder.mlpackage").files
     quantised = quantise(excluding(job, leaving(*FEW, family="sam2")))
     assert package_from_directory(tmp_path / "prompt_encoder.mlpackage").files == before

@@ -10,9 +10,9 @@ from samx.exporters.onnx import DECODER_FILE, write_graphs
 from samx.exporters.options import Exported, ExportJob
 from samx.exporters.tensorrt.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
 from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 
-POINTS, PROMPTS = Span(1, 2, 16), Span(1, 8, 64)
+POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
 FLOAT = {"fp32": "fp32", "fp16": "fp16", "int8": "fp16"}  # what is not in integers
 
 
@@ -40,5 +40,5 @@ def write_plan(job: ExportJob, directory: Path) -> None:
     (directory / SCRIPT_FILE).write_text(reproduce_script(plan, job.spec.image_size), encoding="utf-8")
 
 
-def _sizes(job: ExportJob) -> tuple[Span, Span]:
+def _sizes(job: ExportJob) -> tuple[ShapeRange, ShapeRange]:
     return job.options.points or POINTS, job.options.prompts or PROMPTS
