@@ -48,7 +48,7 @@ def _peaks(
 
 
 def _need(subject: Subject, questions: Questions, result: Result) -> Need | None:
-    """Count a result; None for what the counts do not cover: other forms, filled slots, calls that differ."""
+    """Count a result; None for what the counts do not cover: other forms, padded points, calls that differ."""
     manifest, scenario = subject.artifact.manifest, BY_NAME[result.scenario]
     options = manifest.options
     counted = options.get("form") in FORMS and isinstance(options.get("cached"), bool) and not options.get("slots")

@@ -130,10 +130,10 @@ def _groups(loaded: LoadedDecoder) -> list[str]:
 
 
 def _half(loaded: LoadedDecoder, islands: Collection[str]) -> Session:
-    """Make the decoder as the exporter for engines makes it: with slots."""
+    """Make the decoder as the exporter for engines makes it: with padded points."""
     from samx.models.checkpoint import build_reference
     from samx.models.fast.decoder import FastDecoder
     from samx.models.fast.precision import set_precision
     from samx.runtimes.torch import TorchRuntime
 
-    return TorchRuntime(set_precision(FastDecoder(build_reference(loaded), slots=True), islands))
+    return TorchRuntime(set_precision(FastDecoder(build_reference(loaded), padded_points=True), islands))

@@ -76,7 +76,9 @@ def usual_sizes(options: ExportOptions) -> ExportOptions:
     return replace(options, points=options.points or USUAL_POINTS, prompts=options.prompts or USUAL_PROMPTS)
 
 
-def fast_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, independent: bool = True) -> FastDecoder:
+def fast_decoder(
+    job: ExportJob, *, low_rank: bool, padded_points: bool = False, independent: bool = True
+) -> FastDecoder:
     """Make the form that suits the job's sizes, in its precision; with `low_rank` that form may be chosen.
 
     Raises: UsageError for islands that are none.
@@ -89,7 +91,9 @@ def fast_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, indepen
     form = choose_form(job.spec, options.points.opt, low_rank and cached)
     reference = build_reference(replace(job.loaded, spec=job.spec))
     fused = options.opset >= ATTENTION_OPSET
-    decoder = FastDecoder(reference, form, fused=fused, cached=cached, slots=slots, independent=independent)
+    decoder = FastDecoder(
+        reference, form, fused=fused, cached=cached, padded_points=padded_points, independent=independent
+    )
     return set_precision(decoder, ISLANDS | set(options.islands)) if options.precision == "fp16" else decoder
 
 
@@ -106,7 +110,7 @@ def facts(decoder: FastDecoder, options: ExportOptions) -> dict[str, Any]:
         "form": decoder.form,
         "form_reason": reason,
         "cached": decoder.cached,
-        "slots": decoder.slots,
+        "slots": decoder.padded_points,
     }
     if isinstance(decoder.transformer, LowRankTransformer):
         form["independent"] = decoder.transformer.independent

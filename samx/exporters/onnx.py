@@ -32,14 +32,18 @@ def export(job: ExportJob, directory: Path) -> Exported:
     Raises: as write_graphs().
     """
     low_rank = job.options.precision != "int8"  # its norms cancel large sums, which rounded factors do not survive
-    return write_graphs(replace(job, options=usual_sizes(job.options)), directory, low_rank=low_rank, slots=False)
+    return write_graphs(
+        replace(job, options=usual_sizes(job.options)), directory, low_rank=low_rank, padded_points=False
+    )
 
 
-def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool, independent: bool = True) -> Exported:
+def write_graphs(
+    job: ExportJob, directory: Path, *, low_rank: bool, padded_points: bool, independent: bool = True
+) -> Exported:
     """Write the decoder's ONNX files into a directory.
 
     With `low_rank` that form may be chosen, with `independent` without the factors that follow from others; with
-    `slots` the graph knows empty points.
+    `padded_points` the graph knows points labelled PADDED_POINT.
     Raises: UsageError for an opset that samx does not write and as fast_decoder(); SamxError when a graph breaks a
     rule of the fast form.
     """
@@ -47,7 +51,7 @@ def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool
     if options.opset not in OPSETS:
         raise UsageError("opset is not offered", found=options.opset, expected=" or ".join(map(str, OPSETS)))
     onnx = require("onnx", "export", "ONNX export")
-    decoder = fast_decoder(job, low_rank=low_rank, slots=slots, independent=independent)
+    decoder = fast_decoder(job, low_rank=low_rank, padded_points=padded_points, independent=independent)
     files = {}
     for graph in graphs(decoder, options.split):
         model, file = _write(graph, options), f"{graph.role}.onnx"

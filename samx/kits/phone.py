@@ -33,7 +33,7 @@ def phone(artifact: Artifact, image: Feed, click: Feed) -> Phone:
     Raises: MissingExtraError without coremltools; ArtifactError.
     """
     opened = open_packages(artifact)
-    filled = opened.slots.filled(dict(click))
+    filled = opened.padded.filled(dict(click))
     function = opened.functions.name(filled["point_labels"].shape[1])
     known = {**opened.contract.image(image), **filled, **_without_padding(filled, opened.contract.padding)}
     inputs: dict[str, dict[str, NDArray[Any]]] = {}

@@ -13,9 +13,9 @@ from samx.errors import UsageError
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
 from samx.formats.tensorrt.readback import CAPABILITIES
-from samx.models.spec import EMPTY_SLOT
+from samx.models.spec import PADDED_POINT
 from samx.registry import backend
-from samx.runtimes.base import DEFAULT_CHUNK, Slots
+from samx.runtimes.base import DEFAULT_CHUNK, PaddedShape
 from samx.runtimes.coreml.compute_plan import CLASSES, SINGLE_FUNCTION
 from samx.runtimes.coreml.mac import MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
@@ -55,18 +55,18 @@ def _onnx(artifact: Artifact, device: str) -> Place:
     roles = GRAPH_ROLES if options.get("split") else ("decoder",)
     return {
         **_library("onnxruntime", "onnxruntime", (1, 20), None, f"{PIP} {ONNX_PACKAGES[device]}"),
-        **_calls(artifact, Slots.of(options, str(artifact.path)), usual_chunk(options, device)),
+        **_calls(artifact, PaddedShape.of(options, str(artifact.path)), usual_chunk(options, device)),
         "graphs": [_inside(artifact.file_with_role(role)) for role in roles], "provider": PROVIDERS[device],
     }  # fmt: skip
 
 
 def _engine_places(artifact: Artifact) -> dict[str, Place]:
     entry, plan = backend(artifact.manifest.target), read_plan(artifact)
-    library, slots = library_of(plan.target), Slots.of(artifact.manifest.options, str(artifact.path))
+    library, padded = library_of(plan.target), PaddedShape.of(artifact.manifest.options, str(artifact.path))
     install = library.update.removeprefix("Install it with: ")
     engine = {
         **_library("tensorrt", library.module, library.minimum, library.below, install),
-        **_calls(artifact, slots, plan.prompts.max),
+        **_calls(artifact, padded, plan.prompts.max),
         "graphs": [_inside(plan.model)], "plan": _inside(artifact.file_with_role(PLAN_ROLE)),
         "capabilities": list(CAPABILITIES[plan.compute]), "compiles_kernels": library.has_runtime_cache,
     }  # fmt: skip
@@ -78,7 +78,7 @@ def _coreml_places(artifact: Artifact) -> dict[str, Place]:
     names = set(opened.functions.by_rows.values())
     shared = {
         **_library("coreml", "coremltools", (9, 0), (10,), f"{PIP} 'coremltools>=9,<10'"),
-        **_calls(artifact, opened.slots, DEFAULT_CHUNK),
+        **_calls(artifact, opened.padded, DEFAULT_CHUNK),
         "macos": list(PLAN_MACOS if names == {SINGLE_FUNCTION} else MULTIFUNCTION_MACOS),
         "functions": {str(rows): name for rows, name in opened.functions.by_rows.items()},
         "steps": [_step(opened, folder) for folder in opened.programs], "words": dict(CLASSES),
@@ -106,13 +106,13 @@ def _library(
             "below": None if below is None else list(below), "versions": versions, "install": install}  # fmt: skip
 
 
-def _calls(artifact: Artifact, slots: Slots | None, chunk: int) -> dict[str, Any]:
-    """Say how many prompts a call takes, how slots are filled, and how large the files are."""
+def _calls(artifact: Artifact, padded: PaddedShape | None, chunk: int) -> dict[str, Any]:
+    """Say how many prompts a call takes, how it is filled up, and how large the files are."""
     size = sum(entry.bytes for entry in artifact.manifest.files.values() if entry.role in MODEL_ROLES)
-    if slots is None:
+    if padded is None:
         return {"chunk": chunk, "slots": None, "bytes": size}
-    filling = {"points": slots.points.min, "prompts": slots.prompts.min, "sizes": list(slots.sizes)}
-    return {"chunk": min(chunk, slots.prompts.max), "slots": {**filling, "empty": EMPTY_SLOT}, "bytes": size}
+    filling = {"points": padded.points.min, "prompts": padded.prompts.min, "sizes": list(padded.sizes)}
+    return {"chunk": min(chunk, padded.prompts.max), "slots": {**filling, "empty": PADDED_POINT}, "bytes": size}
 
 
 def _inside(name: str) -> str:

@@ -24,7 +24,7 @@ USUAL_POINTS = 8  # a prompt's, padding counted: a box and a few clicks
 
 def load(
     checkpoint: str | Path | None = None, family: Family = "sam1", *, masks: MaskChoice = "multimask",
-    mask_input: bool = False, image_size: int | None = None, points: int = USUAL_POINTS, slots: bool = False,
+    mask_input: bool = False, image_size: int | None = None, points: int = USUAL_POINTS, padded_points: bool = False,
     form: Form | None = None, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
 ) -> FastDecoder:  # fmt: skip
     """Give a checkpoint's decoder (None: the demo model of `family`) as a module that is ready to infer.
@@ -34,7 +34,7 @@ def load(
     names; decoder(**features, **prompts) does both. Inputs and outputs are float32 whatever the dtype.
 
     points: a prompt's usual number, padding counted, that the form is chosen for; any number works.
-    slots: points labelled -2 are as good as absent, for calls of one fixed shape.
+    padded_points: points labelled -2 are as good as absent, for calls of one fixed shape.
     dtype: torch.float32 (None), float16 or bfloat16; the encoding of coordinates stays float32.
     Raises: MissingExtraError, CheckpointError; UsageError for what does not go together; UnavailableError for a device
     that is not there.
@@ -54,7 +54,7 @@ def load(
     exact = dtype == torch.float32
     chosen = form or usual_form(spec, points, low_rank=exact and where.type == "cpu")
     _check_form(chosen, exact)
-    decoder = FastDecoder(build_reference(replace(loaded, spec=spec)), chosen, fused=True, slots=slots)
+    decoder = FastDecoder(build_reference(replace(loaded, spec=spec)), chosen, fused=True, padded_points=padded_points)
     return (decoder if exact else set_precision(decoder, half=dtype)).to(where)
 
 

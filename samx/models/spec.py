@@ -26,8 +26,8 @@ LABELS: Mapping[str, int] = {
     "box_top_left": 2,
     "box_bottom_right": 3,
 }
-# In a graph of fixed shapes: nothing is here, and nothing attends to it.
-EMPTY_SLOT = -2
+# Label of what fills up a fixed number of points: nothing attends to it, other than to the padding token.
+PADDED_POINT = -2
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The float16 packages of an export, opened again: one function that every prompt fits into, to be asked and changed.
 
-What is judged is the very function that would be written, in the evaluator. Empty slots change no bit of a result, so
+What is judged is the very function that would be written, in the evaluator. Padded points change no bit of a result, so
 the largest function stands for all.
 """
 
@@ -25,7 +25,7 @@ from samx.models.spec import DecoderSpec
 from samx.quantization.coreml_groups import Convolution, half_convolutions
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges
 from samx.quantization.job import QuantisationJob
-from samx.runtimes.base import Slots
+from samx.runtimes.base import PaddedShape
 from samx.runtimes.coreml.packages import OpenedPackages
 from samx.runtimes.mil.runtime import MilRuntime, Packages
 
@@ -95,7 +95,7 @@ class FloatPackages:
         rows = functions.sizes[-1]
         opened = OpenedPackages(
             contract_of(self.options, WHERE), Functions({rows: self.largest}),
-            Slots(ShapeRange(rows, rows, rows), ONE_PROMPT, (rows,)),
+            PaddedShape(ShapeRange(rows, rows, rows), ONE_PROMPT, (rows,)),
             self.files, {**self.programs, self.folder: program},
         )  # fmt: skip
         return MilRuntime(self.spec, opened, {}, packages=packages)

@@ -14,7 +14,7 @@ import numpy as np
 from samx.errors import ImageError, PromptError, SamxError, UsageError
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
+from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
 # gain nothing) and the peak bounded: 1.6 GiB resident for 1000 prompts, 1 GiB of it the masks themselves.
@@ -22,15 +22,15 @@ DEFAULT_CHUNK = 16
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Say how many points a prompt and how many prompts a call may have; what is missing is filled with empty slots."""
+class PaddedShape:
+    """Numbers of points a prompt and of prompts a call; what is missing is filled with padded points."""
 
     points: ShapeRange
     prompts: ShapeRange
-    sizes: tuple[int, ...] = ()  # the only numbers of points that there are graphs for; none: every one in the span
+    sizes: tuple[int, ...] = ()  # the only numbers of points that there are graphs for; none: every one in the range
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], where: str) -> Slots | None:
+    def of(cls, options: Mapping[str, Any], where: str) -> PaddedShape | None:
         """Read an artifact's options; None where its graph takes any number."""
         if not options.get("slots"):
             return None
@@ -42,7 +42,7 @@ class Slots:
     def filled(self, prompts: dict[str, FloatArray]) -> dict[str, FloatArray]:
         """Fill up to the next number of points and prompts. Prompts do not see each other, so the last is repeated.
 
-        Raises: PromptError for more points than there are slots.
+        Raises: PromptError for more points than the largest shape has.
         """
         n, points = prompts["point_labels"].shape
         if points > self.points.max:
@@ -50,10 +50,10 @@ class Slots:
                 "too many points a prompt for this artifact, padding counted", found=points,
                 expected=f"at most {self.points.max}", fix="Export again with a larger --points.",
             )  # fmt: skip
-        slots = min((size for size in self.sizes if size >= points), default=max(self.points.min, points))
-        more, missing = slots - points, max(self.prompts.min - n, 0)
+        padded = min((size for size in self.sizes if size >= points), default=max(self.points.min, points))
+        more, missing = padded - points, max(self.prompts.min - n, 0)
         coords = np.pad(prompts["point_coords"], ((0, 0), (0, more), (0, 0)))
-        labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=EMPTY_SLOT)
+        labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=PADDED_POINT)
         feed = {**prompts, "point_coords": coords, "point_labels": labels}
         return {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], "edge") for name, x in feed.items()}
 
@@ -76,11 +76,11 @@ class CopiesOnly:
 class Runtime(ABC):
     """Decode prompts on one image; subclasses say how."""
 
-    def __init__(self, spec: DecoderSpec, chunk: int = DEFAULT_CHUNK, slots: Slots | None = None) -> None:
+    def __init__(self, spec: DecoderSpec, chunk: int = DEFAULT_CHUNK, padded: PaddedShape | None = None) -> None:
         if chunk < 1:
             raise UsageError("chunk is too small", found=chunk, expected="at least 1 prompt at a time")
-        self._spec, self._slots = spec, slots
-        self._chunk = chunk if slots is None else min(chunk, slots.prompts.max)
+        self._spec, self._padded = spec, padded
+        self._chunk = chunk if padded is None else min(chunk, padded.prompts.max)
         self._has_image = False
 
     @property
@@ -112,7 +112,7 @@ class Runtime(ABC):
             raise PromptError("no prompts", found="N = 0", expected="at least one prompt")
         chunk = self._chunk_of(n)
         if n <= chunk:
-            return self._decode_slots(feed)
+            return self._decode_padded(feed)
         outputs: Outputs = {}
         slices = list(_slices(n, chunk))
         parts = [{name: value[rows] for name, value in feed.items()} for rows in slices]
@@ -128,13 +128,13 @@ class Runtime(ABC):
 
     def _decode_parts(self, parts: Sequence[dict[str, FloatArray]]) -> Iterator[Outputs]:
         """Decode the parts of a batch, in their order."""
-        return map(self._decode_slots, parts)
+        return map(self._decode_padded, parts)
 
-    def _decode_slots(self, prompts: dict[str, FloatArray]) -> Outputs:
-        if self._slots is None:
+    def _decode_padded(self, prompts: dict[str, FloatArray]) -> Outputs:
+        if self._padded is None:
             return self._decode(prompts)
         n = len(prompts["point_coords"])
-        return {name: value[:n] for name, value in self._decode(self._slots.filled(prompts)).items()}
+        return {name: value[:n] for name, value in self._decode(self._padded.filled(prompts)).items()}
 
     @abstractmethod
     def placement(self) -> Placement:

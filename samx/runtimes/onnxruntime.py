@@ -18,7 +18,7 @@ from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, Runtime, Slots
+from samx.runtimes.base import DEFAULT_CHUNK, PaddedShape, Runtime
 
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ROLES = ("image", "prompt")  # of a split artifact; else one file with the role 'decoder'
@@ -50,11 +50,11 @@ def open_models(
     Raises: as open_artifact().
     """
     sessions = [_session(name, model, device, threads) for name, model in models.items()]
-    slots, crew = Slots.of(options, where), None
-    if chunk is None and slots is None and device == "cpu" and options.get("split"):
+    padded, crew = PaddedShape.of(options, where), None
+    if chunk is None and padded is None and device == "cpu" and options.get("split"):
         name, model = list(models.items())[-1]
         crew = Crew(threads or usable_cpus(), lambda: _session(name, model, device, threads=1))
-    return OnnxRuntimeRuntime(spec, sessions, device, chunk or usual_chunk(options, device), slots, crew)
+    return OnnxRuntimeRuntime(spec, sessions, device, chunk or usual_chunk(options, device), padded, crew)
 
 
 def usual_chunk(options: Mapping[str, Any], device: str) -> int:
@@ -104,9 +104,9 @@ class OnnxRuntimeRuntime(Runtime):
 
     def __init__(
         self, spec: DecoderSpec, sessions: list[Any], device: str, chunk: int = DEFAULT_CHUNK,
-        slots: Slots | None = None, crew: Crew | None = None,
+        padded: PaddedShape | None = None, crew: Crew | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(spec, chunk, slots)
+        super().__init__(spec, chunk, padded)
         self._sessions, self._device, self._crew = sessions, device, crew
         self._shared: Any = None  # the crew's session, from the first batch on
         self._kept: dict[str, Any] = {}

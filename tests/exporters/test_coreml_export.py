@@ -33,7 +33,7 @@ from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program
 from samx.models.session import FloatArray, Outputs
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 from samx.registry import backend
 from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 from samx.runtimes.torch import reference_session
@@ -180,13 +180,13 @@ def ask(session: MilRuntime, spec: DecoderSpec, labels: list[int], coords: Float
         pytest.param("sam1_many_points", (2, 4, 8, 16), marks=pytest.mark.slow),
     ],
 )  # fmt: skip
-def test_an_empty_slot_changes_no_bit(name: str, sizes: tuple[int, ...], made: Make) -> None:
+def test_a_padded_point_changes_no_bit(name: str, sizes: tuple[int, ...], made: Make) -> None:
     session, spec = made(name).open(), made(name).spec
     coords = arrays(prompt_tensors(spec, 1, [1] * 16))["point_coords"]
     alone = ask(session, spec, [1], coords)
-    for slots in sizes:
-        filled = ask(session, spec, [1] + [EMPTY_SLOT] * (slots - 1), coords)
-        assert all(np.array_equal(alone[output], filled[output]) for output in alone), slots
+    for num_points in sizes:
+        filled = ask(session, spec, [1] + [PADDED_POINT] * (num_points - 1), coords)
+        assert all(np.array_equal(alone[output], filled[output]) for output in alone), num_points
     other = ask(session, spec, [1, 0], coords)
     assert not np.array_equal(alone["low_res_masks"], other["low_res_masks"])
 

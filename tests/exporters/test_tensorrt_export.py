@@ -30,7 +30,7 @@ from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes import base
-from samx.runtimes.base import Slots
+from samx.runtimes.base import PaddedShape
 from samx.runtimes.onnxruntime import OnnxRuntimeRuntime, open_artifact
 from samx.runtimes.torch import reference_session
 from samx.validators.bounds import bounds_for
@@ -190,10 +190,10 @@ def test_an_engine_of_somebody_else_is_built_anew(rtx: Path, home: Path) -> None
     assert [evidence.level for evidence in result.manifest.evidence] == ["graph", "lowered"]
 
 
-class TestSlots:
+class TestPaddedShape:
     """The runtime fills what the engine's shapes need, through the file that the builder receives."""
 
-    def test_no_points_are_one_empty_slot(self, rtx: Path) -> None:
+    def test_no_points_are_one_padded_point(self, rtx: Path) -> None:
         session = open_artifact(Artifact.open(rtx))
         session.set_image(arrays(image_tensors(session.spec)))
         prompts = {"point_coords": np.zeros((1, 0, 2), np.float32), "point_labels": np.zeros((1, 0), np.float32)}
@@ -207,24 +207,24 @@ class TestSlots:
 
     @pytest.mark.parametrize("name", ["fixed-23", pytest.param("fixed-18", marks=pytest.mark.slow)])
     def test_a_fixed_shape_gives_every_prompt_its_own_masks(self, name: str, made: Made) -> None:
-        """Four slots of four points: what is asked for is computed as if nothing else were there."""
+        """Four prompts of four points, padded: what is asked for is computed as if nothing else were there."""
         spec = SPECS["sam1"]
         checkpoint = toy_checkpoint(spec)
-        fixed = Slots(points=FIXED, prompts=FIXED)
+        fixed = PaddedShape(points=FIXED, prompts=FIXED)
         directory, exported = made(name)
-        assert Slots.of(exported.options, "options") == fixed
+        assert PaddedShape.of(exported.options, "options") == fixed
         settings = ort.SessionOptions()
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         session = ort.InferenceSession((directory / DECODER_FILE).read_bytes(), settings, ["CPUExecutionProvider"])
-        candidate = OnnxRuntimeRuntime(spec, [session], "cpu", slots=fixed)
+        candidate = OnnxRuntimeRuntime(spec, [session], "cpu", padded=fixed)
         cases = parity_cases(spec, most_points=fixed.points.max)
         suite = ParitySuite.build(reference_session(checkpoint, spec), cases=cases)
         assert {case.name for case in cases} > {"one_point", "box", "many_points", "no_points", "points_x7"}
         report = run_gate(candidate, suite, bounds_for("fp32"), level="graph")
         assert report.passed, report.summary()
 
-    def test_a_slot_that_is_not_masked_fails_the_gate(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The fault planted: empty slots are filled with padding tokens, which are attended to."""
-        monkeypatch.setattr(base, "EMPTY_SLOT", -1)
+    def test_an_unmasked_padded_point_fails_the_gate(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The fault planted: padded points are filled with padding tokens, which are attended to."""
+        monkeypatch.setattr(base, "PADDED_POINT", -1)
         with pytest.raises(AssertionError, match="parity failed"):
             self.test_a_fixed_shape_gives_every_prompt_its_own_masks("fixed-23", made)

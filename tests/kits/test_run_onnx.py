@@ -387,8 +387,8 @@ def test_a_split_artifact_runs_both_graphs(tmp_path: Path) -> None:
     assert report.subjects[0].bytes == sum(len(data) for _, data in files.values())
 
 
-def test_slots_are_filled_and_prompts_cut_as_samx_does(tmp_path: Path) -> None:
-    from samx.runtimes.base import Runtime, Slots
+def test_prompts_are_filled_up_and_prompts_cut_as_samx_does(tmp_path: Path) -> None:
+    from samx.runtimes.base import PaddedShape, Runtime
 
     kit = kit_of(artifact(tmp_path / "toy", options={"slots": True, "points": [2, 2, 4], "prompts": [2, 2, 3]}))
     program, asked = runner(kit), list[Any]()
@@ -415,7 +415,7 @@ def test_slots_are_filled_and_prompts_cut_as_samx_does(tmp_path: Path) -> None:
     place = json.loads((kit / "kit.json").read_bytes())["devices"]["cpu"]
     ours = object.__new__(program.Decoder)
     ours.place, ours.runs = place, Recorder()
-    theirs = Theirs(SPEC, slots=Slots.of({"slots": True, "points": [2, 2, 4], "prompts": [2, 2, 3]}, "toy"))
+    theirs = Theirs(SPEC, padded=PaddedShape.of({"slots": True, "points": [2, 2, 4], "prompts": [2, 2, 3]}, "toy"))
     theirs.set_image({"image_embeddings": np.zeros((1, 256, 1, 1), np.float32)})
     for n, points in ((1, 1), (1, 3), (5, 2), (7, 1)):
         feed = {"point_coords": np.ones((n, points, 2), np.float32), "point_labels": np.ones((n, points), np.float32)}

@@ -16,7 +16,7 @@ from samx.errors import CheckpointError, MissingExtraError, UnavailableError, Us
 from samx.exporters.encoder import demo_images
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.fast.decoder import FastDecoder
-from samx.models.spec import EMPTY_SLOT, Family
+from samx.models.spec import PADDED_POINT, Family
 from samx.runtimes.torch import TorchRuntime, reference_session
 from samx.validators.bounds import BOUNDS
 from samx.validators.cases import default_frames, parity_cases
@@ -108,12 +108,12 @@ def test_the_form_follows_points_type_and_masks(options: dict[str, Any], form: s
     assert samx.load(**options).form == form
 
 
-def test_empty_slots_are_as_good_as_absent() -> None:
-    decoder = samx.load(slots=True)
+def test_padded_points_are_as_good_as_absent() -> None:
+    decoder = samx.load(padded_points=True)
     image = {tensor.name: torch.randn(tensor.shape) for tensor in decoder.spec.image_inputs}  # type: ignore[arg-type]
     state = decoder.image_state(**image)
     coords, labels = torch.tensor([[[300.0, 400.0], [0.0, 0.0]]]), torch.tensor([[1.0, -1.0]])
-    padded = torch.nn.functional.pad(coords, (0, 0, 0, 3)), torch.nn.functional.pad(labels, (0, 3), value=EMPTY_SLOT)
+    padded = torch.nn.functional.pad(coords, (0, 0, 0, 3)), torch.nn.functional.pad(labels, (0, 3), value=PADDED_POINT)
     for wanted, found in zip(decoder.decode(state, coords, labels), decoder.decode(state, *padded), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 

@@ -10,7 +10,7 @@ from toys import image_tensors, prompt_tensors, toy_decoder
 from samx.errors import UsageError
 from samx.models.fast.decoder import FastDecoder
 from samx.models.fast.precision import GROUPS, ISLANDS, STREAM, groups_of, set_precision
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 
 SMALL = 128
 SPECS = {
@@ -105,39 +105,39 @@ def test_an_unknown_island_is_refused() -> None:
 @pytest.mark.parametrize("form", ["low_rank", "absorbed", "direct"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["f64", "f32"])
 @pytest.mark.parametrize("family", ["sam1", "sam2"])
-def test_empty_slots_change_nothing(family: str, dtype: torch.dtype, bound: float, form: str) -> None:
+def test_padded_points_change_nothing(family: str, dtype: torch.dtype, bound: float, form: str) -> None:
     spec = SPECS[family]
-    decoder = FastDecoder(toy_decoder(spec).to(dtype), form, slots=True)  # type: ignore[arg-type]
+    decoder = FastDecoder(toy_decoder(spec).to(dtype), form, padded_points=True)  # type: ignore[arg-type]
     given = {**image_tensors(spec, dtype), **prompt_tensors(spec, 3, [1, 0, -1], dtype)}
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 5), value=77.0),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=PADDED_POINT),
     }
     want, found = decoder(**given)["low_res_masks"], decoder(**padded)["low_res_masks"]
     assert float((want - found).abs().max() / want.abs().max()) < bound
 
 
-def test_without_slots_an_empty_label_would_be_seen() -> None:
+def test_without_padded_points_an_empty_label_would_be_seen() -> None:
     spec = SPECS["sam1"]
-    decoder = FastDecoder(toy_decoder(spec), slots=False)
+    decoder = FastDecoder(toy_decoder(spec), padded_points=False)
     given = feed(spec)
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 1)),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 1), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 1), value=PADDED_POINT),
     }
     assert (decoder(**given)["low_res_masks"] - decoder(**padded)["low_res_masks"]).abs().max() > 1e-3
 
 
-def test_empty_slots_change_nothing_in_half_either() -> None:
+def test_padded_points_change_nothing_in_half_either() -> None:
     spec = SPECS["sam1"]
-    decoder = set_precision(FastDecoder(toy_decoder(spec), slots=True))
+    decoder = set_precision(FastDecoder(toy_decoder(spec), padded_points=True))
     given = feed(spec)
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 5)),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=PADDED_POINT),
     }
     want, found = decoder(**given)["low_res_masks"], decoder(**padded)["low_res_masks"]
     assert float((want - found).abs().max() / want.abs().max()) < 2e-3  # sums in another order, in eleven bits

@@ -18,7 +18,7 @@ from samx.formats.tensorrt.loading import Loaded
 from samx.formats.tensorrt.messages import Message
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.session import Feed
-from samx.runtimes.base import Slots
+from samx.runtimes.base import PaddedShape
 from samx.runtimes.tensorrt.context import open_context
 from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime
 
@@ -181,7 +181,7 @@ def fake_module() -> ModuleType:
 
 def fake_runtime(
     plan: BuildPlan, device: FakeDevice, chunk: int | None = None, cuda_graph: bool = False,
-    engine: FakeEngine | None = None, slots: Slots | None = None,
+    engine: FakeEngine | None = None, padded: PaddedShape | None = None,
 ) -> tuple[TensorRTRuntime, FakeEngine]:  # fmt: skip
     """Open the toy engine on a fake device."""
     messages: list[Message] = []
@@ -191,7 +191,7 @@ def fake_runtime(
         engine.context.messages = messages
     context = open_context(engine, opened, device.gpu, ENGINE_SHA256, cuda_graph)
     parts = Parts(plan, opened, Loaded(None, engine), context, device)
-    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, slots), engine
+    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, padded), engine
 
 
 def image(seed: int = 0) -> Feed:

@@ -1,4 +1,4 @@
-"""The MIL evaluator as a runtime: functions by points, empty slots, placement, and what it refuses."""
+"""The MIL evaluator as a runtime: functions by points, padded points, placement, and what it refuses."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from samx.formats.coreml.package import DECODER, package_from_directory, unpacke
 from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
-from samx.runtimes.base import Slots
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec
+from samx.runtimes.base import PaddedShape
 from samx.runtimes.coreml.packages import open_packages
 from samx.runtimes.mil import checks
 from samx.runtimes.mil import runtime as mil
@@ -95,12 +95,12 @@ def test_it_computes_what_the_reference_computes(session: mil.MilRuntime, labels
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_an_empty_slot_changes_no_bit(sealed: Artifact) -> None:
+def test_a_padded_point_changes_no_bit(sealed: Artifact) -> None:
     several, alone = mil.open_artifact(sealed), mil.open_artifact(sealed)
     feed = prompts(1, [1])
     empty = {
         "point_coords": np.pad(feed["point_coords"], ((0, 0), (0, 1), (0, 0)), constant_values=31.0),
-        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=EMPTY_SLOT),
+        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=PADDED_POINT),
     }
     for session in (several, alone):
         session.set_image(IMAGE)
@@ -139,24 +139,24 @@ class TestPlacement:
         session.decode(prompts(2, [1]))
 
 
-class TestSlots:
-    def filled(self, slots: Slots, n: int, labels: list[int]) -> Feed:
-        return slots.filled(dict(prompts(n, labels)))
+class TestPaddedShape:
+    def filled(self, padded: PaddedShape, n: int, labels: list[int]) -> Feed:
+        return padded.filled(dict(prompts(n, labels)))
 
-    @pytest.mark.parametrize(("points", "slots"), [(1, 1), (2, 4), (4, 4), (5, 8)])
-    def test_points_are_filled_to_the_next_size_there_is(self, points: int, slots: int) -> None:
-        feed = self.filled(Slots(ShapeRange(1, 2, 8), ShapeRange(1, 1, 1), (1, 4, 8)), 1, [1] * points)
-        assert feed["point_coords"].shape == (1, slots, 2)
-        assert feed["point_labels"].tolist() == [[1] * points + [EMPTY_SLOT] * (slots - points)]
+    @pytest.mark.parametrize(("points", "num_points"), [(1, 1), (2, 4), (4, 4), (5, 8)])
+    def test_points_are_filled_to_the_next_size_there_is(self, points: int, num_points: int) -> None:
+        feed = self.filled(PaddedShape(ShapeRange(1, 2, 8), ShapeRange(1, 1, 1), (1, 4, 8)), 1, [1] * points)
+        assert feed["point_coords"].shape == (1, num_points, 2)
+        assert feed["point_labels"].tolist() == [[1] * points + [PADDED_POINT] * (num_points - points)]
 
     def test_prompts_are_filled_by_repeating_the_last(self) -> None:
-        feed = self.filled(Slots(ShapeRange(1, 2, 8), ShapeRange(3, 3, 3), (1, 4, 8)), 2, [1])
+        feed = self.filled(PaddedShape(ShapeRange(1, 2, 8), ShapeRange(3, 3, 3), (1, 4, 8)), 2, [1])
         assert feed["point_coords"][1:, 0].tolist() == [feed["point_coords"][1, 0].tolist()] * 2
 
-    @pytest.mark.parametrize(("points", "slots"), [(1, 2), (3, 3)])
-    def test_without_sizes_every_number_in_the_span_is_one(self, points: int, slots: int) -> None:
-        feed = self.filled(Slots(ShapeRange(2, 2, 8), ShapeRange(1, 1, 1)), 1, [1] * points)
-        assert feed["point_labels"].shape == (1, slots)
+    @pytest.mark.parametrize(("points", "num_points"), [(1, 2), (3, 3)])
+    def test_without_sizes_every_number_in_the_span_is_one(self, points: int, num_points: int) -> None:
+        feed = self.filled(PaddedShape(ShapeRange(2, 2, 8), ShapeRange(1, 1, 1)), 1, [1] * points)
+        assert feed["point_labels"].shape == (1, num_points)
 
 
 def test_a_call_gets_fixed_shapes_and_the_threads_asked_for(sealed: Artifact) -> None:

@@ -14,7 +14,7 @@ from fake_gpu import FakeCache, FakeDevice, FakeEngine, fake_runtime, image, pro
 from samx.errors import PromptError, SamxError, UnavailableError
 from samx.models.session import Feed, Outputs
 from samx.models.shape_range import ShapeRange
-from samx.runtimes.base import Slots
+from samx.runtimes.base import PaddedShape
 from samx.runtimes.tensorrt.cuda import Buffers
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -51,8 +51,8 @@ def test_more_prompts_than_the_engine_takes_are_cut_and_put_back_together() -> N
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9])
 def test_fewer_prompts_than_a_fixed_engine_takes_are_filled_up(n: int) -> None:
-    eight, slots = ShapeRange(8, 8, 8), Slots(POINTS, ShapeRange(8, 8, 8))
-    runtime, engine = fake_runtime(toy_plan(prompts=eight), FakeDevice(), slots=slots)
+    eight, padded = ShapeRange(8, 8, 8), PaddedShape(POINTS, ShapeRange(8, 8, 8))
+    runtime, engine = fake_runtime(toy_plan(prompts=eight), FakeDevice(), padded=padded)
     runtime.set_image(image())
     feed = prompts(n)
     check(runtime.decode(feed), image(), feed)
@@ -60,7 +60,7 @@ def test_fewer_prompts_than_a_fixed_engine_takes_are_filled_up(n: int) -> None:
     assert engine.context.shapes["point_labels"] == (8, 2)
 
 
-def test_a_fixed_engine_without_slots_says_its_limits() -> None:
+def test_a_fixed_engine_without_padded_points_says_its_limits() -> None:
     runtime, _ = fake_runtime(toy_plan(prompts=ShapeRange(8, 8, 8)), FakeDevice())
     runtime.set_image(image())
     with pytest.raises(PromptError, match=r"that many prompts a call.*: found 7, expected 8 to 8"):

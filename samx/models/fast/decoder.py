@@ -40,20 +40,20 @@ class FastDecoder(nn.Module):
     """Compute exactly what the reference computes, rearranged for inference.
 
     With `cached`, what depends on the image alone is computed once for all prompts. A mask prompt changes the image's
-    tokens prompt by prompt, so a decoder that takes masks cannot cache them. With `slots`, points that are labelled
-    EMPTY_SLOT are as good as absent.
+    tokens prompt by prompt, so a decoder that takes masks cannot cache them. With `padded_points`, points labelled
+    PADDED_POINT are as good as absent.
     """
 
     learned_tokens: Tensor
 
     def __init__(
         self, reference: ReferenceDecoder, form: Form = "absorbed", *,
-        fused: bool = False, cached: bool = True, slots: bool = False, independent: bool = True,
+        fused: bool = False, cached: bool = True, padded_points: bool = False, independent: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
         spec, source = reference.spec, reference.mask_decoder
-        self.spec, self.form, self.slots = spec, form, slots
+        self.spec, self.form, self.padded_points = spec, form, padded_points
         self.stream: torch.dtype | None = None  # of what flows between the operations; None: as it comes
         self.cached = cached and not spec.mask_input
         self.points = PointEmbedding(reference.prompt_encoder)
@@ -76,7 +76,7 @@ class FastDecoder(nn.Module):
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")
             return LowRankTransformer(reference, read, fused=fused, independent=independent)
-        return CellTransformer(reference, form, read, fused=fused, cached=self.cached, tabled=not self.slots)
+        return CellTransformer(reference, form, read, fused=fused, cached=self.cached, tabled=not self.padded_points)
 
     def image_state(
         self,
@@ -106,7 +106,7 @@ class FastDecoder(nn.Module):
         """Do the prompts' work. Shapes: image_state(), DecoderSpec.prompt_inputs -> DecoderSpec.outputs in order."""
         prompt = self.points(point_coords, point_labels)
         learned = self.learned_tokens.expand(prompt.shape[0], -1, -1)
-        empty = self._inward(self.points.empty(point_labels, learned.shape[1])) if self.slots else None
+        empty = self._inward(self.points.empty(point_labels, learned.shape[1])) if self.padded_points else None
         dense = None if self.masks is None else self.masks(mask_input, has_mask_input)
         tokens, grow = self.transformer(torch.cat([learned, prompt], dim=1), empty, dense, state)
         outputs = self._heads(tokens, grow, state)

@@ -1,6 +1,6 @@
 """The decoder cut as the public Core ML SAM 2.1 apps expect it: a prompt encoder, and a mask decoder behind it.
 
-Between the two, an embedding that is zero throughout stands for an empty slot: no real token is.
+Between the two, an embedding that is zero throughout stands for a padded point: no real token is.
 """
 
 from __future__ import annotations

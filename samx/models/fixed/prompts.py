@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from samx.models.fast.prompts import NEVER
 from samx.models.fixed.layers import ChannelNorm
 from samx.models.reference import POINT_LABELS, LayerNorm2d, PromptEncoder
-from samx.models.spec import EMPTY_SLOT, LABELS
+from samx.models.spec import LABELS, PADDED_POINT
 
 
 class PointPosition(nn.Module):
@@ -47,7 +47,7 @@ class PointTokens(nn.Module):
         self.register_buffer("codes", torch.tensor(codes).reshape(1, -1, 1, 1).to(rows))
 
     def forward(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """Shapes: (N, P, 2) px, (N, P) -> (N, C, 1, P). Empty slots are zero."""
+        """Shapes: (N, P, 2) px, (N, P) -> (N, C, 1, P). Padded points are zero."""
         labels = labels.unsqueeze(1).unsqueeze(1)  # (N, 1, 1, P)
         chosen = (labels == self.codes.to(labels.dtype)).to(self.table.dtype)  # (N, 5, 1, P)
         is_point = (labels >= LABELS["background"]).to(self.table.dtype)
@@ -56,8 +56,8 @@ class PointTokens(nn.Module):
 
 
 def empty_points(labels: Tensor) -> Tensor:
-    """Say what keeps empty slots out of attention: added to scores. Shapes: (N, P) -> (N, 1, 1, P)."""
-    return (labels == EMPTY_SLOT).to(labels.dtype).unsqueeze(1).unsqueeze(1) * NEVER
+    """Say what keeps padded points out of attention: added to scores. Shapes: (N, P) -> (N, 1, 1, P)."""
+    return (labels == PADDED_POINT).to(labels.dtype).unsqueeze(1).unsqueeze(1) * NEVER
 
 
 class MaskTerm(nn.Module):

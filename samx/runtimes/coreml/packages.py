@@ -12,7 +12,7 @@ from samx.formats.coreml.contract import Contract, contract_of
 from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.package import PackageFiles, read_package
 from samx.formats.coreml.program import Program, load_program
-from samx.runtimes.base import Slots
+from samx.runtimes.base import PaddedShape
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class OpenedPackages:
 
     contract: Contract
     functions: Functions
-    slots: Slots
+    padded: PaddedShape
     files: Mapping[str, PackageFiles]
     programs: Mapping[str, Program]
 
@@ -38,18 +38,18 @@ def open_packages(artifact: Artifact) -> OpenedPackages:
     missing, altered, or no decoder of the artifact's spec.
     """
     options, where, spec = artifact.manifest.options, str(artifact.path), artifact.manifest.spec
-    contract, functions, slots = contract_of(options, where), Functions.of(options, where), _slots(options, where)
+    contract, functions, padded = contract_of(options, where), Functions.of(options, where), _padded(options, where)
     files = {border.folder: read_package(artifact, border.folder) for border in contract.borders(spec)}
     programs = {folder: load_program(package, f"{where}/{folder}") for folder, package in files.items()}
-    contract.check(programs, functions, spec, slots.prompts.max)
-    return OpenedPackages(contract, functions, replace(slots, sizes=functions.sizes), files, programs)
+    contract.check(programs, functions, spec, padded.prompts.max)
+    return OpenedPackages(contract, functions, replace(padded, sizes=functions.sizes), files, programs)
 
 
-def _slots(options: Mapping[str, Any], where: str) -> Slots:
-    slots = Slots.of(options, where)
-    if slots is None or slots.prompts.min != slots.prompts.max:
+def _padded(options: Mapping[str, Any], where: str) -> PaddedShape:
+    padded = PaddedShape.of(options, where)
+    if padded is None or padded.prompts.min != padded.prompts.max:
         raise ArtifactError(
             f"{where} has no fixed number of prompts", found=str(options.get("prompts"))[:80],
-            expected="slots, and one number of prompts", fix="Export it again.",
+            expected="padded points, and one number of prompts", fix="Export it again.",
         )  # fmt: skip
-    return slots
+    return padded

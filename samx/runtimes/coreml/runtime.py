@@ -89,7 +89,7 @@ class CoreMLRuntime(Runtime):
         self, spec: DecoderSpec, opened: OpenedPackages, predictors: Mapping[str, Predictor], device: str,
         machine: Mapping[str, str], chunk: int = DEFAULT_CHUNK,
     ) -> None:  # fmt: skip
-        super().__init__(spec, chunk, opened.slots)
+        super().__init__(spec, chunk, opened.padded)
         self._opened, self._predictors = opened, predictors
         self._device, self._machine = device, machine
         self._image: Arrays = {}

@@ -57,7 +57,7 @@ class MilRuntime(Runtime):
         self, spec: DecoderSpec, opened: OpenedPackages, versions: Mapping[str, str], chunk: int = DEFAULT_CHUNK,
         threads: int | None = None, packages: Packages | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(spec, chunk, opened.slots)
+        super().__init__(spec, chunk, opened.padded)
         self._opened, self._versions, self._threads = opened, versions, threads
         self._packages = packages or Packages(opened.programs)
         self._image: Arrays = {}

@@ -20,7 +20,7 @@ from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
 from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
-from samx.runtimes.base import CopiesOnly, Runtime, Slots
+from samx.runtimes.base import CopiesOnly, PaddedShape, Runtime
 from samx.runtimes.tensorrt.context import Context, open_context
 from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, Device, cuda_runtime
 
@@ -56,8 +56,8 @@ def open_artifact(
     check_engine(loaded.engine, opened, plan, where)
     context = open_context(loaded.engine, opened, gpu, sha256, cuda_graph)
     parts = Parts(plan, opened, loaded, context, memory)
-    slots = Slots.of(artifact.manifest.options, where)
-    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, slots)
+    padded = PaddedShape.of(artifact.manifest.options, where)
+    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, padded)
 
 
 def devices() -> list[str]:
@@ -109,10 +109,10 @@ class TensorRTRuntime(CopiesOnly, Runtime):
 
     def __init__(
         self, spec: DecoderSpec, parts: Parts, chunk: int | None = None, cuda_graph: bool = False,
-        slots: Slots | None = None,
+        padded: PaddedShape | None = None,
     ) -> None:  # fmt: skip
         most = parts.plan.prompts.max
-        super().__init__(spec, most if chunk is None else min(chunk, most), slots)
+        super().__init__(spec, most if chunk is None else min(chunk, most), padded)
         self._parts, self._device = parts, parts.device
         self._context: trt.IExecutionContext = parts.context.execution
         self._buffers = Buffers(parts.device)

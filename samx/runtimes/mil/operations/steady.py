@@ -1,7 +1,7 @@
-"""The same sums in the same order, whatever the number of slots.
+"""The same sums in the same order, whatever the number of padded points.
 
 Libraries choose the order of a sum by the shapes. So short axes are filled up here before anything is summed: a
-function whose further slots are empty then adds the same numbers in the same order as one without them, and the two can
+function with more padded points then adds the same numbers in the same order as one without them, and the two can
 be compared to the bit.
 """
 
