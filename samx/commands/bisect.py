@@ -88,7 +88,7 @@ def bisect(
     for library in ("torch", "safetensors"):
         require(library, "export", "bisection")
     from samx.models.checkpoint import load_checkpoint
-    from samx.models.fast.precision import ISLANDS
+    from samx.models.fast.precision import KEEP_FP32
 
     path = checkpoint or demo_checkpoint(family)
     loaded = load_checkpoint(path)
@@ -104,8 +104,8 @@ def bisect(
     for i, group in enumerate(asked):
         progress(f"{group} ({i + 1} of {len(asked)})")
         others = [name for name in groups if name != group]
-        rows.append(Row(group, alone=error(others), spared=error({*ISLANDS, group})))
-    return Bisection(loaded.name, tuple(sorted(ISLANDS)), error(()), error(ISLANDS), tuple(rows))
+        rows.append(Row(group, alone=error(others), spared=error({*KEEP_FP32, group})))
+    return Bisection(loaded.name, tuple(sorted(KEEP_FP32)), error(()), error(KEEP_FP32), tuple(rows))
 
 
 def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:

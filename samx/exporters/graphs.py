@@ -14,7 +14,7 @@ from samx.exporters.options import ExportJob, ExportOptions
 from samx.models.checkpoint import build_reference
 from samx.models.fast.decoder import CACHE_FROM_PROMPTS, FastDecoder, choose_form
 from samx.models.fast.low_rank import LowRankTransformer
-from samx.models.fast.precision import ISLANDS, set_precision
+from samx.models.fast.precision import KEEP_FP32, set_precision
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import TensorSpec
 
@@ -81,7 +81,7 @@ def fast_decoder(
 ) -> FastDecoder:
     """Make the form that suits the job's sizes, in its precision; with `low_rank` that form may be chosen.
 
-    Raises: UsageError for islands that are none.
+    Raises: UsageError for groups that no decoder has.
     """
     options = job.options
     if options.islands and options.precision != "fp16":
@@ -94,7 +94,7 @@ def fast_decoder(
     decoder = FastDecoder(
         reference, form, fused=fused, cached=cached, padded_points=padded_points, independent=independent
     )
-    return set_precision(decoder, ISLANDS | set(options.islands)) if options.precision == "fp16" else decoder
+    return set_precision(decoder, KEEP_FP32 | set(options.islands)) if options.precision == "fp16" else decoder
 
 
 def facts(decoder: FastDecoder, options: ExportOptions) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def facts(decoder: FastDecoder, options: ExportOptions) -> dict[str, Any]:
     }
     if isinstance(decoder.transformer, LowRankTransformer):
         form["independent"] = decoder.transformer.independent
-    return form if decoder.stream is None else {**form, "islands": sorted(ISLANDS | set(options.islands))}
+    return form if decoder.stream is None else {**form, "islands": sorted(KEEP_FP32 | set(options.islands))}
 
 
 def graphs(decoder: FastDecoder, split: bool) -> list[Graph]:
