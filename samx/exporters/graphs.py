@@ -104,7 +104,7 @@ def facts(decoder: FastDecoder, options: ExportOptions) -> dict[str, Any]:
     tokens = spec.output_tokens + options.points.opt
     columns = f"{spec.heads} heads x {tokens} tokens = {spec.heads * tokens} columns"
     kept = "kept between prompts" if decoder.cached else "computed anew in every call"
-    widths = f"projections of {spec.cross_attention_width} and cells of {spec.width} channels"
+    widths = f"projections of {spec.cross_attention_width} and image tokens of {spec.width} channels"
     reason = f"{columns} against {widths}; the image's part is {kept}"
     form: dict[str, Any] = {
         "form": decoder.form,

@@ -25,7 +25,7 @@ JUDGED_EVERY = 2  # of the prompts that calibrate; others, held out, judge the r
 
 
 def quantise(job: QuantisationJob) -> Quantised:
-    """Quantise for the Neural Engine: integer convolutions where image cells go through, 8-bit weights elsewhere.
+    """Quantise for the Neural Engine: integer convolutions where image tokens go through, 8-bit weights elsewhere.
 
     Raises: UsageError for groups to exclude that there are not; InputError for calibration that is of no use; as
     search().

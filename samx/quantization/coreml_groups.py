@@ -21,7 +21,7 @@ CONVOLUTION = "conv"
 LAYER = r"decoder_transformer_layers_{}_"
 IMAGE_SIDE = r"(token_to_image_(key|value)|image_to_token_(query|out))"
 
-# Thousands of image cells go through these; a few tokens go through the others.
+# Thousands of image tokens go through these; a few tokens go through the others.
 INTEGER: Mapping[str, str] = {
     "image projections, layer 0": LAYER.format(0) + IMAGE_SIDE,
     "image projections, layer 1": LAYER.format(1) + IMAGE_SIDE,

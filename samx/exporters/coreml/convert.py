@@ -31,7 +31,7 @@ DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
     "int32": (torch.int32, np.int32),
 }
 MULTIFUNCTION_IOS = 18
-# The cells' positions are products of small tables; folded they would be 2 MiB a package.
+# The image tokens' positions are products of small tables; folded they would be 2 MiB a package.
 LARGEST_FOLDED = "10000"
 # Its batch norms mix float32 statistics with float16 tensors, which Core ML's own check refuses (coremltools 9.0).
 BROKEN_PASS = "common::fuse_elementwise_to_batchnorm"

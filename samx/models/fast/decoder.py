@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samx.errors import UsageError
-from samx.models.fast.cells import CellTransformer
+from samx.models.fast.image_tokens import ImageTokenTransformer
 from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.prompts import MaskEmbedding, PointEmbedding
 from samx.models.fast.select import TokenChoice, token_choice
@@ -70,13 +70,15 @@ class FastDecoder(nn.Module):
 
     def _transformer(
         self, reference: ReferenceDecoder, form: Form, fused: bool, independent: bool
-    ) -> CellTransformer | LowRankTransformer:
+    ) -> ImageTokenTransformer | LowRankTransformer:
         read = slice(self.choice.first, self.choice.last)
         if form == "low_rank":
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")
             return LowRankTransformer(reference, read, fused=fused, independent=independent)
-        return CellTransformer(reference, form, read, fused=fused, cached=self.cached, tabled=not self.padded_points)
+        return ImageTokenTransformer(
+            reference, form, read, fused=fused, cached=self.cached, tabled=not self.padded_points
+        )
 
     def image_state(
         self,
@@ -88,8 +90,8 @@ class FastDecoder(nn.Module):
 
         The skips are MaskHead.skips(); for the others see the transformers.
         """
-        cells = self._inward(image_embeddings).flatten(2)  # (1, C, L)
-        state = self.transformer.image_state(cells)
+        image_tokens = self._inward(image_embeddings).flatten(2)  # (1, C, L)
+        state = self.transformer.image_state(image_tokens)
         if high_res_features_0 is None or high_res_features_1 is None:
             return state
         skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))

@@ -64,8 +64,8 @@ class AppleMaskDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Shapes: (1, C, G, G), (1, T, C), (1, C, G, G), (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> DecoderSpec.outputs."""
         image = image_embedding + dense_embedding
-        cells = image.reshape(1, image.shape[1], 1, -1)  # (1, C, 1, L)
+        image_tokens = image.reshape(1, image.shape[1], 1, -1)  # (1, C, 1, L)
         points = sparse_embedding.transpose(1, 2).unsqueeze(2)  # (1, C, 1, T)
         empty = (points.abs().amax(1, keepdim=True) == 0).to(points.dtype) * self.never  # (1, 1, 1, T)
-        outputs: tuple[Tensor, ...] = self.decoder(cells, points, empty, (feats_s0, feats_s1))
+        outputs: tuple[Tensor, ...] = self.decoder(image_tokens, points, empty, (feats_s0, feats_s1))
         return outputs

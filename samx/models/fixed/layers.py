@@ -103,7 +103,7 @@ class HeadedAttention(nn.Module):
 
 
 class FromTokens(HeadedAttention):
-    """Let tokens attend to tokens or to cells."""
+    """Let tokens attend to tokens or to image tokens."""
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None = None) -> Tensor:
         """Shapes: (N, C, 1, T), (N, C, 1, S) x 2 [, (N, 1, 1, S) for the scores] -> (N, C, 1, T)."""
@@ -113,8 +113,8 @@ class FromTokens(HeadedAttention):
         return self.join(v @ weights.transpose(-1, -2))
 
 
-class FromCells(HeadedAttention):
-    """Let cells attend to tokens; the cells stay on the last axis all along."""
+class FromImage(HeadedAttention):
+    """Let image tokens attend to tokens; the image tokens stay on the last axis all along."""
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, empty: Tensor) -> Tensor:
         """Shapes: (N, C, 1, L), (N, C, 1, T) x 2, (N, 1, T, 1) for the scores -> (N, C, 1, L)."""

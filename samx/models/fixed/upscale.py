@@ -1,4 +1,4 @@
-"""Image cells to mask logits: sub-pixels lie beside each other until the last step moves finished mask pixels.
+"""Image tokens to mask logits: sub-pixels lie beside each other until the last step moves finished mask pixels.
 
 A 2x2 transposed convolution with stride 2 is a 1x1 convolution with four times the channels. Its sub-pixels go on the
 third axis, so that norm, GELU and the next convolution see them as positions; a skip feature arrives there by undoing
@@ -31,7 +31,7 @@ def grow(source: nn.ConvTranspose2d) -> nn.Conv2d:
 
 
 class MaskPlanes(nn.Module):
-    """Grow the cells twice and weigh the channels into masks."""
+    """Grow the image tokens twice and weigh the channels into masks."""
 
     def __init__(self, source: MaskDecoder) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class MaskPlanes(nn.Module):
         self.first, self.second = grow(cast(nn.ConvTranspose2d, first)), grow(cast(nn.ConvTranspose2d, second))
         self.norm = ChannelNorm(norm.weight, norm.bias, norm.eps)
 
-    def pixels(self, cells: Tensor, skips: tuple[Tensor, Tensor] | None) -> Tensor:
+    def pixels(self, image_tokens: Tensor, skips: tuple[Tensor, Tensor] | None) -> Tensor:
         """Shapes: (N, C, 1, L) [, (1, C/8, 4G, 4G), (1, C/4, 2G, 2G)] -> (N, C/8, 16, L), last sub-pixel outermost."""
-        n, length = cells.shape[0], cells.shape[-1]
-        x = self.first(cells).reshape(n, -1, SUBPIXELS, length)  # (N, C/4, 4, L)
+        n, length = image_tokens.shape[0], image_tokens.shape[-1]
+        x = self.first(image_tokens).reshape(n, -1, SUBPIXELS, length)  # (N, C/4, 4, L)
         if skips is not None:
             x = x + F.pixel_unshuffle(skips[1], 2).reshape(1, -1, SUBPIXELS, length)
         x = self.second(F.gelu(self.norm(x))).reshape(n, -1, SUBPIXELS * SUBPIXELS, length)  # (N, C/8, 16, L)
