@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.processing.frames", "samx.artifacts", "samx.models"),
     ("samx.models.session",),
     ("samx.models.spec", "samx.extras", "samx.progress", "samx.models.shape_range", "samx.demo.__init__"),
+    ("samx.models.families",),
     ("samx.errors",),
     ("samx.processing",),
     ("samx",),

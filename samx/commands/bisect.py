@@ -11,7 +11,6 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError
 from samx.extras import require
 from samx.models.session import Session
-from samx.models.spec import Family
 from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
 from samx.validators.report import ParityReport
@@ -77,7 +76,7 @@ class Bisection:
 
 def bisect(
     checkpoint: Path | None = None,
-    family: Family = "sam1",
+    family: str = "sam1",
     progress: Progress = lambda _: None,
     only: Collection[str] | None = None,
 ) -> Bisection:

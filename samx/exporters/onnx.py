@@ -104,7 +104,7 @@ def _finish(model: onnx.ModelProto, graph: Graph, spec: DecoderSpec, options: Ex
 
 def metadata(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
     """Say inside the model what a client needs to use it: spec, preprocessing, labels, thresholds."""
-    keeps_aspect = spec.family == "sam1"
+    rules = spec.rules
     return {
         "role": role,
         "spec": spec.to_json(),
@@ -113,11 +113,12 @@ def metadata(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
         "labels": dict(LABELS),
         "preprocessing": {
             "image_size_px": spec.image_size,
-            "resize": "longest side, then zeros right and below" if keeps_aspect else "both sides",
-            "point_offset_px": "0.5 is added inside the graph",
-            "box": "two points with labels 2 and 3, " + ("after the points" if keeps_aspect else "before the points"),
+            "resize": "longest side, then zeros right and below" if rules.keeps_aspect else "both sides",
+            "point_offset_px": f"{rules.point_offset_px} is added inside the graph",
+            "box": "two points with labels 2 and 3, "
+            + ("before the points" if rules.box_first else "after the points"),
             "padding": "one point (0, 0) with label -1 after the points"
-            + ("; none beside a box" if keeps_aspect else " or the box"),
+            + (" or the box" if rules.pads_boxes else "; none beside a box"),
         },
         "thresholds": {
             "mask": spec.mask_threshold,

@@ -8,13 +8,14 @@ from math import isfinite
 from typing import Any, Literal, get_args
 
 from samx.errors import ArtifactError
+from samx.models.families import find, known
+from samx.models.families.base import Family
 
-Family = Literal["sam1", "sam2"]
 MaskChoice = Literal["multimask", "single", "all"]
 
 # Fixed by the upstream architectures, visible in no weight's shape.
-IMAGE_PATCH_PX = 16  # image pixels per cell of the embedding grid
-UPSCALING = 4  # low-resolution mask pixels per cell of the embedding grid
+IMAGE_PATCH_PX = 16  # image pixels per image token and side
+UPSCALING = 4  # low-resolution mask pixels per image token and side
 HIGH_RES_CHANNELS = (32, 64)  # of high_res_features_0 and _1: width / 8 and width / 4
 SCHEMA_VERSION = 1
 MOST = 8192  # of anything counted in a spec; the largest released number is the MLP's 2048
@@ -48,7 +49,7 @@ class DecoderSpec:
     Source: Meta's released SAM 1 and SAM 2/2.1 code and weights.
     """
 
-    family: Family = "sam1"
+    family: str = "sam1"
     image_size: int = 1024
     width: int = 256
     depth: int = 2
@@ -71,8 +72,13 @@ class DecoderSpec:
     mask_input: bool = False
 
     @property
+    def rules(self) -> Family:
+        """What the family's checkpoints, predictor and reference are like."""
+        return find(self.family)
+
+    @property
     def grid(self) -> int:
-        """Cells per side of the image embedding."""
+        """Image tokens per side of the image embedding."""
         return self.image_size // IMAGE_PATCH_PX
 
     @property
@@ -173,7 +179,7 @@ class DecoderSpec:
 
 def _check_field(name: str, value: object, default: object) -> None:
     """Refuse a value of another type, or one that no decoder has."""
-    choices = {"family": get_args(Family), "masks": get_args(MaskChoice)}.get(name)
+    choices = {"family": tuple(known()), "masks": get_args(MaskChoice)}.get(name)
     expected = " or ".join(choices) if choices else type(default).__name__
     fits = type(value) is type(default) and (choices is None or value in choices)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -190,18 +196,19 @@ def _check_field(name: str, value: object, default: object) -> None:
         )
 
 
+def family_spec(family: str, **changes: Any) -> DecoderSpec:
+    """Describe the released decoder of a family.
+
+    Raises: UsageError for a family that is not known.
+    """
+    return DecoderSpec(**{"family": family, **find(family).spec, **changes})
+
+
 def sam1_spec(**changes: Any) -> DecoderSpec:
     """Describe SAM 1's released decoder."""
-    return DecoderSpec(**{"family": "sam1", **changes})
+    return family_spec("sam1", **changes)
 
 
 def sam2_spec(**changes: Any) -> DecoderSpec:
     """Describe SAM 2.1's released decoder."""
-    sam2: dict[str, Any] = {
-        "family": "sam2",
-        "iou_sigmoid": True,
-        "high_res_features": True,
-        "object_score": True,
-        "stability_fallback": True,
-    }
-    return DecoderSpec(**{**sam2, **changes})
+    return family_spec("sam2", **changes)

@@ -49,10 +49,8 @@ def build(loaded: LoadedDecoder, image: Feed) -> BoxDecoder:
     Raises: UnavailableError without transformers.
     """
     transformers = require_peer("transformers")
-    if loaded.spec.family == "sam2":
-        model = transformers.Sam2Model(_sam2_config(transformers, loaded.spec))
-    else:
-        model = transformers.SamModel(_sam_config(transformers, loaded.spec))
+    name, config = MODELS[loaded.spec.family]
+    model = getattr(transformers, name)(config(transformers, loaded.spec))
     fill(model, loaded)
     return BoxDecoder(model.requires_grad_(False).eval(), image)
 
@@ -69,3 +67,6 @@ def _sam2_config(transformers: Any, spec: DecoderSpec) -> Any:
     return transformers.Sam2Config(
         vision_config=SAM2_VISION, prompt_encoder_config={"image_size": spec.image_size}, mask_decoder_config={}
     )
+
+
+MODELS = {"sam1": ("SamModel", _sam_config), "sam2": ("Sam2Model", _sam2_config)}

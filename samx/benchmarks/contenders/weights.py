@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from samx.errors import CheckpointError
 from samx.models.checkpoint import LoadedDecoder
-from samx.models.families.names import NOT_DECODED, POINT_TABLE_KEY, decoder_names
+from samx.models.families.base import TABLES
 
 POINT_LABELS = 4  # rows of the table that Hugging Face's SAM 2 keeps
 
@@ -20,8 +20,9 @@ def fill(model: nn.Module, loaded: LoadedDecoder) -> None:
     Raises: CheckpointError when the model has one that the checkpoint has not, or leaves one over.
     """
     state = model.state_dict()
-    names = decoder_names(state, "")
-    taken = {key: _weight(loaded, name) for key, name in names.items() if not name.startswith(NOT_DECODED)}
+    family = loaded.spec.rules
+    names = family.decoder_names(state, "")
+    taken = {key: _weight(loaded, name) for key, name in names.items() if not name.startswith(family.left_out)}
     missing = [key for key, weight in taken.items() if weight is None]
     left = set(loaded.weights) - set(_used(names.values()))
     if missing or left:
@@ -33,7 +34,7 @@ def fill(model: nn.Module, loaded: LoadedDecoder) -> None:
 
 
 def _weight(loaded: LoadedDecoder, name: str) -> Tensor | None:
-    if name != POINT_TABLE_KEY:
+    if name not in TABLES:
         return loaded.weights.get(name)
     return torch.cat([loaded.weights[row] for row in _rows()])
 
@@ -44,4 +45,4 @@ def _rows() -> list[str]:
 
 def _used(names: Iterable[str]) -> Iterator[str]:
     for name in names:
-        yield from _rows() if name == POINT_TABLE_KEY else [name]
+        yield from _rows() if name in TABLES else [name]

@@ -85,11 +85,8 @@ $fill    let prompt = ["points": MLMultiArray(coords), "labels": MLMultiArray(la
       .prediction(from: MLDictionaryFeatureProvider(dictionary: inputs))
 """,
 }
-PADDING = {
-    ("samx", "sam1"): "a prompt without a box ends with",
-    ("samx", "sam2"): "every prompt ends with",
-    ("apple", "sam2"): "the prompt encoder adds itself",
-}
+PADDING = {False: "a prompt without a box ends with", True: "every prompt ends with"}  # by whether a box is padded
+APPLE_PADDING = "the prompt encoder adds itself"
 
 
 def swift_source(
@@ -97,9 +94,10 @@ def swift_source(
 ) -> str:
     """Write the example for one export; `functions` gives each function's rows as the app counts them."""
     scalar, label = SCALARS[precision], "Int32" if contract == "apple" else "Float"
+    padding = APPLE_PADDING if contract == "apple" else PADDING[spec.rules.pads_boxes]
     words = {
         "about": f"{spec.family}, {precision}, contract {contract}; up to {max(functions.values())} rows a prompt.",
-        "size": spec.image_size, "padding": PADDING[contract, spec.family], "label": label, "scalar": scalar,
+        "size": spec.image_size, "padding": padding, "label": label, "scalar": scalar,
         "functions": ", ".join(f'({rows}, "{name}")' for name, rows in sorted(functions.items(), key=lambda f: f[1])),
         "masks": spec.masks_out, "side": spec.mask_size, "empty": PADDED_POINT,
         "scores": "scores" if contract == "apple" else "iou_predictions", "features": _words(features),

@@ -22,12 +22,12 @@ class PointPosition(nn.Module):
 
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
-        self.image_size = source.image_size
+        self.image_size, self.offset = source.image_size, source.offset
         self.register_buffer("matrix", source.pe_layer.get_buffer("positional_encoding_gaussian_matrix").clone())
 
     def forward(self, coords: Tensor) -> Tensor:
         """Shapes: (N, P, 2) px -> (N, P, C)."""
-        unit = 2 * ((coords + 0.5) / self.image_size) - 1
+        unit = 2 * ((coords + self.offset) / self.image_size) - 1
         angles = 2 * math.pi * (unit[..., :1] * self.matrix[0] + unit[..., 1:] * self.matrix[1])
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

@@ -21,13 +21,13 @@ class PointPosition(nn.Module):
 
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
-        self.image_size = source.image_size
+        self.image_size, self.offset = source.image_size, source.offset
         matrix = source.pe_layer.get_buffer("positional_encoding_gaussian_matrix")
         self.register_buffer("matrix", matrix.detach().t().unsqueeze(-1).unsqueeze(-1).clone())  # (C/2, 2, 1, 1)
 
     def forward(self, coords: Tensor) -> Tensor:
         """Shapes: (N, P, 2) px -> (N, C, 1, P)."""
-        unit = 2 * ((coords.transpose(1, 2).unsqueeze(2) + 0.5) / self.image_size) - 1  # (N, 2, 1, P)
+        unit = 2 * ((coords.transpose(1, 2).unsqueeze(2) + self.offset) / self.image_size) - 1  # (N, 2, 1, P)
         angles = 2 * math.pi * F.conv2d(unit, self.matrix)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
