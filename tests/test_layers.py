@@ -30,7 +30,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.commands",),
     ("samx.kits", "samx.benchmarks.report", "samx.quantization"),
     ("samx.benchmarks",),
-    ("samx.models.load",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
     ("samx.processing.overlay", "samx.registry"),
