@@ -49,7 +49,7 @@ CONFIG_FIELDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class LoadedDecoder:
-    """A decoder's weights, in float32 under Meta's SAM 1 names, and where they come from."""
+    """Bundle a decoder's weights, in float32 under Meta's SAM 1 names, and where they come from."""
 
     spec: DecoderSpec
     weights: dict[str, Tensor]
@@ -83,7 +83,7 @@ def load_checkpoint(path: Path, *, image_size: int | None = None) -> LoadedDecod
 
 
 def build_reference(loaded: LoadedDecoder) -> ReferenceDecoder:
-    """Put loaded weights into the reference form, ready to infer and not to train."""
+    """Return the reference form with the loaded weights, ready to infer and not to train."""
     decoder: ReferenceDecoder = loaded.spec.rules.reference_class()(loaded.spec)
     decoder.load_state_dict(loaded.weights)
     return decoder.eval().requires_grad_(False)
@@ -221,7 +221,7 @@ def _stated_image_size(source: WeightSource, family: Family) -> object:
         size = _section(source.config, section).get("image_size")
         if size is not None:
             return size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size
-    return family.spec["image_size"]
+    return family.spec.get("image_size", DecoderSpec.image_size)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

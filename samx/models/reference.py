@@ -327,21 +327,9 @@ class ReferenceDecoder(nn.Module):
         )
         return out
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
-        high_res_features_0: Tensor | None = None,
-        high_res_features_1: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Decode and keep the masks of the spec. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs."""
-        masks, iou, score = self.all_masks(
-            image_embeddings, point_coords, point_labels, mask_input, has_mask_input,
-            high_res_features_0, high_res_features_1,
-        )  # fmt: skip
+    def forward(self, *inputs: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """Decode, and keep the masks of the spec. Shapes: as all_masks() takes them -> DecoderSpec.outputs."""
+        masks, iou, score = self.all_masks(*inputs, **named)
         masks, iou = select_masks(self.spec, masks, iou)
         outputs = {"low_res_masks": masks, "iou_predictions": iou}
         return outputs if score is None else {**outputs, "object_score_logits": score}

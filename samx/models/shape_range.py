@@ -15,7 +15,7 @@ MOST = 999_999
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """Hold a range and the value in it that matters most."""
+    """Bound a size: the least, the usual and the most."""
 
     min: int
     opt: int
@@ -49,7 +49,7 @@ class ShapeRange:
             raise UsageError(f"{what} is no range to build for", found=repr(text), expected=EXPECTED) from cause
 
     def to_json(self) -> list[int]:
-        """Give the three numbers."""
+        """Return the three numbers."""
         return [self.min, self.opt, self.max]
 
     @classmethod

@@ -44,7 +44,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """Describe a mask decoder: its family, its sizes, and what an export of it takes and gives.
+    """Describe a mask decoder: its family, its sizes, and what an export of it takes and returns.
 
     Source: Meta's released SAM 1 and SAM 2/2.1 code and weights.
     """
@@ -73,32 +73,32 @@ class DecoderSpec:
 
     @property
     def rules(self) -> Family:
-        """What the family's checkpoints, predictor and reference are like."""
+        """Return the family: what its checkpoints, reference and predictor are like."""
         return find(self.family)
 
     @property
     def grid(self) -> int:
-        """Image tokens per side of the image embedding."""
+        """Return the number of image tokens per side of the embedding."""
         return self.image_size // IMAGE_PATCH_PX
 
     @property
     def mask_size(self) -> int:
-        """Pixels per side of the low-resolution masks."""
+        """Return the number of pixels per side of the low-resolution masks."""
         return UPSCALING * self.grid
 
     @property
     def masks_out(self) -> int:
-        """Masks per prompt that the export returns."""
+        """Return the number of masks per prompt that the export returns."""
         return {"multimask": self.mask_tokens - 1, "single": 1, "all": self.mask_tokens}[self.masks]
 
     @property
     def output_tokens(self) -> int:
-        """Learned tokens in front of the prompt's: [object score,] IoU, masks."""
+        """Count the learned tokens in front of the prompt's: [object score,] IoU, masks."""
         return 1 + self.mask_tokens + int(self.object_score)
 
     @property
     def image_inputs(self) -> tuple[TensorSpec, ...]:
-        """What the image encoder hands over, once per image."""
+        """List what the image encoder hands over, once per image."""
         grid, size = self.grid, self.mask_size
         inputs = (TensorSpec("image_embeddings", (1, self.width, grid, grid), "1", "image encoder output"),)
         if not self.high_res_features:
@@ -114,7 +114,7 @@ class DecoderSpec:
 
     @property
     def prompt_inputs(self) -> tuple[TensorSpec, ...]:
-        """What the user's clicks, boxes and masks become."""
+        """List what the user's clicks, boxes and masks become."""
         inputs = (
             TensorSpec("point_coords", ("prompts", "points", 2), "px", f"(x, y) in the {self.image_size} px frame"),
             TensorSpec("point_labels", ("prompts", "points"), "1", f"label codes {dict(LABELS)}"),
@@ -130,12 +130,12 @@ class DecoderSpec:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Every input, in the order of the exported graph."""
+        """List every input, in the order of the exported graph."""
         return self.image_inputs + self.prompt_inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Every output, in the order of the exported graph."""
+        """List every output, in the order of the exported graph."""
         masks, size = self.masks_out, self.mask_size
         outputs = (
             TensorSpec("low_res_masks", ("prompts", masks, size, size), "logit", "mask logits"),
@@ -147,7 +147,7 @@ class DecoderSpec:
         return (*outputs, score)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
     @classmethod

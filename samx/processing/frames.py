@@ -50,7 +50,7 @@ class Frame:
 
     @property
     def limits(self) -> str:
-        """Say in words which coordinates are in the picture; the right and lower border count."""
+        """Return in words which coordinates are in the picture; the right and lower border count."""
         return f"0 <= x <= {self.width_px} and 0 <= y <= {self.height_px}"
 
     def to_frame(self, xy: ArrayLike) -> FloatArray:

@@ -11,8 +11,7 @@ from toys import image_tensors, prompt_tensors, toy_decoder
 
 from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
 from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
-from samx.models.fixed.layers import ChannelNorm
-from samx.models.fixed.prompts import PointPosition
+from samx.models.fixed.layers import ChannelNorm, PointPosition
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 

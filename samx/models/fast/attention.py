@@ -24,7 +24,7 @@ from samx.models.reference import Attention
 
 
 class Linear(nn.Module):
-    """Hold a linear layer as the (in, out) matrix that MatMul takes."""
+    """Apply a linear layer as the (in, out) matrix that MatMul takes."""
 
     weight: Tensor
     bias: Tensor | None
@@ -45,7 +45,7 @@ def linear(layer: nn.Linear, scale: float = 1.0, offset: Tensor | None = None) -
 
 
 def biased(layer: nn.Linear, offset: Tensor | None) -> Tensor:
-    """Give a layer's bias, with what it makes of an offset. Shapes: (1, C) -> (m,)."""
+    """Return a layer's bias, with what it makes of an offset. Shapes: (1, C) -> (m,)."""
     bias = layer.bias.detach()
     return bias if offset is None else bias + layer.weight.detach() @ offset[0]
 
@@ -56,7 +56,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """Put heads back. Shapes: (N, h, T, d) -> (N, T, h*d)."""
+    """Join heads again. Shapes: (N, h, T, d) -> (N, T, h*d)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -75,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool, bias: Tensor | None = N
 
 
 def query_scale(source: Attention) -> float:
-    """Give 1/sqrt(d), folded into the smaller side of the product."""
+    """Return 1/sqrt(d), folded into the smaller side of the product."""
     return 1 / math.sqrt(source.q_proj.out_features // source.heads)
 
 

@@ -127,17 +127,8 @@ class FastDecoder(nn.Module):
             return masks, iou
         return masks, iou, self.object_score_head(tokens[:, 0])
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
-        high_res_features_0: Tensor | None = None,
-        high_res_features_1: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Decode in one go, with the reference's signature. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs."""
-        state = self.image_state(image_embeddings, high_res_features_0, high_res_features_1)
-        outputs = self.decode(state, point_coords, point_labels, mask_input, has_mask_input)
-        return dict(zip([t.name for t in self.spec.outputs], outputs, strict=True))
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Decode in one go. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs, by name."""
+        state = self.image_state(**{tensor.name: inputs.pop(tensor.name) for tensor in self.spec.image_inputs})
+        outputs = self.decode(state, **inputs)
+        return dict(zip([tensor.name for tensor in self.spec.outputs], outputs, strict=True))

@@ -29,7 +29,7 @@ def channel_mean(x: Tensor) -> Tensor:
 
 
 class Image(NamedTuple):
-    """Hold what a prompt has made of the image: scale * (table + factors^T rows).
+    """Name what a prompt has made of the image: scale * (table + factors^T rows).
 
     Multiplying the scale in is put off, because every product is cheaper to scale afterwards.
     Shapes: scale (N, 1, L); factors (N, R', L) after layer 0 and (N, 2R'+K, L) after layer 1, the last K constant;
@@ -88,7 +88,7 @@ def centre(weight: Tensor) -> Tensor:
 
 
 class CentredImage(nn.Module):
-    """Give the image part of layer 0's output, centred before and after the gain. Shapes: (1, C, L) -> (1, C, L)."""
+    """Return the image part of layer 0's output, centred before and after the gain. Shapes: (1, C, L) -> (1, C, L)."""
 
     offset: Tensor
     gain: Tensor

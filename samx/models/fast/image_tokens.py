@@ -65,7 +65,7 @@ class Layer(nn.Module):
 
 
 class TokenPart(nn.Module):
-    """What a two-way layer does to the tokens, around their attention to the image."""
+    """Do what a two-way layer does to the tokens, around their attention to the image."""
 
     def __init__(self, source: TwoWayAttentionBlock, fused: bool) -> None:
         super().__init__()

@@ -277,7 +277,7 @@ class GrowFactors(nn.Module):
         return {f"image_rows_{dy}": self.table[dy](last) for dy in SUBROWS}
 
     def forward(self, dy: int, state: Mapping[str, Tensor], spread: tuple[Tensor, Tensor], image: Image) -> Tensor:
-        """Give one sub-row. Shapes: spread values of both layers -> (N, 2*L, C/4 [+ 2])."""
+        """Return one sub-row. Shapes: spread values of both layers -> (N, 2*L, C/4 [+ 2])."""
         factors, rows = image.factors.transpose(1, 2), self.rows[dy](*spread)
         # Four axes, or else ONNX Runtime takes the transposition into the product, and loses more than it saves.
         of_rows = (factors.unsqueeze(1) @ rows.unsqueeze(1)).squeeze(1) if self.turned else factors @ rows

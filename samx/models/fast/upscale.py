@@ -32,7 +32,7 @@ EXTRA = 2  # channels in place of a scale
 AFTER_NORM = (1.0, 0.0)  # what the two channels are behind the norm
 # The high-resolution features of an image, by sub-row of the second upscaling and of the first.
 FINE, COARSE = (tuple(f"image_skips_{level}_{i}" for i in range(n)) for level, n in ((0, 4), (1, 2)))
-# Gives one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
+# Returns one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
 Grow = Callable[[int], Tensor]
 
 
@@ -56,7 +56,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class GrowRows(nn.Module):
-    """A 2x2 stride-2 transposed convolution as two matrices, one per sub-row.
+    """Apply a 2x2 stride-2 transposed convolution as two matrices, one per sub-row.
 
     The bias is left to the caller, or added in the same product, which ONNX names Gemm.
     """
@@ -132,7 +132,7 @@ class MaskHead(nn.Module):
         return dict(zip((*FINE, *COARSE), [*finest, *to_planes(coarse, levels=1)], strict=True))
 
     def interleave(self, planes: Sequence[Tensor]) -> Tensor:
-        """Put the sub-rows between each other. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
+        """Interleave the sub-rows. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
         rows = [plane.unflatten(2, (self.grid, -1)) for plane in planes]  # (N, M, G, 4G)
         return torch.stack(rows, dim=3).flatten(2, 3)
 
@@ -186,7 +186,7 @@ def epsilon_bias(bias: Tensor, channels: int, eps: float) -> Tensor:
 
 
 def widened_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    """Give the norm of channels and extra channels."""
+    """Return the norm of channels and extra channels."""
     channels = norm.normalized_shape[0]
     weight, bias = norm.weight.detach(), norm.bias.detach()
     wide = nn.LayerNorm(channels + EXTRA, eps=0.0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samx.models.fast.prompts import NEVER
 from samx.models.fixed.decoder import TokenDecoder
-from samx.models.fixed.prompts import PointTokens
+from samx.models.fixed.layers import PointTokens
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import LABELS
 

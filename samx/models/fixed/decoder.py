@@ -10,9 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from samx.models.fast.select import TokenChoice, token_choice
-from samx.models.fixed.layers import FromImage, FromTokens, PointwiseMLP, channel_norm, pointwise_mlp
-from samx.models.fixed.prompts import MaskTerm, PointPosition, PointTokens, empty_points
-from samx.models.fixed.upscale import MaskPlanes, MaskWeights
+from samx.models.fixed.layers import (
+    FromImage,
+    FromTokens,
+    MaskPlanes,
+    MaskTerm,
+    MaskWeights,
+    PointPosition,
+    PointTokens,
+    PointwiseMLP,
+    channel_norm,
+    empty_points,
+    pointwise_mlp,
+)
 from samx.models.reference import MLP, MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
 
 
