@@ -45,7 +45,7 @@ class Frame:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Frame pixels per picture pixel, along x and y."""
+        """Return frame pixels per picture pixel, along x and y."""
         return self.valid_width_px / self.width_px, self.valid_height_px / self.height_px
 
     @property

@@ -54,7 +54,7 @@ class PointEmbedding(nn.Module):
         return self.position(coords) * is_point + chosen @ self.table
 
     def empty(self, labels: Tensor, learned: int) -> Tensor:
-        """Return what keeps padded points out of attention, to be added to scores. Shapes: (N, P) -> (N, learned + P)."""
+        """Return what keeps padded points out of attention, added to scores. Shapes: (N, P) -> (N, learned + P)."""
         return F.pad((labels == PADDED_POINT).to(labels.dtype) * NEVER, (learned, 0))
 
 

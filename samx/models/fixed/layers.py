@@ -174,7 +174,7 @@ class PointTokens(nn.Module):
 
 
 def empty_points(labels: Tensor) -> Tensor:
-    """Return what keeps padded points out of attention, to be added to scores. Shapes: (N, P) -> (N, 1, 1, P)."""
+    """Return what keeps padded points out of attention, added to scores. Shapes: (N, P) -> (N, 1, 1, P)."""
     return (labels == PADDED_POINT).to(labels.dtype).unsqueeze(1).unsqueeze(1) * NEVER
 
 
