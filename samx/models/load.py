@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from samx.errors import UnavailableError, UsageError
 from samx.extras import require
-from samx.models.spec import DecoderSpec, MaskChoice
+from samx.models.spec import MaskChoice
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def load(
     """
     torch, _ = (require(library, "export", PURPOSE) for library in ("torch", "safetensors"))
     from samx.models.checkpoint import build_reference, load_checkpoint
-    from samx.models.fast.decoder import FastDecoder
+    from samx.models.fast.decoder import FastDecoder, choose_form
     from samx.models.fast.precision import set_precision
 
     where, dtype = torch_device(device), torch.float32 if dtype is None else dtype
@@ -49,20 +49,14 @@ def load(
     loaded = load_checkpoint(Path(checkpoint), image_size=image_size)
     spec = replace(loaded.spec, masks=masks, mask_input=mask_input)
     exact = dtype == torch.float32
-    chosen = form or usual_form(spec, points, low_rank=exact and where.type == "cpu")
+    if points < 1:
+        raise UsageError("no number of points to choose a form for", found=points, expected="at least 1")
+    # Low-rank products are for a CPU in float32.
+    chosen = form or choose_form(spec, points, low_rank=exact and where.type == "cpu")
     _check_form(chosen, exact)
     reference = build_reference(replace(loaded, spec=spec))
     decoder = FastDecoder(reference, chosen, fused=True, padded_points=padded_points)
     return (decoder if exact else set_precision(decoder, half=dtype)).to(where)
-
-
-def usual_form(spec: DecoderSpec, points: int, low_rank: bool) -> Form:
-    """Return the form that is fastest for this many points; low-rank products are for a CPU in float32."""
-    from samx.models.fast.decoder import choose_form
-
-    if points < 1:
-        raise UsageError("no number of points to choose a form for", found=points, expected="at least 1")
-    return choose_form(spec, points, low_rank)
 
 
 def torch_device(device: str | torch.device) -> torch.device:
