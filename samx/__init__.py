@@ -7,7 +7,7 @@ import importlib
 __version__ = "0.1.0"
 
 # Names that need heavy libraries, imported when they are first asked for; __init__.pyi tells type checkers.
-LAZY = {"load": "samx.models.load"}
+LAZY = {"load": "samx.commands.load"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,3 +1,3 @@
-from samx.models.load import load as load
+from samx.commands.load import load as load
 
 __version__: str

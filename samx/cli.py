@@ -129,7 +129,7 @@ def calibrate(
     from samx.commands.calibrate import calibrate as run
 
     request = CalibrateRequest(
-        out=output, checkpoint=checkpoint, family=family, image_size=image_size,  # type: ignore[arg-type]
+        out=output, checkpoint=checkpoint, family=family, image_size=image_size,
         embeddings=embeddings, pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples,
         seed=seed, overwrite=force,
     )  # fmt: skip
@@ -148,7 +148,7 @@ def bisect(
     from samx.commands.bisect import bisect as run
 
     with console.steps() as progress:
-        result = run(checkpoint, family, progress)  # type: ignore[arg-type]
+        result = run(checkpoint, family, progress)
     console.show(result, console.bisected, as_json=json)
 
 

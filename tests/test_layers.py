@@ -31,7 +31,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.commands",),
     ("samx.kits", "samx.benchmarks.report", "samx.quantization"),
     ("samx.benchmarks",),
-    ("samx.models.load",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
     ("samx.processing.overlay", "samx.registry"),
@@ -42,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.models.session",),
     ("samx.models.spec", "samx.extras", "samx.progress", "samx.models.shape_range", "samx.demo.__init__"),
     ("samx.artifacts.strict_json",),
+    ("samx.models.families",),
     ("samx.errors",),
     ("samx.processing",),
     ("samx",),
@@ -163,6 +163,31 @@ def test_imports_run_downwards(name: str, path: Path) -> None:
 )
 def test_a_planted_upward_import_is_found(name: str, source: str) -> None:
     assert len(upward_imports(name, source)) == 1
+
+
+def beyond_data(source: str) -> set[str]:
+    """List what a family's file imports anywhere, but for the standard library and what families are made of."""
+    roots: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add(node.module or "")
+    own = ("samx.models.families", "samx.errors")
+    return {name for name in roots if name.split(".")[0] not in sys.stdlib_module_names and not name.startswith(own)}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models" / "families").glob("*.py")), ids=lambda path: path.stem)
+def test_a_family_is_data_without_torch(path: Path) -> None:
+    assert beyond_data(path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import torch", "def late():\n    from torch import nn", "from samx.models.reference import ReferenceDecoder"],
+)
+def test_a_planted_import_in_a_family_is_found(source: str) -> None:
+    assert len(beyond_data(source)) == 1
 
 
 def test_every_module_has_a_layer() -> None:

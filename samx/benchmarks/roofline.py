@@ -58,7 +58,7 @@ def roofline(
 
 
 def _need(subject: Subject, workload: Workload, result: Result) -> Need | None:
-    """Count a result; None for what the counts do not cover: other forms, filled slots, calls that differ."""
+    """Count a result; None for what the counts do not cover: other forms, padded points, calls that differ."""
     manifest, scenario = subject.artifact.manifest, BY_NAME[result.scenario]
     options = manifest.options
     counted = options.get("form") in FORMS and isinstance(options.get("cached"), bool) and not options.get("slots")

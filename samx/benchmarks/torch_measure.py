@@ -26,10 +26,9 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UsageError
 from samx.exporters.encoder import demo_images, is_demo
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
-from samx.models.load import load
+from samx.models.load import load, torch_device
 from samx.models.session import FloatArray
 from samx.progress import Progress
-from samx.runtimes.torch import torch_device
 from samx.validators.cases import synthetic_images
 
 SCHEMA = "samx-benchmark-torch-forms/1"

@@ -11,7 +11,6 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError
 from samx.extras import require
 from samx.models.session import Session
-from samx.models.spec import Family
 from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
 from samx.validators.report import ParityReport
@@ -77,7 +76,7 @@ class Bisection:
 
 def bisect(
     checkpoint: Path | None = None,
-    family: Family = "sam1",
+    family: str = "sam1",
     progress: Progress = lambda _: None,
     only: Collection[str] | None = None,
 ) -> Bisection:
@@ -88,7 +87,7 @@ def bisect(
     for library in ("torch", "safetensors"):
         require(library, "export", "bisection")
     from samx.models.checkpoint import load_checkpoint
-    from samx.models.fast.precision import ISLANDS
+    from samx.models.fast.precision import KEEP_FP32
 
     path = checkpoint or demo_checkpoint(family)
     loaded = load_checkpoint(path)
@@ -104,8 +103,8 @@ def bisect(
     for i, group in enumerate(asked):
         progress(f"{group} ({i + 1} of {len(asked)})")
         others = [name for name in groups if name != group]
-        rows.append(Row(group, alone=error(others), spared=error({*ISLANDS, group})))
-    return Bisection(loaded.name, tuple(sorted(ISLANDS)), error(()), error(ISLANDS), tuple(rows))
+        rows.append(Row(group, alone=error(others), spared=error({*KEEP_FP32, group})))
+    return Bisection(loaded.name, tuple(sorted(KEEP_FP32)), error(()), error(KEEP_FP32), tuple(rows))
 
 
 def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:
@@ -129,10 +128,10 @@ def _groups(loaded: LoadedDecoder) -> list[str]:
 
 
 def _half(loaded: LoadedDecoder, islands: Collection[str]) -> Session:
-    """Make the decoder as the exporter for engines makes it: with slots."""
+    """Make the decoder as the exporter for engines makes it: with padded points."""
     from samx.models.checkpoint import build_reference
     from samx.models.fast.decoder import FastDecoder
     from samx.models.fast.precision import set_precision
     from samx.runtimes.torch import TorchRuntime
 
-    return TorchRuntime(set_precision(FastDecoder(build_reference(loaded), slots=True), islands))
+    return TorchRuntime(set_precision(FastDecoder(build_reference(loaded), padded_points=True), islands))

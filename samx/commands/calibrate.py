@@ -10,7 +10,6 @@ from typing import Any
 from samx.demo import demo_checkpoint
 from samx.errors import UsageError, WriteError
 from samx.extras import require
-from samx.models.spec import Family
 from samx.processing.images import check_free
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
@@ -24,7 +23,7 @@ class CalibrateRequest:
 
     out: Path
     checkpoint: Path | None = None  # None: the demo model of `family`
-    family: Family = "sam1"
+    family: str = "sam1"
     image_size: int | None = None
     embeddings: Path | None = None  # folder of .npz or .npy files
     pictures: Path | None = None  # folder, with `encoder`

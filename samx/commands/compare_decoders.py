@@ -154,7 +154,7 @@ def samx_openvino(setting: Setting, precision: str) -> Call:
 
 
 def _runtime(runtime: Runtime, image: Feed) -> Call:
-    padded = runtime.spec.family == "sam2"
+    padded = runtime.spec.rules.pads_boxes
     runtime.set_image(image)
 
     def call(boxes: Boxes) -> Parts:
@@ -176,7 +176,7 @@ def samx_torch(setting: Setting, compiled: bool = False) -> Call:
 
     @torch.inference_mode()
     def call(boxes: Boxes) -> Parts:
-        feed = points_of(boxes, padded=spec.family == "sam2")
+        feed = points_of(boxes, padded=spec.rules.pads_boxes)
         coords, labels = (torch.from_numpy(feed[name]).split(chunk) for name in ("point_coords", "point_labels"))
         parts: list[tuple[Tensor, ...]] = [run(state, *rows) for rows in zip(coords, labels, strict=True)]
         return [[part[0].numpy(), part[1].numpy()] for part in parts]

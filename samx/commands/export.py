@@ -13,7 +13,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require
 from samx.models.session import Feed
-from samx.models.spec import DecoderSpec, Family, MaskChoice
+from samx.models.spec import DecoderSpec, MaskChoice
 from samx.processing.images import read_embedding
 from samx.progress import Progress, silent
 from samx.registry import Backend, backend, check_precision, load
@@ -56,7 +56,7 @@ class ExportRequest:
 
     out: Path
     checkpoint: Path | None = None  # None: the demo model of `family`
-    family: Family = "sam1"
+    family: str = "sam1"
     target: str = "onnx"
     precision: str = "fp32"
     masks: MaskChoice = "multimask"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from samx.demo import demo_checkpoint
 from samx.demo.encoder import DemoEncoder
 from samx.models.reference import Attention, ReferenceDecoder
-from samx.models.spec import DecoderSpec, Family
+from samx.models.spec import DecoderSpec, family_spec
 
 FORMAT_TAG = "samx_demo"
 
@@ -24,7 +24,7 @@ POSITION_SCALE = 1.5  # spread of the positional frequencies: the scenes' sub-pa
 LABEL_SCALE = 0.3  # label embeddings: they should not drown the position that they are added to
 ATTENTION_GAIN = 1.3
 
-# Module name -> name in Meta's checkpoints, first match wins.
+# Module name -> name in Meta's checkpoints, first match wins; and parts of names.
 STORED_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "sam1": (("encoder.", "image_encoder."), ("decoder.", "")),
     "sam2": (
@@ -34,16 +34,15 @@ STORED_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
         ("decoder.prompt_encoder.", "sam_prompt_encoder."),
     ),
 }
-SAM2_PARTS = ((".mlp.lin1.", ".mlp.layers.0."), (".mlp.lin2.", ".mlp.layers.1."))
+STORED_PARTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "sam1": (),
+    "sam2": ((".mlp.lin1.", ".mlp.layers.0."), (".mlp.lin2.", ".mlp.layers.1.")),
+}
 
 
 def demo_spec(family: str, grid: int = 64) -> DecoderSpec:
     """Describe the demo decoder, every mask token kept, at a grid."""
-    sam2 = family == "sam2"
-    return DecoderSpec(
-        family=cast(Family, family), image_size=16 * grid, masks="all", iou_sigmoid=sam2, high_res_features=sam2,
-        object_score=sam2,
-    )  # fmt: skip
+    return family_spec(family, image_size=16 * grid, masks="all")
 
 
 class DemoModel(nn.Module):
@@ -53,7 +52,7 @@ class DemoModel(nn.Module):
         super().__init__()
         self.family = family
         self.spec = demo_spec(family, grid)
-        self.encoder = DemoEncoder(high_res=family == "sam2")
+        self.encoder = DemoEncoder(high_res=self.spec.high_res_features)
         self.decoder = ReferenceDecoder(self.spec)
 
     def decode(
@@ -69,9 +68,8 @@ def stored_name(family: str, name: str) -> str:
         if name.startswith(ours):
             name = theirs + name[len(ours) :]
             break
-    if family == "sam2":
-        for ours, theirs in SAM2_PARTS:
-            name = name.replace(ours, theirs)
+    for ours, theirs in STORED_PARTS[family]:
+        name = name.replace(ours, theirs)
     return name
 
 

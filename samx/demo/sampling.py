@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samx.demo.encoder import PICTURE_POOL
+from samx.models.families import find
 
 Array = NDArray[Any]
 Rng = np.random.Generator
@@ -103,14 +104,11 @@ def jittered_box(rng: Rng, box: tuple[int, int, int, int], side_px: int) -> list
 def padded_prompt(
     family: str, points: list[tuple[float, float]], labels: list[int], box: list[tuple[float, float]] | None
 ) -> tuple[list[tuple[float, float]], list[int]]:
-    """Put points and a box in the order of the family's own predictor, with its padding point.
-
-    SAM 1: points, then the box or, without one, one padding point. SAM 2: the box, the points, one padding point.
-    """
+    """Put points and a box in the order of the family's own predictor, with its padding point."""
     corners, corner_labels = (box, [2, 3]) if box is not None else ([], [])
-    if family == "sam1" and box is not None:
-        return points + corners, labels + corner_labels
-    return corners + points + [(0.0, 0.0)], corner_labels + labels + [-1]
+    coords, codes = [*points, *corners, (0.0, 0.0)], [*labels, *corner_labels, -1]
+    rows = find(family).rows(len(points), has_box=box is not None)
+    return [coords[row] for row in rows], [codes[row] for row in rows]
 
 
 def error_click(rng: Rng, predicted: Array, target: Array) -> tuple[tuple[float, float], int]:

@@ -14,14 +14,12 @@ from samx.exporters.options import ExportJob, ExportOptions
 from samx.models.checkpoint import build_reference
 from samx.models.fast.decoder import CACHE_FROM_PROMPTS, FastDecoder, choose_form
 from samx.models.fast.low_rank import LowRankTransformer
-from samx.models.fast.precision import ISLANDS, set_precision
+from samx.models.fast.precision import KEEP_FP32, set_precision
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import TensorSpec
 
-USUAL_POINTS, USUAL_PROMPTS = (
-    ShapeRange(1, 8, 8),
-    ShapeRange(1, 1, 64),
-)  # any number works; the form is chosen for the second
+# Any number works; the form is chosen for the second.
+USUAL_POINTS, USUAL_PROMPTS = ShapeRange(1, 8, 8), ShapeRange(1, 1, 64)
 ATTENTION_OPSET = 23  # first opset with the Attention operator
 # torch.export specialises on sizes 0 and 1, and takes equal sizes for related ones: examples avoid both, and every
 # size that the decoder has of its own, so that a test sees an example's size if it is baked in.
@@ -78,10 +76,12 @@ def usual_sizes(options: ExportOptions) -> ExportOptions:
     return replace(options, points=options.points or USUAL_POINTS, prompts=options.prompts or USUAL_PROMPTS)
 
 
-def fast_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, independent: bool = True) -> FastDecoder:
+def fast_decoder(
+    job: ExportJob, *, low_rank: bool, padded_points: bool = False, independent: bool = True
+) -> FastDecoder:
     """Make the form that suits the job's sizes, in its precision; with `low_rank` that form may be chosen.
 
-    Raises: UsageError for islands that are none.
+    Raises: UsageError for groups that no decoder has.
     """
     options = job.options
     if options.islands and options.precision != "fp16":
@@ -91,8 +91,10 @@ def fast_decoder(job: ExportJob, *, low_rank: bool, slots: bool = False, indepen
     form = choose_form(job.spec, options.points.opt, low_rank and cached)
     reference = build_reference(replace(job.loaded, spec=job.spec))
     fused = options.opset >= ATTENTION_OPSET
-    decoder = FastDecoder(reference, form, fused=fused, cached=cached, slots=slots, independent=independent)
-    return set_precision(decoder, ISLANDS | set(options.islands)) if options.precision == "fp16" else decoder
+    decoder = FastDecoder(
+        reference, form, fused=fused, cached=cached, padded_points=padded_points, independent=independent
+    )
+    return set_precision(decoder, KEEP_FP32 | set(options.islands)) if options.precision == "fp16" else decoder
 
 
 def facts(decoder: FastDecoder, options: ExportOptions) -> dict[str, Any]:
@@ -102,17 +104,17 @@ def facts(decoder: FastDecoder, options: ExportOptions) -> dict[str, Any]:
     tokens = spec.output_tokens + options.points.opt
     columns = f"{spec.heads} heads x {tokens} tokens = {spec.heads * tokens} columns"
     kept = "kept between prompts" if decoder.cached else "computed anew in every call"
-    widths = f"projections of {spec.cross_attention_width} and cells of {spec.width} channels"
+    widths = f"projections of {spec.cross_attention_width} and image tokens of {spec.width} channels"
     reason = f"{columns} against {widths}; the image's part is {kept}"
     form: dict[str, Any] = {
         "form": decoder.form,
         "form_reason": reason,
         "cached": decoder.cached,
-        "slots": decoder.slots,
+        "slots": decoder.padded_points,
     }
     if isinstance(decoder.transformer, LowRankTransformer):
         form["independent"] = decoder.transformer.independent
-    return form if decoder.stream is None else {**form, "islands": sorted(ISLANDS | set(options.islands))}
+    return form if decoder.stream is None else {**form, "islands": sorted(KEEP_FP32 | set(options.islands))}
 
 
 def graphs(decoder: FastDecoder, split: bool) -> list[Graph]:

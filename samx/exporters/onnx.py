@@ -32,14 +32,18 @@ def export(job: ExportJob, directory: Path) -> Exported:
     Raises: as write_graphs().
     """
     low_rank = job.options.precision != "int8"  # its norms cancel large sums, which rounded factors do not survive
-    return write_graphs(replace(job, options=usual_sizes(job.options)), directory, low_rank=low_rank, slots=False)
+    return write_graphs(
+        replace(job, options=usual_sizes(job.options)), directory, low_rank=low_rank, padded_points=False
+    )
 
 
-def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool, independent: bool = True) -> Exported:
+def write_graphs(
+    job: ExportJob, directory: Path, *, low_rank: bool, padded_points: bool, independent: bool = True
+) -> Exported:
     """Write the decoder's ONNX files into a directory.
 
     With `low_rank` that form may be chosen, with `independent` without the factors that follow from others; with
-    `slots` the graph knows empty points.
+    `padded_points` the graph knows points labelled PADDED_POINT.
     Raises: UsageError for an opset that samx does not write and as fast_decoder(); SamxError when a graph breaks a
     rule of the fast form.
     """
@@ -47,7 +51,7 @@ def write_graphs(job: ExportJob, directory: Path, *, low_rank: bool, slots: bool
     if options.opset not in OPSETS:
         raise UsageError("opset is not offered", found=options.opset, expected=" or ".join(map(str, OPSETS)))
     onnx = require("onnx", "export", "ONNX export")
-    decoder = fast_decoder(job, low_rank=low_rank, slots=slots, independent=independent)
+    decoder = fast_decoder(job, low_rank=low_rank, padded_points=padded_points, independent=independent)
     files = {}
     for graph in graphs(decoder, options.split):
         model, file = _write(graph, options), f"{graph.role}.onnx"
@@ -100,7 +104,7 @@ def _finish(model: onnx.ModelProto, graph: Graph, spec: DecoderSpec, options: Ex
 
 def metadata(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
     """Say inside the model what a client needs to use it: spec, preprocessing, labels, thresholds."""
-    keeps_aspect = spec.family == "sam1"
+    rules = spec.rules
     return {
         "role": role,
         "spec": spec.to_json(),
@@ -109,11 +113,12 @@ def metadata(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
         "labels": dict(LABELS),
         "preprocessing": {
             "image_size_px": spec.image_size,
-            "resize": "longest side, then zeros right and below" if keeps_aspect else "both sides",
-            "point_offset_px": "0.5 is added inside the graph",
-            "box": "two points with labels 2 and 3, " + ("after the points" if keeps_aspect else "before the points"),
+            "resize": "longest side, then zeros right and below" if rules.keeps_aspect else "both sides",
+            "point_offset_px": f"{rules.point_offset_px} is added inside the graph",
+            "box": "two points with labels 2 and 3, "
+            + ("before the points" if rules.box_first else "after the points"),
             "padding": "one point (0, 0) with label -1 after the points"
-            + ("; none beside a box" if keeps_aspect else " or the box"),
+            + (" or the box" if rules.pads_boxes else "; none beside a box"),
         },
         "thresholds": {
             "mask": spec.mask_threshold,

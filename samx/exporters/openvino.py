@@ -23,7 +23,7 @@ HALVES = ("fp16", "bf16")
 FLOAT = "fp32"  # what the ONNX graphs are written in
 # Without dependent factors their number is odd, and bfloat16 products want even ones: OpenVINO 2026.4 takes a tenth
 # longer, a third with factors turned over too, and in graphs of any shape is six times as far off for eight tokens.
-FLOAT_GRAPHS: Mapping[str, bool] = {"low_rank": True, "slots": False, "independent": False}
+FLOAT_GRAPHS: Mapping[str, bool] = {"low_rank": True, "padded_points": False, "independent": False}
 
 
 def export(job: ExportJob, directory: Path) -> Exported:
@@ -36,7 +36,7 @@ def export(job: ExportJob, directory: Path) -> Exported:
     options = usual_sizes(replace(job.options, points=job.options.points or USUAL_POINTS, precision=FLOAT))
     plain = replace(job, options=options)
     if precision == "int8":  # low-rank norms cancel large sums, which rounded factors do not survive
-        exported = write_graphs(plain, directory, low_rank=False, slots=False)
+        exported = write_graphs(plain, directory, low_rank=False, padded_points=False)
         return replace(exported, options={**exported.options, "precision": precision})
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
         exported = write_graphs(plain, Path(folder), **FLOAT_GRAPHS)

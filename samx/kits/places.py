@@ -14,7 +14,7 @@ from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
-from samx.models.spec import EMPTY_SLOT
+from samx.models.spec import PADDED_POINT
 from samx.registry import backend
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, graph_roles
 from samx.runtimes.coreml.mac import CLASSES, MULTIFUNCTION_MACOS, PLAN_MACOS
@@ -61,11 +61,11 @@ def _onnx(artifact: Artifact, device: str) -> Place:
 
 def _engine_places(artifact: Artifact) -> dict[str, Place]:
     entry, plan = backend(artifact.manifest.target), read_plan(artifact)
-    library, slots = library_of(plan.target), Padding.of(artifact.manifest.options, str(artifact.path))
+    library, padded = library_of(plan.target), Padding.of(artifact.manifest.options, str(artifact.path))
     install = library.update.removeprefix("Install it with: ")
     engine = {
         **_library("tensorrt", library.module, library.minimum, library.below, install),
-        **_calls(artifact, slots, plan.prompts.max),
+        **_calls(artifact, padded, plan.prompts.max),
         "graphs": [_inside(plan.model)], "plan": _inside(artifact.file_with_role(PLAN_ROLE)),
         "capabilities": list(CAPABILITIES[plan.compute]), "compiles_kernels": library.has_runtime_cache,
     }  # fmt: skip
@@ -105,13 +105,13 @@ def _library(
             "below": None if below is None else list(below), "versions": versions, "install": install}  # fmt: skip
 
 
-def _calls(artifact: Artifact, slots: Padding | None, chunk: int) -> dict[str, Any]:
-    """Say how many prompts a call takes, how slots are filled, and how large the files are."""
+def _calls(artifact: Artifact, padded: Padding | None, chunk: int) -> dict[str, Any]:
+    """Say how many prompts a call takes, how it is filled up, and how large the files are."""
     size = sum(entry.bytes for entry in artifact.manifest.files.values() if entry.role in MODEL_ROLES)
-    if slots is None:
+    if padded is None:
         return {"chunk": chunk, "slots": None, "bytes": size}
-    filling = {"points": slots.points.min, "prompts": slots.prompts.min, "sizes": list(slots.sizes)}
-    return {"chunk": min(chunk, slots.prompts.max), "slots": {**filling, "empty": EMPTY_SLOT}, "bytes": size}
+    filling = {"points": padded.points.min, "prompts": padded.prompts.min, "sizes": list(padded.sizes)}
+    return {"chunk": min(chunk, padded.prompts.max), "slots": {**filling, "empty": PADDED_POINT}, "bytes": size}
 
 
 def _inside(name: str) -> str:

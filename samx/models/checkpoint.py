@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from samx.errors import CheckpointError
-from samx.models.families import names
+from samx.models.families import known, recognise
+from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family, clean
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import HIGH_RES_CHANNELS, IMAGE_PATCH_PX, DecoderSpec
 from samx.models.weight_files import WANTED, Reader, WeightSource, open_weights
 
-DEFAULT_IMAGE_SIZE_PX = 1024  # of every checkpoint that Meta released
 IMAGE_SIZES_PX = (2 * IMAGE_PATCH_PX, 4096)  # smallest grid with neighbours; 16 times the released area
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SHOWN = 3  # names or shapes in an error line
 
+OBJECT_TOKEN, HIGH_RES_PART = "mask_decoder.obj_score_token.weight", "mask_decoder.conv_s0."
+IOU_LAYER = "mask_decoder.iou_prediction_head.layers.0.weight"
 # Spec field -> (key, axis) whose length it is.
 SIZE_KEYS: Mapping[str, tuple[str, int]] = {
     "width": ("mask_decoder.mask_tokens.weight", 1),
@@ -47,7 +49,7 @@ CONFIG_FIELDS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class LoadedDecoder:
-    """Hold a decoder's weights, in float32 under Meta's SAM 1 names, and where they come from."""
+    """Bundle a decoder's weights, in float32 under Meta's SAM 1 names, and where they come from."""
 
     spec: DecoderSpec
     weights: dict[str, Tensor]
@@ -65,30 +67,30 @@ def load_checkpoint(path: Path, *, image_size: int | None = None) -> LoadedDecod
     """
     source = open_weights(path)
     readers = _clean(source)
-    _refuse_variants(source, readers)
-    prefix = _only_prefix(path, readers)
-    renamed = names.decoder_names(readers, prefix)
-    raw = [(key, name, readers[key]()) for key, name in renamed.items() if not name.startswith(names.NOT_DECODED)]
-    weights = _convert(path, raw)
-    spec = _spec(source, weights, list(renamed), image_size)
+    _refuse_relatives(source, readers)
+    family = recognise(readers)
+    names = family.decoder_names(readers, _only_prefix(path, family, readers))
+    raw = [(key, name, readers[key]()) for key, name in names.items() if not name.startswith(family.left_out)]
+    weights = _convert(path, family, raw)
+    spec = _spec(source, family, weights, list(names), image_size)
     _check_shapes(path, spec, weights)
     _check_finite(path, weights)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for _, _, tensor in raw})
     return LoadedDecoder(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
-        kind=_kind(source, renamed, spec), dtype="+".join(dtypes),
+        kind=_kind(source, names, family), dtype="+".join(dtypes),
     )  # fmt: skip
 
 
 def build_reference(loaded: LoadedDecoder) -> ReferenceDecoder:
-    """Put loaded weights into the reference form, ready to infer and not to train."""
-    decoder = ReferenceDecoder(loaded.spec)
+    """Return the reference form with the loaded weights, ready to infer and not to train."""
+    decoder: ReferenceDecoder = loaded.spec.rules.reference_class()(loaded.spec)
     decoder.load_state_dict(loaded.weights)
     return decoder.eval().requires_grad_(False)
 
 
 def _clean(source: WeightSource) -> dict[str, Reader]:
-    readers = {names.clean(key): reader for key, reader in source.readers.items()}
+    readers = {clean(key): reader for key, reader in source.readers.items()}
     if len(readers) < len(source.readers):
         raise CheckpointError(
             f"'{source.path}' holds some weights twice", found="keys with and without 'module.' or '_orig_mod.'",
@@ -97,25 +99,27 @@ def _clean(source: WeightSource) -> dict[str, Reader]:
     return readers
 
 
-def _refuse_variants(source: WeightSource, keys: Iterable[str]) -> None:
-    for variant in names.VARIANTS:
-        mark = next((key for key in keys if variant.mark.search(key)), None)
-        if mark is not None:
+def _refuse_relatives(source: WeightSource, keys: Iterable[str]) -> None:
+    families = known().values()
+    titles = {family.title for family in families}
+    for relative in RELATIVES:
+        mark = next((key for key in keys if re.search(relative.mark, key)), None)
+        if mark is not None and relative.title not in titles:
             raise CheckpointError(
-                f"'{source.path}' holds {variant.name}, which samx does not support",
-                found=f"key '{mark}'", expected="a SAM or SAM 2 decoder", fix=f"{variant.fix}.",
+                f"'{source.path}' holds {relative.title}, which samx does not support",
+                found=f"key '{mark}'", expected="a SAM or SAM 2 decoder", fix=f"{relative.fix}.",
             )  # fmt: skip
-    model_type = source.config.get("model_type")
-    if model_type is not None and model_type not in names.HUGGING_FACE_TYPES:
+    model_type, types = source.config.get("model_type"), [name for family in families for name in family.model_types]
+    if model_type is not None and model_type not in types:
         raise CheckpointError(
             f"'{source.path}' belongs to a model that samx does not support",
-            found=f"model_type '{model_type}' in config.json", expected=" or ".join(names.HUGGING_FACE_TYPES),
+            found=f"model_type '{model_type}' in config.json", expected=" or ".join(types),
             fix="Use a SAM or SAM 2 checkpoint.",
         )  # fmt: skip
 
 
-def _only_prefix(path: Path, keys: Iterable[str]) -> str:
-    found = names.prefixes(keys)
+def _only_prefix(path: Path, family: Family, keys: Iterable[str]) -> str:
+    found = family.prefixes(keys)
     if len(found) == 1:
         return found[0]
     if found:
@@ -123,7 +127,7 @@ def _only_prefix(path: Path, keys: Iterable[str]) -> str:
             f"'{path}' holds more than one decoder", found="prefixes " + _some(repr(p) for p in found),
             expected="one", fix="Save the one you mean in a file of its own.",
         )  # fmt: skip
-    if any(names.ENCODER_KEY.search(key) for key in keys):
+    if any(ENCODER_KEY.search(key) for key in keys):
         raise CheckpointError(
             f"'{path}' holds an image encoder without a decoder", found="keys " + _some(keys),
             expected="keys 'prompt_encoder.*' and 'mask_decoder.*'", fix="Use the complete checkpoint.",
@@ -134,7 +138,7 @@ def _only_prefix(path: Path, keys: Iterable[str]) -> str:
     )  # fmt: skip
 
 
-def _convert(path: Path, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
+def _convert(path: Path, family: Family, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for key, name, tensor in raw:
         if tensor.dtype not in FLOAT_TYPES or tensor.layout is not torch.strided:
@@ -142,7 +146,7 @@ def _convert(path: Path, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Te
                 f"weight '{key}' of '{path}' is not an array of floats", found=f"{tensor.dtype}, {tensor.layout}",
                 expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
             )  # fmt: skip
-        for part_name, part in _split_point_table(name, tensor):
+        for part_name, part in _parts(family, name, tensor):
             value = part.detach().to(torch.float32, copy=True).contiguous()  # the file's memory can be let go
             if part_name in weights and not torch.equal(weights[part_name], value):
                 raise CheckpointError(
@@ -153,24 +157,24 @@ def _convert(path: Path, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Te
     return weights
 
 
-def _split_point_table(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    if name != names.POINT_TABLE_KEY:
+def _parts(family: Family, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    if name not in family.tables:
         return [(name, tensor)]
-    return [(f"prompt_encoder.point_embeddings.{i}.weight", tensor[i : i + 1]) for i in range(len(tensor))]
+    return [(family.tables[name].format(i), tensor[i : i + 1]) for i in range(len(tensor))]
 
 
-def _spec(source: WeightSource, weights: Mapping[str, Tensor], keys: list[str], image_size: int | None) -> DecoderSpec:
-    sam2 = any(names.SAM2_MARKS.search(key) for key in keys)
-    fields: dict[str, Any] = {
-        "family": "sam2" if sam2 else "sam1",
-        "iou_sigmoid": sam2,
-        "stability_fallback": sam2,
-        "high_res_features": any("mask_decoder.conv_s0." in key for key in keys),
-        "object_score": "mask_decoder.obj_score_token.weight" in weights,
+def _spec(
+    source: WeightSource, family: Family, weights: Mapping[str, Tensor], keys: list[str], image_size: int | None
+) -> DecoderSpec:
+    fields = {
+        **family.spec,
+        "high_res_features": any(HIGH_RES_PART in key for key in keys),
+        "object_score": OBJECT_TOKEN in weights,
+        **_sizes(source.path, weights),
+        **_config_fields(source),
     }
-    fields |= _sizes(source.path, weights) | _config_fields(source)
-    size = _stated_image_size(source) if image_size is None else image_size
-    spec = DecoderSpec(**fields, image_size=_checked_image_size(source.path, size))
+    size = _stated_image_size(source, family) if image_size is None else image_size
+    spec = DecoderSpec(**{**fields, "family": family.name, "image_size": _checked_image_size(source.path, size)})
     _check_widths(source.path, spec)
     return spec
 
@@ -198,9 +202,9 @@ def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
     sizes = {field: weights[key].shape[axis] for field, (key, axis) in SIZE_KEYS.items()}
     # A head that is one linear layer has no numbered layers.
     sizes |= {field: max(1, _count_layers(weights, stem)) for field, stem in DEPTH_STEMS.items()}
-    if "mask_decoder.obj_score_token.weight" not in weights:
+    if OBJECT_TOKEN not in weights:
         del sizes["object_score_head_depth"]
-    first = weights.get("mask_decoder.iou_prediction_head.layers.0.weight")
+    first = weights.get(IOU_LAYER)
     return sizes if first is None or first.ndim == 0 else {**sizes, "iou_head_width": first.shape[0]}
 
 
@@ -209,7 +213,7 @@ def _count_layers(keys: Iterable[str], stem: str) -> int:
     return len({match[1] for key in keys if (match := pattern.match(key))})
 
 
-def _stated_image_size(source: WeightSource) -> object:
+def _stated_image_size(source: WeightSource, family: Family) -> object:
     note = source.metadata.get("image_size")
     if note is not None:
         return int(note) if note.isdecimal() else note
@@ -217,7 +221,7 @@ def _stated_image_size(source: WeightSource) -> object:
         size = _section(source.config, section).get("image_size")
         if size is not None:
             return size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size
-    return DEFAULT_IMAGE_SIZE_PX
+    return family.spec.get("image_size", DecoderSpec.image_size)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -250,7 +254,7 @@ def _check_widths(path: Path, spec: DecoderSpec) -> None:
 
 def _check_shapes(path: Path, spec: DecoderSpec, weights: Mapping[str, Tensor]) -> None:
     with torch.device("meta"):  # shapes without memory
-        expected = {key: tuple(tensor.shape) for key, tensor in ReferenceDecoder(spec).state_dict().items()}
+        expected = {key: tuple(tensor.shape) for key, tensor in spec.rules.reference_class()(spec).state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     problems = {
         "lacks weights": [key for key in expected if key not in found],
@@ -279,13 +283,12 @@ def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
             )  # fmt: skip
 
 
-def _kind(source: WeightSource, keys: Iterable[str], spec: DecoderSpec) -> str:
-    model = "SAM 2" if spec.family == "sam2" else "SAM"
+def _kind(source: WeightSource, keys: Iterable[str], family: Family) -> str:
     if source.metadata.get("format") == "samx_demo":
-        return f"samx {model} demo model"
-    if any(names.HUGGING_FACE_MARK.search(key) for key in keys):
-        return f"Hugging Face {model} model"
-    return f"Meta {model} checkpoint"
+        return f"samx {family.title} demo model"
+    if any(HUGGING_FACE_MARK.search(key) for key in keys):
+        return f"Hugging Face {family.title} model"
+    return f"Meta {family.title} checkpoint"
 
 
 def _some(items: Iterable[str]) -> str:

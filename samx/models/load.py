@@ -1,4 +1,4 @@
-"""samx.load(): the fast form as a PyTorch module, for code that stays in PyTorch (docs/pytorch.md)."""
+"""A checkpoint's decoder as a PyTorch module in its fast form, for code that stays in PyTorch (docs/pytorch.md)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from samx.demo import demo_checkpoint
-from samx.errors import UsageError
+from samx.errors import UnavailableError, UsageError
 from samx.extras import require
-from samx.models.spec import DecoderSpec, Family, MaskChoice
+from samx.models.spec import MaskChoice
 
 if TYPE_CHECKING:
     import torch
@@ -23,48 +22,62 @@ USUAL_POINTS = 8  # a prompt's, padding counted: a box and a few clicks
 
 
 def load(
-    checkpoint: str | Path | None = None, family: Family = "sam1", *, masks: MaskChoice = "multimask",
-    mask_input: bool = False, image_size: int | None = None, points: int = USUAL_POINTS, slots: bool = False,
+    checkpoint: str | Path, *, masks: MaskChoice = "multimask", mask_input: bool = False,
+    image_size: int | None = None, points: int = USUAL_POINTS, padded_points: bool = False,
     form: Form | None = None, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
 ) -> FastDecoder:  # fmt: skip
-    """Give a checkpoint's decoder (None: the demo model of `family`) as a module that is ready to infer.
+    """Return a checkpoint's decoder as a module that is ready to infer.
 
     Once an image: state = decoder.image_state(**features). Then, for any number of prompts on it,
-    decoder.decode(state, point_coords, point_labels[, mask_input, has_mask_input]) gives what decoder.spec.outputs
+    decoder.decode(state, point_coords, point_labels[, mask_input, has_mask_input]) returns what decoder.spec.outputs
     names; decoder(**features, **prompts) does both. Inputs and outputs are float32 whatever the dtype.
 
     points: a prompt's usual number, padding counted, that the form is chosen for; any number works.
-    slots: points labelled -2 are as good as absent, for calls of one fixed shape.
+    padded_points: points labelled -2 are as good as absent, for calls of one fixed shape.
     dtype: torch.float32 (None), float16 or bfloat16; the encoding of coordinates stays float32.
     Raises: MissingExtraError, CheckpointError; UsageError for what does not go together; UnavailableError for a device
     that is not there.
     """
     torch, _ = (require(library, "export", PURPOSE) for library in ("torch", "safetensors"))
     from samx.models.checkpoint import build_reference, load_checkpoint
-    from samx.models.fast.decoder import FastDecoder
+    from samx.models.fast.decoder import FastDecoder, choose_form
     from samx.models.fast.precision import set_precision
-    from samx.runtimes.torch import torch_device
 
     where, dtype = torch_device(device), torch.float32 if dtype is None else dtype
     _check("dtype", str(dtype).removeprefix("torch."), DTYPES)
     _check("masks", masks, get_args(MaskChoice))
-    path = demo_checkpoint(family) if checkpoint is None else Path(checkpoint)
-    loaded = load_checkpoint(path, image_size=image_size)
+    loaded = load_checkpoint(Path(checkpoint), image_size=image_size)
     spec = replace(loaded.spec, masks=masks, mask_input=mask_input)
     exact = dtype == torch.float32
-    chosen = form or usual_form(spec, points, low_rank=exact and where.type == "cpu")
+    if points < 1:
+        raise UsageError("no number of points to choose a form for", found=points, expected="at least 1")
+    # Low-rank products are for a CPU in float32.
+    chosen = form or choose_form(spec, points, low_rank=exact and where.type == "cpu")
     _check_form(chosen, exact)
-    decoder = FastDecoder(build_reference(replace(loaded, spec=spec)), chosen, fused=True, slots=slots)
+    reference = build_reference(replace(loaded, spec=spec))
+    decoder = FastDecoder(reference, chosen, fused=True, padded_points=padded_points)
     return (decoder if exact else set_precision(decoder, half=dtype)).to(where)
 
 
-def usual_form(spec: DecoderSpec, points: int, low_rank: bool) -> Form:
-    """Pick the form that is fastest for this many points; low-rank products are for a CPU in float32."""
-    from samx.models.fast.decoder import choose_form
+def torch_device(device: str | torch.device) -> torch.device:
+    """Return a device of PyTorch's, seen to be there.
 
-    if points < 1:
-        raise UsageError("no number of points to choose a form for", found=points, expected="at least 1")
-    return choose_form(spec, points, low_rank)
+    Raises: UsageError for a name that it does not know; UnavailableError where it has none of this name.
+    """
+    import torch
+
+    try:
+        found = torch.device(device)
+    except RuntimeError as cause:
+        raise UsageError("PyTorch knows no such device", found=f"'{device}'", expected="cpu, cuda or cuda:0") from cause
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ImportError) as cause:  # the last two from a build without it
+        raise UnavailableError(
+            f"PyTorch finds no {found.type.upper()} device", found=f"device '{device}'",
+            expected="one that is there, and a build of torch for it", fix="Use --device cpu, or run 'samx doctor'.",
+        ) from cause  # fmt: skip
+    return found
 
 
 def _check_form(form: str, exact: bool) -> None:

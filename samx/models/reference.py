@@ -96,7 +96,7 @@ class PromptEncoder(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         width, channels = spec.width, spec.mask_prompt_channels
-        self.image_size = spec.image_size
+        self.image_size, self.offset = spec.image_size, spec.rules.point_offset_px
         self.grid = spec.grid
         self.pe_layer = PositionEmbeddingRandom(width)
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in POINT_LABELS)
@@ -118,7 +118,7 @@ class PromptEncoder(nn.Module):
 
     def points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Embed points and box corners. Shapes: (N, P, 2) px, (N, P) -> (N, P, C)."""
-        position = self.pe_layer((coords + 0.5) / self.image_size)
+        position = self.pe_layer((coords + self.offset) / self.image_size)
         is_padding = (labels == LABELS["padding"])[..., None]
         tokens = torch.where(is_padding, self.not_a_point_embed.weight, position)
         for name, embedding in zip(POINT_LABELS, self.point_weights(), strict=True):
@@ -327,21 +327,9 @@ class ReferenceDecoder(nn.Module):
         )
         return out
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
-        high_res_features_0: Tensor | None = None,
-        high_res_features_1: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Decode and keep the masks of the spec. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs."""
-        masks, iou, score = self.all_masks(
-            image_embeddings, point_coords, point_labels, mask_input, has_mask_input,
-            high_res_features_0, high_res_features_1,
-        )  # fmt: skip
+    def forward(self, *inputs: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """Decode, and keep the masks of the spec. Shapes: as all_masks() takes them -> DecoderSpec.outputs."""
+        masks, iou, score = self.all_masks(*inputs, **named)
         masks, iou = select_masks(self.spec, masks, iou)
         outputs = {"low_res_masks": masks, "iou_predictions": iou}
         return outputs if score is None else {**outputs, "object_score_logits": score}

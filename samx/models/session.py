@@ -18,7 +18,7 @@ Outputs = dict[str, FloatArray]
 
 @dataclass(frozen=True)
 class Placement:
-    """Say where the work really ran: device asked for, operations per device that ran them."""
+    """Record where the work really ran: device asked for, operations per device that ran them."""
 
     runtime: str
     requested: str
@@ -27,7 +27,7 @@ class Placement:
 
     @property
     def honoured(self) -> bool:
-        """Whether every operation ran on the device that was asked for."""
+        """Tell whether every operation ran on the device that was asked for."""
         return set(self.operations) == {self.requested}
 
 
@@ -36,7 +36,7 @@ class Session(Protocol):
 
     @property
     def spec(self) -> DecoderSpec:
-        """Tensors in and out."""
+        """Return the tensors in and out."""
         ...
 
     def set_image(self, image: Feed) -> None:

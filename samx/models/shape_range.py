@@ -8,14 +8,14 @@ from typing import Any
 
 from samx.errors import ArtifactError, UsageError
 
-SPAN = re.compile(r"([0-9]{1,6})(?::([0-9]{1,6}):([0-9]{1,6}))?", re.ASCII)
+PATTERN = re.compile(r"([0-9]{1,6})(?::([0-9]{1,6}):([0-9]{1,6}))?", re.ASCII)
 EXPECTED = "MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, such as 1:8:64, or one number for a fixed size"
 MOST = 999_999
 
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """Hold a range and the value in it that matters most."""
+    """Bound a size: the least, the usual and the most."""
 
     min: int
     opt: int
@@ -41,7 +41,7 @@ class ShapeRange:
 
         Raises: UsageError naming what the range is for.
         """
-        match = SPAN.fullmatch(text)
+        match = PATTERN.fullmatch(text)
         low, opt, high = (match[1], match[2] or match[1], match[3] or match[1]) if match else ("0", "0", "0")
         try:
             return cls(int(low), int(opt), int(high))
@@ -49,7 +49,7 @@ class ShapeRange:
             raise UsageError(f"{what} is no range to build for", found=repr(text), expected=EXPECTED) from cause
 
     def to_json(self) -> list[int]:
-        """Give the three numbers."""
+        """Return the three numbers."""
         return [self.min, self.opt, self.max]
 
     @classmethod

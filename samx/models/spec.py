@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from samx.artifacts.strict_json import Document, between, refusal
+from samx.models.families import find, known
+from samx.models.families.base import Family
 
-Family = Literal["sam1", "sam2"]
 MaskChoice = Literal["multimask", "single", "all"]
 
 # Fixed by the upstream architectures, visible in no weight's shape.
-IMAGE_PATCH_PX = 16  # image pixels per cell of the embedding grid
-UPSCALING = 4  # low-resolution mask pixels per cell of the embedding grid
+IMAGE_PATCH_PX = 16  # image pixels per image token and side
+UPSCALING = 4  # low-resolution mask pixels per image token and side
 HIGH_RES_CHANNELS = (32, 64)  # of high_res_features_0 and _1: width / 8 and width / 4
 SCHEMA_VERSION = 1
 MOST = 8192  # of anything counted in a spec; the largest released number is the MLP's 2048
@@ -25,13 +26,18 @@ LABELS: Mapping[str, int] = {
     "box_top_left": 2,
     "box_bottom_right": 3,
 }
-# In a graph of fixed shapes: nothing is here, and nothing attends to it.
-EMPTY_SLOT = -2
+# Label of what fills up a fixed number of points: nothing attends to it, other than to the padding token.
+PADDED_POINT = -2
 
 
 def _whole_patches(value: int, where: str) -> None:
     if value % IMAGE_PATCH_PX:
         raise refusal(f"{where} is no image size", str(value), f"a multiple of {IMAGE_PATCH_PX}")
+
+
+def _known_family(value: str, where: str) -> None:
+    if value not in known():
+        raise refusal(f"{where} is unknown", value, " or ".join(known()))
 
 
 Size = Annotated[int, between(1, MOST)]
@@ -57,7 +63,7 @@ class DecoderSpec(Document):
 
     HEADER = {"schema_version": SCHEMA_VERSION}
 
-    family: Family = "sam1"
+    family: Annotated[str, _known_family] = "sam1"
     image_size: Annotated[Size, _whole_patches] = 1024
     width: Size = 256
     depth: Size = 2
@@ -80,28 +86,33 @@ class DecoderSpec(Document):
     mask_input: bool = False
 
     @property
+    def rules(self) -> Family:
+        """Return the family: what its checkpoints, reference and predictor are like."""
+        return find(self.family)
+
+    @property
     def grid(self) -> int:
-        """Cells per side of the image embedding."""
+        """Return the number of image tokens per side of the embedding."""
         return self.image_size // IMAGE_PATCH_PX
 
     @property
     def mask_size(self) -> int:
-        """Pixels per side of the low-resolution masks."""
+        """Return the number of pixels per side of the low-resolution masks."""
         return UPSCALING * self.grid
 
     @property
     def masks_out(self) -> int:
-        """Masks per prompt that the export returns."""
+        """Return the number of masks per prompt that the export returns."""
         return {"multimask": self.mask_tokens - 1, "single": 1, "all": self.mask_tokens}[self.masks]
 
     @property
     def output_tokens(self) -> int:
-        """Learned tokens in front of the prompt's: [object score,] IoU, masks."""
+        """Count the learned tokens in front of the prompt's: [object score,] IoU, masks."""
         return 1 + self.mask_tokens + int(self.object_score)
 
     @property
     def image_inputs(self) -> tuple[TensorSpec, ...]:
-        """What the image encoder hands over, once per image."""
+        """List what the image encoder hands over, once per image."""
         grid, size = self.grid, self.mask_size
         inputs = (TensorSpec("image_embeddings", (1, self.width, grid, grid), "1", "image encoder output"),)
         if not self.high_res_features:
@@ -117,7 +128,7 @@ class DecoderSpec(Document):
 
     @property
     def prompt_inputs(self) -> tuple[TensorSpec, ...]:
-        """What the user's clicks, boxes and masks become."""
+        """List what the user's clicks, boxes and masks become."""
         inputs = (
             TensorSpec("point_coords", ("prompts", "points", 2), "px", f"(x, y) in the {self.image_size} px frame"),
             TensorSpec("point_labels", ("prompts", "points"), "1", f"label codes {dict(LABELS)}"),
@@ -133,12 +144,12 @@ class DecoderSpec(Document):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Every input, in the order of the exported graph."""
+        """List every input, in the order of the exported graph."""
         return self.image_inputs + self.prompt_inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Every output, in the order of the exported graph."""
+        """List every output, in the order of the exported graph."""
         masks, size = self.masks_out, self.mask_size
         outputs = (
             TensorSpec("low_res_masks", ("prompts", masks, size, size), "logit", "mask logits"),
@@ -150,18 +161,19 @@ class DecoderSpec(Document):
         return (*outputs, score)
 
 
+def family_spec(family: str, **changes: Any) -> DecoderSpec:
+    """Describe the released decoder of a family.
+
+    Raises: UsageError for a family that is not known.
+    """
+    return DecoderSpec(**{"family": family, **find(family).spec, **changes})
+
+
 def sam1_spec(**changes: Any) -> DecoderSpec:
     """Describe SAM 1's released decoder."""
-    return DecoderSpec(**{"family": "sam1", **changes})
+    return family_spec("sam1", **changes)
 
 
 def sam2_spec(**changes: Any) -> DecoderSpec:
     """Describe SAM 2.1's released decoder."""
-    sam2: dict[str, Any] = {
-        "family": "sam2",
-        "iou_sigmoid": True,
-        "high_res_features": True,
-        "object_score": True,
-        "stability_fallback": True,
-    }
-    return DecoderSpec(**{**sam2, **changes})
+    return family_spec("sam2", **changes)

@@ -39,7 +39,7 @@ Reader = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class WeightSource:
-    """List the tensors of a checkpoint by key, each to be read when called for."""
+    """List the tensors of a checkpoint by key; each is read when its reader is called."""
 
     path: Path
     files: tuple[Path, ...]
@@ -49,21 +49,23 @@ class WeightSource:
 
     @property
     def name(self) -> str:
-        """A short name: the file's, or the directory's where the file has everybody's name."""
+        """Return a short name: the file's, or the directory's where the file has everybody's name."""
         generic = self.path.is_dir() or self.path.name in DIRECTORY_FILES
         folder = self.path if self.path.is_dir() else self.path.parent
         return folder.resolve().name if generic else self.path.stem
 
     @property
     def bytes(self) -> int:
-        """Size of the weight file, or of all shards together."""
+        """Return the size of the weight file, or of all shards together."""
         return sum(file.stat().st_size for file in self.files)
 
     def sha256(self) -> str:
         """Hash the weight file; shards are hashed as one stream, in the order of their names."""
         digest = hashlib.sha256()
-        for chunk in _chunks(self.files):
-            digest.update(chunk)
+        for path in self.files:
+            with path.open("rb") as file:
+                while chunk := file.read(HASH_CHUNK_BYTES):
+                    digest.update(chunk)
         return digest.hexdigest()
 
 
@@ -74,9 +76,7 @@ def open_weights(path: Path) -> WeightSource:
     """
     try:
         if not path.is_file() and not path.is_dir():
-            raise CheckpointError(
-                f"checkpoint '{path}' does not exist or is no file", expected=WANTED, fix="Check the path."
-            )
+            raise _refusal(f"checkpoint '{path}' does not exist or is no file", fix="Check the path.")
         weight_file = _directory_file(path) if path.is_dir() else path
         files = _shards(weight_file) if weight_file.name.endswith(INDEX_SUFFIX) else (weight_file,)
         readers: dict[str, Reader] = {}
@@ -92,6 +92,10 @@ def open_weights(path: Path) -> WeightSource:
         ) from cause
 
 
+def _refusal(what: str, found: object = None, fix: str = DOWNLOAD_AGAIN) -> CheckpointError:
+    return CheckpointError(what, found=found, expected=WANTED, fix=fix)
+
+
 def _directory_file(folder: Path) -> Path:
     for name in DIRECTORY_FILES:
         if (folder / name).is_file():
@@ -99,24 +103,21 @@ def _directory_file(folder: Path) -> Path:
     raise CheckpointError(
         f"no weights in directory '{folder}'",
         found=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing",
-        expected=" or ".join(DIRECTORY_FILES),
-        fix="Name the weight file itself, or complete the download.",
-    )
+        expected=" or ".join(DIRECTORY_FILES), fix="Name the weight file itself, or complete the download.",
+    )  # fmt: skip
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     weight_map = _json(index).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise CheckpointError(
-            f"'{index}' does not list shards", expected="'weight_map' with file names", fix=DOWNLOAD_AGAIN
-        )
+        expected = "'weight_map' with file names"
+        raise CheckpointError(f"'{index}' does not list shards", expected=expected, fix=DOWNLOAD_AGAIN)
     shards = tuple(index.parent / name for name in sorted(names))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise CheckpointError(
-            f"shards of '{index}' are missing", found=f"no {', '.join(missing[:3])}", fix="Complete the download."
-        )
+        found = f"no {', '.join(missing[:3])}"
+        raise CheckpointError(f"shards of '{index}' are missing", found=found, fix="Complete the download.")
     return shards
 
 
@@ -138,11 +139,9 @@ def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
     with path.open("rb") as file:
         start = file.read(max(len(GIT_LFS_START), 9))
     if not start:
-        raise CheckpointError(f"checkpoint '{path}' is empty", found="0 bytes", expected=WANTED, fix=DOWNLOAD_AGAIN)
+        raise _refusal(f"checkpoint '{path}' is empty", "0 bytes")
     if start.startswith(GIT_LFS_START):
-        raise CheckpointError(
-            f"'{path}' is a Git LFS pointer, not the weights", expected=WANTED, fix="Fetch the file: git lfs pull."
-        )
+        raise _refusal(f"'{path}' is a Git LFS pointer, not the weights", fix="Fetch the file: git lfs pull.")
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header's brace.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _open_safetensors(path)
@@ -154,9 +153,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
     try:
         handle = safetensors.safe_open(path, framework="pt")
     except safetensors.SafetensorError as cause:
-        raise CheckpointError(
-            f"'{path}' is truncated or not a safetensors file", found=cause, expected=WANTED, fix=DOWNLOAD_AGAIN
-        ) from cause
+        raise _refusal(f"'{path}' is truncated or not a safetensors file", cause) from cause
     readers: dict[str, Reader] = {key: partial(handle.get_tensor, key) for key in handle.keys()}  # noqa: SIM118
     return readers, dict(handle.metadata() or {})
 
@@ -168,34 +165,24 @@ def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
         # mmap reads only the tensors that are touched; the format before PyTorch 1.6 is no zip and cannot do it.
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as cause:
-        raise CheckpointError(
+        raise _refusal(
             f"checkpoint '{path}' was not opened, because it is no plain weights file",
-            found="other bytes, or Python objects that could run code",
-            expected=WANTED,
-            fix=SAVE_WEIGHTS_ONLY,
-        ) from cause
+            "other bytes, or Python objects that could run code", SAVE_WEIGHTS_ONLY,
+        ) from cause  # fmt: skip
     # What PyTorch raises on damaged bytes; its messages are left out, some suggest switching the safe loading off.
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as cause:
-        raise CheckpointError(
-            f"checkpoint '{path}' is damaged or no PyTorch file",
-            found=f"bytes that PyTorch cannot read ({type(cause).__name__})",
-            expected=WANTED,
-            fix=DOWNLOAD_AGAIN,
-        ) from cause
-    return {key: partial(_same, tensor) for key, tensor in _flatten(data)}
+        found = f"bytes that PyTorch cannot read ({type(cause).__name__})"
+        raise _refusal(f"checkpoint '{path}' is damaged or no PyTorch file", found) from cause
+    return {key: tensor.detach for key, tensor in _flatten(data)}
 
 
 def _check_zip(path: Path) -> None:
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"checkpoint '{path}' is truncated", found="a zip file without its end", expected=WANTED, fix=DOWNLOAD_AGAIN
-        )
+        raise _refusal(f"checkpoint '{path}' is truncated", "a zip file without its end")
     with zipfile.ZipFile(path) as archive:
         members = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in members):
-        raise CheckpointError(
-            f"'{path}' is a TorchScript program, not a weights file", expected=WANTED, fix=SAVE_WEIGHTS_ONLY
-        )
+        raise _refusal(f"'{path}' is a TorchScript program, not a weights file", fix=SAVE_WEIGHTS_ONLY)
 
 
 def _flatten(data: object, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -203,20 +190,7 @@ def _flatten(data: object, prefix: str = "", level: int = 0) -> Iterator[tuple[s
     if not isinstance(data, Mapping) or level >= MAX_NESTING:
         return
     for key, value in data.items():
-        if not isinstance(key, str):  # optimiser state is keyed by number
-            continue
-        if isinstance(value, Tensor):
+        if isinstance(key, str) and isinstance(value, Tensor):  # optimiser state is keyed by number
             yield prefix + key, value
-        else:
+        elif isinstance(key, str):
             yield from _flatten(value, f"{prefix}{key}.", level + 1)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _chunks(files: tuple[Path, ...]) -> Iterator[bytes]:
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(HASH_CHUNK_BYTES):
-                yield chunk

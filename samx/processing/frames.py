@@ -1,8 +1,7 @@
-"""Frames: how a picture maps to the square that the decoder sees, and what else a model family's predictor does."""
+"""Frames: how a picture maps to the square that the decoder sees."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,25 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from samx.errors import ImageError
 from samx.models.session import FloatArray
-from samx.models.spec import DecoderSpec, Family
-
-
-@dataclass(frozen=True)
-class FamilyRules:
-    """Say how a family's predictor prepares pictures and prompts.
-
-    Source: Meta's SamPredictor and PromptEncoder (SAM 1), SAM2Transforms and SAM2ImagePredictor (SAM 2).
-    """
-
-    keeps_aspect: bool  # longest side to the frame's size, zeros beside it; or both sides to the frame's size
-    box_first: bool  # box corners before the points, or after them
-    pads_boxes: bool  # a padding token after a box too, or only after points without a box; never for a mask alone
-
-
-RULES: Mapping[Family, FamilyRules] = {
-    "sam1": FamilyRules(keeps_aspect=True, box_first=False, pads_boxes=False),
-    "sam2": FamilyRules(keeps_aspect=False, box_first=True, pads_boxes=True),
-}
+from samx.models.spec import DecoderSpec
 
 
 @dataclass(frozen=True)
@@ -51,7 +32,7 @@ class Frame:
 
         Raises: ImageError on a picture without pixels, or so thin that resizing leaves none.
         """
-        size, keeps_aspect = spec.image_size, RULES[spec.family].keeps_aspect
+        size, keeps_aspect = spec.image_size, spec.rules.keeps_aspect
         found = f"{width_px} x {height_px} px"
         if min(width_px, height_px) < 1:
             raise ImageError("picture has no pixels", found=found, expected="at least 1 x 1 px")
@@ -64,12 +45,12 @@ class Frame:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Frame pixels per picture pixel, along x and y."""
+        """Return frame pixels per picture pixel, along x and y."""
         return self.valid_width_px / self.width_px, self.valid_height_px / self.height_px
 
     @property
     def limits(self) -> str:
-        """Say in words which coordinates are in the picture; the right and lower border count."""
+        """Return in words which coordinates are in the picture; the right and lower border count."""
         return f"0 <= x <= {self.width_px} and 0 <= y <= {self.height_px}"
 
     def to_frame(self, xy: ArrayLike) -> FloatArray:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from samx.errors import ImageError, UsageError, WriteError
+from samx.models.families.base import IMAGENET
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
@@ -29,7 +30,7 @@ PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SIXTEEN_BIT = 65535
 EMBEDDING_DTYPES = ("float16", "float32", "float64")
 # How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1. Source: Meta's SAM and SAM 2 code.
-PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": IMAGENET}
 
 
 def read_image(path: Path) -> RgbArray:

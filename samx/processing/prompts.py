@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from samx.errors import PromptError
+from samx.models.families.base import Family
 from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.models.spec import LABELS, DecoderSpec
-from samx.processing.frames import RULES, FamilyRules, Frame
+from samx.processing.frames import Frame
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -123,21 +124,18 @@ class PromptBatch:
         _check_inside("point", self.points, frame)
         if self.boxes is not None:
             _check_inside("box corner", self.boxes.reshape(-1, 2, 2), frame)
-        coords, labels = self._tokens(RULES[spec.family], frame)
+        coords, labels = self._tokens(spec.rules, frame)
         return {"point_coords": coords, "point_labels": labels, **self._mask_feed(spec)}
 
-    def _tokens(self, rules: FamilyRules, frame: Frame) -> tuple[FloatArray, FloatArray]:
+    def _tokens(self, rules: Family, frame: Frame) -> tuple[FloatArray, FloatArray]:
         """Put points, box corners and padding in the family's order. Shapes: -> (N, T, 2), (N, T)."""
-        n = len(self)
-        parts = [(frame.to_frame(self.points), self.labels)]
-        if self.boxes is not None:
-            corners = frame.to_frame(self.boxes.reshape(n, 2, 2))
-            parts.insert(0 if rules.box_first else 1, (corners, np.tile(np.array(BOX_LABELS, np.float64), (n, 1))))
-        padded = self.points.shape[1] > 0 if self.boxes is None else rules.pads_boxes
-        if padded:
-            parts.append((np.zeros((n, 1, 2), np.float32), np.full((n, 1), float(LABELS["padding"]))))
-        coords, labels = zip(*parts, strict=True)
-        return np.concatenate(coords, axis=1), np.concatenate(labels, axis=1).astype(np.float32)
+        n, count = self.labels.shape
+        corners = np.zeros((n, 0, 2)) if self.boxes is None else self.boxes.reshape(n, 2, 2)
+        coords = np.concatenate([self.points, corners, np.zeros((n, 1, 2))], axis=1)
+        codes = [*(BOX_LABELS if corners.size else ()), LABELS["padding"]]
+        labels = np.concatenate([self.labels, np.tile(codes, (n, 1))], axis=1)
+        rows = rules.rows(count, has_box=self.boxes is not None)
+        return frame.to_frame(coords[:, rows]), labels[:, rows].astype(np.float32)
 
     def _mask_feed(self, spec: DecoderSpec) -> Feed:
         """Fill the mask inputs that the spec has, with zeros where a prompt brings no mask."""

@@ -117,7 +117,8 @@ class FloatPackages:
         rows = Functions.of(self.job.exported.options, WHERE).sizes[-1]
         return OpenedPackages(
             contract_of(self.job.exported.options, WHERE), Functions({rows: self.largest}),
-            Padding(ShapeRange(rows, rows, rows), ONE_PROMPT, (rows,)), self.files, {**self.programs, self.folder: program},
+            Padding(ShapeRange(rows, rows, rows), ONE_PROMPT, (rows,)), self.files,
+            {**self.programs, self.folder: program},
         )  # fmt: skip
 
     def write(self, plan: Plan, ranges: Ranges) -> Program:

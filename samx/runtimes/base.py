@@ -15,7 +15,7 @@ import numpy as np
 from samx.errors import ImageError, PromptError, SamxError, UnavailableError, UsageError
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
+from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
 # gain nothing) and the peak bounded: 1.6 GiB resident for 1000 prompts, 1 GiB of it the masks themselves.
@@ -80,7 +80,7 @@ class Padding:
         num_points = min((size for size in self.sizes if size >= points), default=max(self.points.min, points))
         more, missing = num_points - points, max(self.prompts.min - n, 0)
         coords = np.pad(prompts["point_coords"], ((0, 0), (0, more), (0, 0)))
-        labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=EMPTY_SLOT)
+        labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=PADDED_POINT)
         feed = {**prompts, "point_coords": coords, "point_labels": labels}
         return {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], "edge") for name, x in feed.items()}
 

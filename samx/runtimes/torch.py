@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samx.errors import UnavailableError, UsageError
 from samx.models.checkpoint import LoadedDecoder, build_reference
 from samx.models.fast.decoder import FastDecoder
+from samx.models.load import torch_device
 from samx.models.reference import ReferenceDecoder
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
@@ -48,27 +48,8 @@ class TorchRuntime(Runtime):
         return {name: torch.tensor(value, device=self._device) for name, value in feed.items()}
 
 
-def torch_device(device: str | torch.device) -> torch.device:
-    """Give a device of PyTorch's, seen to be there.
-
-    Raises: UsageError for a name that it does not know; UnavailableError where it has none of this name.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as cause:
-        raise UsageError("PyTorch knows no such device", found=f"'{device}'", expected="cpu, cuda or cuda:0") from cause
-    try:
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, ImportError) as cause:  # the last two from a build without it
-        raise UnavailableError(
-            f"PyTorch finds no {found.type.upper()} device", found=f"device '{device}'",
-            expected="one that is there, and a build of torch for it", fix="Use --device cpu, or run 'samx doctor'.",
-        ) from cause  # fmt: skip
-    return found
-
-
 def reference_session(
-    loaded: LoadedDecoder, spec: DecoderSpec, form: Literal["reference", "deploy"] = "reference"
+    loaded: LoadedDecoder, spec: DecoderSpec, form: Literal["reference", "fast"] = "reference"
 ) -> TorchRuntime:
     """Open a checkpoint's decoder in PyTorch, never through an exported file."""
 

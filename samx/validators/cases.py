@@ -44,10 +44,10 @@ class Case:
 
 
 def default_frames(spec: DecoderSpec, count: int) -> list[Frame]:
-    """Return each synthetic picture's valid part: SAM 1 pads what is not square, SAM 2 stretches it."""
+    """Return each synthetic picture's valid part: what is not square is padded, or stretched, by family."""
     size = spec.image_size
     padded = (size, round(size * NON_SQUARE))
-    return [padded if spec.family == "sam1" and i % 2 else (size, size) for i in range(count)]
+    return [padded if spec.rules.keeps_aspect and i % 2 else (size, size) for i in range(count)]
 
 
 def parity_cases(
@@ -93,15 +93,12 @@ class Draw:
 
     def feed(self, coords: FloatArray, labels: Sequence[int]) -> Feed:
         """Order and pad the tokens as the family's predictor does. Shapes: (N, P, 2), (P,)."""
-        tokens = np.broadcast_to(np.array(labels, np.float32), coords.shape[:2])
-        is_box = np.isin(np.array(labels), BOX_LABELS)
-        pads = not is_box.any() and len(labels) > 0  # SAM 1: a box takes the padding's place
-        if self.spec.family == "sam2":  # box corners first, always one padding token
-            order = np.argsort(~is_box, kind="stable")
-            coords, tokens, pads = coords[:, order], tokens[:, order], True
-        if pads:
-            coords, tokens = _pad(coords, tokens)
-        return self.with_mask({"point_coords": np.ascontiguousarray(coords), "point_labels": tokens.copy()}, None, [0])
+        rules, has_box = self.spec.rules, BOX_LABELS[0] in labels
+        # Where even a box is padded, so is a prompt of nothing here: with a padding token it is a case, too.
+        rows = rules.rows(len(labels) - 2 * has_box, has_box) or [-1] * rules.pads_boxes
+        coords = np.pad(coords, ((0, 0), (0, 1), (0, 0)))[:, rows]
+        tokens = np.tile(np.array([*labels, PADDING], np.float32)[rows], (len(coords), 1))
+        return self.with_mask({"point_coords": np.ascontiguousarray(coords), "point_labels": tokens}, None, [0])
 
     def with_mask(self, feed: Feed, masks: FloatArray | None, used: Sequence[int]) -> Feed:
         """Add mask prompts, `used` in turn from prompt to prompt. Shapes: (N, 1, 4G, 4G)."""
@@ -136,11 +133,6 @@ class Draw:
         coords = np.broadcast_to(self.extent / 3, (1, 1, 2)).astype(np.float32)
         only = {"point_coords": coords, "point_labels": np.full((1, 1), PADDING, np.float32)}
         return self.with_mask(only, None, [0])
-
-
-def _pad(coords: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-    coords = np.pad(coords, ((0, 0), (0, 1), (0, 0)))
-    return coords, np.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING)
 
 
 def _many_points(draw: Draw, most: int) -> Feed:

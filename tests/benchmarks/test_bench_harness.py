@@ -127,7 +127,7 @@ def test_an_artifact_without_mask_input_does_not_offer_refinement() -> None:
     assert "export with --mask-input" in run.not_measured[-1].reason
 
 
-def test_an_artifact_whose_slots_do_not_fit_says_so_and_the_others_are_measured() -> None:
+def test_an_artifact_whose_points_do_not_fit_says_so_and_the_others_are_measured() -> None:
     slow, quick = pair()
     quick.most_points = MOST_POINTS
     run = harness([slow, quick])

@@ -146,9 +146,7 @@ def test_an_export_is_compiled_judged_and_runs_again(
 ) -> None:
     """Every prompt kind and number passes the gate in a process of its own; another user's home trusts nothing."""
     out = tmp_path / "out"
-    result = export(
-        ExportRequest(out=out, family=family, target="aoti", precision=precision, mask_input=mask_input)  # type: ignore[arg-type]
-    )
+    result = export(ExportRequest(out=out, family=family, target="aoti", precision=precision, mask_input=mask_input))
     assert result.report.passed
     assert result.report.placement["operations"] == {"cpu": 2}
     assert validate(out, threads=1).passed

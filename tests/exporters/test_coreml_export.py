@@ -33,7 +33,7 @@ from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program, operations
 from samx.models.session import FloatArray, Outputs
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 from samx.registry import backend
 from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 from samx.runtimes.torch import reference_session
@@ -188,7 +188,7 @@ def test_a_padded_point_changes_no_bit(name: str, sizes: tuple[int, ...], made: 
     coords = arrays(prompt_tensors(spec, 1, [1] * 16))["point_coords"]
     alone = ask(session, spec, [1], coords)
     for num_points in sizes:
-        filled = ask(session, spec, [1] + [EMPTY_SLOT] * (num_points - 1), coords)
+        filled = ask(session, spec, [1] + [PADDED_POINT] * (num_points - 1), coords)
         assert all(np.array_equal(alone[output], filled[output]) for output in alone), num_points
     other = ask(session, spec, [1, 0], coords)
     assert not np.array_equal(alone["low_res_masks"], other["low_res_masks"])

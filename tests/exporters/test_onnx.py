@@ -166,7 +166,7 @@ def test_neither_simplification_nor_caching_changes_the_masks(exports: Exports) 
 def test_the_form_follows_the_points_and_says_why() -> None:
     spec = SPECS["sam1"]
     options = usual_sizes(ExportOptions(points=ShapeRange(1, 40, 40)))
-    decoder = fast_decoder(ExportJob(toy_checkpoint(spec), spec, options), low_rank=True, slots=False)
+    decoder = fast_decoder(ExportJob(toy_checkpoint(spec), spec, options), low_rank=True, padded_points=False)
     found = facts(decoder, options)
     assert found["form"] == "direct"
     assert "360 columns" in str(found["form_reason"])

@@ -144,7 +144,7 @@ def test_onnx_is_not_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     found = asked(monkeypatch, tmp_path, precision="fp16")
     assert {path.name for path in tmp_path.iterdir()} == {"decoder.xml", "decoder.bin"}
     assert found["job"].options.precision == "fp32"  # the graph that is converted computes in float32
-    assert (found["low_rank"], found["slots"]) == (True, False)
+    assert (found["low_rank"], found["padded_points"]) == (True, False)
     assert found["exported"].options["precision"] == "fp16"
 
 

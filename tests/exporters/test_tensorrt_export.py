@@ -193,7 +193,7 @@ def test_an_engine_of_somebody_else_is_built_anew(rtx: Path, home: Path) -> None
 class TestPadding:
     """The runtime fills what the engine's shapes need, through the file that the builder receives."""
 
-    def test_no_points_are_one_empty_slot(self, rtx: Path) -> None:
+    def test_no_points_are_one_padded_point(self, rtx: Path) -> None:
         session = open_artifact(Artifact.open(rtx))
         session.set_image(arrays(image_tensors(session.spec)))
         prompts = {"point_coords": np.zeros((1, 0, 2), np.float32), "point_labels": np.zeros((1, 0), np.float32)}
@@ -207,7 +207,7 @@ class TestPadding:
 
     @pytest.mark.parametrize("name", ["fixed-23", pytest.param("fixed-18", marks=pytest.mark.slow)])
     def test_a_fixed_shape_gives_every_prompt_its_own_masks(self, name: str, made: Made) -> None:
-        """Four slots of four points: what is asked for is computed as if nothing else were there."""
+        """Four prompts of four points, padded: what is asked for is computed as if nothing else were there."""
         spec = SPECS["sam1"]
         checkpoint = toy_checkpoint(spec)
         fixed = Padding(points=FIXED, prompts=FIXED)
@@ -223,8 +223,8 @@ class TestPadding:
         report = run_gate(candidate, suite, bounds_for("fp32"), level="graph")
         assert report.passed, report.summary()
 
-    def test_a_slot_that_is_not_masked_fails_the_gate(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The fault planted: empty slots are filled with padding tokens, which are attended to."""
-        monkeypatch.setattr(base, "EMPTY_SLOT", -1)
+    def test_an_unmasked_padded_point_fails_the_gate(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The fault planted: padded points are filled with padding tokens, which are attended to."""
+        monkeypatch.setattr(base, "PADDED_POINT", -1)
         with pytest.raises(AssertionError, match="parity failed"):
             self.test_a_fixed_shape_gives_every_prompt_its_own_masks("fixed-23", made)

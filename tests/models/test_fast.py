@@ -30,9 +30,9 @@ PROMPTS = {
 }
 
 
-def error(spec: DecoderSpec, reference: ReferenceDecoder, deploy: FastDecoder, feed: dict[str, Tensor]) -> float:
+def error(spec: DecoderSpec, reference: ReferenceDecoder, fast: FastDecoder, feed: dict[str, Tensor]) -> float:
     """Give the largest difference, relative to the largest value, over all outputs."""
-    expected, found = reference(**feed), deploy(**feed)
+    expected, found = reference(**feed), fast(**feed)
     assert list(found) == [tensor.name for tensor in spec.outputs]
     differences = []
     for name, want in expected.items():
@@ -122,22 +122,22 @@ def test_factored_norms_survive_images_of_any_size(gain: float) -> None:
 def test_both_branches_of_the_stability_fallback_are_taken() -> None:
     # The bounds are moved until the toy's masks fall on both sides.
     spec = replace(SPECS["sam2"], masks="single", stability_delta=2.0, stability_threshold=0.885)
-    reference, deploy = pair(spec, torch.float64, "absorbed", fused=False)
+    reference, fast = pair(spec, torch.float64, "absorbed", fused=False)
     feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 16, [1, -1], torch.float64)}
     masks, _, _ = reference.all_masks(**feed)
     is_first = (reference(**feed)["low_res_masks"][:, 0] == masks[:, 0]).all(-1).all(-1)
     assert is_first.any()
     assert not is_first.all()
-    assert error(spec, reference, deploy, feed) < EXACT
+    assert error(spec, reference, fast, feed) < EXACT
 
 
 def test_an_unused_mask_changes_nothing() -> None:
     spec = replace(SPECS["sam1"], mask_input=True)
-    _, deploy = pair(spec, torch.float64, "absorbed", fused=False)
+    _, fast = pair(spec, torch.float64, "absorbed", fused=False)
     feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 3, [1, -1], torch.float64)}
     feed["has_mask_input"] = torch.zeros(3, dtype=torch.float64)
     other = {**feed, "mask_input": feed["mask_input"] * -7 + 1}
-    assert torch.equal(deploy(**feed)["low_res_masks"], deploy(**other)["low_res_masks"])
+    assert torch.equal(fast(**feed)["low_res_masks"], fast(**other)["low_res_masks"])
 
 
 @pytest.mark.parametrize(
@@ -147,16 +147,16 @@ def test_an_unused_mask_changes_nothing() -> None:
 def test_a_wrong_weight_is_seen(form: Form, weight: str) -> None:
     """The comparison above can fail: one bias of the fast form is spoiled."""
     spec = SPECS["sam1"]
-    reference, deploy = pair(spec, torch.float64, form, fused=False)
-    deploy.get_buffer(weight)[3] += 1e-4  # all channels alike would vanish in the normalisation
+    reference, fast = pair(spec, torch.float64, form, fused=False)
+    fast.get_buffer(weight)[3] += 1e-4  # all channels alike would vanish in the normalisation
     feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, [1, -1], torch.float64)}
-    assert error(spec, reference, deploy, feed) > EXACT
+    assert error(spec, reference, fast, feed) > EXACT
 
 
 def test_the_forms_share_no_weights() -> None:
-    reference, deploy = pair(SPECS["sam1"], torch.float32, "absorbed", fused=False)
+    reference, fast = pair(SPECS["sam1"], torch.float32, "absorbed", fused=False)
     before = reference.mask_decoder.transformer.norm_final_attn.weight.clone()
-    deploy.double()
+    fast.double()
     assert reference.mask_decoder.transformer.norm_final_attn.weight.dtype == torch.float32
     assert torch.equal(reference.mask_decoder.transformer.norm_final_attn.weight, before)
 
@@ -173,15 +173,15 @@ def test_the_form_follows_the_number_of_tokens() -> None:
 @pytest.mark.parametrize(("form", "kept"), [("low_rank", 16), ("absorbed", 4), ("direct", 4)])
 def test_the_image_is_worked_on_once_where_it_is_kept(form: Form, kept: int) -> None:
     spec = sam1_spec(image_size=SMALL)
-    _, deploy = pair(spec, torch.float32, form, fused=False)
-    assert len(deploy.image_state(**image_tensors(spec))) == kept
+    _, fast = pair(spec, torch.float32, form, fused=False)
+    assert len(fast.image_state(**image_tensors(spec))) == kept
 
 
 def test_a_mask_prompt_keeps_nothing_but_the_image() -> None:
     spec = replace(SPECS["sam1"], mask_input=True)
-    _, deploy = pair(spec, torch.float32, "absorbed", fused=False)
-    assert not deploy.cached
-    assert list(deploy.image_state(**image_tensors(spec))) == ["image_tokens"]
+    _, fast = pair(spec, torch.float32, "absorbed", fused=False)
+    assert not fast.cached
+    assert list(fast.image_state(**image_tensors(spec))) == ["image_tokens"]
 
 
 def test_low_rank_and_mask_prompts_exclude_each_other() -> None:

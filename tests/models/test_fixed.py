@@ -11,10 +11,9 @@ from toys import image_tensors, prompt_tensors, toy_decoder
 
 from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
 from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
-from samx.models.fixed.layers import ChannelNorm
-from samx.models.fixed.prompts import PointPosition
+from samx.models.fixed.layers import ChannelNorm, PointPosition
 from samx.models.reference import ReferenceDecoder
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 
 EXACT = 1e-12  # of logits up to about 20, in float64
 SMALL = 256  # px: the same operations on a grid of 16 x 16
@@ -35,13 +34,13 @@ def ask(module: torch.nn.Module, spec: DecoderSpec, feed: dict[str, Tensor]) -> 
     return outputs
 
 
-def with_empty_slots(feed: dict[str, Tensor], slots: int) -> dict[str, Tensor]:
-    """Fill up with slots at coordinates that must not matter."""
+def with_padded_points(feed: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Fill up with padded points at coordinates that must not matter."""
     coords, labels = feed["point_coords"], feed["point_labels"]
-    more = coords.shape[1] + slots
+    more = coords.shape[1] + count
     filled = {
         "point_coords": torch.full((len(coords), more, 2), 777.0, dtype=coords.dtype),
-        "point_labels": torch.full((len(coords), more), float(EMPTY_SLOT), dtype=coords.dtype),
+        "point_labels": torch.full((len(coords), more), float(PADDED_POINT), dtype=coords.dtype),
     }
     filled["point_coords"][:, : coords.shape[1]], filled["point_labels"][:, : coords.shape[1]] = coords, labels
     return {**feed, **filled}
@@ -61,10 +60,10 @@ def test_computes_what_the_reference_computes(spec: DecoderSpec, labels: list[in
 
 
 @pytest.mark.parametrize("spec", [SPECS["sam1"], SPECS["sam2_single"]], ids=["sam1", "sam2"])
-def test_an_empty_slot_changes_no_bit(spec: DecoderSpec) -> None:
+def test_a_padded_point_changes_no_bit(spec: DecoderSpec) -> None:
     decoder = NeuralEngineDecoder(toy_decoder(spec))
     feed = {**image_tensors(spec), **prompt_tensors(spec, 1, [1, -1])}
-    filled = with_empty_slots(feed, 14)
+    filled = with_padded_points(feed, 14)
     moved = {**filled, "point_coords": filled["point_coords"].clone()}
     moved["point_coords"][:, 2:] = 3.0
     for plain, other in zip(ask(decoder, spec, filled), ask(decoder, spec, moved), strict=True):
@@ -73,10 +72,10 @@ def test_an_empty_slot_changes_no_bit(spec: DecoderSpec) -> None:
         assert (plain - other).abs().max() < 1e-4  # other shapes may be summed in another order
 
 
-def test_a_slot_that_is_not_empty_does_change_the_masks() -> None:
+def test_a_point_that_is_not_padded_does_change_the_masks() -> None:
     spec = SPECS["sam1"]
     decoder = NeuralEngineDecoder(toy_decoder(spec))
-    filled = with_empty_slots({**image_tensors(spec), **prompt_tensors(spec, 1, [1, -1])}, 1)
+    filled = with_padded_points({**image_tensors(spec), **prompt_tensors(spec, 1, [1, -1])}, 1)
     changed = {**filled, "point_labels": filled["point_labels"].clone()}
     changed["point_labels"][:, 2] = 0.0
     difference = ask(decoder, spec, filled)[0] - ask(decoder, spec, changed)[0]
@@ -112,7 +111,7 @@ def apple(reference: ReferenceDecoder, feed: dict[str, Tensor], empty: int) -> t
     """Ask the two packages' modules: the padding row is left to them."""
     coords, labels = feed["point_coords"][:, :-1], feed["point_labels"][:, :-1].to(torch.int32)
     coords = torch.cat([coords, torch.full((1, empty, 2), 5.0, dtype=coords.dtype)], dim=1)
-    labels = torch.cat([labels, torch.full((1, empty), EMPTY_SLOT, dtype=torch.int32)], dim=1)
+    labels = torch.cat([labels, torch.full((1, empty), PADDED_POINT, dtype=torch.int32)], dim=1)
     with torch.no_grad():
         sparse, dense = ApplePromptEncoder(reference)(coords, labels)
         assert sparse.shape == (1, coords.shape[1] + 1, 256)

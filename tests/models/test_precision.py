@@ -9,8 +9,8 @@ from toys import image_tensors, prompt_tensors, toy_decoder
 
 from samx.errors import UsageError
 from samx.models.fast.decoder import FastDecoder
-from samx.models.fast.precision import GROUPS, ISLANDS, STREAM, groups_of, set_precision
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.fast.precision import GROUPS, KEEP_FP32, STREAM, groups_of, set_precision
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 
 SMALL = 128
 SPECS = {
@@ -37,7 +37,7 @@ def error(exact: FastDecoder, other: FastDecoder) -> float:
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
-def test_everything_but_the_islands_is_half(spec: DecoderSpec) -> None:
+def test_everything_but_the_kept_groups_is_half(spec: DecoderSpec) -> None:
     exact, half = decoders(spec)
     set_precision(half)
     tensors = dict((*half.named_parameters(), *half.named_buffers()))
@@ -72,31 +72,31 @@ def test_each_group_alone_adds_a_small_error(group: str) -> None:
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
 def test_any_group_can_be_alone_or_spared(spec: DecoderSpec, group: str) -> None:
     """In every family: a tensor that crosses a border without its cast stops the decoder."""
-    for islands in ({*GROUPS, STREAM} - {group}, {*ISLANDS, group}):
+    for keep_fp32 in ({*GROUPS, STREAM} - {group}, {*KEEP_FP32, group}):
         _, half = decoders(spec)
-        outputs = set_precision(half, islands)(**feed(spec))
+        outputs = set_precision(half, keep_fp32)(**feed(spec))
         assert all(bool(torch.isfinite(value).all()) for value in outputs.values())
 
 
-def test_all_islands_are_the_exact_decoder() -> None:
+def test_all_groups_kept_are_the_exact_decoder() -> None:
     exact, half = decoders(SPECS["sam1"])
     assert error(exact, set_precision(half, {*GROUPS, STREAM})) == 0
 
 
-def test_pixel_coordinates_need_their_island() -> None:
-    """The island is there for a reason: without it a point's encoding is off by whole percents."""
+def test_pixel_coordinates_need_float32() -> None:
+    """The group is kept for a reason: in half precision a point's encoding is off by whole percents."""
     spec = sam1_spec(image_size=1024)
     exact, half = decoders(spec)
     coords = torch.tensor([[[1001.5, 777.25]]])
     labels = torch.ones(1, 1)
     want = exact.points(coords, labels)
-    kept = (set_precision(half, ISLANDS).points(coords, labels) - want).abs().max()
+    kept = (set_precision(half, KEEP_FP32).points(coords, labels) - want).abs().max()
     _, spoiled = decoders(spec)
     lost = (set_precision(spoiled, ()).points(coords, labels) - want).abs().max()
     assert lost > 5 * kept
 
 
-def test_an_unknown_island_is_refused() -> None:
+def test_an_unknown_group_is_refused() -> None:
     _, half = decoders(SPECS["sam1"])
     with pytest.raises(UsageError, match="found atlantis"):
         set_precision(half, {"atlantis"})
@@ -105,39 +105,39 @@ def test_an_unknown_island_is_refused() -> None:
 @pytest.mark.parametrize("form", ["low_rank", "absorbed", "direct"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["f64", "f32"])
 @pytest.mark.parametrize("family", ["sam1", "sam2"])
-def test_empty_slots_change_nothing(family: str, dtype: torch.dtype, bound: float, form: str) -> None:
+def test_padded_points_change_nothing(family: str, dtype: torch.dtype, bound: float, form: str) -> None:
     spec = SPECS[family]
-    decoder = FastDecoder(toy_decoder(spec).to(dtype), form, slots=True)  # type: ignore[arg-type]
+    decoder = FastDecoder(toy_decoder(spec).to(dtype), form, padded_points=True)  # type: ignore[arg-type]
     given = {**image_tensors(spec, dtype), **prompt_tensors(spec, 3, [1, 0, -1], dtype)}
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 5), value=77.0),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=PADDED_POINT),
     }
     want, found = decoder(**given)["low_res_masks"], decoder(**padded)["low_res_masks"]
     assert float((want - found).abs().max() / want.abs().max()) < bound
 
 
-def test_without_slots_an_empty_label_would_be_seen() -> None:
+def test_without_padded_points_an_empty_label_would_be_seen() -> None:
     spec = SPECS["sam1"]
-    decoder = FastDecoder(toy_decoder(spec), slots=False)
+    decoder = FastDecoder(toy_decoder(spec), padded_points=False)
     given = feed(spec)
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 1)),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 1), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 1), value=PADDED_POINT),
     }
     assert (decoder(**given)["low_res_masks"] - decoder(**padded)["low_res_masks"]).abs().max() > 1e-3
 
 
-def test_empty_slots_change_nothing_in_half_either() -> None:
+def test_padded_points_change_nothing_in_half_either() -> None:
     spec = SPECS["sam1"]
-    decoder = set_precision(FastDecoder(toy_decoder(spec), slots=True))
+    decoder = set_precision(FastDecoder(toy_decoder(spec), padded_points=True))
     given = feed(spec)
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 5)),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=PADDED_POINT),
     }
     want, found = decoder(**given)["low_res_masks"], decoder(**padded)["low_res_masks"]
     assert float((want - found).abs().max() / want.abs().max()) < 2e-3  # sums in another order, in eleven bits

@@ -41,7 +41,7 @@ def _exported(family: str, form: str, opset: int, precision: str, split: bool) -
     options = ExportOptions(precision=precision, opset=opset, split=split, points=points, prompts=prompts)
     with tempfile.TemporaryDirectory() as folder:
         job = ExportJob(toy_checkpoint(replace(spec, masks="multimask")), spec, options)
-        exported = write_graphs(job, Path(folder), low_rank=False, slots=False)
+        exported = write_graphs(job, Path(folder), low_rank=False, padded_points=False)
         assert exported.options["form"] == form
         return {name: (Path(folder) / name).read_bytes() for name in exported.files}
 

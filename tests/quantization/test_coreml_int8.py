@@ -20,7 +20,7 @@ from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.library import open_coremltools
 from samx.formats.coreml.package import package_from_directory
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import EMPTY_SLOT
+from samx.models.spec import PADDED_POINT
 from samx.quantization.calibration import calibration_spec
 from samx.quantization.coreml import JUDGED_EVERY, FloatPackages, quantise, watched_ranges
 from samx.quantization.coreml_groups import INTEGER, Convolution, group_of
@@ -169,7 +169,7 @@ def test_a_padded_point_still_changes_no_bit(done: Done) -> None:
     more = {
         **feed,
         "point_coords": np.pad(feed["point_coords"], ((0, 0), (0, 1), (0, 0))),
-        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=EMPTY_SLOT),
+        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=PADDED_POINT),
     }
     few, many = session.decode(feed), session.decode(more)
     assert len(session.placement().details["functions"]) == 2

@@ -21,7 +21,7 @@ from samx.quantization.calibration import MIN_SAMPLES, SHARES, CalibrationSet, c
 from samx.quantization.held_out import held_out
 from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set, calibration_reference, deal
 from samx.quantization.sources import HELD_OUT_SCENES
-from samx.quantization.user import KINDS, MASK_LIMIT, MOST_ROUNDS, Question, User
+from samx.quantization.user import KINDS, MOST_ROUNDS, Question, User
 from samx.runtimes.torch import reference_session
 from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
@@ -145,8 +145,8 @@ def test_the_mask_that_a_user_takes() -> None:
 def test_a_previous_mask_is_cut_off_as_the_predictor_does(spec: DecoderSpec) -> None:
     person = user(spec, DiscReference(spec, lambda logits: 10 * logits))
     highest = float(person.answer(person.click(person.region())).logits.max())
-    assert (highest == MASK_LIMIT["sam2"]) == (spec.family == "sam2")
-    assert highest <= MASK_LIMIT[spec.family]
+    assert (highest == sam2_spec().rules.mask_limit) == (spec.family == "sam2")
+    assert highest <= spec.rules.mask_limit
 
 
 def test_regions_of_a_scene_are_its_own() -> None:
@@ -354,6 +354,6 @@ def test_what_is_held_out_goes_through_the_gate() -> None:
     found = build_set(reference, loaded.sha256, source(6), samples=24)
     judging = held_out(found, reference, Path("vit_b.pth"), spec)
     suite = ParitySuite.build(reference_session(loaded, spec), judging.images, judging.cases, judging.source)
-    report = run_gate(reference_session(loaded, spec, "deploy"), suite, bounds_for("int8"), level="graph")
+    report = run_gate(reference_session(loaded, spec, "fast"), suite, bounds_for("int8"), level="graph")
     assert report.passed, report.failures
     assert len(report.cases) == len(judging.cases)

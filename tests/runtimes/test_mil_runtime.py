@@ -23,7 +23,7 @@ from samx.formats.coreml.program import Program, load_program
 from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec
 from samx.runtimes.base import Padding
 from samx.runtimes.coreml import packages
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
@@ -118,7 +118,7 @@ def test_a_padded_point_changes_no_bit(sealed: Artifact) -> None:
     feed = prompts(1, [1])
     empty = {
         "point_coords": np.pad(feed["point_coords"], ((0, 0), (0, 1), (0, 0)), constant_values=31.0),
-        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=EMPTY_SLOT),
+        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=PADDED_POINT),
     }
     for session in (several, alone):
         session.set_image(IMAGE)
@@ -165,7 +165,7 @@ class TestPadding:
     def test_points_are_filled_to_the_next_size_there_is(self, points: int, slots: int) -> None:
         feed = self.padded(Padding(ShapeRange(1, 2, 8), ShapeRange(1, 1, 1), (1, 4, 8)), 1, [1] * points)
         assert feed["point_coords"].shape == (1, slots, 2)
-        assert feed["point_labels"].tolist() == [[1] * points + [EMPTY_SLOT] * (slots - points)]
+        assert feed["point_labels"].tolist() == [[1] * points + [PADDED_POINT] * (slots - points)]
 
     def test_prompts_are_filled_by_repeating_the_last(self) -> None:
         feed = self.padded(Padding(ShapeRange(1, 2, 8), ShapeRange(3, 3, 3), (1, 4, 8)), 2, [1])

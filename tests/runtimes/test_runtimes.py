@@ -107,14 +107,14 @@ def test_bad_prompts_are_refused(feed: Feed, words: str) -> None:
 
 
 @pytest.mark.parametrize("spec", [SPEC, sam2_spec(image_size=128, mask_input=True)], ids=["sam1", "sam2"])
-def test_torch_runs_reference_and_deploy_form_alike(spec: DecoderSpec) -> None:
+def test_torch_runs_reference_and_fast_form_alike(spec: DecoderSpec) -> None:
     image, feed = arrays(image_tensors(spec)), arrays(prompt_tensors(spec, 3, [1, -1]))
     sessions = [TorchRuntime(toy_decoder(spec)), TorchRuntime(FastDecoder(toy_decoder(spec)), chunk=2)]
     for session in sessions:
         session.set_image(image)
-    reference, deploy = (session.decode(feed) for session in sessions)
+    reference, fast = (session.decode(feed) for session in sessions)
     for name, want in reference.items():
-        np.testing.assert_allclose(deploy[name], want, rtol=0, atol=1e-5 * np.abs(want).max())
+        np.testing.assert_allclose(fast[name], want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def test_torch_places_everything_on_the_device_asked_for() -> None:

@@ -1,7 +1,7 @@
 """The reference decoder's arithmetic, rearranged so that training needs about half of it.
 
 The results are those of `ReferenceDecoder.all_masks`. Two things make it quicker: in the first layer the image
-side is computed once an image and not once a prompt, and projections of the many image cells are replaced by
+side is computed once an image and not once a prompt, and projections of the many image tokens are replaced by
 projections of the few tokens that meet them.
 """
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from samx.errors import CheckpointError, UnavailableError
 from samx.models.checkpoint import LoadedDecoder
-from samx.models.families.names import NOT_DECODED, POINT_TABLE_KEY, decoder_names
+from samx.models.families.base import TABLES
 
 POINT_ROWS = [f"prompt_encoder.point_embeddings.{i}.weight" for i in range(4)]  # one table in Hugging Face's SAM 2
 
@@ -35,8 +35,10 @@ def fill(model: nn.Module, loaded: LoadedDecoder) -> None:
     Raises: CheckpointError when the model has one that the checkpoint has not, or leaves one over.
     """
     state = model.state_dict()
-    names = {key: name for key, name in decoder_names(state, "").items() if not name.startswith(NOT_DECODED)}
-    rows = {key: POINT_ROWS if name == POINT_TABLE_KEY else [name] for key, name in names.items()}
+    family = loaded.spec.rules
+    found = family.decoder_names(state, "").items()
+    names = {key: name for key, name in found if not name.startswith(family.left_out)}
+    rows = {key: POINT_ROWS if name in TABLES else [name] for key, name in names.items()}
     missing = [key for key, parts in rows.items() if not set(parts) <= set(loaded.weights)]
     left = set(loaded.weights) - {part for parts in rows.values() for part in parts}
     if missing or left:

@@ -10,6 +10,7 @@ from torch import Tensor
 from samx.benchmarks.contenders import fill, require_peer
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.session import Feed
+from samx.models.spec import DecoderSpec
 
 META_NORM_EPS = 1e-5  # SamModel writes 1e-6 by default; Meta's LayerNorm, which the weights were trained with, has this
 # Encoders that are never called, as small as they can be.
@@ -47,18 +48,24 @@ def build(loaded: LoadedDecoder, image: Feed) -> BoxDecoder:
     Raises: UnavailableError without transformers.
     """
     transformers: Any = require_peer("transformers")
-    spec = loaded.spec
-    if spec.family == "sam2":
-        config = transformers.Sam2Config(
-            vision_config=SAM2_VISION, prompt_encoder_config={"image_size": spec.image_size}, mask_decoder_config={}
-        )
-        model = transformers.Sam2Model(config)
-    else:
-        config = transformers.SamConfig(
-            vision_config={**SAM_VISION, "image_size": spec.image_size},
-            prompt_encoder_config={"image_size": spec.image_size, "image_embedding_size": spec.grid},
-            mask_decoder_config={"layer_norm_eps": META_NORM_EPS},
-        )
-        model = transformers.SamModel(config)
+    name, config = MODELS[loaded.spec.family]
+    model = getattr(transformers, name)(config(transformers, loaded.spec))
     fill(model, loaded)
     return BoxDecoder(model.requires_grad_(False).eval(), image)
+
+
+def _sam_config(transformers: Any, spec: DecoderSpec) -> Any:
+    return transformers.SamConfig(
+        vision_config={**SAM_VISION, "image_size": spec.image_size},
+        prompt_encoder_config={"image_size": spec.image_size, "image_embedding_size": spec.grid},
+        mask_decoder_config={"layer_norm_eps": META_NORM_EPS},
+    )
+
+
+def _sam2_config(transformers: Any, spec: DecoderSpec) -> Any:
+    return transformers.Sam2Config(
+        vision_config=SAM2_VISION, prompt_encoder_config={"image_size": spec.image_size}, mask_decoder_config={}
+    )
+
+
+MODELS = {"sam1": ("SamModel", _sam_config), "sam2": ("Sam2Model", _sam2_config)}

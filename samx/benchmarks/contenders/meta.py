@@ -36,7 +36,7 @@ from samx.processing.prompts import point_grid
 from samx.runtimes.base import Runtime
 from samx.runtimes.onnxruntime import open_artifact
 
-EXTRA = "bench"
+EXTRA, FAMILY = "bench", "sam1"
 OPSET = 17  # the default of Meta's export script
 EXAMPLE_POINTS = 5  # of the trace; any number, it is a dynamic axis
 INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
@@ -101,8 +101,8 @@ def build_meta(loaded: LoadedDecoder) -> nn.Module:
 
 def build_sam(loaded: LoadedDecoder) -> nn.Module:
     """Put the weights into Meta's modules; every weight must find its place."""
-    if loaded.spec.family != "sam1":
-        raise UsageError("Meta's ONNX decoder is a SAM 1 decoder", found=loaded.spec.family, expected="sam1")
+    if loaded.spec.family != FAMILY:
+        raise UsageError("Meta's ONNX decoder is a SAM 1 decoder", found=loaded.spec.family, expected=FAMILY)
     (modeling,) = import_segment_anything("modeling")
     encoder = SimpleNamespace(img_size=loaded.spec.image_size)  # of which the export reads the frame's size only
     sam: nn.Module = modeling.Sam(encoder, *decoder_parts(modeling, loaded.spec)).eval()

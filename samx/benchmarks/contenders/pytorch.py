@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samx.benchmarks.contenders.meta import build_sam
+from samx.benchmarks.contenders.meta import FAMILY, build_sam
 from samx.benchmarks.interleave import Clock, now_ns
 from samx.benchmarks.operations import REFERENCE
 from samx.exporters.aoti import PACKAGE_FILE, write_package
@@ -66,7 +66,7 @@ def baseline(setting: Setting) -> Way:
 
     Half precision is left to autocast, as in Meta's examples.
     """
-    is_peers = setting.loaded.spec.family == "sam1" and importlib.util.find_spec("segment_anything") is not None
+    is_peers = setting.loaded.spec.family == FAMILY and importlib.util.find_spec("segment_anything") is not None
     exact = (segment_anything if is_peers else reference_form)(setting)
 
     def call(prompts: Prompts) -> Outputs:

@@ -17,7 +17,14 @@ from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
 from samx.exporters.coreml.weights import check_compression, prepare
 from samx.exporters.onnx import METADATA_PREFIX, metadata
 from samx.exporters.options import Exported, ExportJob, ExportOptions
-from samx.formats.coreml.contract import CONTRACTS, MASK_DECODER, PROMPT_ENCODER, Contract, Signature
+from samx.formats.coreml.contract import (
+    APPLE_FAMILY,
+    CONTRACTS,
+    MASK_DECODER,
+    PROMPT_ENCODER,
+    Contract,
+    Signature,
+)
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.lint import LintReport, forbidden, lint
 from samx.formats.coreml.package import DECODER, package_from_directory
@@ -116,7 +123,7 @@ def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
     """Refuse what Apple's packages have no place for."""
     if contract.name != "apple":
         return
-    if spec.family != "sam2":
+    if spec.family != APPLE_FAMILY:
         raise UsageError("the apps of this contract know SAM 2.1 only", found=spec.family, expected="--contract samx")
     if spec.mask_input:
         raise UsageError("this contract has no mask prompts", found="--mask-input", expected="--contract samx")

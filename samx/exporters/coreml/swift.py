@@ -9,28 +9,26 @@ from string import Template
 
 from samx.formats.coreml.contract import Contract
 from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
+from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 
 SWIFT_FILE = "SamxDecoder.swift"
 SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16", "int8": "Float16"}  # of what a package takes
 NAMED = "    configuration.functionName = function\n"
-PADDING = {
-    ("samx", "sam1"): "a prompt without a box ends with",
-    ("samx", "sam2"): "every prompt ends with",
-    ("apple", "sam2"): "the prompt encoder adds itself",
-}
+PADDING = {False: "a prompt without a box ends with", True: "every prompt ends with"}  # by whether a box is padded
+APPLE_PADDING = "the prompt encoder adds itself"
 
 
 def swift_source(
     spec: DecoderSpec, contract: str, precision: str, functions: Mapping[str, int], features: Sequence[TensorSpec]
 ) -> str:
     """Write the example for one export; `functions` gives each function's rows as the app counts them."""
+    padding = APPLE_PADDING if contract == "apple" else PADDING[spec.rules.pads_boxes]
     words: dict[str, object] = {
         "about": f"{spec.family}, {precision}, contract {contract}; up to {max(functions.values())} rows a prompt.",
-        "size": spec.image_size, "padding": PADDING[contract, spec.family], "scalar": SCALARS[precision],
+        "size": spec.image_size, "padding": padding, "scalar": SCALARS[precision],
         "label": "Int32" if contract == "apple" else "Float",
         "functions": ", ".join(f'({rows}, "{name}")' for name, rows in sorted(functions.items(), key=lambda f: f[1])),
-        "masks": spec.masks_out, "side": spec.mask_size, "empty": EMPTY_SLOT,
+        "masks": spec.masks_out, "side": spec.mask_size, "empty": PADDED_POINT,
         "scores": "scores" if contract == "apple" else "iou_predictions",
         "features": ", ".join(f"{t.name} {t.dtype} {'x'.join(map(str, t.shape))}" for t in features),
         "named": "" if SINGLE_FUNCTION in functions else NAMED,

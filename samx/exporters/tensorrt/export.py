@@ -24,7 +24,7 @@ def export(job: ExportJob, directory: Path) -> Exported:
     points, prompts = _sizes(job)
     options = replace(job.options, points=points, prompts=prompts, precision=FLOAT[job.options.precision])
     # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
-    exported = write_graphs(replace(job, options=options), directory, low_rank=False, slots=True)
+    exported = write_graphs(replace(job, options=options), directory, low_rank=False, padded_points=True)
     write_plan(job, directory)
     files = {**exported.files, PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE}
     chosen = {**exported.options, "precision": job.options.precision}

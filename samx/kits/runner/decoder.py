@@ -1,4 +1,4 @@
-"""Prompts in parts and slots: no more at a time than the library takes, filled up to the numbers that it takes."""
+"""Prompts in parts, filled up: no more at a time than the library takes, filled up to the numbers that it takes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Decoder:
         return found[0] if count == 1 else {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     def _decode(self, prompts: Arrays) -> Arrays:
-        slots, (n, points) = self.place["slots"], prompts["point_labels"].shape
-        if slots is None:
+        padded, (n, points) = self.place["slots"], prompts["point_labels"].shape
+        if padded is None:
             return dict(self.runs.decode(prompts))
-        rows = min((size for size in slots["sizes"] if size >= points), default=max(slots["points"], points))
-        more, missing = ((0, 0), (0, rows - points)), max(slots["prompts"] - n, 0)
+        rows = min((size for size in padded["sizes"] if size >= points), default=max(padded["points"], points))
+        more, missing = ((0, 0), (0, rows - points)), max(padded["prompts"] - n, 0)
         coords = np.pad(prompts["point_coords"], (*more, (0, 0)))
-        labels = np.pad(prompts["point_labels"], more, constant_values=slots["empty"])
+        labels = np.pad(prompts["point_labels"], more, constant_values=padded["empty"])
         feed = {**prompts, "point_coords": coords, "point_labels": labels}
         full = {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], "edge") for name, x in feed.items()}
         return {name: value[:n] for name, value in self.runs.decode(full).items()}

@@ -1,13 +1,13 @@
-"""Cross-attentions between a few tokens and 4096 image cells, in three exact forms.
+"""Cross-attentions between a few tokens and 4096 image tokens, in three exact forms.
 
-Letters in the shape comments: N prompts, T tokens, L = G*G image cells, C = 256 channels, h heads of width d.
+Letters in the shape comments: N prompts, T tokens, L = G*G image tokens, C = 256 channels, h heads of width d.
 
 - cached: the image side was projected once per image (layer 0 without a mask prompt).
 - absorbed: the projections move to the token side, 4096 x C x 8T products; cheaper while 8T < 128.
 - direct: the image side is projected for every prompt, as the reference does; cheaper for many points.
 
-An `offset` (1, C) belongs to every cell and is left out of the image tensors: layer 0's "no mask" embedding. It reaches
-queries, values and the updated image through biases.
+An `offset` (1, C) belongs to every image token and is left out of the image tensors: layer 0's "no mask" embedding. It
+reaches queries, values and the updated image through biases.
 
 Image tensors carry an extra axis of 1, (N, 1, L, C): ONNX Runtime fuses additions with layer norms on 3-D tensors into
 a kernel that is several times slower at this size.
@@ -24,7 +24,7 @@ from samx.models.reference import Attention
 
 
 class Linear(nn.Module):
-    """Hold a linear layer as the (in, out) matrix that MatMul takes."""
+    """Apply a linear layer as the (in, out) matrix that MatMul takes."""
 
     weight: Tensor
     bias: Tensor | None
@@ -45,7 +45,7 @@ def linear(layer: nn.Linear, scale: float = 1.0, offset: Tensor | None = None) -
 
 
 def biased(layer: nn.Linear, offset: Tensor | None) -> Tensor:
-    """Give a layer's bias, with what it makes of an offset. Shapes: (1, C) -> (m,)."""
+    """Return a layer's bias, with what it makes of an offset. Shapes: (1, C) -> (m,)."""
     bias = layer.bias.detach()
     return bias if offset is None else bias + layer.weight.detach() @ offset[0]
 
@@ -56,7 +56,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """Put heads back. Shapes: (N, h, T, d) -> (N, T, h*d)."""
+    """Join heads again. Shapes: (N, h, T, d) -> (N, T, h*d)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -75,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, fused: bool, bias: Tensor | None = N
 
 
 def query_scale(source: Attention) -> float:
-    """Give 1/sqrt(d), folded into the smaller side of the product."""
+    """Return 1/sqrt(d), folded into the smaller side of the product."""
     return 1 / math.sqrt(source.q_proj.out_features // source.heads)
 
 
@@ -105,7 +105,7 @@ class SelfAttention(nn.Module):
         return out
 
 
-class CellProjection(nn.Module):
+class ImageProjection(nn.Module):
     """Project an image embedding as it comes, channels first: heads separate without moving anything."""
 
     weight: Tensor
@@ -123,16 +123,16 @@ class CellProjection(nn.Module):
         return (self.weight @ image + self.bias).unflatten(1, (self.heads, -1))
 
 
-def projection(layer: nn.Linear, offset: Tensor, heads: int) -> CellProjection:
+def projection(layer: nn.Linear, offset: Tensor, heads: int) -> ImageProjection:
     """Copy a linear layer as a projection of image + offset."""
-    return CellProjection(layer.weight.detach().clone(), layer.bias.detach(), offset, heads)
+    return ImageProjection(layer.weight.detach().clone(), layer.bias.detach(), offset, heads)
 
 
 class CachedTokenToImage(nn.Module):
     """Attend to image keys and values that all prompts share."""
 
     def __init__(self, source: Attention, key_offset: Tensor, value_offset: Tensor) -> None:
-        """Take the layer, and what is added to the cells before keys and values. Shapes: (L or 1, C) x 2."""
+        """Take the layer, and what is added to the image tokens before keys and values. Shapes: (L or 1, C) x 2."""
         super().__init__()
         self.heads = source.heads
         self.query = linear(source.q_proj, query_scale(source))
@@ -150,7 +150,7 @@ class CachedTokenToImage(nn.Module):
 
 
 class AbsorbedTokenToImage(nn.Module):
-    """Attend to unprojected image cells: keys and values are projected on the token side.
+    """Attend to unprojected image tokens: keys and values are projected on the token side.
 
     Always plain products: to ONNX's Attention this is a single head, which ONNX Runtime gives to a single thread.
     """
@@ -179,7 +179,7 @@ class AbsorbedTokenToImage(nn.Module):
 
 
 class LastTokenToImage(AbsorbedTokenToImage):
-    """Attend to cells whose positions nothing else needs: the positional part of the scores comes from a table."""
+    """Attend to image tokens; the positional part of the scores, which nothing else needs, comes from a table."""
 
     positions: Tensor
 
@@ -200,13 +200,14 @@ class LastTokenToImage(AbsorbedTokenToImage):
 
 
 class DirectTokenToImage(nn.Module):
-    """Attend to image cells projected for this prompt."""
+    """Attend to image tokens projected for this prompt."""
 
     def __init__(self, source: Attention, fused: bool, offset: Tensor | None = None) -> None:
         super().__init__()
         self.heads, self.fused = source.heads, fused
         self.query = linear(source.q_proj, query_scale(source))
-        self.key = Linear(source.k_proj.weight.detach(), None)  # a constant on every cell drops out of the softmax
+        # A constant on every image token drops out of the softmax.
+        self.key = Linear(source.k_proj.weight.detach(), None)
         self.value = linear(source.v_proj, offset=offset)
         self.out = linear(source.out_proj)
 
@@ -251,7 +252,7 @@ class TokenSide(nn.Module):
 
 
 def softmax_over_tokens(scores: Tensor, empty: Tensor | None = None) -> Tensor:
-    """Normalise over the few tokens, cells innermost. Shapes: (N, h, T, L) [, (N, T) to add] -> the same.
+    """Normalise over the few tokens, image tokens innermost. Shapes: (N, h, T, L) [, (N, T) to add] -> the same.
 
     Written out: softmax kernels want the axis last, where rows of 7 cost four times as much (ONNX Runtime, CPU).
     """
@@ -274,7 +275,7 @@ class CachedImageToToken(nn.Module):
 
 
 class AbsorbedImageToToken(nn.Module):
-    """Let unprojected image cells attend to the tokens: the query projection moves to the token side."""
+    """Let unprojected image tokens attend to the tokens: the query projection moves to the token side."""
 
     query: Tensor
     query_bias: Tensor
@@ -295,7 +296,7 @@ class AbsorbedImageToToken(nn.Module):
 
 
 class DirectImageToToken(nn.Module):
-    """Let image cells projected for this prompt attend to the tokens."""
+    """Let image tokens projected for this prompt attend to the tokens."""
 
     def __init__(self, source: Attention, offset: Tensor | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The deploy decoder: the image's part once, the prompts' part per click."""
+"""The fast decoder: the image's part once, the prompts' part per click."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samx.errors import UsageError
-from samx.models.fast.cells import CellTransformer
+from samx.models.fast.image_tokens import ImageTokenTransformer
 from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.prompts import MaskEmbedding, PointEmbedding
 from samx.models.fast.select import TokenChoice, token_choice
@@ -40,20 +40,20 @@ class FastDecoder(nn.Module):
     """Compute exactly what the reference computes, rearranged for inference.
 
     With `cached`, what depends on the image alone is computed once for all prompts. A mask prompt changes the image's
-    tokens prompt by prompt, so a decoder that takes masks cannot cache them. With `slots`, points that are labelled
-    EMPTY_SLOT are as good as absent.
+    tokens prompt by prompt, so a decoder that takes masks cannot cache them. With `padded_points`, points labelled
+    PADDED_POINT are as good as absent.
     """
 
     learned_tokens: Tensor
 
     def __init__(
         self, reference: ReferenceDecoder, form: Form = "absorbed", *,
-        fused: bool = False, cached: bool = True, slots: bool = False, independent: bool = True,
+        fused: bool = False, cached: bool = True, padded_points: bool = False, independent: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
         spec, source = reference.spec, reference.mask_decoder
-        self.spec, self.form, self.slots = spec, form, slots
+        self.spec, self.form, self.padded_points = spec, form, padded_points
         self.stream: torch.dtype | None = None  # of what flows between the operations; None: as it comes
         self.cached = cached and not spec.mask_input
         self.points = PointEmbedding(reference.prompt_encoder)
@@ -70,13 +70,15 @@ class FastDecoder(nn.Module):
 
     def _transformer(
         self, reference: ReferenceDecoder, form: Form, fused: bool, independent: bool
-    ) -> CellTransformer | LowRankTransformer:
+    ) -> ImageTokenTransformer | LowRankTransformer:
         read = slice(self.choice.first, self.choice.last)
         if form == "low_rank":
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")
             return LowRankTransformer(reference, read, fused=fused, independent=independent)
-        return CellTransformer(reference, form, read, fused=fused, cached=self.cached, tabled=not self.slots)
+        return ImageTokenTransformer(
+            reference, form, read, fused=fused, cached=self.cached, tabled=not self.padded_points
+        )
 
     def image_state(
         self,
@@ -88,8 +90,8 @@ class FastDecoder(nn.Module):
 
         The skips are MaskHead.skips(); for the others see the transformers.
         """
-        cells = self._inward(image_embeddings).flatten(2)  # (1, C, L)
-        state = self.transformer.image_state(cells)
+        image_tokens = self._inward(image_embeddings).flatten(2)  # (1, C, L)
+        state = self.transformer.image_state(image_tokens)
         if high_res_features_0 is None or high_res_features_1 is None:
             return state
         skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))
@@ -106,7 +108,7 @@ class FastDecoder(nn.Module):
         """Do the prompts' work. Shapes: image_state(), DecoderSpec.prompt_inputs -> DecoderSpec.outputs in order."""
         prompt = self.points(point_coords, point_labels)
         learned = self.learned_tokens.expand(prompt.shape[0], -1, -1)
-        empty = self._inward(self.points.empty(point_labels, learned.shape[1])) if self.slots else None
+        empty = self._inward(self.points.empty(point_labels, learned.shape[1])) if self.padded_points else None
         dense = None if self.masks is None else self.masks(mask_input, has_mask_input)
         tokens, grow = self.transformer(torch.cat([learned, prompt], dim=1), empty, dense, state)
         outputs = self._heads(tokens, grow, state)
@@ -125,17 +127,8 @@ class FastDecoder(nn.Module):
             return masks, iou
         return masks, iou, self.object_score_head(tokens[:, 0])
 
-    def forward(
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor | None = None,
-        has_mask_input: Tensor | None = None,
-        high_res_features_0: Tensor | None = None,
-        high_res_features_1: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Decode in one go, with the reference's signature. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs."""
-        state = self.image_state(image_embeddings, high_res_features_0, high_res_features_1)
-        outputs = self.decode(state, point_coords, point_labels, mask_input, has_mask_input)
-        return dict(zip([t.name for t in self.spec.outputs], outputs, strict=True))
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Decode in one go. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs, by name."""
+        state = self.image_state(**{tensor.name: inputs.pop(tensor.name) for tensor in self.spec.image_inputs})
+        outputs = self.decode(state, **inputs)
+        return dict(zip([tensor.name for tensor in self.spec.outputs], outputs, strict=True))

@@ -1,4 +1,7 @@
-"""An image as factors: products with cells that are never formed. See low_rank.py for the letters."""
+"""An image as factors: products with image tokens that are never formed, layer norms folded into what follows them.
+
+See low_rank.py for the letters.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from samx.models.fast.attention import CellProjection
-from samx.models.fast.values import Values
+from samx.models.fast.attention import ImageProjection
+from samx.models.fast.values import Rows, Values
+from samx.models.reference import TwoWayAttentionBlock
 
 
 def dot(a: Tensor, b: Tensor, heads: int) -> Tensor:
@@ -25,7 +29,7 @@ def channel_mean(x: Tensor) -> Tensor:
 
 
 class Image(NamedTuple):
-    """Hold what a prompt has made of the image: scale * (table + factors^T rows).
+    """Name what a prompt has made of the image: scale * (table + factors^T rows).
 
     Multiplying the scale in is put off, because every product is cheaper to scale afterwards.
     Shapes: scale (N, 1, L); factors (N, R', L) after layer 0 and (N, 2R'+K, L) after layer 1, the last K constant;
@@ -37,9 +41,9 @@ class Image(NamedTuple):
     weights: Tensor
 
 
-def table(weight: Tensor, offset: Tensor, heads: int) -> CellProjection:
+def table(weight: Tensor, offset: Tensor, heads: int) -> ImageProjection:
     """Project image + offset by a folded matrix. Shapes: weight (h*d, C), offset (1, C); (1, C, L) -> (1, h, d, L)."""
-    return CellProjection(weight, torch.zeros_like(weight[:, 0]), offset, heads)
+    return ImageProjection(weight, torch.zeros_like(weight[:, 0]), offset, heads)
 
 
 def products(values: Values, table: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ def products(values: Values, table: Tensor) -> Tensor:
 
 
 class Scores(nn.Module):
-    """Multiply token vectors with the projected cells of an image in factors.
+    """Multiply token vectors with the projected image tokens of an image in factors.
 
     `constant` is what the projection makes of the positional term and of biases. Shapes: (h*d, L).
     """
@@ -68,7 +72,7 @@ class Scores(nn.Module):
 
 
 def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Tensor:
-    """Average projected cells by attention weights.
+    """Average projected image tokens by attention weights.
 
     Shapes: weights (N, h, T, L), table (1, h, d, L), rows (N, R', h*d) -> (N, h, T, d).
     """
@@ -76,3 +80,93 @@ def mix_values(weights: Tensor, table: Tensor, rows: Tensor, image: Image) -> Te
     of_rows = (scaled.flatten(1, 2) @ image.factors.transpose(1, 2)).unflatten(1, (heads, -1))  # (N, h, T, R')
     per_head = rows.unflatten(2, (heads, -1)).transpose(1, 2)  # (N, h, R', d)
     return scaled @ table.transpose(-1, -2) + of_rows @ per_head
+
+
+def centre(weight: Tensor) -> Tensor:
+    """Take the mean over channels out of what a matrix maps to. Shapes: (C, ...) -> (C, ...)."""
+    return weight - weight.mean(0, keepdim=True)
+
+
+class CentredImage(nn.Module):
+    """Return the image part of layer 0's output, centred before and after the gain. Shapes: (1, C, L) -> (1, C, L)."""
+
+    offset: Tensor
+    gain: Tensor
+
+    def __init__(self, offset: Tensor, gain: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("offset", offset.t().contiguous())  # (C, 1)
+        self.register_buffer("gain", gain.unsqueeze(1).contiguous())
+
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        image = image_tokens + self.offset
+        image = (image - channel_mean(image)) * self.gain
+        return image - channel_mean(image)
+
+
+class AfterZero:
+    """Fold layer 0's norm into what is projected afterwards: image and rows, then centring, gain and bias."""
+
+    def __init__(self, zero: TwoWayAttentionBlock, no_mask: Tensor) -> None:
+        attention = zero.cross_attn_image_to_token
+        self.heads = attention.heads
+        self.gain, self.bias = zero.norm4.weight.detach(), zero.norm4.bias.detach()
+        self.offset = no_mask + attention.out_proj.bias.detach()
+        self.out = self.gain.unsqueeze(1) * centre(attention.out_proj.weight.detach())  # (C, h*d)
+        self.out_centred = centre(self.out)
+
+    def fold(self, weight: Tensor, centred: bool = False) -> Tensor:
+        """Fold [centring,] gain and centring into a projection from the right. Shapes: (m, C) -> (m, C)."""
+        weight = weight - weight.mean(1, keepdim=True) if centred else weight
+        weight = weight * self.gain
+        return weight - weight.mean(1, keepdim=True)
+
+    def table(self, weight: Tensor, centred: bool = False) -> ImageProjection:
+        """Project the image part of layer 0's output [, centred]. Shapes: weight (h*d, C)."""
+        return table(self.fold(weight, centred), self.offset, self.heads)
+
+    def rows(self, weight: Tensor) -> Rows:
+        """Project the rows of layer 0's output."""
+        return Rows(weight @ self.out, self.heads)
+
+
+class AfterOne:
+    """Fold layer 1's norm into what is projected afterwards."""
+
+    def __init__(
+        self, zero: TwoWayAttentionBlock, one: TwoWayAttentionBlock, no_mask: Tensor, constants: int = 1
+    ) -> None:
+        """Take both layers, and how many factors share the constant."""
+        self.constants = constants
+        attention = one.cross_attn_image_to_token
+        self.zero, self.heads = AfterZero(zero, no_mask), attention.heads
+        self.gain, self.bias = one.norm4.weight.detach(), one.norm4.bias.detach()
+        self.out = centre(attention.out_proj.weight.detach())
+        self.constant = centre(self.zero.bias + attention.out_proj.bias.detach())
+
+    def fold(self, weight: Tensor) -> Tensor:
+        """Fold both norms into a projection of the image part. Shapes: (m, C) -> (m, C)."""
+        return self.zero.fold(weight * self.gain, centred=True)
+
+    def rows(self, weight: Tensor, bias: Tensor | None) -> AllRows:
+        """Project the rows of layer 1's output. Shapes: weight (m, C), bias (m,)."""
+        return AllRows(self, weight, bias)
+
+
+class AllRows(nn.Module):
+    """Stack the rows of both layers and the constant's K. Shapes: spread (N, R', h*(d+1)) x 2 -> (N, 2R'+K, m)."""
+
+    last: Tensor
+
+    def __init__(self, after: AfterOne, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        gained = weight * after.gain
+        self.rows0 = Rows(gained @ after.zero.out_centred, after.heads)
+        self.rows1 = Rows(gained @ after.out, after.heads, gained @ after.constant)
+        last = weight @ after.bias
+        last = (last if bias is None else last + bias) / after.constants
+        self.register_buffer("last", last.expand(1, after.constants, -1).contiguous())
+
+    def forward(self, spread0: Tensor, spread1: Tensor) -> Tensor:
+        last = self.last.expand(spread0.shape[0], -1, -1)
+        return torch.cat([self.rows0(spread0), self.rows1(spread1), last], dim=1)

@@ -1,18 +1,18 @@
-"""The transformer on factors: after layer 0 the image cells are never formed again.
+"""The transformer on factors: after layer 0 the image tokens are never formed again.
 
 With T tokens and h heads, an image-to-token attention adds a product of its weights, (L, R = h*T), and R rows of
-channels, of which R' = R - h + 1 are independent (values.py). Between layer norms the cells are then
+channels, of which R' = R - h + 1 are independent (values.py). Between layer norms the image tokens are then
 
     x = s * (table + F^T rows) + constant
 
-where the table depends on the image alone, s is one number per cell (the norms' scales) and F holds the attention
-weights. Every later projection acts on the table once per image and on the rows once per prompt, so
-that nothing 4096 x 256 is computed for a prompt but the first upscaling.
+where the table depends on the image alone, s is one number per image token (the norms' scales) and F holds the
+attention weights, the factors. Every later projection acts on the table once per image and on the rows once per prompt,
+so that nothing 4096 x 256 is computed for a prompt but the first upscaling.
 
 A layer norm needs the mean and the variance over channels. The mean is taken out beforehand, from tables and rows; the
 variance is a quadratic form in s and F whose coefficients are small matrices.
 
-Letters: N prompts, T tokens, L cells, C channels, h heads of width d. Factors lie cells innermost, (N, R', L).
+Letters: N prompts, T tokens, L image tokens, C channels, h heads of width d. Factors are (N, R', L).
 """
 
 from __future__ import annotations
@@ -33,13 +33,22 @@ from samx.models.fast.attention import (
     softmax_over_tokens,
     split_heads,
 )
-from samx.models.fast.cells import TokenPart
-from samx.models.fast.factors import Image, Scores, channel_mean, dot, mix_values, products, table
-from samx.models.fast.folding import AfterOne, CentredImage, centre
-from samx.models.fast.grow_factors import GrowFactors
-from samx.models.fast.upscale import Grow
+from samx.models.fast.factors import (
+    AfterOne,
+    CentredImage,
+    Image,
+    Scores,
+    centre,
+    channel_mean,
+    dot,
+    mix_values,
+    products,
+    table,
+)
+from samx.models.fast.image_tokens import TokenPart
+from samx.models.fast.upscale import EXTRA, SUBROWS, Grow, GrowRows, centred_outputs, epsilon_bias
 from samx.models.fast.values import Gram, TokenSide, Values, independent_rows, select, with_ones
-from samx.models.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
+from samx.models.reference import Attention, LayerNorm2d, MaskDecoder, ReferenceDecoder, TwoWayAttentionBlock
 
 
 class LowRankTransformer(nn.Module):
@@ -65,10 +74,10 @@ class LowRankTransformer(nn.Module):
         self.final_norm = source.transformer.norm_final_attn
         self.grow = GrowFactors(after, source, turned=independent)
 
-    def image_state(self, cells: Tensor) -> dict[str, Tensor]:
+    def image_state(self, image_tokens: Tensor) -> dict[str, Tensor]:
         """Do the image's work. Shapes: (1, C, L) -> tables (1, h, d, L) and (1, L, C/2), sums (1, 1, L)."""
         parts = (self.zero, self.one, self.last, self.grow)
-        return {name: tensor for part in parts for name, tensor in part.tables(cells).items()}
+        return {name: tensor for part in parts for name, tensor in part.tables(image_tokens).items()}
 
     def forward(
         self, token_pe: Tensor, empty: Tensor | None, dense: None, state: Mapping[str, Tensor]
@@ -108,15 +117,15 @@ class LayerZero(nn.Module):
         self.gram = Gram(rows, rows, attention.heads, share)
         self.products = table(2 * share * added.t(), offset, attention.heads)
 
-    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+    def tables(self, image_tokens: Tensor) -> dict[str, Tensor]:
         """Project the image for layer 0, and sum its squares."""
-        image = cells + self.offset
+        image = image_tokens + self.offset
         centred = image - channel_mean(image)
         return {
-            "image_keys_0": self.to_image_attention.keys(cells),
-            "image_values_0": self.to_image_attention.values(cells),
-            "image_queries_0": self.queries(cells),
-            "image_products_0": self.products(cells),
+            "image_keys_0": self.to_image_attention.keys(image_tokens),
+            "image_values_0": self.to_image_attention.values(image_tokens),
+            "image_queries_0": self.queries(image_tokens),
+            "image_products_0": self.products(image_tokens),
             "image_squares_0": channel_mean(centred * centred),
         }
 
@@ -167,16 +176,16 @@ class LayerOne(nn.Module):
         self.products1 = zero.table(2 * share * after.out.t(), centred=True)
         self.image = CentredImage(zero.offset, zero.gain)
 
-    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+    def tables(self, image_tokens: Tensor) -> dict[str, Tensor]:
         """Project the image for layer 1, and sum its squares and its products with the constant."""
-        centred = self.image(cells)
+        centred = self.image(image_tokens)
         constant = 2 * self.constant.unsqueeze(1)
         return {
-            "image_keys_1": self.key_table(cells),
-            "image_values_1": self.value_table(cells),
-            "image_queries_1": self.query_table(cells),
-            "image_products_1": self.products0(cells),
-            "image_products_2": self.products1(cells),
+            "image_keys_1": self.key_table(image_tokens),
+            "image_values_1": self.value_table(image_tokens),
+            "image_queries_1": self.query_table(image_tokens),
+            "image_products_1": self.products0(image_tokens),
+            "image_products_2": self.products1(image_tokens),
             "image_squares_1": channel_mean(centred * centred),
             "image_constants_1": channel_mean(constant * centred),
         }
@@ -206,7 +215,7 @@ class LayerOne(nn.Module):
     def _variance(
         self, state: Mapping[str, Tensor], values0: Values, values1: Values, image: Image, added: Image
     ) -> Tensor:
-        """Sum the squares of centred cells without forming them. Shapes: -> (N, 1, L)."""
+        """Sum the squares of centred image tokens without forming them. Shapes: -> (N, 1, L)."""
         by00 = products(values0, state["image_products_1"]) + self.gram00(*values0) @ image.factors
         gram10 = self.gram10(values1.by_head, values0.spread)
         by10 = products(values1, state["image_products_2"]) + gram10 @ image.factors
@@ -229,9 +238,9 @@ class FinalAttention(nn.Module):
         self.key_rows, self.value_rows = after.rows(key, None), after.rows(value, attention.v_proj.bias.detach())
         self.keys = Scores(key @ position.t(), self.heads)
 
-    def tables(self, cells: Tensor) -> dict[str, Tensor]:
+    def tables(self, image_tokens: Tensor) -> dict[str, Tensor]:
         """Project the image for the final attention."""
-        return {"image_keys_2": self.key_table(cells), "image_values_2": self.value_table(cells)}
+        return {"image_keys_2": self.key_table(image_tokens), "image_values_2": self.value_table(image_tokens)}
 
     def forward(
         self, positioned: Tensor, state: Mapping[str, Tensor], spread: tuple[Tensor, Tensor], image: Image
@@ -242,3 +251,36 @@ class FinalAttention(nn.Module):
         mixed = mix_values(weights, state["image_values_2"], self.value_rows(*spread), image)
         out: Tensor = self.out(join_heads(mixed))
         return out
+
+
+class GrowFactors(nn.Module):
+    """Grow an image's factors to pixels; where nothing is added to them before their norm, without the scale."""
+
+    def __init__(self, after: AfterOne, source: MaskDecoder, *, turned: bool) -> None:
+        """Take the decoder, and whether to copy the factors to image tokens outermost before they are multiplied."""
+        super().__init__()
+        self.turned = turned
+        grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]), biased=True)
+        self.scaled = source.spec.high_res_features
+        self.channels = grow.channels if self.scaled else grow.channels + EXTRA
+        weights, bias = [grow.get_buffer(f"weight{dy}").t() for dy in SUBROWS], grow.bias  # (dx * out, C), (dx * out,)
+        if not self.scaled:
+            weights = [centred_outputs(weight, grow.channels) for weight in weights]
+            bias = epsilon_bias(bias, grow.channels, cast(LayerNorm2d, source.output_upscaling[1]).eps)
+        self.rows = nn.ModuleList(after.rows(weight, bias) for weight in weights)
+        folded = [after.fold(weight) for weight in weights]
+        self.table = nn.ModuleList(Linear(weight, weight @ after.zero.offset[0]) for weight in folded)
+
+    def tables(self, image_tokens: Tensor) -> dict[str, Tensor]:
+        """Upscale the image's part. Shapes: (1, C, L) -> (1, L, dx * out) x 2."""
+        last = image_tokens.transpose(1, 2)
+        return {f"image_rows_{dy}": self.table[dy](last) for dy in SUBROWS}
+
+    def forward(self, dy: int, state: Mapping[str, Tensor], spread: tuple[Tensor, Tensor], image: Image) -> Tensor:
+        """Return one sub-row. Shapes: spread values of both layers -> (N, 2*L, C/4 [+ 2])."""
+        factors, rows = image.factors.transpose(1, 2), self.rows[dy](*spread)
+        # Four axes, or else ONNX Runtime takes the transposition into the product, and loses more than it saves.
+        of_rows = (factors.unsqueeze(1) @ rows.unsqueeze(1)).squeeze(1) if self.turned else factors @ rows
+        grown = of_rows + state[f"image_rows_{dy}"]
+        grown = grown * image.scale.transpose(1, 2) if self.scaled else grown
+        return grown.reshape(-1, 2 * grown.shape[1], self.channels)

@@ -1,4 +1,4 @@
-"""Half precision with float32 islands: every group of operations in a type of its own, with casts at its border.
+"""Half precision with groups kept in float32: every group of operations in a type of its own, with casts at its border.
 
 A group is a set of modules; what stands between the groups (sums, GELU, the image as it flows on) is the stream.
 LayerNorm keeps its statistics in float32 whatever type it takes: torch does so, and ONNX's operator (stash_type).
@@ -17,7 +17,7 @@ from samx.errors import UsageError
 from samx.models.fast.decoder import FastDecoder
 
 STREAM = "sums"
-# Which modules of the deploy decoder each group holds; data for `samx bisect` too, in the order of the computation.
+# Which modules of the fast decoder each group holds; data for `samx bisect` too, in the order of the computation.
 GROUPS: Mapping[str, str] = {
     "point encoding": r"points\.position",
     "mask prompts": r"masks",
@@ -40,7 +40,7 @@ GROUPS: Mapping[str, str] = {
 }
 TAKES_INPUTS = ("point encoding", "mask prompts")  # straight from the border, where everything is float32
 # Float16 counts pixels up to 2048 only, and sine and cosine of a pixel's phase magnify its error.
-ISLANDS = frozenset({"point encoding"})
+KEEP_FP32 = frozenset({"point encoding"})
 
 
 def groups_of(decoder: FastDecoder) -> list[str]:
@@ -49,21 +49,21 @@ def groups_of(decoder: FastDecoder) -> list[str]:
 
 
 def set_precision(
-    decoder: FastDecoder, islands: Collection[str] = ISLANDS, half: torch.dtype = torch.float16
+    decoder: FastDecoder, keep_fp32: Collection[str] = KEEP_FP32, half: torch.dtype = torch.float16
 ) -> FastDecoder:
-    """Turn a decoder into half precision but for its islands; inputs and outputs stay float32.
+    """Turn a decoder into half precision but for the groups that are kept; inputs and outputs stay float32.
 
-    Raises: UsageError for an island that no decoder has.
+    Raises: UsageError for a group that no decoder has.
     """
-    unknown = sorted(set(islands) - {*GROUPS, STREAM})
+    unknown = sorted(set(keep_fp32) - {*GROUPS, STREAM})
     if unknown:
         raise UsageError(
             "unknown group of operations", found=", ".join(unknown), expected=" or ".join((*GROUPS, STREAM))
         )
-    stream = torch.float32 if STREAM in islands else half
+    stream = torch.float32 if STREAM in keep_fp32 else half
     held: dict[str, torch.dtype] = {}  # by module name, what its tensors shall be
     for name in GROUPS:
-        dtype = torch.float32 if name in islands else half
+        dtype = torch.float32 if name in keep_fp32 else half
         for path, module in _modules(decoder, name):
             held[path] = dtype
             if dtype != stream or name in TAKES_INPUTS:

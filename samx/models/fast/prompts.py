@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.reference import POINT_LABELS, PromptEncoder
-from samx.models.spec import EMPTY_SLOT, LABELS
+from samx.models.spec import LABELS, PADDED_POINT
 
 # Added to a score: exp() of it is exactly zero in float16 and float32 alike, next to any score a decoder has.
 NEVER = -30000.0
@@ -22,12 +22,12 @@ class PointPosition(nn.Module):
 
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
-        self.image_size = source.image_size
+        self.image_size, self.offset = source.image_size, source.offset
         self.register_buffer("matrix", source.pe_layer.get_buffer("positional_encoding_gaussian_matrix").clone())
 
     def forward(self, coords: Tensor) -> Tensor:
         """Shapes: (N, P, 2) px -> (N, P, C)."""
-        unit = 2 * ((coords + 0.5) / self.image_size) - 1
+        unit = 2 * ((coords + self.offset) / self.image_size) - 1
         angles = 2 * math.pi * (unit[..., :1] * self.matrix[0] + unit[..., 1:] * self.matrix[1])
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
@@ -54,8 +54,8 @@ class PointEmbedding(nn.Module):
         return self.position(coords) * is_point + chosen @ self.table
 
     def empty(self, labels: Tensor, learned: int) -> Tensor:
-        """Say what keeps empty slots out of attention: added to scores. Shapes: (N, P) -> (N, learned + P)."""
-        return F.pad((labels == EMPTY_SLOT).to(labels.dtype) * NEVER, (learned, 0))
+        """Return what keeps padded points out of attention, added to scores. Shapes: (N, P) -> (N, learned + P)."""
+        return F.pad((labels == PADDED_POINT).to(labels.dtype) * NEVER, (learned, 0))
 
 
 class MaskEmbedding(nn.Module):

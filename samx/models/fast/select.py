@@ -15,7 +15,7 @@ STABILITY_LOGIT = 0.0  # SAM 2 tests stability around logit 0, whatever the mask
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """Say which output tokens the export reads: positions `first` to `last` of all tokens, masks by token number."""
+    """Choose which output tokens the export reads: positions `first` to `last` of all tokens, masks by token number."""
 
     first: int
     last: int

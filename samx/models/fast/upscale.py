@@ -1,8 +1,19 @@
 """Image tokens to mask logits, channels last.
 
-A 2x2 transposed convolution with stride 2 is a matrix per cell (256 -> 4 x 64, then 64 -> 4 x 32), split here into one
-product per sub-row: columns come out side by side, as rows of whole pixels. Each of the four sub-rows of a cell goes
-its own way to the mask product, in matrices small enough for a cache; only finished mask rows are interleaved.
+A 2x2 transposed convolution with stride 2 is a matrix per image token (256 -> 4 x 64, then 64 -> 4 x 32), split here
+into one product per sub-row: columns come out side by side, as rows of whole pixels. Each of the four sub-rows of an
+image token goes its own way to the mask product, in matrices small enough for a cache; only finished mask rows are
+interleaved.
+
+Without a scale: a layer norm divides by what all channels have in common, so a factor s per pixel need not be
+multiplied in, but for the epsilon that is added to the variance. In place of x = s * y take y, centred, and two
+channels +a and -a with a^2 = epsilon * C / 2 / s^2. The mean stays zero, and the variance over C + 2 channels is
+
+    C / (C + 2) * (variance(y) + epsilon / s^2)
+
+which, its root taken out of y, is the same as if s had been there and epsilon been added. What is left of the two
+channels behind the norm is a constant: the next layer's bias is a weight on it. Each time a pass over the largest
+tensors is saved.
 """
 
 from __future__ import annotations
@@ -14,13 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samx.models.fast.scale_free import widened_norm, with_bias_row
 from samx.models.reference import LayerNorm2d, MaskDecoder
 
 SUBROWS = (0, 1)
+EXTRA = 2  # channels in place of a scale
+AFTER_NORM = (1.0, 0.0)  # what the two channels are behind the norm
 # The high-resolution features of an image, by sub-row of the second upscaling and of the first.
 FINE, COARSE = (tuple(f"image_skips_{level}_{i}" for i in range(n)) for level, n in ((0, 4), (1, 2)))
-# Gives one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
+# Returns one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
 Grow = Callable[[int], Tensor]
 
 
@@ -44,7 +56,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class GrowRows(nn.Module):
-    """A 2x2 stride-2 transposed convolution as two matrices, one per sub-row.
+    """Apply a 2x2 stride-2 transposed convolution as two matrices, one per sub-row.
 
     The bias is left to the caller, or added in the same product, which ONNX names Gemm.
     """
@@ -66,10 +78,10 @@ class GrowRows(nn.Module):
         for dy in SUBROWS:
             self.register_buffer(f"weight{dy}", appended(self.get_buffer(f"weight{dy}"), self.bias))
 
-    def forward(self, cells: Tensor, dy: int) -> Tensor:
+    def forward(self, image_tokens: Tensor, dy: int) -> Tensor:
         """Shapes: (K, in) -> (K, dx * out)."""
         weight = self.get_buffer(f"weight{dy}")
-        return torch.addmm(self.bias, cells, weight) if self.biased else cells @ weight
+        return torch.addmm(self.bias, image_tokens, weight) if self.biased else image_tokens @ weight
 
 
 class MaskProduct(nn.Module):
@@ -85,12 +97,12 @@ class MaskHead(nn.Module):
     bias: Tensor
 
     def __init__(self, source: MaskDecoder, *, scale_free: bool = False) -> None:
-        """Take the decoder; `scale_free` for pixels of scale_free.py."""
+        """Take the decoder; `scale_free` for pixels without their factor, with two channels more."""
         super().__init__()
         _, norm, _, grow, _ = source.output_upscaling
         assert isinstance(norm, LayerNorm2d)
         assert isinstance(grow, nn.ConvTranspose2d)
-        self.grid, self.cells = source.spec.grid, source.spec.grid**2
+        self.grid, self.image_tokens = source.spec.grid, source.spec.grid**2
         self.norm = nn.LayerNorm(norm.weight.shape, norm.eps)
         self.norm.weight, self.norm.bias = norm.weight, norm.bias
         # A skip brings the bias along, and so does a constant channel.
@@ -108,7 +120,7 @@ class MaskHead(nn.Module):
 
     def second_rows(self, half: Tensor, dy: int, skip: Tensor | None) -> Tensor:
         """Grow again. Shapes: (N * 2*L, C/4 [+ 2]) [, (1, 4*L, C/8)] -> (N, 4*L, C/8)."""
-        x = self.grow(half, dy).reshape(-1, 4 * self.cells, self.grow.channels)
+        x = self.grow(half, dy).reshape(-1, 4 * self.image_tokens, self.grow.channels)
         return gelu(x if skip is None else x + skip)
 
     def skips(self, fine: Tensor, coarse: Tensor) -> dict[str, Tensor]:
@@ -120,7 +132,7 @@ class MaskHead(nn.Module):
         return dict(zip((*FINE, *COARSE), [*finest, *to_planes(coarse, levels=1)], strict=True))
 
     def interleave(self, planes: Sequence[Tensor]) -> Tensor:
-        """Put the sub-rows between each other. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
+        """Interleave the sub-rows. Shapes: 4 x (N, M, 4*L), by dy1 then dy2 -> (N, M, 4G, 4G)."""
         rows = [plane.unflatten(2, (self.grid, -1)) for plane in planes]  # (N, M, G, 4G)
         return torch.stack(rows, dim=3).flatten(2, 3)
 
@@ -154,3 +166,36 @@ class HyperNetworks(nn.Module):
             x = x @ self.get_buffer(f"weight{layer}") + self.get_buffer(f"bias{layer}")
             x = F.relu(x) if layer < 2 else x
         return x.transpose(0, 1)
+
+
+def centred_outputs(weight: Tensor, channels: int) -> Tensor:
+    """Centre a projection over the channels of each pixel, and append two that are zero.
+
+    Shapes: (k * c, C) -> (k * (c + 2), C).
+    """
+    by_pixel = weight.unflatten(0, (-1, channels))
+    return F.pad(by_pixel - by_pixel.mean(1, keepdim=True), (0, 0, 0, EXTRA)).flatten(0, 1)
+
+
+def epsilon_bias(bias: Tensor, channels: int, eps: float) -> Tensor:
+    """Centre a bias, and put the epsilon into its two more channels. Shapes: (k * c,) -> (k * (c + 2),)."""
+    by_pixel = bias.unflatten(0, (-1, channels))
+    root = math.sqrt(eps * channels / 2)
+    extra = bias.new_tensor([root, -root]).expand(len(by_pixel), -1)
+    return torch.cat([by_pixel - by_pixel.mean(1, keepdim=True), extra], dim=1).flatten()
+
+
+def widened_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """Return the norm of channels and extra channels."""
+    channels = norm.normalized_shape[0]
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+    wide = nn.LayerNorm(channels + EXTRA, eps=0.0)
+    wide.weight = nn.Parameter(F.pad(weight * math.sqrt(channels / (channels + EXTRA)), (0, EXTRA)))
+    wide.bias = nn.Parameter(torch.cat([bias, bias.new_tensor(AFTER_NORM)]))
+    return wide
+
+
+def with_bias_row(weight: Tensor, bias: Tensor) -> Tensor:
+    """Append a bias as weights on what GELU makes of the extra channels. Shapes: (c, m), (m,) -> (c + 2, m)."""
+    one = F.gelu(bias.new_tensor(AFTER_NORM[0]))
+    return torch.cat([weight, (bias / one).unsqueeze(0), torch.zeros_like(bias).unsqueeze(0)])

@@ -1,7 +1,7 @@
 """What tokens add to the image: values by head, and spread over the factors that are independent.
 
-The weights of an attention sum to one over the tokens, so of the h*T that a cell has, h - 1 follow from the others.
-Every head but the last leaves out its last token: with w the weights that are kept,
+The weights of an attention sum to one over the tokens, so of the h*T that an image token has, h - 1 follow from the
+others. Every head but the last leaves out its last token: with w the weights that are kept,
 
     sum over heads and tokens of weight * value = w^T spread
 

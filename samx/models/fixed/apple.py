@@ -1,6 +1,6 @@
 """The decoder cut as the public Core ML SAM 2.1 apps expect it: a prompt encoder, and a mask decoder behind it.
 
-Between the two, an embedding that is zero throughout stands for an empty slot: no real token is.
+Between the two, an embedding that is zero throughout stands for a padded point: no real token is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samx.models.fast.prompts import NEVER
 from samx.models.fixed.decoder import TokenDecoder
-from samx.models.fixed.prompts import PointTokens
+from samx.models.fixed.layers import PointTokens
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import LABELS
 
@@ -64,8 +64,8 @@ class AppleMaskDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Shapes: (1, C, G, G), (1, T, C), (1, C, G, G), (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> DecoderSpec.outputs."""
         image = image_embedding + dense_embedding
-        cells = image.reshape(1, image.shape[1], 1, -1)  # (1, C, 1, L)
+        image_tokens = image.reshape(1, image.shape[1], 1, -1)  # (1, C, 1, L)
         points = sparse_embedding.transpose(1, 2).unsqueeze(2)  # (1, C, 1, T)
         empty = (points.abs().amax(1, keepdim=True) == 0).to(points.dtype) * self.never  # (1, 1, 1, T)
-        outputs: tuple[Tensor, ...] = self.decoder(cells, points, empty, (feats_s0, feats_s1))
+        outputs: tuple[Tensor, ...] = self.decoder(image_tokens, points, empty, (feats_s0, feats_s1))
         return outputs

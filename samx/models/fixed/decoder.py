@@ -10,14 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from samx.models.fast.select import TokenChoice, token_choice
-from samx.models.fixed.layers import FromCells, FromTokens, PointwiseMLP, channel_norm, pointwise_mlp
-from samx.models.fixed.prompts import MaskTerm, PointPosition, PointTokens, empty_points
-from samx.models.fixed.upscale import MaskPlanes, MaskWeights
+from samx.models.fixed.layers import (
+    FromImage,
+    FromTokens,
+    MaskPlanes,
+    MaskTerm,
+    MaskWeights,
+    PointPosition,
+    PointTokens,
+    PointwiseMLP,
+    channel_norm,
+    empty_points,
+    pointwise_mlp,
+)
 from samx.models.reference import MLP, MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
 
 
-class CellPosition(nn.Module):
-    """Encode the cells' positions from four small tables, by the addition theorem: a whole table is 2 MiB (float16)."""
+class ImagePosition(nn.Module):
+    """Encode the image's positions from four small tables, by the addition theorem: a whole one is 2 MiB (float16)."""
 
     def __init__(self, source: PositionEmbeddingRandom, grid: int) -> None:
         super().__init__()
@@ -36,7 +46,7 @@ class CellPosition(nn.Module):
 
 
 class TwoWayLayer(nn.Module):
-    """Let tokens attend to themselves and to the cells, and the cells to the tokens."""
+    """Let tokens attend to themselves and to the image tokens, and the image tokens to the tokens."""
 
     def __init__(self, source: TwoWayAttentionBlock) -> None:
         super().__init__()
@@ -44,20 +54,20 @@ class TwoWayLayer(nn.Module):
         self.self_attention = FromTokens(source.self_attn)
         self.token_to_image = FromTokens(source.cross_attn_token_to_image)
         self.mlp = PointwiseMLP([source.mlp.lin1, source.mlp.lin2])
-        self.image_to_token = FromCells(source.cross_attn_image_to_token)
+        self.image_to_token = FromImage(source.cross_attn_image_to_token)
         norms = (source.norm1, source.norm2, source.norm3, source.norm4)
         self.norm1, self.norm2, self.norm3, self.norm4 = map(channel_norm, norms)
 
     def forward(
-        self, tokens: Tensor, token_pe: Tensor, cells: Tensor, cell_pe: Tensor, empty: Tensor
+        self, tokens: Tensor, token_pe: Tensor, image_tokens: Tensor, image_pe: Tensor, empty: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Shapes: (N, C, 1, T) x 2, (N, C, 1, L), (1, C, 1, L), (N, 1, 1, T) -> tokens, cells."""
+        """Shapes: (N, C, 1, T) x 2, (N, C, 1, L), (1, C, 1, L), (N, 1, 1, T) -> tokens, image tokens."""
         tokens = self.norm1(self._among_tokens(tokens, token_pe, empty))
-        positioned = cells + cell_pe
-        tokens = self.norm2(tokens + self.token_to_image(tokens + token_pe, positioned, cells))
+        positioned = image_tokens + image_pe
+        tokens = self.norm2(tokens + self.token_to_image(tokens + token_pe, positioned, image_tokens))
         tokens = self.norm3(tokens + self.mlp(tokens))
         update = self.image_to_token(positioned, tokens + token_pe, tokens, empty.transpose(-1, -2))
-        return tokens, self.norm4(cells + update)
+        return tokens, self.norm4(image_tokens + update)
 
     def _among_tokens(self, tokens: Tensor, token_pe: Tensor, empty: Tensor) -> Tensor:
         if self.first:  # replaces the tokens: no positional term, no residual
@@ -73,24 +83,24 @@ class Transformer(nn.Module):
     def __init__(self, source: MaskDecoder, position: PositionEmbeddingRandom, read: slice) -> None:
         super().__init__()
         self.read = read
-        self.position = CellPosition(position, source.spec.grid)
+        self.position = ImagePosition(position, source.spec.grid)
         blocks = [block for block in source.transformer.layers if isinstance(block, TwoWayAttentionBlock)]
         self.layers = nn.ModuleList(map(TwoWayLayer, blocks))
         self.final_attention = FromTokens(source.transformer.final_attn_token_to_image)
         self.final_norm = channel_norm(source.transformer.norm_final_attn)
 
-    def forward(self, token_pe: Tensor, cells: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, token_pe: Tensor, image_tokens: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: (N, C, 1, T), (N, C, 1, L), (N, 1, 1, T) -> the tokens that are read (N, C, 1, K), (N, C, 1, L)."""
-        tokens, cell_pe = token_pe, self.position()
+        tokens, image_pe = token_pe, self.position()
         for layer in self.layers:
-            tokens, cells = layer(tokens, token_pe, cells, cell_pe, empty)
+            tokens, image_tokens = layer(tokens, token_pe, image_tokens, image_pe, empty)
         tokens, token_pe = tokens[..., self.read], token_pe[..., self.read]
-        tokens = tokens + self.final_attention(tokens + token_pe, cells + cell_pe, cells)
-        return self.final_norm(tokens), cells
+        tokens = tokens + self.final_attention(tokens + token_pe, image_tokens + image_pe, image_tokens)
+        return self.final_norm(tokens), image_tokens
 
 
 class TokenDecoder(nn.Module):
-    """Turn cells and prompt tokens into masks and scores: all of the decoder behind the prompt encoder."""
+    """Turn image tokens and prompt tokens into masks and scores: all of the decoder behind the prompt encoder."""
 
     learned_tokens: Tensor
 
@@ -110,14 +120,14 @@ class TokenDecoder(nn.Module):
         )
 
     def forward(
-        self, cells: Tensor, points: Tensor, empty: Tensor, skips: tuple[Tensor, Tensor] | None
+        self, image_tokens: Tensor, points: Tensor, empty: Tensor, skips: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, ...]:
         """Shapes: (1|N, C, 1, L), (N, C, 1, P), (N, 1, 1, P) [, see MaskPlanes] -> DecoderSpec.outputs in order."""
         n, learned = points.shape[0], self.learned_tokens
         tokens = torch.cat([learned.expand(n, -1, -1, -1), points], dim=3)
         attended = torch.cat([torch.zeros_like(learned[:, :1]).expand(n, -1, -1, -1), empty], dim=3)
-        read, cells = self.transformer(tokens, cells, attended)
-        masks, iou = self._masks(read, self.planes.pixels(cells, skips))
+        read, image_tokens = self.transformer(tokens, image_tokens, attended)
+        masks, iou = self._masks(read, self.planes.pixels(image_tokens, skips))
         if self.object_score_head is None:
             return masks, iou
         return masks, iou, self.object_score_head(read[..., :1]).reshape(n, 1)
@@ -131,7 +141,7 @@ class TokenDecoder(nn.Module):
 
 
 class NeuralEngineDecoder(nn.Module):
-    """Compute exactly what the reference computes, in fixed shapes; a point labelled EMPTY_SLOT is as if absent."""
+    """Compute exactly what the reference computes, in fixed shapes; a point labelled PADDED_POINT is as if absent."""
 
     def __init__(self, reference: ReferenceDecoder) -> None:
         super().__init__()

@@ -1,4 +1,9 @@
-"""Linear layers, norms and attention on (N, C, 1, S) tensors."""
+"""What the decoder is made of, on (N, C, 1, S) tensors: layers, norms, attention, prompts and upscaling.
+
+A 2x2 transposed convolution with stride 2 is a 1x1 convolution with four times the channels. Its sub-pixels go on the
+third axis, so that norm, GELU and the next convolution see them as positions, and lie beside each other until the last
+step moves finished mask pixels; a skip feature arrives there by undoing the shuffle.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samx.models.reference import MLP, Attention
+from samx.models.fast.prompts import NEVER
+from samx.models.reference import MLP, POINT_LABELS, Attention, LayerNorm2d, MaskDecoder, PromptEncoder
+from samx.models.spec import LABELS, PADDED_POINT
+
+SUBPIXELS = 4  # of one 2x2 growth; the order is row first
 
 
 def pointwise(layer: nn.Linear, scale: float = 1.0) -> nn.Conv2d:
@@ -103,7 +112,7 @@ class HeadedAttention(nn.Module):
 
 
 class FromTokens(HeadedAttention):
-    """Let tokens attend to tokens or to cells."""
+    """Let tokens attend to tokens or to image tokens."""
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, empty: Tensor | None = None) -> Tensor:
         """Shapes: (N, C, 1, T), (N, C, 1, S) x 2 [, (N, 1, 1, S) for the scores] -> (N, C, 1, T)."""
@@ -113,11 +122,136 @@ class FromTokens(HeadedAttention):
         return self.join(v @ weights.transpose(-1, -2))
 
 
-class FromCells(HeadedAttention):
-    """Let cells attend to tokens; the cells stay on the last axis all along."""
+class FromImage(HeadedAttention):
+    """Let image tokens attend to tokens; the image tokens stay on the last axis all along."""
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, empty: Tensor) -> Tensor:
         """Shapes: (N, C, 1, L), (N, C, 1, T) x 2, (N, 1, T, 1) for the scores -> (N, C, 1, L)."""
         q, k, v = self.split(self.query(queries)), self.split(self.key(keys)), self.split(self.value(values))
         scores = k.transpose(-1, -2) @ q  # (N, h, T, L)
         return self.join(v @ (scores + empty).softmax(2))
+
+
+class PointPosition(nn.Module):
+    """Encode pixel coordinates. Float16 holds no pixel beyond 2048 and magnifies their phase, so this stays float32."""
+
+    matrix: Tensor
+
+    def __init__(self, source: PromptEncoder) -> None:
+        super().__init__()
+        self.image_size, self.offset = source.image_size, source.offset
+        matrix = source.pe_layer.get_buffer("positional_encoding_gaussian_matrix")
+        self.register_buffer("matrix", matrix.detach().t().unsqueeze(-1).unsqueeze(-1).clone())  # (C/2, 2, 1, 1)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Shapes: (N, P, 2) px -> (N, C, 1, P)."""
+        unit = 2 * ((coords.transpose(1, 2).unsqueeze(2) + self.offset) / self.image_size) - 1  # (N, 2, 1, P)
+        angles = 2 * math.pi * F.conv2d(unit, self.matrix)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class PointTokens(nn.Module):
+    """Embed points and box corners by comparing labels with a table."""
+
+    table: Tensor
+    codes: Tensor
+
+    def __init__(self, source: PromptEncoder) -> None:
+        super().__init__()
+        self.position = PointPosition(source)
+        rows = torch.cat([source.not_a_point_embed.weight, *source.point_weights()]).detach()
+        codes = [LABELS["padding"], *(LABELS[name] for name in POINT_LABELS)]
+        self.register_buffer("table", rows.t().unsqueeze(-1).unsqueeze(-1).clone())  # (C, 5, 1, 1)
+        self.register_buffer("codes", torch.tensor(codes).reshape(1, -1, 1, 1).to(rows))
+
+    def forward(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Shapes: (N, P, 2) px, (N, P) -> (N, C, 1, P). Padded points are zero."""
+        labels = labels.unsqueeze(1).unsqueeze(1)  # (N, 1, 1, P)
+        chosen = (labels == self.codes.to(labels.dtype)).to(self.table.dtype)  # (N, 5, 1, P)
+        is_point = (labels >= LABELS["background"]).to(self.table.dtype)
+        position = self.position(coords).to(self.table.dtype)
+        return position * is_point + F.conv2d(chosen, self.table)
+
+
+def empty_points(labels: Tensor) -> Tensor:
+    """Return what keeps padded points out of attention, added to scores. Shapes: (N, P) -> (N, 1, 1, P)."""
+    return (labels == PADDED_POINT).to(labels.dtype).unsqueeze(1).unsqueeze(1) * NEVER
+
+
+class MaskTerm(nn.Module):
+    """Embed a previous mask, or its absence, prompt by prompt."""
+
+    absent: Tensor
+
+    def __init__(self, source: PromptEncoder) -> None:
+        super().__init__()
+        self.downscaling = nn.Sequential(*(_channels_first(layer) for layer in source.mask_downscaling))
+        self.register_buffer("absent", source.no_mask_embed.weight.detach().reshape(1, -1, 1, 1).clone())
+
+    def forward(self, mask: Tensor, has_mask: Tensor) -> Tensor:
+        """Shapes: (N, 1, 4G, 4G), (N,) -> (N, C, 1, L)."""
+        present = self.downscaling(mask)  # (N, C, G, G)
+        present = present.reshape(*present.shape[:2], 1, -1)
+        used = (has_mask > 0).to(present.dtype).reshape(-1, 1, 1, 1)
+        unused = (has_mask <= 0).to(present.dtype).reshape(-1, 1, 1, 1)
+        return present * used + self.absent * unused
+
+
+def _channels_first(layer: nn.Module) -> nn.Module:
+    return ChannelNorm(layer.weight, layer.bias, layer.eps) if isinstance(layer, LayerNorm2d) else layer
+
+
+def grow(source: nn.ConvTranspose2d) -> nn.Conv2d:
+    """Copy a 2x2 stride-2 transposed convolution as 1x1: output channels are (channel, sub-pixel)."""
+    assert source.bias is not None
+    conv = nn.Conv2d(source.in_channels, SUBPIXELS * source.out_channels, 1, dtype=source.weight.dtype)
+    by_subpixel = source.weight.detach().flatten(2)  # (in, out, sub)
+    conv.weight.data = by_subpixel.permute(1, 2, 0).flatten(0, 1).unsqueeze(-1).unsqueeze(-1).contiguous()
+    assert conv.bias is not None
+    conv.bias.data = source.bias.detach().repeat_interleave(SUBPIXELS)
+    return conv
+
+
+class MaskPlanes(nn.Module):
+    """Grow the image tokens twice and weigh the channels into masks."""
+
+    def __init__(self, source: MaskDecoder) -> None:
+        super().__init__()
+        first, norm, _, second, _ = source.output_upscaling
+        assert isinstance(norm, LayerNorm2d)
+        self.grid = source.spec.grid
+        self.first, self.second = grow(cast(nn.ConvTranspose2d, first)), grow(cast(nn.ConvTranspose2d, second))
+        self.norm = ChannelNorm(norm.weight, norm.bias, norm.eps)
+
+    def pixels(self, image_tokens: Tensor, skips: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Shapes: (N, C, 1, L) [, (1, C/8, 4G, 4G), (1, C/4, 2G, 2G)] -> (N, C/8, 16, L), last sub-pixel outermost."""
+        n, length = image_tokens.shape[0], image_tokens.shape[-1]
+        x = self.first(image_tokens).reshape(n, -1, SUBPIXELS, length)  # (N, C/4, 4, L)
+        if skips is not None:
+            x = x + F.pixel_unshuffle(skips[1], 2).reshape(1, -1, SUBPIXELS, length)
+        x = self.second(F.gelu(self.norm(x))).reshape(n, -1, SUBPIXELS * SUBPIXELS, length)  # (N, C/8, 16, L)
+        if skips is not None:
+            halved = F.pixel_unshuffle(skips[0], 2)  # (1, C/2, 2G, 2G)
+            x = x + F.pixel_unshuffle(halved, 2).reshape(1, -1, SUBPIXELS * SUBPIXELS, length)
+        return F.gelu(x)
+
+    def forward(self, pixels: Tensor, weights: Tensor) -> Tensor:
+        """Weigh and shuffle. Shapes: (N, C/8, 16, L), (N, M, C/8) -> (N, M, 4G, 4G)."""
+        rows = weights.unsqueeze(2).expand(-1, -1, SUBPIXELS * SUBPIXELS, -1)  # (N, M, 16, C/8)
+        planes = torch.einsum("nchw,nwhu->nchu", rows, pixels)  # (N, M, 16, L)
+        halves = F.pixel_shuffle(planes.reshape(planes.shape[0], -1, self.grid, self.grid), 2)  # (N, M*4, 2G, 2G)
+        return F.pixel_shuffle(halves, 2)
+
+
+class MaskWeights(nn.Module):
+    """Run the mask tokens' MLPs."""
+
+    def __init__(self, source: MaskDecoder, tokens: range) -> None:
+        super().__init__()
+        mlps = [pointwise_mlp(cast(MLP, source.output_hypernetworks_mlps[i])) for i in tokens]
+        self.mlps: list[PointwiseMLP] = nn.ModuleList(mlps)  # type: ignore[assignment]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shapes: (N, C, 1, M) -> (N, M, C/8)."""
+        rows = [mlp(tokens[..., i : i + 1]) for i, mlp in enumerate(self.mlps)]  # M x (N, C/8, 1, 1)
+        return torch.cat([row.reshape(row.shape[0], 1, -1) for row in rows], dim=1)

@@ -1,7 +1,7 @@
-"""The transformer on image cells as they are: every prompt has its own 4096 x 256 image tokens after layer 0.
+"""The transformer on image tokens as they are: every prompt has its own 4096 x 256 image tokens after layer 0.
 
-Letters as in attention.py. Without a mask prompt the cells are the same for all prompts until layer 0 has changed
-them, so its projections of the image can be computed once (`cached`).
+Letters as in attention.py. Without a mask prompt all prompts share the image tokens until layer 0 has changed them, so
+its projections of the image can be computed once (`cached`).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from samx.models.fast.upscale import Grow, GrowRows
 from samx.models.reference import Attention, ReferenceDecoder, TwoWayAttentionBlock
 from samx.models.spec import DecoderSpec
 
-CellForm = Literal["absorbed", "direct"]
+TokenForm = Literal["absorbed", "direct"]
 
-IMAGE_TO_TOKEN: dict[CellForm, type[AbsorbedImageToToken] | type[DirectImageToToken]] = {
+IMAGE_TO_TOKEN: dict[TokenForm, type[AbsorbedImageToToken] | type[DirectImageToToken]] = {
     "absorbed": AbsorbedImageToToken,
     "direct": DirectImageToToken,
 }
 
 
 def token_to_image(
-    form: CellForm, source: Attention, fused: bool, offset: Tensor | None = None
+    form: TokenForm, source: Attention, fused: bool, offset: Tensor | None = None
 ) -> AbsorbedTokenToImage | DirectTokenToImage:
-    """Make the attention from tokens to cells in one form."""
+    """Make the attention from tokens to image tokens in one form."""
     return AbsorbedTokenToImage(source, offset) if form == "absorbed" else DirectTokenToImage(source, fused, offset)
 
 
@@ -65,7 +65,7 @@ class Layer(nn.Module):
 
 
 class TokenPart(nn.Module):
-    """What a two-way layer does to the tokens, around their attention to the image."""
+    """Do what a two-way layer does to the tokens, around their attention to the image."""
 
     def __init__(self, source: TwoWayAttentionBlock, fused: bool) -> None:
         super().__init__()
@@ -88,14 +88,14 @@ class TokenPart(nn.Module):
         return out
 
 
-class CellTransformer(nn.Module):
-    """Run the two-way transformer and the first upscaling on every prompt's image cells."""
+class ImageTokenTransformer(nn.Module):
+    """Run the two-way transformer and the first upscaling on every prompt's image tokens."""
 
     no_mask: Tensor
     position: Tensor
 
     def __init__(
-        self, reference: ReferenceDecoder, form: CellForm, read: slice, *, fused: bool, cached: bool, tabled: bool
+        self, reference: ReferenceDecoder, form: TokenForm, read: slice, *, fused: bool, cached: bool, tabled: bool
     ) -> None:
         """Take the decoder, and which tokens are read after the last attention.
 
@@ -117,7 +117,7 @@ class CellTransformer(nn.Module):
         self.final_norm = source.transformer.norm_final_attn
         self.grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]), biased=True)
 
-    def _layer(self, spec: DecoderSpec, source: nn.Module, form: CellForm, fused: bool) -> Layer:
+    def _layer(self, spec: DecoderSpec, source: nn.Module, form: TokenForm, fused: bool) -> Layer:
         assert isinstance(source, TwoWayAttentionBlock)
         to_image, to_token = source.cross_attn_token_to_image, source.cross_attn_image_to_token
         if source.first and self.cached:
@@ -129,15 +129,15 @@ class CellTransformer(nn.Module):
         to_image_form = token_to_image(form, to_image, fused and not shared, offset)
         return Layer(source, to_image_form, IMAGE_TO_TOKEN[form](to_token, offset), fused)
 
-    def image_state(self, cells: Tensor) -> dict[str, Tensor]:
+    def image_state(self, image_tokens: Tensor) -> dict[str, Tensor]:
         """Do the image's work. Shapes: (1, C, L) -> image_tokens (1, 1, L, C) [, image_* (1, h, d, L) x 3]."""
-        state = {"image_tokens": cells.transpose(1, 2).unsqueeze(1)}
+        state = {"image_tokens": image_tokens.transpose(1, 2).unsqueeze(1)}
         first = cast(Layer, self.layers[0])
         to_image, to_token = first.token_to_image, first.image_to_token
         if not isinstance(to_image, CachedTokenToImage) or not isinstance(to_token, CachedImageToToken):
             return state
         positioned = (state["image_tokens"] + self.position).squeeze(1).transpose(1, 2)  # (1, C, L)
-        projected = (to_image.keys(positioned), to_image.values(cells), to_token.queries(positioned))
+        projected = (to_image.keys(positioned), to_image.values(image_tokens), to_token.queries(positioned))
         return {**state, **dict(zip(("image_keys", "image_values", "image_queries"), projected, strict=True))}
 
     def forward(
@@ -153,8 +153,8 @@ class CellTransformer(nn.Module):
         tokens, token_pe = tokens[:, self.read], token_pe[:, self.read]
         positioned = None if self.tabled else image + self.position
         tokens = tokens + self.final_attention(tokens + token_pe, image, positioned)
-        cells, rows, channels = image.flatten(0, 2), 2 * image.shape[2], self.grow.channels
-        return self.final_norm(tokens), lambda dy: self.grow(cells, dy).reshape(-1, rows, channels)
+        image_tokens, rows, channels = image.flatten(0, 2), 2 * image.shape[2], self.grow.channels
+        return self.final_norm(tokens), lambda dy: self.grow(image_tokens, dy).reshape(-1, rows, channels)
 
 
 def _kept(state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

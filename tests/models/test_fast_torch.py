@@ -61,7 +61,7 @@ def prompts(spec: DecoderSpec, count: int, points: int) -> tuple[Tensor, ...]:
 
 
 def decoder(spec: DecoderSpec, form: Form, half: torch.dtype | None = None) -> FastDecoder:
-    made = FastDecoder(toy_decoder(spec), form, fused=True, slots=True)
+    made = FastDecoder(toy_decoder(spec), form, fused=True, padded_points=True)
     return made if half is None else set_precision(made, half=half)
 
 

@@ -1,0 +1,167 @@
+"""What a model family is: how its checkpoints are named, what its decoder has, what its predictor does. No torch.
+
+Everything is renamed to Meta's SAM 1 names, which are also ReferenceDecoder's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+Renames = tuple[tuple[str, str], ...]
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB from 0 to 1
+# Left in place by DistributedDataParallel and torch.compile, anywhere in a name.
+FRAMEWORK_PARTS = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")
+ENCODER_KEY = re.compile(r"(?:^|\.)(?:image_encoder|vision_encoder)\.")
+HUGGING_FACE_MARK = re.compile(r"mask_decoder\.upscale_conv1\.")
+# Hugging Face's SamModel and Sam2Model. Nothing here touches a name of Meta's SAM 1.
+HUGGING_FACE: Renames = (
+    (
+        r"^(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
+    (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
+    (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
+    (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
+    (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
+    (r"^prompt_encoder\.point_embed\.(\d+)\.", r"prompt_encoder.point_embeddings.\1."),
+    (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
+    (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
+    (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
+    (r"\.layer_norm([1-4])\.", r".norm\1."),
+    (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
+    (r"\.o_proj\.", ".out_proj."),
+    (r"(transformer\.layers\.\d+\.mlp)\.proj_in\.", r"\1.lin1."),
+    (r"(transformer\.layers\.\d+\.mlp)\.proj_out\.", r"\1.lin2."),
+)
+# Hugging Face's SAM 2 has a row for each label.
+TABLES = {"prompt_encoder.point_embed.weight": "prompt_encoder.point_embeddings.{}.weight"}
+# Hugging Face's heads: proj_in, layers.0, layers.1, ..., proj_out. Meta counts all of them as layers.
+HEAD_KEY = re.compile(
+    r"^(?P<head>mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head))\."
+    r"(?P<part>proj_in|proj_out|layers\.(?P<index>\d+))\.(?P<leaf>weight|bias)$"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Describe a family of models. Units: px of the picture's frame; logits."""
+
+    name: str  # in specs and on the command line
+    title: str  # as people call it
+
+    # Checkpoints. All marks are found among a checkpoint's keys; the family with the most marks has it.
+    marks: tuple[str, ...] = ()
+    decoder_key: str = r"^(?P<prefix>(?:.*\.)?)(?:sam_)?(?:prompt_encoder|mask_decoder)\."
+    renames: Renames = HUGGING_FACE  # applied in this order to names without the prefix
+    tables: Mapping[str, str] = field(default_factory=lambda: TABLES)  # weights whose rows are weights of their own
+    left_out: tuple[str, ...] = ()  # of the decoder in the checkpoint, but applied to the encoder's features
+    model_types: tuple[str, ...] = ()  # of Hugging Face configurations
+
+    # The decoder: fields of DecoderSpec, and what computes it.
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = "samx.models.reference:ReferenceDecoder"
+
+    # Pictures
+    keeps_aspect: bool = True  # longest side to the frame's size, zeros beside it; or both sides to the frame's size
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+
+    # Prompts: pixels of the frame, to whose centres an offset is added inside the decoder
+    point_offset_px: float = 0.5
+    box_first: bool = False  # box corners before the points, or after them
+    pads_boxes: bool = False  # a padding token after a box too, or only after points without a box
+    predicts_batches: bool = False  # predict() takes several prompts at once
+
+    # Masks
+    mask_limit: float = float("inf")  # where the predictor cuts low-resolution logits off before it hands them back
+    float_masks: bool = False  # predict() returns masks as float32, not as bool
+    # Of the automatic mode: predicted IoU, stability and its logits up and down, IoU of boxes that are the same, points
+    automatic_iou: float = 0.88
+    automatic_stability: float = 0.95
+    automatic_offset: float = 1.0
+    automatic_box_iou: float = 0.7
+    automatic_points_per_side: int = 32
+
+    def rows(self, points: int, has_box: bool) -> list[int]:
+        """Return the order of a prompt's tokens as the predictor has it.
+
+        They are numbered points first, box corners next; -1 is the padding token. A mask alone has none.
+        """
+        clicks, corners = list(range(points)), [points, points + 1] if has_box else []
+        ordered = corners + clicks if self.box_first else clicks + corners
+        is_padded = self.pads_boxes if has_box else points > 0
+        return [*ordered, -1] if is_padded else ordered
+
+    def reference_class(self) -> Any:
+        """Import the class of the reference decoder."""
+        module, _, name = self.reference.partition(":")
+        return getattr(import_module(module), name)
+
+    def has(self, keys: Iterable[str]) -> bool:
+        """Tell whether all marks are found among the keys."""
+        keys = list(keys)
+        return all(any(re.search(mark, key) for key in keys) for mark in self.marks)
+
+    def prefixes(self, keys: Iterable[str]) -> list[str]:
+        """Find what stands in front of the decoders in a checkpoint; one entry per decoder."""
+        found = (re.match(self.decoder_key, key) for key in keys)
+        return sorted({match["prefix"] for match in found if match})
+
+    def decoder_names(self, keys: Iterable[str], prefix: str) -> dict[str, str]:
+        """Map the decoder's keys to the reference's names; those of `tables` and `left_out` are among them."""
+        renamed = {key: self._rename(key[len(prefix) :]) for key in keys if key.startswith(prefix)}
+        wanted = {key: name for key, name in renamed.items() if name.startswith(("prompt_encoder.", "mask_decoder."))}
+        return _number_heads(wanted)
+
+    def _rename(self, name: str) -> str:
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Name a relative of SAM whose decoder differs, and the keys that give it away."""
+
+    title: str
+    mark: str
+    fix: str = "Use a SAM 1 or SAM 2 checkpoint"
+
+
+# Refused, unless a family of that title is known.
+RELATIVES: tuple[Relative, ...] = (
+    Relative("SAM-HQ", r"mask_decoder\.(?:hf_token|hf_mlp|hq_token|hq_mask_mlp|compress_vit_)"),
+    Relative("SAM 3", r"(?:^|\.)(?:tracker(?:_model)?\.(?:sam_)?mask_decoder|detector_model|tracker_neck)\."),
+    Relative("SAM 3", r"^(?:model\.)?vision_encoder\.backbone\.embeddings\.patch_embeddings\."),
+    Relative("EfficientSAM", r"mask_decoder\.final_output_upscaling_layers\."),
+    Relative(
+        "a decoder with unmerged LoRA or adapter weights", r"(?i)mask_decoder\..*(?:lora_|adapter)",
+        "Merge them into the decoder's weights and save it again",
+    ),
+)  # fmt: skip
+
+
+def clean(key: str) -> str:
+    """Take the names of framework wrappers out of a key."""
+    return FRAMEWORK_PARTS.sub("", key)
+
+
+def _number_heads(names: Mapping[str, str]) -> dict[str, str]:
+    heads = {match["head"] for name in names.values() if (match := HEAD_KEY.match(name)) and match["part"] == "proj_in"}
+    hidden = {head: sum(f"{head}.layers.{i}.weight" in names.values() for i in range(len(names))) for head in heads}
+    return {key: _number_layer(name, hidden) for key, name in names.items()}
+
+
+def _number_layer(name: str, hidden: Mapping[str, int]) -> str:
+    match = HEAD_KEY.match(name)
+    if match is None or match["head"] not in hidden:
+        return name
+    head, part = match["head"], match["part"]
+    ends = {"proj_in": 0, "proj_out": hidden[head] + 1}
+    number = ends[part] if part in ends else int(match["index"]) + 1
+    return f"{head}.layers.{number}.{match['leaf']}"
