@@ -36,8 +36,8 @@ from samx.benchmarks.summary import Ratio, by_name, speedup, summarize
 from samx.benchmarks.table import environment_table, group_table
 from samx.demo import demo_checkpoint
 from samx.errors import BenchmarkError, UsageError
+from samx.exporters.base import OPSETS
 from samx.exporters.encoder import demo_images, is_demo
-from samx.exporters.options import OPSETS
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.session import Feed
 from samx.validators.synthetic import synthetic_images

@@ -75,7 +75,7 @@ class Desk:
         program, path = self.packages.fresh(), self.job.directory / self.packages.folder
         rewrite(program.functions, self.there, plan, self.ranges)
         rewrite_package(
-            program.functions, self.packages.default, path, ios=self.job.export.options.ios,
+            program.functions, self.packages.default, path, ios=self.job.exported.options["ios"],
             metadata=self.packages.metadata(),
         )  # fmt: skip
         return load_program(package_from_directory(path), self.packages.folder)

@@ -18,8 +18,8 @@ from samx.benchmarks.boxes import box_feed
 from samx.benchmarks.contenders.meta import MetaFiles
 from samx.benchmarks.interleave import Candidate, Effort
 from samx.benchmarks.scenarios import GRID
-from samx.exporters.onnx import export
-from samx.exporters.options import ExportJob, ExportOptions
+from samx.exporters import onnx
+from samx.exporters.base import ExportJob, export_decoder
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.session import Feed
@@ -108,8 +108,8 @@ def _artifact(
 ) -> Artifact:
     directory.mkdir(parents=True)
     spec = replace(loaded.spec, masks="all", mask_input=mask_input)
-    options = ExportOptions(opset=opset, split=split, prompts=prompts)
-    exported = export(ExportJob(loaded, spec, options), directory)
+    options = onnx.OnnxOptions(opset=opset, split=split, prompts=prompts)
+    exported = export_decoder(onnx, ExportJob(loaded, spec, options), directory)
     checkpoint = CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes)
     manifest = Manifest("onnx", "fp32", spec, checkpoint, exported.options, exported.tools)
     seal(directory, manifest, exported.files)

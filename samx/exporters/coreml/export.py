@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UsageError
-from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, Shapes, write_package
-from samx.exporters.coreml.forms import MODULES, in_half
+from samx.exporters.base import HALF, Exported, ExportJob, ExportOptions, option
 from samx.exporters.coreml.swift import SWIFT_FILE, swift_source
-from samx.exporters.coreml.weights import check_compression, prepare
-from samx.exporters.onnx import METADATA_PREFIX, metadata
-from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.exporters.onnx import stored_notes
 from samx.formats.coreml.contract import CONTRACTS, Border, Contract
-from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.formats.coreml.lint import LintReport, forbidden, lint
-from samx.formats.coreml.package import package_from_directory
-from samx.formats.coreml.program import Program, load_program
-from samx.models.checkpoint import build_reference
-from samx.models.fixed.decoder import to_half
+from samx.formats.coreml.functions import MULTIFUNCTION_IOS, SINGLE_FUNCTION
 from samx.models.shape_range import Span
 from samx.models.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from samx.exporters.coreml.convert import Shapes
+    from samx.formats.coreml.lint import LintReport
+    from samx.formats.coreml.program import Program
+    from samx.models.graph import Graph, Graphs
 
 POINTS = Span(1, 2, 16)
 ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
@@ -32,34 +30,85 @@ SINGLE_POINTS = Span(8, 8, 8)  # where a package has one function
 USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
 IOS = (16, 17, 18)
 INT8_IOS = 17  # the first whose programs have quantize and dequantize
-HALF = ("fp16", "int8")  # int8 is made from float16 packages afterwards
-OPTIONS = ("precision", "ios", "contract", "weights")  # that mean something to a package
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
-def export(job: ExportJob, directory: Path) -> Exported:
-    """Write the packages of a contract into a directory, with a lint of their programs and a Swift example.
+@dataclass(frozen=True)
+class CoreMLOptions(ExportOptions):
+    """Declare the options of Core ML packages."""
 
-    Raises: UsageError for an option that the target has not; SamxError when a program has what no package may have.
+    ios: int = option(18, "Oldest system, 16 to 18. Before 18 a package has one function.")
+    contract: str = option("samx", "Whose names: samx, or apple (two packages, as SAM 2.1 apps load them).")
+    weights: str | None = option(None, "Smaller weights: linear8 or palette8.")
+
+    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
+        """Refuse what no package can be."""
+        if self.contract not in CONTRACTS:
+            raise UsageError("unknown contract", found=repr(self.contract), expected=" or ".join(CONTRACTS))
+        if self.ios not in IOS:
+            raise UsageError("iOS version is not offered", found=self.ios, expected=" or ".join(map(str, IOS)))
+        _check_precision(self, precision)
+        if self.prompts not in (None, ONE_PROMPT):
+            raise UsageError("a function takes one prompt", found=f"--prompts {self.prompts}", fix="Call it in turn.")
+        _rows(CONTRACTS[self.contract], self.points, self.ios)
+        if spec is not None:
+            _check_contract(CONTRACTS[self.contract], spec)
+
+    def remedy(self, precision: str) -> str | None:
+        """Say what to try when smaller weights differ."""
+        tighter = "Store the weights less tightly, with --weights linear8 or without --weights."
+        return tighter if self.weights is not None else None
+
+
+def decoder(job: ExportJob) -> Graphs:
+    """Build the modules of a contract's packages, in fixed shapes and the types of the job's precision."""
+    from samx.exporters.coreml.forms import MODULES, in_half
+    from samx.models.checkpoint import build_reference
+    from samx.models.fast.graphs import client_notes
+    from samx.models.fixed.decoder import to_half
+    from samx.models.graph import Graph, Graphs
+
+    graphs = []
+    for border in _contract(job).borders(job.spec):
+        module = MODULES[border.folder](build_reference(replace(job.loaded, spec=job.spec)))
+        if job.precision in HALF:  # int8 is made from float16 packages afterwards
+            border, module = in_half(border), to_half(module)
+        notes = client_notes(job.spec, border.folder)
+        graphs.append(Graph(border.folder, module, border.inputs, border.outputs, notes))
+    return Graphs(tuple(graphs), {"form": "neural_engine", "slots": True})
+
+
+def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
+    """Write a package a graph into a directory, with a lint of their programs and a Swift example.
+
+    Raises: SamxError when a program has what no package may have.
     """
-    contract, rows = _plan(job)
-    functions = {_function_name(contract, n, job.options.ios): n for n in rows}
-    usual = max(_span(contract, job.options.points, job.options.ios).opt, rows[0])
-    default = _function_name(contract, usual, job.options.ios)
-    programs: dict[str, Program] = {}
-    files: dict[str, str] = {}
-    for border in contract.borders(job.spec):
-        shapes = Shapes({name: contract.sizes(n) for name, n in functions.items()}, default)
-        programs[border.folder] = _write(job, border, shapes, directory / border.folder)
-        files.update(_roles(directory, border.folder))
+    from samx.exporters.coreml.convert import Shapes
+
+    options, contract = _options(job), _contract(job)
+    rows = _rows(contract, options.points, options.ios)
+    functions = {_function_name(contract, n, options.ios): n for n in rows}
+    usual = max(_span(contract, options.points, options.ios).opt, rows[0])
+    default = _function_name(contract, usual, options.ios)
+    shapes = Shapes({name: contract.sizes(n) for name, n in functions.items()}, default)
+    programs = {graph.role: _write(graph, options, shapes, directory / graph.role) for graph in graphs}
+    files = {file: role for graph in graphs for file, role in _roles(directory, graph.role).items()}
     notes = write_lint(directory, programs, default)
     (directory / SWIFT_FILE).write_text(_swift(job, contract, functions), encoding="utf-8")
-    chosen = job.options.to_json()
-    options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
-    return Exported(files, options, _tools(), max(rows), notes)
+    chosen = {"ios": options.ios, "weights": options.weights}
+    return Exported(files, {**chosen, **_facts(contract, functions, default)}, _tools(), max(rows), notes)
+
+
+def _options(job: ExportJob) -> CoreMLOptions:
+    assert isinstance(job.options, CoreMLOptions)
+    return job.options
+
+
+def _contract(job: ExportJob) -> Contract:
+    return CONTRACTS[_options(job).contract]
 
 
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
@@ -73,30 +122,17 @@ def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -
     return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
 
 
-def _plan(job: ExportJob) -> tuple[Contract, list[int]]:
-    """Choose the functions' sizes, and refuse what cannot be."""
-    options = job.options
-    if options.contract not in CONTRACTS:
-        raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
-    if options.ios not in IOS:
-        raise UsageError("iOS version is not offered", found=options.ios, expected=" or ".join(map(str, IOS)))
-    _check_precision(options)
-    contract = CONTRACTS[options.contract]
-    _check_contract(contract, job.spec)
-    if options.prompts not in (None, ONE_PROMPT):
-        raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
-    return contract, _rows(contract, options.points, options.ios)
-
-
-def _check_precision(options: ExportOptions) -> None:
+def _check_precision(options: CoreMLOptions, precision: str) -> None:
     """Refuse smaller weights beside another precision than float16, and activations that a system does not know."""
     if options.weights is not None:
+        from samx.exporters.coreml.weights import check_compression
+
         check_compression(options.weights)
-        if options.precision != "fp16":
-            fix = "With --int8 a search chooses the weights that get 8 bits." if options.precision == "int8" else None
-            found = f"precision {options.precision}"
+        if precision != "fp16":
+            fix = "With --int8 a search chooses the weights that get 8 bits." if precision == "int8" else None
+            found = f"precision {precision}"
             raise UsageError("smaller weights go with float16", found=found, expected="--fp16", fix=fix)
-    if options.precision == "int8" and options.ios < INT8_IOS:
+    if precision == "int8" and options.ios < INT8_IOS:
         expected = f"--ios {INT8_IOS} or later"
         raise UsageError("8-bit activations came with iOS 17", found=f"--ios {options.ios}", expected=expected)
 
@@ -135,22 +171,25 @@ def _function_name(contract: Contract, rows: int, ios: int) -> str:
     return contract.function_name(rows) if ios >= MULTIFUNCTION_IOS else SINGLE_FUNCTION
 
 
-def _write(job: ExportJob, border: Border, shapes: Shapes, path: Path) -> Program:
+def _write(graph: Graph, options: CoreMLOptions, shapes: Shapes, path: Path) -> Program:
     """Write one package, and read it back from the disk."""
-    options = job.options
-    module = MODULES[border.folder](build_reference(replace(job.loaded, spec=job.spec)))
-    if options.precision in HALF:
-        border, module = in_half(border), to_half(module)
+    from samx.exporters.coreml.convert import write_package
+    from samx.exporters.coreml.weights import prepare
+    from samx.formats.coreml.package import package_from_directory
+    from samx.formats.coreml.program import load_program
+
+    border = Border(graph.role, graph.inputs, graph.outputs)
     if options.weights is not None:
-        prepare(module, options.weights)
-    facts = metadata(job.spec, border.folder)
-    notes = {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
-    write_package(module, border, shapes, path, ios=options.ios, weights=options.weights, metadata=notes)
-    return load_program(package_from_directory(path), border.folder)
+        prepare(graph.module, options.weights)
+    notes = stored_notes(graph.notes)
+    write_package(graph.module, border, shapes, path, ios=options.ios, weights=options.weights, metadata=notes)
+    return load_program(package_from_directory(path), graph.role)
 
 
 def _checked(program: Program, name: str) -> LintReport:
     """Give the lint of a program that has nothing forbidden."""
+    from samx.formats.coreml.lint import forbidden, lint
+
     faults = forbidden(program.functions)
     if faults:
         raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
@@ -159,15 +198,17 @@ def _checked(program: Program, name: str) -> LintReport:
 
 def _swift(job: ExportJob, contract: Contract, functions: Mapping[str, int]) -> str:
     """Write the example for what the app itself hands over: the image's tensors and, if any, masks."""
+    from samx.exporters.coreml.forms import in_half
+
     border = contract.borders(job.spec)[-1]
-    border = in_half(border) if job.options.precision in HALF else border
+    border = in_half(border) if job.precision in HALF else border
     features = [
         replace(tensor, shape=tuple(1 if d == "prompts" else d for d in tensor.shape))
         for tensor in border.inputs
         if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
     ]
     rows = {name: n - contract.padding for name, n in functions.items()}
-    return swift_source(job.spec, contract.name, job.options.precision, rows, features)
+    return swift_source(job.spec, contract.name, job.precision, rows, features)
 
 
 def _roles(directory: Path, folder: str) -> dict[str, str]:
@@ -178,7 +219,7 @@ def _roles(directory: Path, folder: str) -> dict[str, str]:
 def _facts(contract: Contract, functions: Mapping[str, int], default: str) -> dict[str, Any]:
     points = Span(min(functions.values()), functions[default], max(functions.values()))
     return {
-        "form": "neural_engine", "slots": True, "points": points.to_json(), "prompts": ONE_PROMPT.to_json(),
+        "points": points.to_json(), "prompts": ONE_PROMPT.to_json(),
         "contract": contract.name, "functions": dict(functions), "default_function": default,
     }  # fmt: skip
 
