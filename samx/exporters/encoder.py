@@ -45,4 +45,4 @@ def demo_encoder(checkpoint: Path, spec: DecoderSpec) -> Graph:
     encoder = load_demo(spec.family, checkpoint, spec.grid).encoder
     shape = (1, 3, spec.image_size, spec.image_size)
     picture = TensorSpec("picture", shape, "1", "RGB from 0 to 1, in the decoder's frame")
-    return Graph("encoder", encoder, (picture,), spec.image_inputs)
+    return Graph("encoder", encoder, (picture,), spec.image_inputs, allows=frozenset({"Resize"}))

@@ -123,7 +123,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 def _finish(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
     """Check the rules of graphs, drop traces of this machine, add the notes for clients."""
     model.ir_version = IR_VERSIONS[opset]
-    broken = broken_rules(model, opset, graph.inputs, [spec.name for spec in graph.outputs])
+    broken = broken_rules(model, opset, graph.inputs, [spec.name for spec in graph.outputs], graph.allows)
     if broken:
         raise SamxError(
             f"{graph.role}.onnx breaks the rules of the graph: {'; '.join(broken)}", fix="Please report this."

@@ -81,7 +81,9 @@ def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, pr
         for file, (content, file_role) in _converted(model, role, precision).files(role).items():
             (directory / file).write_bytes(content)
             files[file] = file_role
-    return replace(exported, files=files, tools={**exported.tools, "openvino": _openvino().get_version()})
+    options = {**exported.options, "precision": precision}
+    tools = {**exported.tools, "openvino": _openvino().get_version()}
+    return replace(exported, files=files, options=options, tools=tools)
 
 
 def _converted(model: bytes, role: str, precision: str) -> ir.Ir:

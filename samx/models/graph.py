@@ -25,6 +25,7 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     notes: Mapping[str, Any] = field(default_factory=dict)  # for clients, written into the file
+    allows: frozenset[str] = frozenset()  # operators that no decoder may have, and this graph may
 
 
 @dataclass(frozen=True)

@@ -231,3 +231,9 @@ class TestRules:
     def test_an_output_of_another_type(self, model: onnx.ModelProto) -> None:
         model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
         assert "output low_res_masks is not float32" in self.broken(model)
+
+    def test_an_operator_that_a_graph_may_have(self, model: onnx.ModelProto) -> None:
+        spec, allowed = SPECS["sam1"], frozenset({"Resize"})
+        model.graph.node[0].op_type, model.graph.node[1].op_type = "Resize", "If"
+        found = broken_rules(model, 18, spec.inputs, [tensor.name for tensor in spec.outputs], allowed)
+        assert found == ["operator If"]
