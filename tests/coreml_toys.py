@@ -20,7 +20,7 @@ from samx.artifacts.store import Artifact
 from samx.formats.coreml.package import DECODER, read_package
 from samx.formats.coreml.program import load_program
 from samx.models.session import Feed, Placement
-from samx.models.spec import EMPTY_SLOT, sam1_spec
+from samx.models.spec import PADDED_POINT, sam1_spec
 from samx.runtimes.coreml.runtime import CoreMLRuntime, open_artifact
 from samx.runtimes.mil.evaluate import Evaluator
 
@@ -33,7 +33,7 @@ ON_CPU: list[Line] = [("ios18.conv", "CPU", 0.75), ("ios18.cast", "CPU", 0.25), 
 
 def toy_masks(image: NDArray[Any], coords: NDArray[Any], labels: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Compute what toy_program() computes: rows with the empty label count for nothing."""
-    rows = (coords.sum(2) + labels) * (labels != EMPTY_SLOT)
+    rows = (coords.sum(2) + labels) * (labels != PADDED_POINT)
     scores = rows.sum(1)[:, None] + np.arange(3, dtype=np.float32)
     masks = np.broadcast_to((scores + image.mean())[:, :, None, None], (len(coords), 3, 4, 4))
     return {"low_res_masks": masks, "iou_predictions": scores}
@@ -48,7 +48,7 @@ def toy_program(rows: int, prompts: int = 1) -> Any:
     ]  # fmt: skip
 
     def decode(image_embeddings: Any, point_coords: Any, point_labels: Any) -> Any:
-        real = mb.cast(x=mb.not_equal(x=point_labels, y=np.float32(EMPTY_SLOT)), dtype="fp32")
+        real = mb.cast(x=mb.not_equal(x=point_labels, y=np.float32(PADDED_POINT)), dtype="fp32")
         sums = mb.add(x=mb.reduce_sum(x=point_coords, axes=[2]), y=point_labels)
         total = mb.reduce_sum(x=mb.mul(x=sums, y=real), axes=[1], keep_dims=True)
         scores = mb.add(x=total, y=np.arange(3, dtype=np.float32)[None])

@@ -17,11 +17,11 @@ from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.exporters.tensorrt.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
 from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, TensorSpec, sam1_spec
 
 SPEC = sam1_spec(image_size=16)  # one cell of embedding, masks of 4 x 4
-PROMPTS, POINTS = Span(1, 2, 4), Span(1, 2, 3)
+PROMPTS, POINTS = ShapeRange(1, 2, 4), ShapeRange(1, 2, 3)
 MODEL = "decoder.onnx"
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", hashlib.sha256(b"toy").hexdigest(), 3)
 

@@ -227,16 +227,16 @@ def test_int8_refuses_a_set_of_something_else(
 
 
 def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter is sabotaged: a bias of the deploy form is off."""
+    """The exporter is sabotaged: a bias of the fast form is off."""
     from samx.models.fast import graphs
-    from samx.models.fast.decoder import DeployDecoder
+    from samx.models.fast.decoder import FastDecoder
 
-    def spoiled(*arguments: Any, **options: Any) -> DeployDecoder:
-        decoder = DeployDecoder(*arguments, **options)
+    def spoiled(*arguments: Any, **options: Any) -> FastDecoder:
+        decoder = FastDecoder(*arguments, **options)
         decoder.hypernetworks.get_buffer("bias2").add_(1.0)
         return decoder
 
-    monkeypatch.setattr(graphs, "DeployDecoder", spoiled)
+    monkeypatch.setattr(graphs, "FastDecoder", spoiled)
     ended = samx("export", *SMALL, "-o", tmp_path / "out")
     assert_one_error_line(ended, 3, "parity failed")
     assert "Nothing was written" in ended.err

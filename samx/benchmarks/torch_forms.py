@@ -1,4 +1,4 @@
-"""Measure the deploy form in PyTorch beside Meta's decoder: same weights, device and box prompts, in turns.
+"""Measure the fast form in PyTorch beside Meta's decoder: same weights, device and box prompts, in turns.
 
 python -m samx.benchmarks.torch_forms --device cuda --dtype float16 --prompts 1 --prompts 64 --json FILE
 """

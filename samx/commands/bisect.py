@@ -123,17 +123,17 @@ def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:
 
 def _groups(loaded: LoadedDecoder) -> list[str]:
     from samx.models.checkpoint import build_reference
-    from samx.models.fast.decoder import DeployDecoder
+    from samx.models.fast.decoder import FastDecoder
     from samx.models.fast.precision import groups_of
 
-    return groups_of(DeployDecoder(build_reference(loaded)))
+    return groups_of(FastDecoder(build_reference(loaded)))
 
 
 def _half(loaded: LoadedDecoder, islands: Collection[str]) -> Session:
     """Make the decoder as the exporter for engines makes it: with slots."""
     from samx.models.checkpoint import build_reference
-    from samx.models.fast.decoder import DeployDecoder
+    from samx.models.fast.decoder import FastDecoder
     from samx.models.fast.precision import set_precision
     from samx.runtimes.torch import TorchRuntime
 
-    return TorchRuntime(set_precision(DeployDecoder(build_reference(loaded), slots=True), islands))
+    return TorchRuntime(set_precision(FastDecoder(build_reference(loaded), slots=True), islands))

@@ -23,9 +23,9 @@ from samx.exporters import onnx as exporter
 from samx.exporters.base import ExportJob, export_decoder
 from samx.exporters.onnx import OnnxOptions
 from samx.models.checkpoint import LoadedDecoder, build_reference
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.session import Feed, FloatArray
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import LABELS
 from samx.runtimes.base import DEFAULT_CHUNK, Runtime
 from samx.runtimes.onnxruntime import open_models
@@ -136,7 +136,7 @@ def hugging_face(setting: Setting, compiled: bool = False) -> Call:
 def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | None = None) -> Call:
     """Open our graph as samx's runtime does."""
     folder = setting.folder / name
-    options = OnnxOptions(split=split, prompts=Span.parse(prompts, "prompts") if prompts else None)
+    options = OnnxOptions(split=split, prompts=ShapeRange.parse(prompts, "prompts") if prompts else None)
     spec = replace(setting.loaded.spec, masks="multimask")
     if not folder.exists():
         folder.mkdir()
@@ -166,10 +166,10 @@ def _runtime(runtime: Runtime, image: Feed) -> Call:
 
 
 def samx_torch(setting: Setting, compiled: bool = False) -> Call:
-    """Open our deploy form in PyTorch, the image's part kept."""
+    """Open our fast form in PyTorch, the image's part kept."""
     torch.set_num_threads(setting.threads)
     spec = replace(setting.loaded.spec, masks="multimask")
-    decoder = DeployDecoder(build_reference(replace(setting.loaded, spec=spec)))
+    decoder = FastDecoder(build_reference(replace(setting.loaded, spec=spec)))
     chunk = DEFAULT_CHUNK if compiled else EAGER_CHUNK
     run = torch.compile(decoder.decode, dynamic=False) if compiled else decoder.decode
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from samx.errors import UsageError
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def option(default: T, help: str, *, flag: str | None = None) -> T:
 class ExportOptions:
     """Declare what every target can be asked for; an exporter adds its own options in a subclass."""
 
-    points: Span | None = option(
+    points: ShapeRange | None = option(
         None, "Points a prompt, padding counted: MIN:OPT:MAX, or one number. OPT chooses the form."
     )
-    prompts: Span | None = option(
+    prompts: ShapeRange | None = option(
         None, "Prompts a call: MIN:OPT:MAX, or one number. From OPT 4 the image is worked on once."
     )
 
@@ -59,13 +59,13 @@ class ExportOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain data."""
-        return {name: value.to_json() if isinstance(value, Span) else value for name, value in vars(self).items()}
+        return {name: value.to_json() if isinstance(value, ShapeRange) else value for name, value in vars(self).items()}
 
 
 def _value(value: object, kind: Any, what: str) -> Any:
     """Return an option's value in its declared type; text stands for a range, a list for a tuple."""
-    if kind == Span | None:
-        return value if value is None or isinstance(value, Span) else Span.parse(str(value), what)
+    if kind == ShapeRange | None:
+        return value if value is None or isinstance(value, ShapeRange) else ShapeRange.parse(str(value), what)
     if kind == tuple[str, ...] and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
         return tuple(value)
     plain = {bool: bool, int: int, str: str, str | None: str}.get(kind)

@@ -16,13 +16,13 @@ from samx.extras import require
 from samx.formats.openvino import ir
 from samx.formats.openvino.compiled import check_processor
 from samx.formats.openvino.rules import broken_rules
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from samx.models.graph import Graph, Graphs
 
-USUAL_POINTS = Span(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
+USUAL_POINTS = ShapeRange(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
 HALVES = ("fp16", "bf16")
 
 

@@ -13,7 +13,7 @@ from samx.errors import UsageError
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
 from samx.formats.tensorrt.readback import CAPABILITIES
-from samx.models.spec import EMPTY_SLOT
+from samx.models.spec import PADDED_POINT
 from samx.registry import BACKENDS, backend, load
 from samx.runtimes.base import DEFAULT_CHUNK, Slots
 from samx.runtimes.coreml.compute_plan import CLASSES, SINGLE_FUNCTION
@@ -115,7 +115,7 @@ def _calls(artifact: Artifact, slots: Slots | None, chunk: int) -> dict[str, Any
     if slots is None:
         return {"chunk": chunk, "slots": None, "bytes": size}
     filling = {"points": slots.points.min, "prompts": slots.prompts.min, "sizes": list(slots.sizes)}
-    return {"chunk": min(chunk, slots.prompts.max), "slots": {**filling, "empty": EMPTY_SLOT}, "bytes": size}
+    return {"chunk": min(chunk, slots.prompts.max), "slots": {**filling, "empty": PADDED_POINT}, "bytes": size}
 
 
 def _inside(name: str) -> str:

@@ -1,4 +1,4 @@
-"""samx.load(): the deploy form as a PyTorch module, for code that stays in PyTorch (docs/pytorch.md)."""
+"""samx.load(): the fast form as a PyTorch module, for code that stays in PyTorch (docs/pytorch.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samx.models.spec import DecoderSpec, Family, MaskChoice
 if TYPE_CHECKING:
     import torch
 
-    from samx.models.fast.decoder import DeployDecoder, Form
+    from samx.models.fast.decoder import FastDecoder, Form
 
 PURPOSE = "samx.load()"
 DTYPES = ("float32", "float16", "bfloat16")
@@ -26,7 +26,7 @@ def load(
     checkpoint: str | Path | None = None, family: Family = "sam1", *, masks: MaskChoice = "multimask",
     mask_input: bool = False, image_size: int | None = None, points: int = USUAL_POINTS, slots: bool = False,
     form: Form | None = None, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
-) -> DeployDecoder:  # fmt: skip
+) -> FastDecoder:  # fmt: skip
     """Give a checkpoint's decoder (None: the demo model of `family`) as a module that is ready to infer.
 
     Once an image: state = decoder.image_state(**features). Then, for any number of prompts on it,
@@ -41,7 +41,7 @@ def load(
     """
     torch, _ = (require(library, "export", PURPOSE) for library in ("torch", "safetensors"))
     from samx.models.checkpoint import build_reference, load_checkpoint
-    from samx.models.fast.decoder import DeployDecoder
+    from samx.models.fast.decoder import FastDecoder
     from samx.models.fast.precision import set_precision
     from samx.runtimes.torch import torch_device
 
@@ -54,7 +54,7 @@ def load(
     exact = dtype == torch.float32
     chosen = form or usual_form(spec, points, low_rank=exact and where.type == "cpu")
     _check_form(chosen, exact)
-    decoder = DeployDecoder(build_reference(replace(loaded, spec=spec)), chosen, fused=True, slots=slots)
+    decoder = FastDecoder(build_reference(replace(loaded, spec=spec)), chosen, fused=True, slots=slots)
     return (decoder if exact else set_precision(decoder, half=dtype)).to(where)
 
 

@@ -1,4 +1,4 @@
-"""Span: the least, the usual and the most of something that an engine is built for."""
+"""ShapeRange: the least, the usual and the most of something that an engine is built for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST = 999_999
 
 
 @dataclass(frozen=True)
-class Span:
+class ShapeRange:
     """Hold a range and the value in it that matters most."""
 
     min: int
@@ -36,7 +36,7 @@ class Span:
         return self.min <= number <= self.max
 
     @classmethod
-    def parse(cls, text: str, what: str) -> Span:
+    def parse(cls, text: str, what: str) -> ShapeRange:
         """Read `min:opt:max`, or one number that is all three.
 
         Raises: UsageError naming what the range is for.
@@ -53,7 +53,7 @@ class Span:
         return [self.min, self.opt, self.max]
 
     @classmethod
-    def from_json(cls, value: Any, where: str) -> Span:
+    def from_json(cls, value: Any, where: str) -> ShapeRange:
         """Read the three numbers back.
 
         Raises: ArtifactError naming `where`.

@@ -27,7 +27,7 @@ LABELS: Mapping[str, int] = {
     "box_bottom_right": 3,
 }
 # In a graph of fixed shapes: nothing is here, and nothing attends to it.
-EMPTY_SLOT = -2
+PADDED_POINT = -2
 
 
 @dataclass(frozen=True)

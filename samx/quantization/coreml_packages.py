@@ -20,7 +20,7 @@ from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.library import open_coremltools
 from samx.formats.coreml.package import PackageFiles, package_from_directory
 from samx.formats.coreml.program import Program, load_program
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 from samx.quantization.coreml_groups import Convolution, half_convolutions
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges
@@ -95,7 +95,7 @@ class FloatPackages:
         rows = functions.sizes[-1]
         opened = OpenedPackages(
             contract_of(self.options, WHERE), Functions({rows: self.largest}),
-            Slots(Span(rows, rows, rows), ONE_PROMPT, (rows,)), self.files, {**self.programs, self.folder: program},
+            Slots(ShapeRange(rows, rows, rows), ONE_PROMPT, (rows,)), self.files, {**self.programs, self.folder: program},
         )  # fmt: skip
         return MilRuntime(self.spec, opened, {}, packages=packages)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from samx.exporters.openvino import convert
 from samx.formats.openvino import ir
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.quantization import onnx
 from samx.quantization.job import QuantisationJob, Quantised
 from samx.runtimes.openvino import open_graphs
@@ -33,7 +33,7 @@ def quantise(job: QuantisationJob) -> Quantised:
 def _products(job: QuantisationJob) -> dict[str, Any]:
     """Count the products of the compiled graphs in each arithmetic, on this machine."""
     graphs = [ir.from_directory(job.directory, role) for role in job.exported.files.values()]
-    points = Span.from_json(job.exported.options["points"], "points").opt
+    points = ShapeRange.from_json(job.exported.options["points"], "points").opt
     session = open_graphs(graphs, job.export.spec, PRECISION, points)
     found: dict[str, Any] = session.placement().details["products"]
     return found

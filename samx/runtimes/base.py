@@ -13,8 +13,8 @@ import numpy as np
 
 from samx.errors import ImageError, PromptError, SamxError, UsageError
 from samx.models.session import Feed, FloatArray, Outputs, Placement
-from samx.models.shape_range import Span
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
+from samx.models.shape_range import ShapeRange
+from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 
 # Prompts decoded at a time. Sixteen keep the products long enough on a CPU (eight cost 6 to 12 % more time a prompt, 32
 # gain nothing) and the peak bounded: 1.6 GiB resident for 1000 prompts, 1 GiB of it the masks themselves.
@@ -25,8 +25,8 @@ DEFAULT_CHUNK = 16
 class Slots:
     """Say how many points a prompt and how many prompts a call may have; what is missing is filled with empty slots."""
 
-    points: Span
-    prompts: Span
+    points: ShapeRange
+    prompts: ShapeRange
     sizes: tuple[int, ...] = ()  # the only numbers of points that there are graphs for; none: every one in the span
 
     @classmethod
@@ -34,7 +34,9 @@ class Slots:
         """Read an artifact's options; None where its graph takes any number."""
         if not options.get("slots"):
             return None
-        points, prompts = (Span.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts"))
+        points, prompts = (
+            ShapeRange.from_json(options.get(name), f"{where}: {name}") for name in ("points", "prompts")
+        )
         return cls(points, prompts)
 
     def filled(self, prompts: dict[str, FloatArray]) -> dict[str, FloatArray]:
@@ -51,7 +53,7 @@ class Slots:
         slots = min((size for size in self.sizes if size >= points), default=max(self.points.min, points))
         more, missing = slots - points, max(self.prompts.min - n, 0)
         coords = np.pad(prompts["point_coords"], ((0, 0), (0, more), (0, 0)))
-        labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=EMPTY_SLOT)
+        labels = np.pad(prompts["point_labels"], ((0, 0), (0, more)), constant_values=PADDED_POINT)
         feed = {**prompts, "point_coords": coords, "point_labels": labels}
         return {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)], "edge") for name, x in feed.items()}
 

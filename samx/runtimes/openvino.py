@@ -15,7 +15,7 @@ from samx.extras import require
 from samx.formats.openvino.compiled import ARITHMETIC, PLUGIN, check_processor, check_products, devices_of, products
 from samx.formats.openvino.ir import WEIGHTS_ROLE, Ir, read
 from samx.models.session import Feed, Outputs, Placement
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import Runtime
 from samx.runtimes.onnxruntime import ROLES
@@ -39,7 +39,7 @@ def open_artifact(
     manifest = artifact.manifest
     roles = ROLES if manifest.options.get("split") else ("decoder",)
     files = [_files(artifact, role) for role in roles]
-    points = Span.from_json(manifest.options.get("points"), f"{artifact.path}: points")
+    points = ShapeRange.from_json(manifest.options.get("points"), f"{artifact.path}: points")
     where = str(artifact.path)
     return open_graphs(files, manifest.spec, manifest.precision, points.opt, device, threads, chunk, where)
 

@@ -1,4 +1,4 @@
-"""Run a decoder module in PyTorch: the reference that everything is compared with, or the deploy form."""
+"""Run a decoder module in PyTorch: the reference that everything is compared with, or the fast form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samx.errors import UnavailableError, UsageError
 from samx.models.checkpoint import LoadedDecoder, build_reference
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.reference import ReferenceDecoder
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
@@ -21,9 +21,9 @@ TORCH_CHUNK = 2
 
 
 class TorchRuntime(Runtime):
-    """Run the reference or the deploy form on a torch device, in float32."""
+    """Run the reference or the fast form on a torch device, in float32."""
 
-    def __init__(self, module: ReferenceDecoder | DeployDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK) -> None:
+    def __init__(self, module: ReferenceDecoder | FastDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK) -> None:
         super().__init__(module.spec, chunk)
         self._device = torch_device(device)
         self._module = module.eval().to(self._device)
@@ -73,4 +73,4 @@ def reference_session(
     """Open a checkpoint's decoder in PyTorch, never through an exported file."""
 
     reference = build_reference(replace(loaded, spec=spec))
-    return TorchRuntime(reference if form == "reference" else DeployDecoder(reference))
+    return TorchRuntime(reference if form == "reference" else FastDecoder(reference))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from samx.benchmarks.operations import REFERENCE, Work, count
-from samx.models.fast.decoder import DeployDecoder, Form
+from samx.models.fast.decoder import FastDecoder, Form
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec, MaskChoice, TensorSpec, sam1_spec, sam2_spec
 
@@ -36,7 +36,7 @@ def tensors(wanted: tuple[TensorSpec, ...], prompts: int) -> list[Tensor]:
     return [torch.ones([sizes[d] if isinstance(d, str) else d for d in spec.shape]) for spec in wanted]
 
 
-def counted(decoder: ReferenceDecoder | DeployDecoder, prompts: int) -> int:
+def counted(decoder: ReferenceDecoder | FastDecoder, prompts: int) -> int:
     spec = decoder.spec
     feed = dict(zip([t.name for t in spec.inputs], tensors(spec.inputs, prompts), strict=True))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -55,7 +55,7 @@ def expected(work: Work, prompts: int) -> int:
     [(spec, *form) for spec in SPECS for form in FORMS if not (spec.mask_input and form[1])], ids=name,
 )  # fmt: skip
 def test_every_form_needs_what_is_counted(spec: DecoderSpec, form: Form, cached: bool) -> None:
-    decoder = DeployDecoder(ReferenceDecoder(spec).requires_grad_(False), form, cached=cached)
+    decoder = FastDecoder(ReferenceDecoder(spec).requires_grad_(False), form, cached=cached)
     work = count(spec, form, POINTS, cached=cached)
     assert [counted(decoder, n) for n in (1, 3)] == [expected(work, n) for n in (1, 3)]
     state = decoder.image_state(*tensors(spec.image_inputs, 1))
@@ -64,7 +64,7 @@ def test_every_form_needs_what_is_counted(spec: DecoderSpec, form: Form, cached:
 
 def test_every_factor_is_counted_where_all_are_kept() -> None:
     spec = SPECS[0]
-    decoder = DeployDecoder(ReferenceDecoder(spec).requires_grad_(False), "low_rank", independent=False)
+    decoder = FastDecoder(ReferenceDecoder(spec).requires_grad_(False), "low_rank", independent=False)
     work = count(spec, "low_rank", POINTS, cached=True, independent=False)
     assert counted(decoder, 2) == expected(work, 2)
     assert work.prompt > count(spec, "low_rank", POINTS, cached=True).prompt

@@ -15,7 +15,7 @@ from samx.commands.validate import validate
 from samx.demo.picture import PICTURE_SIZE_PX, write_picture
 from samx.errors import ArtifactError
 from samx.exporters.coreml.swift import SWIFT_FILE
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.processing.prompts import Prompt
 
 MOST_BYTES = 10_000_000  # of all functions together, in float16
@@ -43,7 +43,7 @@ def keeps_float16_bounds(result: ExportResult) -> bool:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """Export with two functions; with the usual number the slow tests do."""
-    out, options = tmp_path_factory.mktemp("coreml") / "sam1", {"points": Span(2, 2, 4)}
+    out, options = tmp_path_factory.mktemp("coreml") / "sam1", {"points": ShapeRange(2, 2, 4)}
     return export(ExportRequest(out=out, target="coreml", precision="fp16", options={**options}))
 
 

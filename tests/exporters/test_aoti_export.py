@@ -23,7 +23,7 @@ from samx.exporters import aoti
 from samx.exporters.base import ExportJob
 from samx.formats.aoti import STAMP_FILE, Host, HostStamp
 from samx.models.graph import Graph
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import TensorSpec, sam1_spec
 from samx.runtimes.aoti import load_models, open_artifact
 
@@ -63,8 +63,8 @@ def test_a_package_is_stamped_and_trusted(compiler: list[Graph], tmp_path: Path)
     ("options", "form"),
     [
         ({}, "low_rank"),
-        ({"points": Span(1, 30, 30)}, "direct"),
-        ({"prompts": Span(1, 1, 1)}, "low_rank"),  # the image's part is kept in any case
+        ({"points": ShapeRange(1, 30, 30)}, "direct"),
+        ({"prompts": ShapeRange(1, 1, 1)}, "low_rank"),  # the image's part is kept in any case
         ({"precision": "fp16"}, "absorbed"),
     ],
 )
@@ -161,7 +161,7 @@ def test_an_export_is_compiled_judged_and_runs_again(
 def test_a_compiled_form_takes_any_number_of_prompts_and_points(home: Path, tmp_path: Path) -> None:
     spec = sam1_spec(image_size=128, mask_input=True)
     loaded = toy_checkpoint(spec)
-    export_job(job_for("aoti", loaded, spec, points=Span(1, 30, 30)), tmp_path)
+    export_job(job_for("aoti", loaded, spec, points=ShapeRange(1, 30, 30)), tmp_path)
     models = load_models((tmp_path / "decoder.pt2").read_bytes(), "decoder.pt2")
     reference, image = toy_decoder(spec), image_tensors(spec)
     state = models["image"](*image.values())

@@ -19,7 +19,7 @@ from samx.exporters.tensorrt.build import Built, build_engine
 from samx.formats.tensorrt.library import Opened
 from samx.formats.tensorrt.messages import Message, concerns
 from samx.formats.tensorrt.plan import BuildPlan, Port
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_demo_decoder_is_built_without_a_warning_in_under_a_minute(demo_arti
     artifact = Artifact.open(demo_artifact)
     onnx = artifact.read(MODEL)
     sha256 = hashlib.sha256(onnx).hexdigest()
-    plan = BuildPlan.of("trt-rtx", artifact.manifest.spec, MODEL, sha256, Span(1, 8, 64), Span(1, 2, 16))
+    plan = BuildPlan.of("trt-rtx", artifact.manifest.spec, MODEL, sha256, ShapeRange(1, 8, 64), ShapeRange(1, 2, 16))
     started = time.perf_counter()
     built = build_engine(onnx, plan, rtx)
     assert time.perf_counter() - started < 60
@@ -73,7 +73,7 @@ def test_a_turing_engine_is_for_turing(rtx: Opened) -> None:
 
 def test_what_the_compiler_refuses_is_one_line(demo_artifact: Path, rtx: Opened) -> None:
     artifact = Artifact.open(demo_artifact)  # in float32, which Turing's compiler does not take
-    spans = {"prompts": Span(1, 8, 64), "points": Span(1, 2, 16)}
+    spans = {"prompts": ShapeRange(1, 8, 64), "points": ShapeRange(1, 2, 16)}
     plan = BuildPlan.of("trt-rtx", artifact.manifest.spec, MODEL, "0" * 64, **spans, turing=True)
     with pytest.raises(ArtifactError, match=r"cannot build 'decoder\.onnx': found .*Turing") as caught:
         build_engine(artifact.read(MODEL), plan, rtx)
@@ -133,7 +133,7 @@ def test_what_the_library_holds_is_read_back(
 
 
 def test_an_engine_of_fixed_sizes_is_built(rtx: Opened) -> None:
-    plan = toy_plan(prompts=Span(2, 2, 2), points=Span(3, 3, 3))
+    plan = toy_plan(prompts=ShapeRange(2, 2, 2), points=ShapeRange(3, 3, 3))
     built = build_engine(toy_onnx(), plan, rtx)
     assert built.understood.profiles[0]["point_labels"] == ((2, 3), (2, 3), (2, 3))
 

@@ -32,8 +32,8 @@ from samx.formats.coreml.lint import forbidden
 from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program
 from samx.models.session import FloatArray, Outputs
-from samx.models.shape_range import Span
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.shape_range import ShapeRange
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 from samx.registry import backend
 from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 from samx.runtimes.torch import reference_session
@@ -51,7 +51,7 @@ SPECS = {
     "sam2": sam2_spec(image_size=SIZE),
     "sam2_single_mask": sam2_spec(image_size=SIZE, masks="single", mask_input=True),
 }
-POINTS = Span(1, 2, 4)
+POINTS = ShapeRange(1, 2, 4)
 FLOAT32_LOGITS = 1e-4  # of logits up to about 20
 
 
@@ -93,16 +93,16 @@ class Made:
 
 
 MADE: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "sam1": ("sam1", {"points": Span(1, 1, 4)}),
-    "sam1_many_points": ("sam1", {"points": Span(1, 1, 16)}),
+    "sam1": ("sam1", {"points": ShapeRange(1, 1, 4)}),
+    "sam1_many_points": ("sam1", {"points": ShapeRange(1, 1, 16)}),
     "sam1_mask_fp16": ("sam1_single_mask", {"precision": "fp16"}),
     "sam2_fp16": ("sam2", {"precision": "fp16"}),
-    "sam2_mask": ("sam2_single_mask", {"points": Span(2, 2, 4)}),
+    "sam2_mask": ("sam2_single_mask", {"points": ShapeRange(2, 2, 4)}),
     "ios16": ("sam1", {"precision": "fp16", "ios": 16, "points": None}),
-    "apple": ("sam2", {"contract": "apple", "points": Span(2, 3, 9)}),
-    "plain": ("small", {"precision": "fp16", "points": Span(2, 2, 2)}),
-    "linear8": ("small", {"precision": "fp16", "points": Span(2, 2, 2), "weights": "linear8"}),
-    "palette8": ("small", {"precision": "fp16", "points": Span(2, 2, 2), "weights": "palette8"}),
+    "apple": ("sam2", {"contract": "apple", "points": ShapeRange(2, 3, 9)}),
+    "plain": ("small", {"precision": "fp16", "points": ShapeRange(2, 2, 2)}),
+    "linear8": ("small", {"precision": "fp16", "points": ShapeRange(2, 2, 2), "weights": "linear8"}),
+    "palette8": ("small", {"precision": "fp16", "points": ShapeRange(2, 2, 2), "weights": "palette8"}),
 }
 
 
@@ -184,7 +184,7 @@ def test_an_empty_slot_changes_no_bit(name: str, sizes: tuple[int, ...], made: M
     coords = arrays(prompt_tensors(spec, 1, [1] * 16))["point_coords"]
     alone = ask(session, spec, [1], coords)
     for slots in sizes:
-        filled = ask(session, spec, [1] + [EMPTY_SLOT] * (slots - 1), coords)
+        filled = ask(session, spec, [1] + [PADDED_POINT] * (slots - 1), coords)
         assert all(np.array_equal(alone[output], filled[output]) for output in alone), slots
     other = ask(session, spec, [1, 0], coords)
     assert not np.array_equal(alone["low_res_masks"], other["low_res_masks"])
@@ -265,7 +265,7 @@ def test_the_lint_and_the_example_lie_beside_the_package(made: Make) -> None:
 
 
 def test_the_same_export_gives_the_same_bytes(made: Make, tmp_path: Path) -> None:
-    run_export(tmp_path, SPECS["small"], precision="fp16", points=Span(2, 2, 2))
+    run_export(tmp_path, SPECS["small"], precision="fp16", points=ShapeRange(2, 2, 2))
     found = [package_from_directory(path / "decoder.mlpackage").files for path in (made("plain").path, tmp_path)]
     assert found[0] == found[1]
 
@@ -282,10 +282,10 @@ REFUSED: Mapping[str, tuple[DecoderSpec, dict[str, Any], str]] = {
     "contract": (SPECS["sam1"], {"contract": "google"}, "google"),
     "apple_sam1": (SPECS["sam1"], {"contract": "apple"}, "SAM 2.1 only"),
     "apple_masks": (replace(SPECS["sam2"], mask_input=True), {"contract": "apple"}, "--mask-input"),
-    "apple_points": (SPECS["sam2"], {"contract": "apple", "points": Span(1, 1, 1)}, "no room"),
+    "apple_points": (SPECS["sam2"], {"contract": "apple", "points": ShapeRange(1, 1, 1)}, "no room"),
     "ios": (SPECS["sam1"], {"ios": 15}, "15"),
-    "ios_functions": (SPECS["sam1"], {"ios": 16, "points": Span(1, 2, 8)}, "one function"),
-    "prompts": (SPECS["sam1"], {"prompts": Span(1, 4, 8)}, "one prompt"),
+    "ios_functions": (SPECS["sam1"], {"ios": 16, "points": ShapeRange(1, 2, 8)}, "one function"),
+    "prompts": (SPECS["sam1"], {"prompts": ShapeRange(1, 4, 8)}, "one prompt"),
     "weights": (SPECS["sam1"], {"weights": "linear3", "precision": "fp16"}, "linear3"),
     "weights_float32": (SPECS["sam1"], {"weights": "linear8"}, "--fp16"),
     "weights_int8": (SPECS["sam1"], {"weights": "linear8", "precision": "int8"}, "a search chooses"),
@@ -317,7 +317,7 @@ def test_a_package_that_computes_something_else_is_seen(tmp_path: Path, monkeypa
         return module
 
     monkeypatch.setattr(exporter, "to_half", broken)
-    exported = run_export(tmp_path, SPECS["small"], precision="fp16", points=Span(8, 8, 8))
+    exported = run_export(tmp_path, SPECS["small"], precision="fp16", points=ShapeRange(8, 8, 8))
     failures = judged(tmp_path, SPECS["small"], exported, "fp16").all_failures()
     assert any("iou_prediction_error" in line for line in failures)
 

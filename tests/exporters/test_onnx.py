@@ -22,7 +22,7 @@ from samx.formats.onnx import FORBIDDEN, broken_rules
 from samx.models.fast.graphs import Needs, fast_graphs
 from samx.models.graph import EXAMPLE_SIZES
 from samx.models.session import Feed, Outputs
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
 
 CLOSE = 1e-5  # float32, relative to the largest output
@@ -160,14 +160,14 @@ def test_nothing_of_this_machine_is_left_in_the_file(exports: Exports) -> None:
 def test_neither_simplification_nor_caching_changes_the_masks(exports: Exports) -> None:
     spec = SPECS["sam1"]
     tensors = {**image_tensors(spec), **prompt_tensors(spec, 2, [1, -1])}
-    plain = run(exports(spec, OnnxOptions(simplify=False, prompts=Span(1, 16, 64))), arrays(tensors))
+    plain = run(exports(spec, OnnxOptions(simplify=False, prompts=ShapeRange(1, 16, 64))), arrays(tensors))
     simplified = run(exports(spec, OnnxOptions()), arrays(tensors))
     np.testing.assert_allclose(plain["low_res_masks"], simplified["low_res_masks"], rtol=0, atol=1e-4)
 
 
 def test_the_form_follows_the_points_and_says_why() -> None:
     spec = SPECS["sam1"]
-    found = fast_graphs(toy_checkpoint(spec), spec, Needs(points=Span(1, 40, 40))).facts
+    found = fast_graphs(toy_checkpoint(spec), spec, Needs(points=ShapeRange(1, 40, 40))).facts
     assert found["form"] == "direct"
     assert "360 columns" in str(found["form_reason"])
 

@@ -27,7 +27,7 @@ from samx.exporters.base import Exported
 from samx.exporters.onnx import DECODER_FILE
 from samx.exporters.tensorrt.export import POINTS, PROMPTS
 from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes import base
 from samx.runtimes.base import Slots
@@ -51,9 +51,9 @@ def float32_weights(model: onnx.ModelProto) -> int:
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
 
 
-FIXED = Span(4, 4, 4)
+FIXED = ShapeRange(4, 4, 4)
 EXPORTS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "sam1-18": ("sam1", {"points": Span(1, 4, 9)}),
+    "sam1-18": ("sam1", {"points": ShapeRange(1, 4, 9)}),
     "sam1-23": ("sam1", {"opset": 23}),
     "sam2-18": ("sam2", {}),
     "sam2-23": ("sam2", {"opset": 23}),
@@ -99,7 +99,7 @@ def test_the_plan_fits_the_file(made: Made) -> None:
     directory, exported = made("sam1-18")
     plan = BuildPlan.from_bytes((directory / PLAN_FILE).read_bytes(), "plan")
     assert plan.onnx_sha256 == hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
-    assert (plan.points, plan.prompts) == (Span(1, 4, 9), PROMPTS)
+    assert (plan.points, plan.prompts) == (ShapeRange(1, 4, 9), PROMPTS)
     assert (exported.most_points, exported.options["points"]) == (9, [1, 4, 9])
     assert set(exported.files) == {path.name for path in directory.iterdir()}
 
@@ -223,6 +223,6 @@ class TestSlots:
 
     def test_a_slot_that_is_not_masked_fails_the_gate(self, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
         """The fault planted: empty slots are filled with padding tokens, which are attended to."""
-        monkeypatch.setattr(base, "EMPTY_SLOT", -1)
+        monkeypatch.setattr(base, "PADDED_POINT", -1)
         with pytest.raises(AssertionError, match="parity failed"):
             self.test_a_fixed_shape_gives_every_prompt_its_own_masks("fixed-23", made)

@@ -17,7 +17,7 @@ from engine_toys import MODEL, POINTS, PROMPTS, SPEC, toy_artifact, toy_plan
 from samx.errors import ArtifactError, UsageError
 from samx.exporters.tensorrt.reproduce import reproduce_script
 from samx.formats.tensorrt.plan import BuildPlan
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec, sam2_spec
 
 
@@ -30,7 +30,7 @@ def test_a_plan_is_read_back_as_it_was_written(target: str) -> None:
 
 def test_every_dynamic_input_has_limits() -> None:
     spec = sam2_spec(mask_input=True)
-    plan = BuildPlan.of("trt", spec, MODEL, "0" * 64, Span(1, 8, 64), Span(1, 2, 16))
+    plan = BuildPlan.of("trt", spec, MODEL, "0" * 64, ShapeRange(1, 8, 64), ShapeRange(1, 2, 16))
     assert plan.profile == {
         "point_coords": ((1, 1, 2), (8, 2, 2), (64, 16, 2)),
         "point_labels": ((1, 1), (8, 2), (64, 16)),

@@ -15,10 +15,10 @@ from samx.formats.tensorrt.library import Opened, library_of
 from samx.formats.tensorrt.loading import check_engine
 from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
 from samx.formats.tensorrt.readback import Understood, mismatches
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 
 PLAN = toy_plan()
-FIXED = toy_plan(prompts=Span(8, 8, 8), points=Span(3, 3, 3))
+FIXED = toy_plan(prompts=ShapeRange(8, 8, 8), points=ShapeRange(3, 3, 3))
 IN, OUT = "in", "out"
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from samx.errors import ArtifactError, UsageError
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 
 
-@pytest.mark.parametrize(("text", "span"), [("1:8:64", Span(1, 8, 64)), ("8", Span(8, 8, 8)), ("2:2:2", Span(2, 2, 2))])
-def test_a_range_is_read(text: str, span: Span) -> None:
-    assert Span.parse(text, "--profile") == span
-    assert Span.from_json(span.to_json(), "here") == span
+@pytest.mark.parametrize(
+    ("text", "span"), [("1:8:64", ShapeRange(1, 8, 64)), ("8", ShapeRange(8, 8, 8)), ("2:2:2", ShapeRange(2, 2, 2))]
+)
+def test_a_range_is_read(text: str, span: ShapeRange) -> None:
+    assert ShapeRange.parse(text, "--profile") == span
+    assert ShapeRange.from_json(span.to_json(), "here") == span
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ def test_no_range_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(
         UsageError, match=r"--prompts-profile is no range to build for: found .* expected MIN:OPT:MAX"
     ) as caught:
-        Span.parse(text, "--prompts-profile")
+        ShapeRange.parse(text, "--prompts-profile")
     assert "\n" not in str(caught.value)
 
 
@@ -32,9 +34,9 @@ def test_no_range_is_refused_in_one_line(text: str) -> None:
 )
 def test_json_that_is_no_range_is_refused(value: Any) -> None:
     with pytest.raises(ArtifactError, match="here: prompts is no range"):
-        Span.from_json(value, "here: prompts")
+        ShapeRange.from_json(value, "here: prompts")
 
 
 @pytest.mark.parametrize(("number", "inside"), [(0, False), (1, True), (64, True), (65, False)])
 def test_what_a_range_contains(number: int, inside: bool) -> None:
-    assert (number in Span(1, 8, 64)) is inside
+    assert (number in ShapeRange(1, 8, 64)) is inside

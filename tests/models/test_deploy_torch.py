@@ -1,4 +1,4 @@
-"""The deploy form inside PyTorch: no graph breaks, no work on another device, nothing that a CUDA graph cannot hold."""
+"""The fast form inside PyTorch: no graph breaks, no work on another device, nothing that a CUDA graph cannot hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from toys import image_tensors, prompt_tensors, toy_decoder
 from toys import one_thread as one_thread
 
-from samx.models.fast.decoder import DeployDecoder, Form
+from samx.models.fast.decoder import FastDecoder, Form
 from samx.models.fast.precision import set_precision
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
@@ -60,8 +60,8 @@ def prompts(spec: DecoderSpec, count: int, points: int) -> tuple[Tensor, ...]:
     return tuple(prompt_tensors(spec, count, [1, 0] * (points // 2) + [1] * (points % 2)).values())
 
 
-def decoder(spec: DecoderSpec, form: Form, half: torch.dtype | None = None) -> DeployDecoder:
-    made = DeployDecoder(toy_decoder(spec), form, fused=True, slots=True)
+def decoder(spec: DecoderSpec, form: Form, half: torch.dtype | None = None) -> FastDecoder:
+    made = FastDecoder(toy_decoder(spec), form, fused=True, slots=True)
     return made if half is None else set_precision(made, half=half)
 
 

@@ -1,4 +1,4 @@
-"""The deploy form computes what the reference computes, to rounding."""
+"""The fast form computes what the reference computes, to rounding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from toys import image_tensors, prompt_tensors, toy_decoder
 
 from samx.errors import UsageError
-from samx.models.fast.decoder import DeployDecoder, Form, choose_form
+from samx.models.fast.decoder import FastDecoder, Form, choose_form
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
 
@@ -30,7 +30,7 @@ PROMPTS = {
 }
 
 
-def error(spec: DecoderSpec, reference: ReferenceDecoder, deploy: DeployDecoder, feed: dict[str, Tensor]) -> float:
+def error(spec: DecoderSpec, reference: ReferenceDecoder, deploy: FastDecoder, feed: dict[str, Tensor]) -> float:
     """Give the largest difference, relative to the largest value, over all outputs."""
     expected, found = reference(**feed), deploy(**feed)
     assert list(found) == [tensor.name for tensor in spec.outputs]
@@ -43,9 +43,9 @@ def error(spec: DecoderSpec, reference: ReferenceDecoder, deploy: DeployDecoder,
 
 def pair(
     spec: DecoderSpec, dtype: torch.dtype, form: Form, fused: bool, cached: bool = True, **how: bool
-) -> tuple[ReferenceDecoder, DeployDecoder]:
+) -> tuple[ReferenceDecoder, FastDecoder]:
     reference = toy_decoder(spec).to(dtype)
-    return reference, DeployDecoder(reference, form, fused=fused, cached=cached, **how)
+    return reference, FastDecoder(reference, form, fused=fused, cached=cached, **how)
 
 
 FORMS = [("low_rank", False), *((form, mask) for form in ("absorbed", "direct") for mask in (False, True))]
@@ -145,7 +145,7 @@ def test_an_unused_mask_changes_nothing() -> None:
     [("absorbed", "transformer.layers.1.image_to_token.tokens.out_bias"), ("low_rank", "transformer.one.constant")],
 )
 def test_a_wrong_weight_is_seen(form: Form, weight: str) -> None:
-    """The comparison above can fail: one bias of the deploy form is spoiled."""
+    """The comparison above can fail: one bias of the fast form is spoiled."""
     spec = SPECS["sam1"]
     reference, deploy = pair(spec, torch.float64, form, fused=False)
     deploy.get_buffer(weight)[3] += 1e-4  # all channels alike would vanish in the normalisation

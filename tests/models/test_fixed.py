@@ -14,7 +14,7 @@ from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
 from samx.models.fixed.layers import ChannelNorm
 from samx.models.fixed.prompts import PointPosition
 from samx.models.reference import ReferenceDecoder
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 
 EXACT = 1e-12  # of logits up to about 20, in float64
 SMALL = 256  # px: the same operations on a grid of 16 x 16
@@ -41,7 +41,7 @@ def with_empty_slots(feed: dict[str, Tensor], slots: int) -> dict[str, Tensor]:
     more = coords.shape[1] + slots
     filled = {
         "point_coords": torch.full((len(coords), more, 2), 777.0, dtype=coords.dtype),
-        "point_labels": torch.full((len(coords), more), float(EMPTY_SLOT), dtype=coords.dtype),
+        "point_labels": torch.full((len(coords), more), float(PADDED_POINT), dtype=coords.dtype),
     }
     filled["point_coords"][:, : coords.shape[1]], filled["point_labels"][:, : coords.shape[1]] = coords, labels
     return {**feed, **filled}
@@ -112,7 +112,7 @@ def apple(reference: ReferenceDecoder, feed: dict[str, Tensor], empty: int) -> t
     """Ask the two packages' modules: the padding row is left to them."""
     coords, labels = feed["point_coords"][:, :-1], feed["point_labels"][:, :-1].to(torch.int32)
     coords = torch.cat([coords, torch.full((1, empty, 2), 5.0, dtype=coords.dtype)], dim=1)
-    labels = torch.cat([labels, torch.full((1, empty), EMPTY_SLOT, dtype=torch.int32)], dim=1)
+    labels = torch.cat([labels, torch.full((1, empty), PADDED_POINT, dtype=torch.int32)], dim=1)
     with torch.no_grad():
         sparse, dense = ApplePromptEncoder(reference)(coords, labels)
         assert sparse.shape == (1, coords.shape[1] + 1, 256)

@@ -15,8 +15,8 @@ from samx.demo import demo_checkpoint
 from samx.errors import CheckpointError, MissingExtraError, UnavailableError, UsageError
 from samx.exporters.encoder import demo_images
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
-from samx.models.fast.decoder import DeployDecoder
-from samx.models.spec import EMPTY_SLOT, Family
+from samx.models.fast.decoder import FastDecoder
+from samx.models.spec import PADDED_POINT, Family
 from samx.runtimes.torch import TorchRuntime, reference_session
 from samx.validators.bounds import BOUNDS
 from samx.validators.cases import default_frames, parity_cases
@@ -87,7 +87,7 @@ def test_half_precision_holds_everything_but_coordinates(dtype: torch.dtype) -> 
 
 def test_a_path_is_a_checkpoint(loaded: LoadedDecoder) -> None:
     decoder = samx.load(str(demo_checkpoint("sam1")), masks="all")
-    assert isinstance(decoder, DeployDecoder)
+    assert isinstance(decoder, FastDecoder)
     assert (decoder.spec.family, decoder.spec.masks) == (loaded.spec.family, "all")
     assert not any(parameter.requires_grad for parameter in decoder.parameters())
     assert not decoder.training
@@ -113,7 +113,7 @@ def test_empty_slots_are_as_good_as_absent() -> None:
     image = {tensor.name: torch.randn(tensor.shape) for tensor in decoder.spec.image_inputs}  # type: ignore[arg-type]
     state = decoder.image_state(**image)
     coords, labels = torch.tensor([[[300.0, 400.0], [0.0, 0.0]]]), torch.tensor([[1.0, -1.0]])
-    padded = torch.nn.functional.pad(coords, (0, 0, 0, 3)), torch.nn.functional.pad(labels, (0, 3), value=EMPTY_SLOT)
+    padded = torch.nn.functional.pad(coords, (0, 0, 0, 3)), torch.nn.functional.pad(labels, (0, 3), value=PADDED_POINT)
     for wanted, found in zip(decoder.decode(state, coords, labels), decoder.decode(state, *padded), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from toys import image_tensors, prompt_tensors, toy_decoder
 
 from samx.errors import UsageError
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.fast.precision import GROUPS, ISLANDS, STREAM, groups_of, set_precision
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 
 SMALL = 128
 SPECS = {
@@ -21,16 +21,16 @@ SPECS = {
 HALF_CLOSE = 0.02  # of the largest logit: eleven bits, through forty operations
 
 
-def decoders(spec: DecoderSpec) -> tuple[DeployDecoder, DeployDecoder]:
+def decoders(spec: DecoderSpec) -> tuple[FastDecoder, FastDecoder]:
     reference = toy_decoder(spec)
-    return DeployDecoder(reference), DeployDecoder(reference)
+    return FastDecoder(reference), FastDecoder(reference)
 
 
 def feed(spec: DecoderSpec) -> dict[str, Tensor]:
     return {**image_tensors(spec), **prompt_tensors(spec, 3, [1, 0, -1])}
 
 
-def error(exact: DeployDecoder, other: DeployDecoder) -> float:
+def error(exact: FastDecoder, other: FastDecoder) -> float:
     given = feed(exact.spec)
     want, found = exact(**given)["low_res_masks"], other(**given)["low_res_masks"]
     return float((want - found).abs().max() / want.abs().max())
@@ -59,7 +59,7 @@ def test_the_groups_hold_every_weight_but_the_learned_tokens(spec: DecoderSpec) 
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("group", groups_of(DeployDecoder(toy_decoder(SPECS["sam1"]))))
+@pytest.mark.parametrize("group", groups_of(FastDecoder(toy_decoder(SPECS["sam1"]))))
 def test_each_group_alone_adds_a_small_error(group: str) -> None:
     exact, half = decoders(SPECS["sam1"])
     others = {*GROUPS, STREAM} - {group}
@@ -107,12 +107,12 @@ def test_an_unknown_island_is_refused() -> None:
 @pytest.mark.parametrize("family", ["sam1", "sam2"])
 def test_empty_slots_change_nothing(family: str, dtype: torch.dtype, bound: float, form: str) -> None:
     spec = SPECS[family]
-    decoder = DeployDecoder(toy_decoder(spec).to(dtype), form, slots=True)  # type: ignore[arg-type]
+    decoder = FastDecoder(toy_decoder(spec).to(dtype), form, slots=True)  # type: ignore[arg-type]
     given = {**image_tensors(spec, dtype), **prompt_tensors(spec, 3, [1, 0, -1], dtype)}
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 5), value=77.0),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=PADDED_POINT),
     }
     want, found = decoder(**given)["low_res_masks"], decoder(**padded)["low_res_masks"]
     assert float((want - found).abs().max() / want.abs().max()) < bound
@@ -120,24 +120,24 @@ def test_empty_slots_change_nothing(family: str, dtype: torch.dtype, bound: floa
 
 def test_without_slots_an_empty_label_would_be_seen() -> None:
     spec = SPECS["sam1"]
-    decoder = DeployDecoder(toy_decoder(spec), slots=False)
+    decoder = FastDecoder(toy_decoder(spec), slots=False)
     given = feed(spec)
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 1)),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 1), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 1), value=PADDED_POINT),
     }
     assert (decoder(**given)["low_res_masks"] - decoder(**padded)["low_res_masks"]).abs().max() > 1e-3
 
 
 def test_empty_slots_change_nothing_in_half_either() -> None:
     spec = SPECS["sam1"]
-    decoder = set_precision(DeployDecoder(toy_decoder(spec), slots=True))
+    decoder = set_precision(FastDecoder(toy_decoder(spec), slots=True))
     given = feed(spec)
     padded = {
         **given,
         "point_coords": torch.nn.functional.pad(given["point_coords"], (0, 0, 0, 5)),
-        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=EMPTY_SLOT),
+        "point_labels": torch.nn.functional.pad(given["point_labels"], (0, 5), value=PADDED_POINT),
     }
     want, found = decoder(**given)["low_res_masks"], decoder(**padded)["low_res_masks"]
     assert float((want - found).abs().max() / want.abs().max()) < 2e-3  # sums in another order, in eleven bits

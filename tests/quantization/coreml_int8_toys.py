@@ -16,7 +16,7 @@ from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
 from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec, sam2_spec
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.coreml_groups import QUANTISABLE
@@ -29,7 +29,7 @@ SPECS = {
     "sam2": sam2_spec(image_size=128, mlp_width=64),
 }
 ANYTHING = Budget(0.01, 0.01, 1.0)  # random weights give masks that are all border
-POINTS = Span(2, 2, 4)
+POINTS = ShapeRange(2, 2, 4)
 FEW = ("image projections, layer 0", "token MLP")
 
 
@@ -40,7 +40,7 @@ def leaving(*groups: str, family: str = "sam1") -> tuple[str, ...]:
 
 
 def float_job(
-    directory: Path, family: str = "sam1", points: Span = POINTS, *, budget: Budget = ANYTHING,
+    directory: Path, family: str = "sam1", points: ShapeRange = POINTS, *, budget: Budget = ANYTHING,
     calibration: CalibrationSet | None = None, notebook: Path | None = None, **options: Any,
 ) -> QuantisationJob:  # fmt: skip
     """Export a toy's float16 packages, and say how they are to be quantised."""

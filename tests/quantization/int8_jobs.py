@@ -19,7 +19,7 @@ from toys import toy_checkpoint
 from samx.exporters import base
 from samx.exporters.base import Exported, ExportJob
 from samx.models.session import Feed
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.quantization.calibration import CalibrationSet, calibration_spec
 from samx.quantization.groups import QUANTISABLE, products
@@ -37,7 +37,11 @@ SPECS: Mapping[str, DecoderSpec] = {
 }
 NOT_THERE = "image projections, layer 1"
 # Many points make the exporter choose the form in which every group has products.
-OPTIONS: Mapping[str, dict[str, Any]] = {"whole": {}, "split": {"split": True}, "trt": {"points": Span(1, 16, 16)}}
+OPTIONS: Mapping[str, dict[str, Any]] = {
+    "whole": {},
+    "split": {"split": True},
+    "trt": {"points": ShapeRange(1, 16, 16)},
+}
 # Fewer plans to judge: the groups that hold most of the weights, without and with what is integer on CPUs.
 STORED_MOST = ("token MLP", "self-attention", "mask weights", "token projections")
 ALL_BUT_BIG = tuple(group for group in QUANTISABLE if group not in STORED_MOST)

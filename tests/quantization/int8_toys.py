@@ -17,11 +17,14 @@ from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 from samx.exporters.onnx import ATTENTION_OPSET, write_onnx
 from samx.models.fast.graphs import Needs, fast_graphs
 from samx.models.session import Feed
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
-USUAL_POINTS = {"absorbed": Span(1, 8, 8), "direct": Span(1, 16, 16)}  # what makes the exporter choose the form
+USUAL_POINTS = {
+    "absorbed": ShapeRange(1, 8, 8),
+    "direct": ShapeRange(1, 16, 16),
+}  # what makes the exporter choose the form
 
 
 def toy_graphs(
@@ -34,7 +37,7 @@ def toy_graphs(
 @cache  # of all arguments by place: one that is left out would make another entry
 def _exported(family: str, form: str, opset: int, precision: str, split: bool) -> dict[str, bytes]:
     spec = SPECS[family]
-    points, prompts = USUAL_POINTS[form], Span(1, 1, 64)
+    points, prompts = USUAL_POINTS[form], ShapeRange(1, 1, 64)
     needs = Needs(
         points, prompts, split, low_rank=False, fused=opset >= ATTENTION_OPSET,
         keep_fp32=() if precision == "fp16" else None,

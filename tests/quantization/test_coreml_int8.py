@@ -19,8 +19,8 @@ from samx.exporters.coreml.weights import SMALLEST
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.coreml.library import open_coremltools
 from samx.formats.coreml.package import package_from_directory
-from samx.models.shape_range import Span
-from samx.models.spec import EMPTY_SLOT
+from samx.models.shape_range import ShapeRange
+from samx.models.spec import PADDED_POINT
 from samx.quantization.calibration import calibration_spec
 from samx.quantization.coreml import JUDGED_EVERY, Desk, quantise
 from samx.quantization.coreml_groups import INTEGER, Convolution, convolutions, group_of
@@ -172,7 +172,7 @@ def test_an_empty_slot_still_changes_no_bit(done: Done) -> None:
     more = {
         **feed,
         "point_coords": np.pad(feed["point_coords"], ((0, 0), (0, 1), (0, 0))),
-        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=EMPTY_SLOT),
+        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=PADDED_POINT),
     }
     few, many = session.decode(feed), session.decode(more)
     assert len(session.placement().details["functions"]) == 2
@@ -246,7 +246,7 @@ def test_judgements_are_taken_over_from_the_notebook(float16: QuantisationJob, t
 
 @pytest.mark.slow
 def test_ios_17_has_one_function_in_8_bits(tmp_path: Path) -> None:
-    job = excluding(float_job(tmp_path, points=Span(2, 2, 2), ios=17), leaving("upscaling 1", "token MLP"))
+    job = excluding(float_job(tmp_path, points=ShapeRange(2, 2, 2), ios=17), leaving("upscaling 1", "token MLP"))
     quantised = quantise(job)
     function = program(tmp_path).function(SINGLE_FUNCTION)
     kinds = [op.op_type for op in function.operations]
@@ -258,7 +258,7 @@ def test_ios_17_has_one_function_in_8_bits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_apple_s_mask_decoder_is_quantised_and_its_prompt_encoder_left(tmp_path: Path) -> None:
     calibration = toy_set(**sam2_fields())
-    job = float_job(tmp_path, "sam2", Span(2, 2, 2), contract="apple", calibration=calibration)
+    job = float_job(tmp_path, "sam2", ShapeRange(2, 2, 2), contract="apple", calibration=calibration)
     before = package_from_directory(tmp_path / "prompt_encoder.mlpackage").files
     quantised = quantise(excluding(job, leaving(*FEW, family="sam2")))
     assert package_from_directory(tmp_path / "prompt_encoder.mlpackage").files == before

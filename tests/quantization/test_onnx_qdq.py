@@ -16,7 +16,7 @@ from samx.errors import InputError, UsageError
 from samx.exporters.tensorrt.build import build_engine
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.session import Feed
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.quantization.groups import INTEGER, STORED, groups_of, products
 from samx.quantization.onnx_qdq import quantise
 from samx.quantization.ranges import collect_ranges
@@ -81,7 +81,7 @@ def test_tensorrt_rtx_builds_the_half_graph(family: str, form: str) -> None:
     groups, stored = everything(model)
     quantised = quantise(model, groups, feeds(SPECS[family]), True, stored)
     sha256 = hashlib.sha256(quantised).hexdigest()
-    plan = BuildPlan.of("trt-rtx", SPECS[family], FILE, sha256, Span(1, 2, 4), Span(1, 2, 16))
+    plan = BuildPlan.of("trt-rtx", SPECS[family], FILE, sha256, ShapeRange(1, 2, 4), ShapeRange(1, 2, 16))
     built = build_engine(quantised, plan, plan.library.start())
     assert {message.severity for message in built.messages} == {"INFO"}
     assert len(built.engine) > 1000

@@ -24,7 +24,7 @@ from samx.commands.build import build
 from samx.commands.build import trust as name_trusted
 from samx.errors import ArtifactError, SamxError, UnavailableError, UsageError
 from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.fast.graphs import cut
 from samx.models.spec import sam1_spec
 from samx.registry import backend
@@ -48,9 +48,9 @@ def artifact(path: Path, stamp: HostStamp | None = None) -> Artifact:
     return Artifact.open(path)
 
 
-def runtime(form: str = "low_rank", chunk: int = 2) -> tuple[DeployDecoder, AotiRuntime]:
+def runtime(form: str = "low_rank", chunk: int = 2) -> tuple[FastDecoder, AotiRuntime]:
     """Run the graphs that are compiled as they are, uncompiled."""
-    decoder = DeployDecoder(toy_decoder(SPEC), form)  # type: ignore[arg-type]
+    decoder = FastDecoder(toy_decoder(SPEC), form)  # type: ignore[arg-type]
     return decoder, AotiRuntime(SPEC, {graph.role: graph.module for graph in cut(decoder, split=True)}, chunk)
 
 

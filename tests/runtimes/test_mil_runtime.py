@@ -21,8 +21,8 @@ from samx.formats.coreml.contract import Arrays, Border, Call
 from samx.formats.coreml.package import DECODER, package_from_directory, unpacked
 from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.session import Feed
-from samx.models.shape_range import Span
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, sam1_spec
+from samx.models.shape_range import ShapeRange
+from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec
 from samx.runtimes.base import Slots
 from samx.runtimes.coreml.packages import open_packages
 from samx.runtimes.mil import checks
@@ -100,7 +100,7 @@ def test_an_empty_slot_changes_no_bit(sealed: Artifact) -> None:
     feed = prompts(1, [1])
     empty = {
         "point_coords": np.pad(feed["point_coords"], ((0, 0), (0, 1), (0, 0)), constant_values=31.0),
-        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=EMPTY_SLOT),
+        "point_labels": np.pad(feed["point_labels"], ((0, 0), (0, 1)), constant_values=PADDED_POINT),
     }
     for session in (several, alone):
         session.set_image(IMAGE)
@@ -145,17 +145,17 @@ class TestSlots:
 
     @pytest.mark.parametrize(("points", "slots"), [(1, 1), (2, 4), (4, 4), (5, 8)])
     def test_points_are_filled_to_the_next_size_there_is(self, points: int, slots: int) -> None:
-        feed = self.filled(Slots(Span(1, 2, 8), Span(1, 1, 1), (1, 4, 8)), 1, [1] * points)
+        feed = self.filled(Slots(ShapeRange(1, 2, 8), ShapeRange(1, 1, 1), (1, 4, 8)), 1, [1] * points)
         assert feed["point_coords"].shape == (1, slots, 2)
-        assert feed["point_labels"].tolist() == [[1] * points + [EMPTY_SLOT] * (slots - points)]
+        assert feed["point_labels"].tolist() == [[1] * points + [PADDED_POINT] * (slots - points)]
 
     def test_prompts_are_filled_by_repeating_the_last(self) -> None:
-        feed = self.filled(Slots(Span(1, 2, 8), Span(3, 3, 3), (1, 4, 8)), 2, [1])
+        feed = self.filled(Slots(ShapeRange(1, 2, 8), ShapeRange(3, 3, 3), (1, 4, 8)), 2, [1])
         assert feed["point_coords"][1:, 0].tolist() == [feed["point_coords"][1, 0].tolist()] * 2
 
     @pytest.mark.parametrize(("points", "slots"), [(1, 2), (3, 3)])
     def test_without_sizes_every_number_in_the_span_is_one(self, points: int, slots: int) -> None:
-        feed = self.filled(Slots(Span(2, 2, 8), Span(1, 1, 1)), 1, [1] * points)
+        feed = self.filled(Slots(ShapeRange(2, 2, 8), ShapeRange(1, 1, 1)), 1, [1] * points)
         assert feed["point_labels"].shape == (1, slots)
 
 

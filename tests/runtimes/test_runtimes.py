@@ -9,7 +9,7 @@ import pytest
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
 from samx.errors import ArtifactError, ImageError, PromptError, UnavailableError, UsageError
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes import onnxruntime
@@ -109,7 +109,7 @@ def test_bad_prompts_are_refused(feed: Feed, words: str) -> None:
 @pytest.mark.parametrize("spec", [SPEC, sam2_spec(image_size=128, mask_input=True)], ids=["sam1", "sam2"])
 def test_torch_runs_reference_and_deploy_form_alike(spec: DecoderSpec) -> None:
     image, feed = arrays(image_tensors(spec)), arrays(prompt_tensors(spec, 3, [1, -1]))
-    sessions = [TorchRuntime(toy_decoder(spec)), TorchRuntime(DeployDecoder(toy_decoder(spec)), chunk=2)]
+    sessions = [TorchRuntime(toy_decoder(spec)), TorchRuntime(FastDecoder(toy_decoder(spec)), chunk=2)]
     for session in sessions:
         session.set_image(image)
     reference, deploy = (session.decode(feed) for session in sessions)

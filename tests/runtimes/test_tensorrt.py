@@ -13,7 +13,7 @@ from fake_gpu import FakeCache, FakeDevice, FakeEngine, fake_runtime, image, pro
 
 from samx.errors import PromptError, SamxError, UnavailableError
 from samx.models.session import Feed, Outputs
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.runtimes.base import Slots
 from samx.runtimes.tensorrt.cuda import Buffers
 
@@ -51,7 +51,7 @@ def test_more_prompts_than_the_engine_takes_are_cut_and_put_back_together() -> N
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9])
 def test_fewer_prompts_than_a_fixed_engine_takes_are_filled_up(n: int) -> None:
-    eight, slots = Span(8, 8, 8), Slots(POINTS, Span(8, 8, 8))
+    eight, slots = ShapeRange(8, 8, 8), Slots(POINTS, ShapeRange(8, 8, 8))
     runtime, engine = fake_runtime(toy_plan(prompts=eight), FakeDevice(), slots=slots)
     runtime.set_image(image())
     feed = prompts(n)
@@ -61,7 +61,7 @@ def test_fewer_prompts_than_a_fixed_engine_takes_are_filled_up(n: int) -> None:
 
 
 def test_a_fixed_engine_without_slots_says_its_limits() -> None:
-    runtime, _ = fake_runtime(toy_plan(prompts=Span(8, 8, 8)), FakeDevice())
+    runtime, _ = fake_runtime(toy_plan(prompts=ShapeRange(8, 8, 8)), FakeDevice())
     runtime.set_image(image())
     with pytest.raises(PromptError, match=r"that many prompts a call.*: found 7, expected 8 to 8"):
         runtime.decode(prompts(7))
@@ -197,7 +197,7 @@ def test_a_failure_while_recording_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_full_gpu_is_unavailable_and_small_requests_still_work() -> None:
     device = FakeDevice(room=2000)
-    runtime, _ = fake_runtime(toy_plan(prompts=Span(1, 2, 64)), device)
+    runtime, _ = fake_runtime(toy_plan(prompts=ShapeRange(1, 2, 64)), device)
     runtime.set_image(image())
     check(runtime.decode(prompts(2)), image(), prompts(2))
     with pytest.raises(UnavailableError, match="cannot reserve memory"):

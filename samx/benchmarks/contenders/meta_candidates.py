@@ -23,7 +23,7 @@ from samx.exporters.base import ExportJob, export_decoder
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.session import Feed
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
 from samx.processing.prompts import point_grid
@@ -91,7 +91,7 @@ def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> Exports:
     """Export what is measured: a graph for clicks, one for batches, the image's part apart, one with mask prompts."""
     return Exports(
         _artifact(loaded, opset, directory / "whole"),
-        _artifact(loaded, opset, directory / "batch", prompts=Span.parse(str(MANY), "prompts")),
+        _artifact(loaded, opset, directory / "batch", prompts=ShapeRange.parse(str(MANY), "prompts")),
         _artifact(loaded, opset, directory / "split", split=True),
         _artifact(loaded, opset, directory / "mask_input", mask_input=True),
     )
@@ -104,7 +104,7 @@ def _artifact(
     *,
     split: bool = False,
     mask_input: bool = False,
-    prompts: Span | None = None,
+    prompts: ShapeRange | None = None,
 ) -> Artifact:
     directory.mkdir(parents=True)
     spec = replace(loaded.spec, masks="all", mask_input=mask_input)

@@ -17,7 +17,7 @@ from samx.benchmarks.contenders.meta import build_sam
 from samx.benchmarks.operations import REFERENCE
 from samx.exporters.aoti import PACKAGE_FILE, write_package
 from samx.models.checkpoint import LoadedDecoder, build_reference
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 from samx.models.fast.graphs import cut
 from samx.runtimes.aoti import load_models
 
@@ -99,8 +99,8 @@ def segment_anything(setting: Setting) -> Call:
     return call
 
 
-def ours(decoder: DeployDecoder, setting: Setting) -> Iterator[Way]:
-    """Decode with the deploy form: the image's work done beforehand, and in every call."""
+def ours(decoder: FastDecoder, setting: Setting) -> Iterator[Way]:
+    """Decode with the fast form: the image's work done beforehand, and in every call."""
     image = tuple(setting.image.values())
     state = decoder.image_state(*image)
     kept: Call = lambda prompts: decoder.decode(state, *prompts)  # noqa: E731
@@ -109,8 +109,8 @@ def ours(decoder: DeployDecoder, setting: Setting) -> Iterator[Way]:
     yield Way(f"samx {EAGER}, image in every call", whole, Work(decoder.form, keeps_image=False))
 
 
-def packaged(decoder: DeployDecoder, setting: Setting) -> Way:
-    """Compile the deploy form ahead of time; the image's work is done beforehand."""
+def packaged(decoder: FastDecoder, setting: Setting) -> Way:
+    """Compile the fast form ahead of time; the image's work is done beforehand."""
     with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as folder:
         path = Path(folder, PACKAGE_FILE)
         write_package(cut(decoder, split=True), path)

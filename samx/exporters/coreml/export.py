@@ -15,7 +15,7 @@ from samx.exporters.coreml.swift import SWIFT_FILE, swift_source
 from samx.exporters.onnx import stored_notes
 from samx.formats.coreml.contract import CONTRACTS, Border, Contract
 from samx.formats.coreml.functions import MULTIFUNCTION_IOS, SINGLE_FUNCTION
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from samx.formats.coreml.program import Program
     from samx.models.graph import Graph, Graphs
 
-POINTS = Span(1, 2, 16)
-ONE_PROMPT = Span(1, 1, 1)  # the Neural Engine is fed click by click
-SINGLE_POINTS = Span(8, 8, 8)  # where a package has one function
+POINTS = ShapeRange(1, 2, 16)
+ONE_PROMPT = ShapeRange(1, 1, 1)  # the Neural Engine is fed click by click
+SINGLE_POINTS = ShapeRange(8, 8, 8)  # where a package has one function
 USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
 IOS = (16, 17, 18)
 INT8_IOS = 17  # the first whose programs have quantize and dequantize
@@ -147,13 +147,13 @@ def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
         raise UsageError("this contract has no mask prompts", found="--mask-input", expected="--contract samx")
 
 
-def _span(contract: Contract, points: Span | None, ios: int) -> Span:
+def _span(contract: Contract, points: ShapeRange | None, ios: int) -> ShapeRange:
     """Give the rows that a prompt may have, padding counted."""
     usual = POINTS if ios >= MULTIFUNCTION_IOS else SINGLE_POINTS
-    return points or Span(*(rows + contract.padding for rows in usual.to_json()))
+    return points or ShapeRange(*(rows + contract.padding for rows in usual.to_json()))
 
 
-def _rows(contract: Contract, points: Span | None, ios: int) -> list[int]:
+def _rows(contract: Contract, points: ShapeRange | None, ios: int) -> list[int]:
     span, padding = _span(contract, points, ios), contract.padding
     if span.max <= padding:
         raise UsageError("no room for a point beside the padding", found=f"--points {span}", expected="2 or more")
@@ -217,7 +217,7 @@ def _roles(directory: Path, folder: str) -> dict[str, str]:
 
 
 def _facts(contract: Contract, functions: Mapping[str, int], default: str) -> dict[str, Any]:
-    points = Span(min(functions.values()), functions[default], max(functions.values()))
+    points = ShapeRange(min(functions.values()), functions[default], max(functions.values()))
     return {
         "points": points.to_json(), "prompts": ONE_PROMPT.to_json(),
         "contract": contract.name, "functions": dict(functions), "default_function": default,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from string import Template
 
 from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.models.spec import EMPTY_SLOT, DecoderSpec, TensorSpec
+from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 
 SWIFT_FILE = "SamxDecoder.swift"
 SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16", "int8": "Float16"}  # at the border
@@ -101,7 +101,7 @@ def swift_source(
         "about": f"{spec.family}, {precision}, contract {contract}; up to {max(functions.values())} rows a prompt.",
         "size": spec.image_size, "padding": PADDING[contract, spec.family], "label": label, "scalar": scalar,
         "functions": ", ".join(f'({rows}, "{name}")' for name, rows in sorted(functions.items(), key=lambda f: f[1])),
-        "masks": spec.masks_out, "side": spec.mask_size, "empty": EMPTY_SLOT,
+        "masks": spec.masks_out, "side": spec.mask_size, "empty": PADDED_POINT,
         "scores": "scores" if contract == "apple" else "iou_predictions", "features": _words(features),
     }  # fmt: skip
     words["fill"] = FILL.substitute(words)

@@ -21,13 +21,13 @@ from samx.exporters.base import (
 from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, check_opset, opset_option, simplify_option, write_onnx
 from samx.exporters.tensorrt.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
 from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from samx.models.graph import Graph, Graphs
 
-POINTS, PROMPTS = Span(1, 2, 16), Span(1, 8, 64)
+POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ def _options(job: ExportJob) -> TensorRTOptions:
     return job.options
 
 
-def _sizes(options: TensorRTOptions) -> tuple[Span, Span]:
+def _sizes(options: TensorRTOptions) -> tuple[ShapeRange, ShapeRange]:
     return options.points or POINTS, options.prompts or PROMPTS

@@ -9,7 +9,7 @@ from typing import Any
 
 from samx.artifacts import strict_json as read
 from samx.errors import ArtifactError, PromptError
-from samx.models.shape_range import MOST, Span
+from samx.models.shape_range import MOST, ShapeRange
 
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
 MULTIFUNCTION_IOS = 18  # the first system that loads packages of several functions
@@ -62,7 +62,7 @@ class Functions:
         return self.by_rows[rows]
 
     def _check_span(self, options: Mapping[str, Any], where: str) -> None:
-        points = Span.from_json(options.get("points"), f"{where}: points")
+        points = ShapeRange.from_json(options.get("points"), f"{where}: points")
         if (points.min, points.max) != (self.sizes[0], self.sizes[-1]):
             raise ArtifactError(
                 f"{where}: points and functions disagree", found=f"points {points}",

@@ -12,7 +12,7 @@ from samx.artifacts.manifest import SHA256, check_file_name
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UsageError
 from samx.formats.tensorrt.library import Library, library_of
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, TensorSpec
 
 PLAN_FILE, PLAN_ROLE = "build.json", "build_plan"
@@ -66,15 +66,15 @@ class BuildPlan:
     target: str
     model: str
     onnx_sha256: str
-    prompts: Span
-    points: Span
+    prompts: ShapeRange
+    points: ShapeRange
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     compute: str
 
     @classmethod
     def of(
-        cls, target: str, spec: DecoderSpec, model: str, onnx_sha256: str, prompts: Span, points: Span,
+        cls, target: str, spec: DecoderSpec, model: str, onnx_sha256: str, prompts: ShapeRange, points: ShapeRange,
         turing: bool = False,
     ) -> BuildPlan:  # fmt: skip
         """Plan an engine of a decoder.
@@ -161,8 +161,8 @@ class BuildPlan:
             target=read.text(body["target"], f"{where}: target"),
             model=check_file_name(read.text(body["model"], f"{where}: model"), where),
             onnx_sha256=read.text(body["onnx_sha256"], f"{where}: onnx_sha256"),
-            prompts=Span.from_json(body["prompts"], f"{where}: prompts"),
-            points=Span.from_json(body["points"], f"{where}: points"),
+            prompts=ShapeRange.from_json(body["prompts"], f"{where}: prompts"),
+            points=ShapeRange.from_json(body["points"], f"{where}: points"),
             inputs=_read_ports(body["inputs"], f"{where}: inputs"),
             outputs=_read_ports(body["outputs"], f"{where}: outputs"),
             compute=read.text(body["compute"], f"{where}: compute"),
@@ -188,7 +188,7 @@ class BuildPlan:
         spans = {"prompts": self.prompts, "points": self.points}
         if any(isinstance(size, str) and size not in spans for size in port.shape):
             raise ArtifactError(f"input {port.name} has an axis that no plan knows", found=port.shape, fix=REMEDY)
-        sizes = [Span(size, size, size) if isinstance(size, int) else spans[size] for size in port.shape]
+        sizes = [ShapeRange(size, size, size) if isinstance(size, int) else spans[size] for size in port.shape]
         return (
             tuple(size.min for size in sizes),
             tuple(size.opt for size in sizes),
@@ -212,7 +212,7 @@ def _read_ports(value: Any, where: str) -> tuple[Port, ...]:
 
 
 def _size(value: Any, where: str) -> int | str:
-    return read.text(value, where) if isinstance(value, str) else Span.from_json([value] * 3, where).min
+    return read.text(value, where) if isinstance(value, str) else ShapeRange.from_json([value] * 3, where).min
 
 
 def read_plan(artifact: Artifact) -> BuildPlan:

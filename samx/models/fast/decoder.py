@@ -36,12 +36,12 @@ def choose_form(spec: DecoderSpec, points: int, low_rank: bool) -> Form:
     return "absorbed" if columns <= spec.cross_attention_width else "direct"
 
 
-class DeployDecoder(nn.Module):
+class FastDecoder(nn.Module):
     """Compute exactly what the reference computes, rearranged for inference.
 
     With `cached`, what depends on the image alone is computed once for all prompts. A mask prompt changes the image's
     tokens prompt by prompt, so a decoder that takes masks cannot cache them. With `slots`, points that are labelled
-    EMPTY_SLOT are as good as absent.
+    PADDED_POINT are as good as absent.
     """
 
     learned_tokens: Tensor

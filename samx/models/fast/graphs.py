@@ -10,22 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from samx.models.checkpoint import LoadedDecoder, build_reference
-from samx.models.fast.decoder import CACHE_FROM_PROMPTS, DeployDecoder, choose_form
+from samx.models.fast.decoder import CACHE_FROM_PROMPTS, FastDecoder, choose_form
 from samx.models.fast.low_rank import LowRankTransformer
-from samx.models.fast.precision import ISLANDS, set_precision
+from samx.models.fast.precision import KEEP_FP32, set_precision
 from samx.models.graph import Graph, Graphs, examples
-from samx.models.shape_range import Span
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import LABELS, DecoderSpec, TensorSpec
 
-USUAL_POINTS, USUAL_PROMPTS = Span(1, 8, 8), Span(1, 1, 64)  # any number works; the form is chosen for the second
+USUAL_POINTS, USUAL_PROMPTS = (
+    ShapeRange(1, 8, 8),
+    ShapeRange(1, 1, 64),
+)  # any number works; the form is chosen for the second
 
 
 @dataclass(frozen=True)
 class Needs:
     """Describe what a target needs of the fast form, and the sizes that the form is chosen for."""
 
-    points: Span = USUAL_POINTS  # a prompt's, padding counted
-    prompts: Span = USUAL_PROMPTS  # a call's
+    points: ShapeRange = USUAL_POINTS  # a prompt's, padding counted
+    prompts: ShapeRange = USUAL_PROMPTS  # a call's
     split: bool = False  # an image graph and a prompt graph
     low_rank: bool = True  # whether that form may be chosen: half precision and rounded factors do not survive it
     padded_points: bool = False  # whether the graph knows empty points
@@ -37,7 +40,7 @@ class Needs:
 class WholeGraph(nn.Module):
     """Take image and prompts, return masks."""
 
-    def __init__(self, decoder: DeployDecoder) -> None:
+    def __init__(self, decoder: FastDecoder) -> None:
         super().__init__()
         self.decoder, self.images = decoder, len(decoder.spec.image_inputs)
 
@@ -48,7 +51,7 @@ class WholeGraph(nn.Module):
 class ImageGraph(nn.Module):
     """Take an image, return what every prompt on it shares."""
 
-    def __init__(self, decoder: DeployDecoder) -> None:
+    def __init__(self, decoder: FastDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -60,7 +63,7 @@ class ImageGraph(nn.Module):
 class PromptGraph(nn.Module):
     """Take the image graph's outputs and prompts, return masks."""
 
-    def __init__(self, decoder: DeployDecoder, names: Sequence[str]) -> None:
+    def __init__(self, decoder: FastDecoder, names: Sequence[str]) -> None:
         super().__init__()
         self.decoder, self.names = decoder, tuple(names)
 
@@ -78,18 +81,23 @@ def fast_graphs(loaded: LoadedDecoder, spec: DecoderSpec, needs: Needs) -> Graph
     return Graphs(tuple(cut(decoder, needs.split)), form_facts(decoder, needs))
 
 
-def fast_decoder(loaded: LoadedDecoder, spec: DecoderSpec, needs: Needs) -> DeployDecoder:
+def fast_decoder(loaded: LoadedDecoder, spec: DecoderSpec, needs: Needs) -> FastDecoder:
     """Build the form that suits the needs, in their precision."""
     cached = needs.split or needs.prompts.opt >= CACHE_FROM_PROMPTS
     form = choose_form(spec, needs.points.opt, needs.low_rank and cached)
     reference = build_reference(replace(loaded, spec=spec))
-    decoder = DeployDecoder(
-        reference, form, fused=needs.fused, cached=cached, slots=needs.padded_points, independent=needs.independent
+    decoder = FastDecoder(
+        reference,
+        form,
+        fused=needs.fused,
+        cached=cached,
+        padded_points=needs.padded_points,
+        independent=needs.independent,
     )
-    return decoder if needs.keep_fp32 is None else set_precision(decoder, ISLANDS | set(needs.keep_fp32))
+    return decoder if needs.keep_fp32 is None else set_precision(decoder, KEEP_FP32 | set(needs.keep_fp32))
 
 
-def form_facts(decoder: DeployDecoder, needs: Needs) -> dict[str, Any]:
+def form_facts(decoder: FastDecoder, needs: Needs) -> dict[str, Any]:
     """Say which form was chosen and why, for the manifest."""
     spec = decoder.spec
     tokens = spec.output_tokens + needs.points.opt
@@ -98,15 +106,15 @@ def form_facts(decoder: DeployDecoder, needs: Needs) -> dict[str, Any]:
     widths = f"projections of {spec.cross_attention_width} and image tokens of {spec.width} channels"
     facts: dict[str, Any] = {
         "form": decoder.form, "form_reason": f"{columns} against {widths}; the image's part is {kept}",
-        "cached": decoder.cached, "slots": decoder.slots,
+        "cached": decoder.cached, "slots": decoder.padded_points,
         "points": needs.points.to_json(), "prompts": needs.prompts.to_json(), "split": needs.split,
     }  # fmt: skip
     if isinstance(decoder.transformer, LowRankTransformer):
         facts["independent"] = decoder.transformer.independent
-    return facts if needs.keep_fp32 is None else {**facts, "keep_fp32": sorted(ISLANDS | set(needs.keep_fp32))}
+    return facts if needs.keep_fp32 is None else {**facts, "keep_fp32": sorted(KEEP_FP32 | set(needs.keep_fp32))}
 
 
-def cut(decoder: DeployDecoder, split: bool) -> list[Graph]:
+def cut(decoder: FastDecoder, split: bool) -> list[Graph]:
     """Cut a decoder: image and prompts apart, or all in one."""
     spec = decoder.spec
     if not split:
@@ -119,7 +127,7 @@ def cut(decoder: DeployDecoder, split: bool) -> list[Graph]:
     ]
 
 
-def _state_specs(decoder: DeployDecoder) -> tuple[TensorSpec, ...]:
+def _state_specs(decoder: FastDecoder) -> tuple[TensorSpec, ...]:
     with torch.no_grad():
         state = decoder.image_state(*examples(decoder.spec.image_inputs))
     return tuple(
@@ -130,7 +138,7 @@ def _state_specs(decoder: DeployDecoder) -> tuple[TensorSpec, ...]:
 
 def client_notes(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
     """Say what a client needs to use a graph: spec, preprocessing, labels, thresholds."""
-    keeps_aspect = spec.family == "sam1"
+    keeps_aspect = XX
     return {
         "role": role,
         "spec": spec.to_json(),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from samx.errors import UsageError
-from samx.models.fast.decoder import DeployDecoder
+from samx.models.fast.decoder import FastDecoder
 
 STREAM = "sums"
 # Which modules of the deploy decoder each group holds; data for `samx bisect` too, in the order of the computation.
@@ -43,14 +43,14 @@ TAKES_INPUTS = ("point encoding", "mask prompts")  # straight from the border, w
 ISLANDS = frozenset({"point encoding"})
 
 
-def groups_of(decoder: DeployDecoder) -> list[str]:
+def groups_of(decoder: FastDecoder) -> list[str]:
     """Name the groups that a decoder has, the stream last."""
     return [*(name for name in GROUPS if list(_modules(decoder, name))), STREAM]
 
 
 def set_precision(
-    decoder: DeployDecoder, islands: Collection[str] = ISLANDS, half: torch.dtype = torch.float16
-) -> DeployDecoder:
+    decoder: FastDecoder, islands: Collection[str] = ISLANDS, half: torch.dtype = torch.float16
+) -> FastDecoder:
     """Turn a decoder into half precision but for its islands; inputs and outputs stay float32.
 
     Raises: UsageError for an island that no decoder has.
@@ -74,7 +74,7 @@ def set_precision(
     return decoder
 
 
-def _modules(decoder: DeployDecoder, group: str) -> Iterator[tuple[str, nn.Module]]:
+def _modules(decoder: FastDecoder, group: str) -> Iterator[tuple[str, nn.Module]]:
     """Find a group's modules; one inside another group's keeps to its own."""
     pattern = re.compile(GROUPS[group])
     return ((path, module) for path, module in decoder.named_modules() if pattern.fullmatch(path))

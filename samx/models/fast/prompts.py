@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.reference import POINT_LABELS, PromptEncoder
-from samx.models.spec import EMPTY_SLOT, LABELS
+from samx.models.spec import LABELS, PADDED_POINT
 
 # Added to a score: exp() of it is exactly zero in float16 and float32 alike, next to any score a decoder has.
 NEVER = -30000.0
@@ -55,7 +55,7 @@ class PointEmbedding(nn.Module):
 
     def empty(self, labels: Tensor, learned: int) -> Tensor:
         """Say what keeps empty slots out of attention: added to scores. Shapes: (N, P) -> (N, learned + P)."""
-        return F.pad((labels == EMPTY_SLOT).to(labels.dtype) * NEVER, (learned, 0))
+        return F.pad((labels == PADDED_POINT).to(labels.dtype) * NEVER, (learned, 0))
 
 
 class MaskEmbedding(nn.Module):

@@ -131,7 +131,7 @@ class TokenDecoder(nn.Module):
 
 
 class NeuralEngineDecoder(nn.Module):
-    """Compute exactly what the reference computes, in fixed shapes; a point labelled EMPTY_SLOT is as if absent."""
+    """Compute exactly what the reference computes, in fixed shapes; a point labelled PADDED_POINT is as if absent."""
 
     def __init__(self, reference: ReferenceDecoder) -> None:
         super().__init__()

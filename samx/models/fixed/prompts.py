@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from samx.models.fast.prompts import NEVER
 from samx.models.fixed.layers import ChannelNorm
 from samx.models.reference import POINT_LABELS, LayerNorm2d, PromptEncoder
-from samx.models.spec import EMPTY_SLOT, LABELS
+from samx.models.spec import LABELS, PADDED_POINT
 
 
 class PointPosition(nn.Module):
@@ -57,7 +57,7 @@ class PointTokens(nn.Module):
 
 def empty_points(labels: Tensor) -> Tensor:
     """Say what keeps empty slots out of attention: added to scores. Shapes: (N, P) -> (N, 1, 1, P)."""
-    return (labels == EMPTY_SLOT).to(labels.dtype).unsqueeze(1).unsqueeze(1) * NEVER
+    return (labels == PADDED_POINT).to(labels.dtype).unsqueeze(1).unsqueeze(1) * NEVER
 
 
 class MaskTerm(nn.Module):
