@@ -8,8 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from samx import cli_measure, console
-from samx.errors import UsageError
+from samx import cli_export, cli_measure, console
 
 app = typer.Typer(
     name="samx", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -23,86 +22,7 @@ Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda. Never ch
 Threads = Annotated[Optional[int], typer.Option(help="CPU threads (default: all).", min=1)]
 
 
-@app.command(
-    epilog="samx export  ·  samx export sam_vit_b.pth --single -o vit-b  ·  samx export sam2.1_hiera_tiny.pt --opset 23"
-)
-def export(
-    checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
-    target: Annotated[str, typer.Option(help="Backend to export for; 'samx doctor' lists them.")] = "onnx",
-    output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="Directory to make; default NAME-TARGET.")
-    ] = None,
-    family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
-    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="openvino: bfloat16, where the processor has it.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers.")] = False,
-    multimask: Annotated[bool, typer.Option("--multimask", help="Three masks a prompt (default).")] = False,
-    single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
-    all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
-    mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
-    image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
-    points: Annotated[
-        Optional[str],
-        typer.Option(help="Points a prompt, padding counted: MIN:OPT:MAX, or one number. OPT chooses the form."),
-    ] = None,
-    prompts: Annotated[
-        Optional[str],
-        typer.Option(help="Prompts a call: MIN:OPT:MAX, or one number. From OPT 4 the image is worked on once."),
-    ] = None,
-    keep_float32: Annotated[
-        Optional[list[str]], typer.Option(help="--fp16: a group of operations to leave alone; see 'samx bisect'.")
-    ] = None,
-    turing: Annotated[
-        bool, typer.Option("--turing", help="trt-rtx: build for Turing GPUs (SM 7.5) instead of Ampere and later.")
-    ] = False,
-    ios: Annotated[
-        int, typer.Option(help="coreml: oldest system, 16 to 18. Before 18 a package has one function.")
-    ] = 18,
-    contract: Annotated[
-        str, typer.Option(help="coreml: whose names, samx or apple (two packages, as SAM 2.1 apps load them).")
-    ] = "samx",
-    weights: Annotated[Optional[str], typer.Option(help="coreml: smaller weights: linear8 or palette8.")] = None,
-    calibration: Annotated[
-        Optional[Path],
-        typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
-    ] = None,
-    min_iou: Annotated[
-        Optional[float], typer.Option(help="--int8: mean mask IoU to keep (default 0.98). Groups give way until it is.")
-    ] = None,
-    exclude: Annotated[
-        Optional[list[str]], typer.Option(help="--int8: a group of products to leave in floating point.")
-    ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX opset: 18 (every backend) or 23 (Attention).")] = 18,
-    split: Annotated[bool, typer.Option("--split", help="An image graph and a prompt graph.")] = False,
-    simplify: Annotated[bool, typer.Option(help="Run onnxsim.")] = True,
-    embedding: Annotated[Optional[list[Path]], typer.Option(help="Judge on your own embedding files.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
-    json: Json = False,
-) -> None:
-    """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
-    from samx.commands.export import ExportRequest
-    from samx.commands.export import export as run
-    from samx.models.shape_range import ShapeRange
-
-    precision = _one_of("precision", {"fp16": fp16, "bf16": bf16, "int8": int8}, "fp32")
-    masks = _one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}, "multimask")
-    name = checkpoint.name.partition(".")[0] if checkpoint else f"{family}-demo"
-    request = ExportRequest(
-        out=output or Path(f"{name}-{target}{'' if precision == 'fp32' else '-' + precision}"),
-        checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, image_size=image_size, embeddings=embedding or (), calibration=calibration,
-        overwrite=force,
-        options={
-            "opset": opset, "split": split, "simplify": simplify, "turing": turing, "ios": ios,
-            "contract": contract, "weights": weights, "exclude": tuple(exclude or ()), "min_iou": min_iou,
-            "islands": tuple(keep_float32 or ()),
-            "points": ShapeRange.parse(points, "--points") if points else None,
-            "prompts": ShapeRange.parse(prompts, "--prompts") if prompts else None,
-        },
-    )  # fmt: skip
-    with console.steps() as progress:
-        result = run(request, progress)
-    console.show(result, console.exported, as_json=json)
+cli_export.add_to(app)
 
 
 @app.command(
@@ -270,13 +190,6 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Take the options that belong to no command."""
-
-
-def _one_of(what: str, flags: dict[str, bool], default: str) -> str:
-    chosen = [name for name, is_set in flags.items() if is_set]
-    if len(chosen) > 1:
-        raise UsageError(f"more than one choice of {what}", found=" and ".join(chosen), expected="one")
-    return chosen[0] if chosen else default
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""The backends: one line each. Modules are named, not imported, so that this costs nothing."""
+"""The backends: one entry each. Modules are named, not imported, so that this costs nothing."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from samx.artifacts.manifest import Level
@@ -13,6 +13,15 @@ from samx.extras import require
 
 INSTEAD = "--device cpu compares what the export wrote with PyTorch, on any machine."
 GRAPH_DEVICE = "cpu"  # where the file that a compiler receives is run, to be compared with PyTorch
+# What is left to do where the device is elsewhere: before its compiler ran, and after.
+FINISH_ON_GPU = (
+    "On the device: 'samx build {out}' builds the engine, {compare} compares it.",
+    "On a machine with the GPU: {compare} runs the engine and compares it.",
+)
+FINISH_ON_MAC = (
+    "On a Mac: {compare} runs the packages on the Neural Engine and compares them.",
+    "On a Mac with a Neural Engine: {compare} runs the packages there and compares them.",
+)
 
 
 @dataclass(frozen=True)
@@ -21,13 +30,13 @@ class Backend:
 
     target: str
     title: str
-    exporter: str  # "module:function"
+    exporter: str  # module with decoder() and write()
+    options: str  # "module:class" of its options
     runtime: str  # "module:function"
     devices: str  # "module:function" that names the devices this machine has for it
-    precisions: tuple[str, ...]
+    precisions: Mapping[str, str]  # each with the precision whose bounds judge it; the first is the default
     library: str
     extra: str
-    options: tuple[str, ...] = ()  # fields of ExportOptions that not every target has
     quantiser: str | None = None  # "module:function" that makes INT8 of what the exporter wrote
     groups: str | None = None  # "module:name" of the groups of products that it knows
     graph: str | None = None  # what runs this target's files where its device is not; None: the runtime itself
@@ -35,14 +44,50 @@ class Backend:
     needs: str | None = None  # the machine that has it, in words
     compiler: str | None = None  # "module:function" that turns the exported graph into what the runtime opens
     compiles_anywhere: bool = False  # without the device that it compiles for
+    finish: tuple[str, str] = ("", "")  # what is left to do on the device, before and after its compiler
+    kit: str | None = None  # "module:function" that describes the places where its kit runs
+
+    @property
+    def default_precision(self) -> str:
+        """Return the precision of an export that names none."""
+        return next(iter(self.precisions))
 
     def runner(self, device: str) -> Backend:
-        """Give the backend that runs this target's files on a device."""
+        """Return the backend that runs this target's files on a device."""
         return RUNNERS[self.graph] if self.graph is not None and device == GRAPH_DEVICE else self
 
     def level(self, device: str) -> Level:
-        """Say what a passed comparison on a device shows."""
+        """Return what a passed comparison on a device shows."""
         return "device" if self.graph is not None and device != GRAPH_DEVICE else "graph"
+
+    def option_fields(self) -> dict[str, Field[Any]]:
+        """Return the options that its exporter declares, by name."""
+        return {declared.name: declared for declared in fields(load(self.options))}
+
+    def check_options(self, given: Iterable[str]) -> None:
+        """Refuse an option that the target has not, whatever its value.
+
+        Raises: UsageError naming it.
+        """
+        own, known = self.option_fields(), option_fields()
+        for name in given:
+            if name not in own:
+                raise UsageError(
+                    f"target '{self.target}' has no such option", found=flag_of(name, known.get(name)),
+                    expected=", ".join(flag_of(*one) for one in own.items()), fix="Leave it out.",
+                )  # fmt: skip
+
+    def check_precision(self, precision: str) -> None:
+        """Refuse a precision that the target does not export.
+
+        Raises: UsageError naming the precisions it has.
+        """
+        if precision not in self.precisions:
+            raise UsageError(
+                f"target '{self.target}' does not export this precision", found=precision,
+                expected=" or ".join(self.precisions),
+                fix="samx never changes a precision silently; choose a listed one.",
+            )  # fmt: skip
 
     def require_runtime(self) -> None:
         """Check that what runs this target is installed.
@@ -85,55 +130,62 @@ class Backend:
             )  # fmt: skip
 
 
+def _precisions(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+# Targets that are given ONNX files name the products in them alike.
+ONNX_GROUPS = "samx.quantization.groups:QUANTISABLE"
+TENSORRT: Mapping[str, Any] = {
+    "exporter": "samx.exporters.tensorrt.export", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
+    "precisions": _precisions("fp32", "fp16", "int8"), "quantiser": "samx.quantization.onnx:quantise_for_tensorrt",
+    "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
+    "compiler": "samx.exporters.tensorrt.lower:lower", "kit": "samx.kits.places:engine_places",
+}  # fmt: skip
+
 BACKENDS: tuple[Backend, ...] = (
     Backend(
-        "onnx", "ONNX Runtime", "samx.exporters.onnx:export", "samx.runtimes.onnxruntime:open_artifact",
-        "samx.runtimes.onnxruntime:devices", ("fp32", "int8"), "onnxruntime", "onnxruntime",
-        ("opset", "split", "simplify", "exclude", "min_iou"), quantiser="samx.quantization.onnx:quantise",
-        groups="samx.quantization.groups:QUANTISABLE",
+        "onnx", "ONNX Runtime", "samx.exporters.onnx", "samx.exporters.onnx:OnnxOptions",
+        "samx.runtimes.onnxruntime:open_artifact", "samx.runtimes.onnxruntime:devices", _precisions("fp32", "int8"),
+        "onnxruntime", "onnxruntime", quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS,
+        kit="samx.kits.places:onnx_places",
     ),
     Backend(
-        "trt", "TensorRT", "samx.exporters.tensorrt.export:export", "samx.runtimes.tensorrt.runtime:open_artifact",
-        "samx.runtimes.tensorrt.runtime:devices", ("fp32", "fp16", "int8"), "tensorrt", "trt",
-        ("opset", "simplify", "islands", "exclude", "min_iou"),
-        quantiser="samx.quantization.onnx:quantise_for_tensorrt", groups="samx.quantization.groups:QUANTISABLE",
-        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.exporters.tensorrt.lower:lower",
+        "trt", "TensorRT", options="samx.exporters.tensorrt.export:TensorRTOptions",
+        devices="samx.runtimes.tensorrt.runtime:devices", library="tensorrt", extra="trt", **TENSORRT,
     ),
     Backend(
-        "trt-rtx", "TensorRT for RTX", "samx.exporters.tensorrt.export:export",
-        "samx.runtimes.tensorrt.runtime:open_artifact", "samx.runtimes.tensorrt.runtime:devices_rtx",
-        ("fp32", "fp16", "int8"), "tensorrt_rtx", "trt-rtx",
-        ("opset", "simplify", "islands", "turing", "exclude", "min_iou"),
-        quantiser="samx.quantization.onnx:quantise_for_tensorrt", groups="samx.quantization.groups:QUANTISABLE",
-        graph="onnx", device="cuda", needs="an NVIDIA GPU", compiler="samx.exporters.tensorrt.lower:lower",
-        compiles_anywhere=True,
+        "trt-rtx", "TensorRT for RTX", options="samx.exporters.tensorrt.export:RtxOptions",
+        devices="samx.runtimes.tensorrt.runtime:devices_rtx", library="tensorrt_rtx", extra="trt-rtx",
+        compiles_anywhere=True, **TENSORRT,
     ),
     Backend(
-        "openvino", "OpenVINO", "samx.exporters.openvino:export", "samx.runtimes.openvino:open_artifact",
-        "samx.runtimes.openvino:devices", ("fp32", "fp16", "bf16", "int8"), "openvino", "openvino",
-        ("split", "simplify", "exclude", "min_iou"), quantiser="samx.quantization.openvino:quantise",
-        groups="samx.quantization.groups:QUANTISABLE",
+        "openvino", "OpenVINO", "samx.exporters.openvino", "samx.exporters.openvino:OpenVinoOptions",
+        "samx.runtimes.openvino:open_artifact", "samx.runtimes.openvino:devices",
+        _precisions("fp32", "fp16", "bf16", "int8"), "openvino", "openvino",
+        quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
     ),
     Backend(
-        "coreml", "Core ML", "samx.exporters.coreml.export:export", "samx.runtimes.coreml.runtime:open_artifact",
-        "samx.runtimes.coreml.runtime:devices", ("fp32", "fp16", "int8"), "coremltools", "coreml",
-        ("ios", "contract", "weights", "exclude", "min_iou"), quantiser="samx.quantization.coreml:quantise",
-        groups="samx.quantization.coreml_groups:QUANTISABLE",
+        "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml.export:CoreMLOptions",
+        "samx.runtimes.coreml.runtime:open_artifact", "samx.runtimes.coreml.runtime:devices",
+        _precisions("fp16", "fp32", "int8"), "coremltools", "coreml",  # the Neural Engine computes in float16
+        quantiser="samx.quantization.coreml:quantise", groups="samx.quantization.coreml_groups:QUANTISABLE",
         graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.lower:lower",
+        finish=FINISH_ON_MAC, kit="samx.kits.places:coreml_places",
     ),
     Backend(
-        "aoti", "AOTInductor", "samx.exporters.aoti:export", "samx.runtimes.aoti:open_artifact",
-        "samx.runtimes.aoti:devices", ("fp32", "fp16"), "torch", "export", ("islands",),
+        "aoti", "AOTInductor", "samx.exporters.aoti", "samx.exporters.aoti:AotiOptions",
+        "samx.runtimes.aoti:open_artifact", "samx.runtimes.aoti:devices", _precisions("fp32", "fp16"), "torch",
+        "export",
     ),
 )  # fmt: skip
-
 
 # What runs a graph without its device: ONNX Runtime, or the evaluator of Core ML's programs, which exports nothing.
 RUNNERS: Mapping[str, Backend] = {
     "onnx": BACKENDS[0],
     "mil": Backend(
-        "mil", "MIL evaluator", "", "samx.runtimes.mil.runtime:open_artifact", "samx.runtimes.mil.runtime:devices", (),
-        "coremltools", "coreml",
+        "mil", "MIL evaluator", "", "", "samx.runtimes.mil.runtime:open_artifact", "samx.runtimes.mil.runtime:devices",
+        {}, "coremltools", "coreml",
     ),
 }  # fmt: skip
 
@@ -152,20 +204,19 @@ def backend(target: str) -> Backend:
     return known[target]
 
 
-def check_precision(entry: Backend, precision: str) -> None:
-    """Refuse a precision that the target does not export.
+def option_fields() -> dict[str, Field[Any]]:
+    """Return the options of all targets, by name."""
+    return {name: declared for entry in BACKENDS for name, declared in entry.option_fields().items()}
 
-    Raises: UsageError naming the precisions it has.
-    """
-    if precision not in entry.precisions:
-        raise UsageError(
-            f"target '{entry.target}' does not export this precision", found=precision,
-            expected=" or ".join(entry.precisions), fix="samx never changes a precision silently; choose a listed one.",
-        )  # fmt: skip
+
+def flag_of(name: str, declared: Field[Any] | None) -> str:
+    """Return how an option is written on the command line."""
+    flag = None if declared is None else declared.metadata["flag"]
+    return flag or "--" + name.replace("_", "-")
 
 
 def load(reference: str) -> Callable[..., Any]:
-    """Import what a registry line names."""
+    """Import what an entry names."""
     module, _, name = reference.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found

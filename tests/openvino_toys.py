@@ -9,15 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from exports import job_for
 from toys import toy_checkpoint
 
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.exporters.graphs import usual_sizes
-from samx.exporters.onnx import write_graphs
-from samx.exporters.openvino import FLOAT_GRAPHS, USUAL_POINTS, convert
-from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.exporters import openvino
+from samx.exporters.base import Exported, ExportJob
+from samx.exporters.onnx import write_onnx
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", "0" * 64, 3)
@@ -34,27 +34,23 @@ BFLOAT16 = "BF16"  # what OpenVINO calls it among a processor's capabilities
 @cache
 def onnx_files(kind: str) -> tuple[Exported, dict[str, bytes]]:
     """Trace a toy decoder; gives its ONNX files."""
-    spec = SPECS[kind]
-    job = ExportJob(
-        toy_checkpoint(replace(spec, mask_input=False)),
-        spec,
-        usual_sizes(options(kind, points=USUAL_POINTS)),
-        "openvino",
-    )
+    graphs = openvino.decoder(job(kind))
     with tempfile.TemporaryDirectory() as folder:
-        exported = write_graphs(job, Path(folder), **FLOAT_GRAPHS)
-        return exported, {name: (Path(folder) / name).read_bytes() for name in exported.files}
+        written = write_onnx(graphs.graphs, Path(folder), simplify=True)
+        models = {name: (Path(folder) / name).read_bytes() for name in written.files}
+        return replace(written, options={**graphs.facts, **written.options}), models
 
 
-def options(kind: str, **more: Any) -> ExportOptions:
+def job(kind: str, precision: str = "fp32", **more: Any) -> ExportJob:
     """Ask for a kind of files."""
-    return ExportOptions(split=kind in SPLIT, **more)
+    loaded = toy_checkpoint(replace(SPECS[kind], mask_input=False))
+    return job_for("openvino", loaded, SPECS[kind], precision, split=kind in SPLIT, **more)
 
 
 def exported(kind: str, directory: Path, precision: str = "fp32") -> Exported:
     """Write OpenVINO files as samx does."""
     found, models = onnx_files(kind)
-    return convert(found, models, directory, precision)
+    return openvino.convert(found, models, directory, precision)
 
 
 def artifact(kind: str, path: Path, precision: str = "fp32") -> Artifact:

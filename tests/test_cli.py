@@ -227,7 +227,7 @@ def test_int8_refuses_a_set_of_something_else(
 
 def test_a_failed_gate_leaves_nothing_and_exits_3(samx: Samx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exporter is sabotaged: a bias of the fast form is off."""
-    from samx.exporters import graphs
+    from samx.models.fast import graphs
     from samx.models.fast.decoder import FastDecoder
 
     def spoiled(*arguments: Any, **options: Any) -> FastDecoder:

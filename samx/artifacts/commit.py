@@ -55,6 +55,14 @@ def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
             raise
 
 
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a target that exists and may not be replaced.
+
+    Raises: WriteError.
+    """
+    _check_target(Path(os.path.abspath(target)), overwrite)
+
+
 def seal(
     directory: Path, manifest: Manifest, roles: Mapping[str, str], known: Mapping[str, FileEntry] | None = None
 ) -> Manifest:

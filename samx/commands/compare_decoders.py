@@ -18,8 +18,9 @@ from samx.benchmarks.agreement import Parts
 from samx.benchmarks.contenders import huggingface, samexporter
 from samx.benchmarks.contenders.meta import DECODER_INPUTS, DECODER_OUTPUTS, export_meta, no_mask_feed, open_session
 from samx.commands.export import ExportRequest, export
-from samx.exporters.onnx import export as write_onnx
-from samx.exporters.options import ExportJob, ExportOptions
+from samx.exporters import onnx as exporter
+from samx.exporters.base import ExportJob, export_decoder
+from samx.exporters.onnx import OnnxOptions
 from samx.models.checkpoint import LoadedDecoder, build_reference
 from samx.models.fast.decoder import FastDecoder
 from samx.models.session import Feed, FloatArray
@@ -135,11 +136,11 @@ def hugging_face(setting: Setting, compiled: bool = False) -> Call:
 def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | None = None) -> Call:
     """Open our graph as samx's runtime does."""
     folder = setting.folder / name
-    options = ExportOptions(split=split, prompts=ShapeRange.parse(prompts, "prompts") if prompts else None)
+    options = OnnxOptions(split=split, prompts=ShapeRange.parse(prompts, "prompts") if prompts else None)
     spec = replace(setting.loaded.spec, masks="multimask")
     if not folder.exists():
         folder.mkdir()
-        write_onnx(ExportJob(setting.loaded, spec, options), folder)
+        export_decoder(exporter, ExportJob(setting.loaded, spec, options), folder)
     files = ("image.onnx", "prompt.onnx") if split else ("decoder.onnx",)
     models = {file: (folder / file).read_bytes() for file in files}
     return _runtime(open_models(models, spec, options.to_json(), threads=setting.threads), setting.image)

@@ -2,52 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samx.artifacts.commit import seal, staging
-from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
+from samx.artifacts.commit import check_target
+from samx.artifacts.draft import Draft, draft
+from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, utc_now
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require
 from samx.models.session import Feed
-from samx.models.spec import DecoderSpec, MaskChoice
+from samx.models.spec import MaskChoice
 from samx.processing.images import read_embedding
 from samx.progress import Progress, silent
-from samx.registry import Backend, backend, check_precision, load
+from samx.quantization import int8
+from samx.registry import GRAPH_DEVICE, Backend, backend, load
 from samx.validators.cases import default_frames, parity_cases
 from samx.validators.child import SUITE_ROLE, gate_in_child
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
-    from samx.exporters.options import Exported, ExportJob, ExportOptions
-    from samx.quantization.int8 import Int8
+    from samx.exporters.base import Exported, ExportJob, ExportOptions
+    from samx.quantization.calibration import CalibrationSet
     from samx.quantization.report import Int8Report
 
 SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
 DEVICE_REPORT_FILE = "device_parity_report.json"
-ENCODER_ROLE = "encoder"
 # Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
 MOST_EMBEDDINGS = 4
-
+INT8 = "int8"
 NOTHING = "Nothing was written."
-# What is left to do, by the device that a target is for.
-FIRST_STEPS = {
-    "cuda": "On the device: 'samx build {out}' builds the engine, {compare} compares it.",
-    "cpu+ane": "On a Mac: {compare} runs the packages on the Neural Engine and compares them.",
-}
-AFTER_LOWERING = {
-    "cuda": "On a machine with the GPU: {compare} runs the engine and compares it.",
-    "cpu+ane": "On a Mac with a Neural Engine: {compare} runs the packages there and compares them.",
-}
-# What to try when an export differs, by an option that the target has.
-REMEDIES = {
-    "islands": f"{NOTHING} 'samx bisect' shows which operations to leave in float32 with --keep-float32.",
-    "weights": f"{NOTHING} Store the weights less tightly, with --weights linear8 or without --weights.",
-}
 
 
 @dataclass(frozen=True)
@@ -58,14 +46,16 @@ class ExportRequest:
     checkpoint: Path | None = None  # None: the demo model of `family`
     family: str = "sam1"
     target: str = "onnx"
-    precision: str = "fp32"
+    precision: str | None = None  # None: the target's default
     masks: MaskChoice = "multimask"
     mask_input: bool = False
     image_size: int | None = None
     embeddings: Sequence[Path] = ()
     calibration: Path | None = None  # of int8, and what judges bf16; None: demo scenes, for a demo model
+    exclude: tuple[str, ...] = ()  # groups of products that stay in floating point in int8
+    min_iou: float | None = None  # mean mask IoU that int8 must keep; None: what the gate asks for
     overwrite: bool = False
-    options: dict[str, object] = field(default_factory=dict)  # the fields of ExportOptions but precision
+    options: Mapping[str, object] = field(default_factory=dict)  # of the target, those that were given
 
 
 @dataclass(frozen=True)
@@ -86,73 +76,204 @@ def export(request: ExportRequest, progress: Progress = silent) -> ExportResult:
     Raises: UsageError, CheckpointError, ImageError, WriteError; ParityError when the export computes something else.
     """
     entry = backend(request.target)
-    check_precision(entry, request.precision)
+    precision = request.precision or entry.default_precision
+    job = _job(request, entry, precision, _checked(request, entry, precision), progress)
+    with draft(request.out, overwrite=request.overwrite) as made:
+        work = _Export(request, entry, job, made, progress)
+        work.fill()
+        if entry.compiler is not None:
+            work.compile()
+    next_step = _next_step(entry, made.manifest, request.out)
+    return ExportResult(request.out, made.manifest, work.report, next_step, tuple(made.notes), work.int8_report)
+
+
+def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOptions:
+    """Refuse everything that can be refused before the work.
+
+    Raises: UsageError, MissingExtraError, UnavailableError, CheckpointError, WriteError.
+    """
+    entry.check_precision(precision)
+    entry.check_options(request.options)
+    options: ExportOptions = load(entry.options).read(request.options)
     for library in ("torch", "safetensors", "onnx"):
         require(library, "export", "export")
     entry.require_export()
-    _check_options(request, entry)
-    with staging(request.out, overwrite=request.overwrite) as directory:
-        judged = _fill(request, entry, directory, progress)
-        if entry.compiler is not None:
-            judged = _compile(entry, judged, progress)
-    next_step = _next_step(entry, judged.manifest, request.out)
-    return ExportResult(request.out, judged.manifest, judged.report, next_step, judged.notes, judged.int8)
+    options.check(precision)
+    own_images = bool(request.embeddings)
+    int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)
+    check_target(request.out, request.overwrite)
+    if len(request.embeddings) > MOST_EMBEDDINGS:
+        found = len(request.embeddings)
+        raise UsageError("too many embeddings to judge on", found=found, expected=f"at most {MOST_EMBEDDINGS}")
+    return options
 
 
-def _options(request: ExportRequest) -> ExportOptions:
-    from samx.exporters.options import ExportOptions
+def _job(
+    request: ExportRequest, entry: Backend, precision: str, options: ExportOptions, progress: Progress
+) -> ExportJob:
+    """Read the checkpoint, and refuse what does not fit it."""
+    from samx.exporters.base import ExportJob
+    from samx.models.checkpoint import load_checkpoint
 
-    return ExportOptions(precision=request.precision, **request.options)  # type: ignore[arg-type]
-
-
-def _check_options(request: ExportRequest, entry: Backend) -> None:
-    from samx.quantization.int8 import check_options
-
-    options = _options(request)
-    options.refuse_foreign(entry.target, entry.options)
-    check_options(entry, request.precision, request.calibration, options, bool(request.embeddings))
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Hold a sealed directory: its manifest, the role of every file, and the report on its graph."""
-
-    directory: Path
-    subject: str
-    manifest: Manifest
-    roles: dict[str, str]
-    report: ParityReport
-    notes: tuple[str, ...] = ()
-    int8: Int8Report | None = None
-
-    def with_evidence(self, evidence: Evidence, files: Mapping[str, str], tools: Mapping[str, str]) -> Judged:
-        """Seal the directory with something more to show."""
-        roles, manifest = {**self.roles, **files}, self.manifest
-        more = replace(manifest, evidence=(*manifest.evidence, evidence), tools={**manifest.tools, **tools})
-        return replace(self, manifest=seal(self.directory, more, roles), roles=roles)
+    checkpoint = _checkpoint(request)
+    progress(f"Reading {checkpoint.name}")
+    loaded = load_checkpoint(checkpoint, image_size=request.image_size)
+    spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
+    options.check(precision, spec)
+    return ExportJob(loaded, spec, options, precision, entry.target)
 
 
-def _compile(entry: Backend, judged: Judged, progress: Progress) -> Judged:
-    """Build the engine where that can be done, and compare it with PyTorch where its device is.
+def _checkpoint(request: ExportRequest) -> Path:
+    return request.checkpoint or demo_checkpoint(request.family)
 
-    Raises: ParityError when the engine computes something else; else as the compiler.
-    """
-    devices = entry.here()
-    if not devices and not entry.compiles_anywhere:
-        return judged
-    assert entry.compiler is not None
-    try:
-        lowered = load(entry.compiler)(judged.directory, judged.manifest, progress)
-    except UnavailableError as cause:  # the graph holds, and this machine is only not the one that compiles it
-        if entry.compiles_anywhere:
-            raise
-        return replace(judged, notes=(*judged.notes, f"Not compiled here: {cause}"))
-    judged = judged.with_evidence(lowered.evidence, lowered.files, lowered.tools)
-    for device in devices[:1] if lowered.opened else ():  # an RTX engine may be for another GPU than this one
-        progress(f"Comparing the engine with PyTorch on {device}")
-        report = gate_in_child(judged.directory, level="device", device=device, subject=judged.subject)
-        judged = _with_report(judged, report, DEVICE_REPORT_FILE)
-    return judged
+
+class _Export:
+    """Take an export's steps, one after the other, on one draft."""
+
+    def __init__(self, request: ExportRequest, entry: Backend, job: ExportJob, made: Draft, progress: Progress) -> None:
+        self.request, self.entry, self.job, self.made, self.progress = request, entry, job, made, progress
+        self.checkpoint = _checkpoint(request)
+        self.images = [read_embedding(path, job.spec) for path in request.embeddings]  # told before minutes of work
+        self.judged_as = entry.precisions[job.precision]
+        self.calibration = self._calibration()
+        self.int8 = self._int8() if self.judged_as == INT8 else None
+        self.report: ParityReport
+        self.int8_report: Int8Report | None = None
+
+    def fill(self) -> None:
+        """Write every file of the artifact, and judge its graph."""
+        exported = self._write()
+        suite = self._suite(exported)
+        suite.save(self.made.directory / SUITE_FILE)
+        self.made.add({**exported.files, **self._encoder(), SUITE_FILE: SUITE_ROLE}, notes=exported.notes)
+        self.made.seal(self._manifest(exported))
+        self.progress("Comparing the export with PyTorch")
+        self._prove("graph", GRAPH_DEVICE, REPORT_FILE)
+        if self.int8 is not None:
+            self.int8_report = self.int8.judge(self.made)
+
+    def compile(self) -> None:
+        """Build the engine where that can be done, and compare it with PyTorch where its device is.
+
+        Raises: ParityError when the engine computes something else; else as the compiler.
+        """
+        devices = self.entry.here()
+        if not devices and not self.entry.compiles_anywhere:
+            return
+        assert self.entry.compiler is not None
+        try:
+            lowered = load(self.entry.compiler)(self.made.directory, self.made.manifest, self.progress)
+        except UnavailableError as cause:  # the graph holds, and this machine is only not the one that compiles it
+            if self.entry.compiles_anywhere:
+                raise
+            self.made.notes.append(f"Not compiled here: {cause}")
+            return
+        self.made.show(lowered.evidence, lowered.files, lowered.tools)
+        for device in devices[:1] if lowered.opened else ():  # an RTX engine may be for another GPU than this one
+            self.progress(f"Comparing the engine with PyTorch on {device}")
+            self._prove("device", device, DEVICE_REPORT_FILE)
+
+    def _write(self) -> Exported:
+        self.progress(f"Exporting the {self.entry.title} graph")
+        from samx.exporters.base import export_decoder
+
+        exported = export_decoder(importlib.import_module(self.entry.exporter), self.job, self.made.directory)
+        return exported if self.int8 is None else self.int8.quantise(exported, self.made.directory)
+
+    def _calibration(self) -> CalibrationSet | None:
+        """Read the user's calibration set; None for a demo model without one.
+
+        Raises: UsageError where there is none and no scenes are known for the checkpoint; InputError for a set of
+        another decoder.
+        """
+        if self.judged_as not in int8.HELD_OUT:
+            return None
+        return int8.given_set(self.job.loaded, self.checkpoint, self.request.calibration)
+
+    def _int8(self) -> int8.Int8:
+        request = self.request
+        return int8.Int8.prepare(
+            self.entry, self.job, self.checkpoint, self.calibration, request.exclude, request.min_iou, request.out,
+            self.progress,
+        )  # fmt: skip
+
+    def _suite(self, exported: Exported) -> ParitySuite:
+        """Ask the reference about prompts of every kind that the export takes, or about those that a set holds out."""
+        from samx.runtimes.torch import reference_session
+
+        most, spec = exported.most_points, self.job.spec
+        if self.judged_as in int8.HELD_OUT:
+            return self._held_out(most)
+        self.progress("Asking the PyTorch reference")
+        images, source = self._images()
+        frames = default_frames(spec, len(images)) if images else None
+        cases = parity_cases(spec, frames=frames, most_points=most)
+        return ParitySuite.build(reference_session(self.job.loaded, spec), images, cases, source)
+
+    def _held_out(self, most_points: int | None) -> ParitySuite:
+        from samx.runtimes.torch import reference_session
+
+        if self.int8 is not None:
+            held = self.int8.hold_out(most_points)
+        else:
+            held = int8.held_out_prompts(
+                self.job, self.checkpoint, self.calibration, MOST_EMBEDDINGS, most_points, self.progress
+            )
+        self.progress("Asking the PyTorch reference")
+        images, cases = held.stored(MOST_EMBEDDINGS)
+        return ParitySuite.build(reference_session(self.job.loaded, self.job.spec), images, cases, held.source)
+
+    def _images(self) -> tuple[list[Feed] | None, str | None]:
+        """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""
+        from samx.exporters.encoder import demo_images, is_demo
+
+        if self.images:
+            return self.images, ", ".join(path.name for path in self.request.embeddings)
+        if is_demo(self.checkpoint):
+            return demo_images(self.checkpoint, self.job.spec), "demo scenes, demo encoder"
+        return None, None
+
+    def _encoder(self) -> dict[str, str]:
+        """Export the encoder that a demo checkpoint carries; gives its file's role."""
+        from samx.exporters.encoder import demo_encoder, is_demo
+        from samx.exporters.onnx import write_onnx
+
+        if not is_demo(self.checkpoint):
+            return {}
+        self.progress("Exporting the demo encoder")
+        return dict(
+            write_onnx([demo_encoder(self.checkpoint, self.job.spec)], self.made.directory, simplify=False).files
+        )
+
+    def _manifest(self, exported: Exported) -> Manifest:
+        loaded = self.job.loaded
+        return Manifest(
+            target=self.entry.target, precision=self.job.precision, spec=self.job.spec,
+            options=dict(exported.options), tools=dict(exported.tools),
+            checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
+        )  # fmt: skip
+
+    def _prove(self, level: Level, device: str, file: str) -> None:
+        """Run the gate over the draft, and take its report up as evidence.
+
+        Raises: ParityError with the report's first failure.
+        """
+        made = self.made
+        report = gate_in_child(made.directory, level=level, device=device, subject=made.subject)
+        if not report.passed:
+            raise ParityError(report.summary(), fix=self._remedy(), report=report)
+        report.save(made.directory / file)
+        runtime, where = str(report.placement["runtime"]), str(report.placement["requested"])
+        evidence = Evidence(report.level, file, True, runtime, where, utc_now())
+        made.show(evidence, {file: REPORT_ROLE})
+        self.report = report
+
+    def _remedy(self) -> str:
+        """Say what to try when the export differs."""
+        if "int8" in self.made.manifest.options:
+            return str(self.made.manifest.options["int8"]["remedy"])
+        remedy = self.job.options.remedy(self.job.precision)
+        return NOTHING if remedy is None else f"{NOTHING} {remedy}"
 
 
 def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:
@@ -160,164 +281,4 @@ def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:
     if entry.compiler is None or "device" in shown:
         return None
     compare = f"'samx validate {out} --device {entry.device}'"
-    return (AFTER_LOWERING if "lowered" in shown else FIRST_STEPS)[entry.device].format(compare=compare, out=out)
-
-
-def _fill(request: ExportRequest, entry: Backend, directory: Path, progress: Progress) -> Judged:
-    """Write every file of the artifact into a directory that is not yet the target, and judge its graph."""
-    from samx.exporters.options import ExportJob
-    from samx.models.checkpoint import load_checkpoint
-
-    checkpoint = request.checkpoint or demo_checkpoint(request.family)
-    progress(f"Reading {checkpoint.name}")
-    loaded = load_checkpoint(checkpoint, image_size=request.image_size)
-    spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
-    _own_images(request, spec, MOST_EMBEDDINGS)  # what cannot be read is told before minutes of work
-
-    steps = _steps(request, entry, ExportJob(loaded, spec, _options(request), entry.target), checkpoint, progress)
-    progress(f"Exporting the {entry.title} graph")
-    exported = steps.write(directory)
-    roles = {**exported.files, **_own_encoder(checkpoint, spec, directory, progress), SUITE_FILE: SUITE_ROLE}
-
-    steps.suite(exported, MOST_EMBEDDINGS).save(directory / SUITE_FILE)
-    manifest = Manifest(
-        target=entry.target, precision=request.precision, spec=spec, options=dict(exported.options),
-        tools=dict(exported.tools),
-        checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
-    )  # fmt: skip
-    progress("Comparing the export with PyTorch")
-    subject = f"artifact {request.out.name}"
-    manifest = seal(directory, manifest, roles)
-    report = gate_in_child(directory, level="graph", subject=subject)
-    judged = _with_report(Judged(directory, subject, manifest, roles, report, exported.notes), report, REPORT_FILE)
-    return judged if isinstance(steps, FloatSteps) else _with_int8(judged, steps.judge(directory, subject))
-
-
-@dataclass(frozen=True)
-class FloatSteps:
-    """Take an export's steps where its precision is a floating point one."""
-
-    request: ExportRequest
-    backend: Backend
-    job: ExportJob
-    checkpoint: Path
-    progress: Progress
-
-    def write(self, directory: Path) -> Exported:
-        """Export."""
-        exported: Exported = load(self.backend.exporter)(self.job, directory)
-        return exported
-
-    def suite(self, exported: Exported, most_images: int) -> ParitySuite:
-        """Ask the reference about prompts of every kind that the export takes.
-
-        Raises: UsageError, ImageError on the user's embeddings.
-        """
-        from samx.runtimes.torch import reference_session
-
-        self.progress("Asking the PyTorch reference")
-        spec = self.job.spec
-        images, source = _images(self.request, spec, self.checkpoint, most_images)
-        frames = default_frames(spec, len(images)) if images else None
-        cases = parity_cases(spec, frames=frames, most_points=exported.most_points)
-        return ParitySuite.build(reference_session(self.job.loaded, spec), images, cases, source)
-
-
-@dataclass(frozen=True)
-class HeldOutSteps(FloatSteps):
-    """Take the steps of an export in bfloat16: as any other, but judged on the prompts that judge INT8."""
-
-    def suite(self, exported: Exported, most_images: int) -> ParitySuite:
-        """Roll prompts out, and ask the reference about them.
-
-        Raises: UsageError without a calibration set for a checkpoint whose scenes are not known; InputError.
-        """
-        from samx.quantization.int8 import held_out_prompts
-        from samx.runtimes.torch import reference_session
-
-        held = held_out_prompts(
-            self.job, self.checkpoint, self.request.calibration, most_images, exported.most_points, self.progress
-        )
-        self.progress("Asking the PyTorch reference")
-        images, cases = held.stored(most_images)
-        return ParitySuite.build(reference_session(self.job.loaded, self.job.spec), images, cases, held.source)
-
-
-STEPS: Mapping[str, type[FloatSteps]] = {"bf16": HeldOutSteps}  # of the other floating point precisions: FloatSteps
-
-
-def _steps(
-    request: ExportRequest, entry: Backend, job: ExportJob, checkpoint: Path, progress: Progress
-) -> FloatSteps | Int8:
-    from samx.quantization.int8 import Int8
-
-    if request.precision != "int8":
-        return STEPS.get(request.precision, FloatSteps)(request, entry, job, checkpoint, progress)
-    return Int8.prepare(entry, job, checkpoint, request.calibration, request.out, progress)
-
-
-def _with_int8(judged: Judged, report: Int8Report) -> Judged:
-    """Seal the directory with the report on INT8."""
-    from samx.quantization.int8 import REPORT_FILE, REPORT_ROLE
-
-    report.save(judged.directory / REPORT_FILE)
-    roles = {**judged.roles, REPORT_FILE: REPORT_ROLE}
-    manifest = seal(judged.directory, judged.manifest, roles)
-    return replace(judged, manifest=manifest, roles=roles, int8=report, notes=(*judged.notes, *report.sentences()))
-
-
-def _with_report(judged: Judged, report: ParityReport, file: str) -> Judged:
-    """Seal the directory with a report as evidence.
-
-    Raises: ParityError with the report's first failure.
-    """
-    if not report.passed:
-        raise ParityError(report.summary(), fix=_remedy(judged.manifest), report=report)
-    report.save(judged.directory / file)
-    evidence = Evidence(
-        level=report.level, report=file, passed=True, runtime=str(report.placement["runtime"]),
-        device=str(report.placement["requested"]), created=utc_now(),
-    )  # fmt: skip
-    return replace(judged.with_evidence(evidence, {file: REPORT_ROLE}, {}), report=report)
-
-
-def _remedy(manifest: Manifest) -> str:
-    if "int8" in manifest.options:
-        return str(manifest.options["int8"]["remedy"])
-    if manifest.options.get("weights") is not None:
-        return REMEDIES["weights"]
-    has_islands = manifest.precision == "fp16" and "islands" in backend(manifest.target).options
-    return REMEDIES["islands"] if has_islands else NOTHING
-
-
-def _own_encoder(checkpoint: Path, spec: DecoderSpec, directory: Path, progress: Progress) -> dict[str, str]:
-    """Export the encoder that a demo checkpoint carries; gives its file's role."""
-    from samx.exporters.encoder import ENCODER_FILE, export_encoder, is_demo
-
-    if not is_demo(checkpoint):
-        return {}
-    progress("Exporting the demo encoder")
-    export_encoder(checkpoint, spec, directory)
-    return {ENCODER_FILE: ENCODER_ROLE}
-
-
-def _images(
-    request: ExportRequest, spec: DecoderSpec, checkpoint: Path, most: int
-) -> tuple[list[Feed] | None, str | None]:
-    """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""
-    from samx.exporters.encoder import demo_images, is_demo
-
-    if own := _own_images(request, spec, most):
-        return own, ", ".join(path.name for path in request.embeddings)
-    return (demo_images(checkpoint, spec), "demo scenes, demo encoder") if is_demo(checkpoint) else (None, None)
-
-
-def _own_images(request: ExportRequest, spec: DecoderSpec, most: int) -> list[Feed]:
-    """Read the user's embeddings.
-
-    Raises: UsageError for too many; ImageError.
-    """
-    paths = request.embeddings
-    if len(paths) > most:
-        raise UsageError("too many embeddings to judge on", found=len(paths), expected=f"at most {most}")
-    return [read_embedding(path, spec) for path in paths]
+    return entry.finish["lowered" in shown].format(compare=compare, out=out)

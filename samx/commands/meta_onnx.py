@@ -27,7 +27,7 @@ from samx.benchmarks.summary import Ratio, counted, ratios, summarize
 from samx.demo import demo_checkpoint
 from samx.errors import BenchmarkError, UsageError
 from samx.exporters.encoder import demo_images, is_demo
-from samx.exporters.options import OPSETS
+from samx.exporters.onnx import OPSETS
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.session import Feed
 from samx.progress import Progress

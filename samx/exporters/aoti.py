@@ -1,4 +1,4 @@
-"""Export the fast form as an AOTInductor package: code compiled for this machine's processor, run without tracing."""
+"""Write graphs as an AOTInductor package: code compiled for this machine's processor, run without tracing."""
 
 from __future__ import annotations
 
@@ -7,40 +7,67 @@ import hashlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from samx.artifacts import trust
 from samx.artifacts.commit import write_file
 from samx.errors import SamxError, UnavailableError
-from samx.exporters.graphs import Graph, dynamic_shapes, examples, facts, fast_decoder, graphs, usual_sizes
-from samx.exporters.options import Exported, ExportJob
+from samx.exporters.base import Exported, ExportJob, ExportOptions, check_keep_fp32, keep_fp32_option, remedy_in_half
 from samx.extras import quiet
 from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
+from samx.models.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from samx.models.graph import Graph, Graphs
 
 PACKAGE_FILE = "decoder.pt2"  # holds two models, 'image' and 'prompt'
 # Threads are counted when the code runs, so that it obeys --threads.
 INDUCTOR: dict[str, Any] = {"aot_inductor.package": True, "cpp.dynamic_threads": True}
 
 
-def export(job: ExportJob, directory: Path) -> Exported:
-    """Compile the decoder, write the package and what it is bound to, and trust it.
+@dataclass(frozen=True)
+class AotiOptions(ExportOptions):
+    """Declare the options of compiled packages."""
 
-    Raises: UnavailableError without a C++ compiler; SamxError when the compiler fails; UsageError, WriteError.
+    keep_fp32: tuple[str, ...] = keep_fp32_option()
+
+    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
+        """Refuse groups to keep in float32 where everything is, and a machine without a C++ compiler."""
+        check_keep_fp32(self.keep_fp32, precision)
+        _require_compiler()
+
+    def remedy(self, precision: str) -> str | None:
+        """Say what to try when float16 differs."""
+        return remedy_in_half(precision)
+
+
+def decoder(job: ExportJob) -> Graphs:
+    """Build the decoder's graphs: the image's part and the prompts' part."""
+    from samx.models.fast.graphs import USUAL_POINTS, USUAL_PROMPTS, Needs, fast_graphs
+
+    options = job.options
+    assert isinstance(options, AotiOptions)
+    exact = job.precision == "fp32"  # low-rank norms cancel large sums, which float16 does not survive
+    needs = Needs(
+        options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, split=True, low_rank=exact,
+        keep_fp32=None if exact else options.keep_fp32,
+    )  # fmt: skip
+    return fast_graphs(job.loaded, job.spec, needs)
+
+
+def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
+    """Compile graphs, write the package and what it is bound to, and trust it.
+
+    Raises: UnavailableError without a C++ compiler; SamxError when the compiler fails; WriteError.
     """
-    options = replace(usual_sizes(job.options), split=True)
-    # Low-rank norms cancel large sums, which float16 does not survive.
-    decoder = fast_decoder(replace(job, options=options), low_rank=options.precision == "fp32")
-    write_package(graphs(decoder, split=True), directory / PACKAGE_FILE)
+    write_package(graphs, directory / PACKAGE_FILE)
     sha256 = hashlib.sha256((directory / PACKAGE_FILE).read_bytes()).hexdigest()
     write_file(directory / STAMP_FILE, HostStamp(Host.here(version("torch")), sha256).to_bytes())
     trust.remember(sha256, f"compiled from {job.loaded.name} {job.loaded.sha256}")
-    files = {PACKAGE_FILE: PACKAGE_ROLE, STAMP_FILE: STAMP_ROLE}
-    return Exported(files, {**options.to_json(), **facts(decoder, options)}, {"torch": version("torch")})
+    return Exported({PACKAGE_FILE: PACKAGE_ROLE, STAMP_FILE: STAMP_ROLE}, {}, {"torch": version("torch")})
 
 
 def write_package(parts: Sequence[Graph], path: Path) -> None:
@@ -68,6 +95,10 @@ def _require_compiler() -> None:
 
 
 def _compile(part: Graph) -> Any:
+    import torch
+
+    from samx.models.graph import dynamic_shapes, examples
+
     given = examples(part.inputs)
     # Deferred: of strides in the low-rank form the tracer cannot prove what holds for every number of points.
     program = torch.export.export(
@@ -80,6 +111,7 @@ def _compile(part: Graph) -> Any:
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
     """Compile in a directory of its own: the usual one has a name that others on the machine could have taken."""
+    import torch
     from torch._inductor.exc import CppCompileError, InductorError
     from torch._inductor.utils import fresh_cache
 

@@ -10,14 +10,12 @@ import torch
 
 from samx.demo.model import FORMAT_TAG, DemoModel, demo_notes, load_demo
 from samx.demo.scenes import generate_scene
-from samx.exporters.tracing import to_onnx
+from samx.models.graph import Graph
 from samx.models.session import Feed
-from samx.models.spec import DecoderSpec
+from samx.models.spec import DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
 from samx.processing.images import to_frame
 
-ENCODER_FILE = "encoder.onnx"
-ENCODER_OPSET = 18
 # Far from every training, validation and held-out seed of samx.demo.
 PARITY_SCENES: Sequence[tuple[int, tuple[int, int]]] = ((900_001, (1024, 1024)), (900_002, (1024, 768)))
 
@@ -42,10 +40,9 @@ def _encode(model: DemoModel, spec: DecoderSpec, seed: int, size: tuple[int, int
     return {tensor.name: feature.numpy() for tensor, feature in named}
 
 
-def export_encoder(checkpoint: Path, spec: DecoderSpec, directory: Path) -> None:
-    """Write the encoder as ONNX. Shapes: picture (1, 3, S, S), RGB from 0 to 1 -> DecoderSpec.image_inputs."""
+def demo_encoder(checkpoint: Path, spec: DecoderSpec) -> Graph:
+    """Build the encoder's graph. Shapes: picture (1, 3, S, S), RGB from 0 to 1 -> DecoderSpec.image_inputs."""
     encoder = load_demo(spec.family, checkpoint, spec.grid).encoder
-    example = torch.zeros(1, 3, spec.image_size, spec.image_size)
-    names = [tensor.name for tensor in spec.image_inputs]
-    model = to_onnx(encoder, (example,), opset=ENCODER_OPSET, inputs=["picture"], outputs=names)
-    (directory / ENCODER_FILE).write_bytes(model.SerializeToString())
+    shape = (1, 3, spec.image_size, spec.image_size)
+    picture = TensorSpec("picture", shape, "1", "RGB from 0 to 1, in the decoder's frame")
+    return Graph("encoder", encoder, (picture,), spec.image_inputs, allows=frozenset({"Resize"}))

@@ -1,79 +1,115 @@
-"""Export the fast form to ONNX through torch.export."""
+"""Write graphs as ONNX files through torch.export."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UsageError
-from samx.exporters.graphs import Graph, dynamic_shapes, examples, facts, fast_decoder, graphs, usual_sizes
-from samx.exporters.options import OPSETS, Exported, ExportJob, ExportOptions
-from samx.exporters.tracing import to_onnx
+from samx.exporters.base import Exported, ExportJob, ExportOptions, option
 from samx.extras import require
 from samx.formats.onnx import broken_rules
-from samx.models.spec import LABELS, DecoderSpec
+from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     import onnx
 
+    from samx.models.graph import Graph, Graphs
+
+OPSETS = (18, 23)
+DEFAULT_OPSET = 18  # every backend reads it; 23 adds Attention and Gelu as operators
+ATTENTION_OPSET = 23  # first opset with the Attention operator
 IR_VERSIONS = {18: 9, 23: 11}  # of the ONNX release that introduced the opset, so that runtimes of its time read it
 METADATA_PREFIX = "samx."
 
 DECODER_FILE = "decoder.onnx"  # of one graph; of two: image.onnx and prompt.onnx
 
 
-def export(job: ExportJob, directory: Path) -> Exported:
-    """Write the decoder for ONNX Runtime.
+def opset_option() -> int:
+    """Declare the opset, for every target that is given ONNX files."""
+    return option(DEFAULT_OPSET, f"ONNX opset: {DEFAULT_OPSET} (every backend) or {ATTENTION_OPSET} (Attention).")
 
-    Raises: as write_graphs().
+
+def simplify_option() -> bool:
+    """Declare whether onnxsim is run."""
+    return option(True, "Run onnxsim.", flag="--no-simplify")
+
+
+@dataclass(frozen=True)
+class OnnxOptions(ExportOptions):
+    """Declare the options of ONNX Runtime's files."""
+
+    opset: int = opset_option()
+    split: bool = option(False, "An image graph and a prompt graph.")
+    simplify: bool = simplify_option()
+
+    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
+        """Refuse an opset that samx does not write."""
+        check_opset(self.opset)
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that samx does not write.
+
+    Raises: UsageError.
     """
-    low_rank = job.options.precision != "int8"  # its norms cancel large sums, which rounded factors do not survive
-    return write_graphs(
-        replace(job, options=usual_sizes(job.options)), directory, low_rank=low_rank, padded_points=False
-    )
+    if opset not in OPSETS:
+        raise UsageError("opset is not offered", found=opset, expected=" or ".join(map(str, OPSETS)))
 
 
-def write_graphs(
-    job: ExportJob, directory: Path, *, low_rank: bool, padded_points: bool, independent: bool = True
-) -> Exported:
-    """Write the decoder's ONNX files into a directory.
+def decoder(job: ExportJob) -> Graphs:
+    """Build the decoder's graphs for ONNX Runtime."""
+    from samx.models.fast.graphs import USUAL_POINTS, USUAL_PROMPTS, Needs, fast_graphs
 
-    With `low_rank` that form may be chosen, with `independent` without the factors that follow from others; with
-    `padded_points` the graph knows points labelled PADDED_POINT.
-    Raises: UsageError for an opset that samx does not write and as fast_decoder(); SamxError when a graph breaks a
-    rule of the fast form.
-    """
     options = job.options
-    if options.opset not in OPSETS:
-        raise UsageError("opset is not offered", found=options.opset, expected=" or ".join(map(str, OPSETS)))
+    assert isinstance(options, OnnxOptions)
+    needs = Needs(
+        options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, options.split,
+        low_rank=job.precision != "int8", fused=options.opset >= ATTENTION_OPSET,
+    )  # fmt: skip
+    return fast_graphs(job.loaded, job.spec, needs)
+
+
+def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
+    """Write graphs into a directory, a file each.
+
+    Raises: as write_onnx().
+    """
+    assert isinstance(job.options, OnnxOptions)
+    return write_onnx(graphs, directory, opset=job.options.opset, simplify=job.options.simplify)
+
+
+def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT_OPSET, simplify: bool) -> Exported:
+    """Write graphs as ONNX files, named after their roles.
+
+    Raises: SamxError when a graph breaks a rule; MissingExtraError.
+    """
     onnx = require("onnx", "export", "ONNX export")
-    decoder = fast_decoder(job, low_rank=low_rank, padded_points=padded_points, independent=independent)
     files = {}
-    for graph in graphs(decoder, options.split):
-        model, file = _write(graph, options), f"{graph.role}.onnx"
-        _finish(model, graph, job.spec, options)
+    for graph in graphs:
+        model, file = _traced(graph, opset), f"{graph.role}.onnx"
+        model = _simplified(model) if simplify else model
+        _finish(model, graph, opset)
         (directory / file).write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(directory / file), full_check=True)
         files[file] = graph.role
-    return Exported(files, {**options.to_json(), **facts(decoder, options)}, _tools(options))
+    names = ["torch", "onnx", "onnxscript", *(["onnxsim"] if simplify else [])]
+    return Exported(files, {"opset": opset, "simplify": simplify}, {name: version(name) for name in names})
 
 
-def _tools(options: ExportOptions) -> dict[str, str]:
-    names = ["torch", "onnx", "onnxscript", *(["onnxsim"] if options.simplify else [])]
-    return {name: version(name) for name in names}
+def _traced(graph: Graph, opset: int) -> onnx.ModelProto:
+    from samx.exporters.tracing import to_onnx
+    from samx.models.graph import dynamic_shapes, examples
 
-
-def _write(graph: Graph, options: ExportOptions) -> onnx.ModelProto:
-    """Trace and convert one module."""
-    model = to_onnx(
-        graph.module, examples(graph.inputs), opset=options.opset, dynamic_shapes=(dynamic_shapes(graph.inputs),),
-        inputs=[spec.name for spec in graph.inputs], outputs=graph.outputs,
+    axes = dynamic_shapes(graph.inputs)
+    return to_onnx(
+        graph.module, examples(graph.inputs), opset=opset, dynamic_shapes=(axes,) if any(axes) else None,
+        inputs=[spec.name for spec in graph.inputs], outputs=[spec.name for spec in graph.outputs],
     )  # fmt: skip
-    return _simplified(model) if options.simplify else model
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -84,10 +120,10 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _finish(model: onnx.ModelProto, graph: Graph, spec: DecoderSpec, options: ExportOptions) -> None:
-    """Check the graph against the fast form's rules, drop traces of this machine, add the metadata."""
-    model.ir_version = IR_VERSIONS[options.opset]
-    broken = broken_rules(model, options.opset, graph.inputs, graph.outputs)
+def _finish(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
+    """Check the rules of graphs, drop traces of this machine, add the notes for clients."""
+    model.ir_version = IR_VERSIONS[opset]
+    broken = broken_rules(model, opset, graph.inputs, [spec.name for spec in graph.outputs], graph.allows)
     if broken:
         raise SamxError(
             f"{graph.role}.onnx breaks the rules of the graph: {'; '.join(broken)}", fix="Please report this."
@@ -98,31 +134,10 @@ def _finish(model: onnx.ModelProto, graph: Graph, spec: DecoderSpec, options: Ex
     for part in (model, model.graph, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
     model.producer_name = "samx"
-    for key, value in metadata(spec, graph.role).items():
-        model.metadata_props.add(key=METADATA_PREFIX + key, value=json.dumps(value, sort_keys=True))
+    for key, value in stored_notes(graph.notes).items():
+        model.metadata_props.add(key=key, value=value)
 
 
-def metadata(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
-    """Say inside the model what a client needs to use it: spec, preprocessing, labels, thresholds."""
-    rules = spec.rules
-    return {
-        "role": role,
-        "spec": spec.to_json(),
-        "inputs": [asdict(tensor) for tensor in spec.inputs],
-        "outputs": [asdict(tensor) for tensor in spec.outputs],
-        "labels": dict(LABELS),
-        "preprocessing": {
-            "image_size_px": spec.image_size,
-            "resize": "longest side, then zeros right and below" if rules.keeps_aspect else "both sides",
-            "point_offset_px": f"{rules.point_offset_px} is added inside the graph",
-            "box": "two points with labels 2 and 3, "
-            + ("before the points" if rules.box_first else "after the points"),
-            "padding": "one point (0, 0) with label -1 after the points"
-            + (" or the box" if rules.pads_boxes else "; none beside a box"),
-        },
-        "thresholds": {
-            "mask": spec.mask_threshold,
-            "stability": spec.stability_threshold,
-            "stability_delta": spec.stability_delta,
-        },
-    }
+def stored_notes(notes: Mapping[str, Any]) -> dict[str, str]:
+    """Return notes for clients as files hold them: text under names of samx's own."""
+    return {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in notes.items()}

@@ -1,47 +1,73 @@
-"""Export to OpenVINO IR, from the same graph that ONNX Runtime gets."""
+"""Write graphs as OpenVINO IR, from the same ONNX graphs that ONNX Runtime gets."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from samx.errors import SamxError
-from samx.exporters.graphs import usual_sizes
-from samx.exporters.onnx import write_graphs
-from samx.exporters.options import Exported, ExportJob
+from samx.exporters.base import Exported, ExportJob, ExportOptions, option
+from samx.exporters.onnx import simplify_option, write_onnx
 from samx.extras import require
 from samx.formats.openvino import ir
 from samx.formats.openvino.compiled import check_processor
 from samx.formats.openvino.rules import broken_rules
 from samx.models.shape_range import ShapeRange
+from samx.models.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from samx.models.graph import Graph, Graphs
 
 USUAL_POINTS = ShapeRange(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
 HALVES = ("fp16", "bf16")
-FLOAT = "fp32"  # what the ONNX graphs are written in
-# Without dependent factors their number is odd, and bfloat16 products want even ones: OpenVINO 2026.4 takes a tenth
-# longer, a third with factors turned over too, and in graphs of any shape is six times as far off for eight tokens.
-FLOAT_GRAPHS: Mapping[str, bool] = {"low_rank": True, "padded_points": False, "independent": False}
 
 
-def export(job: ExportJob, directory: Path) -> Exported:
-    """Write the decoder for OpenVINO; for int8 the ONNX files that samx.quantization.openvino makes it from.
+@dataclass(frozen=True)
+class OpenVinoOptions(ExportOptions):
+    """Declare the options of OpenVINO's files."""
 
-    Raises: as samx.exporters.onnx.write_graphs() and convert(); UnavailableError for bfloat16 where there is none.
+    split: bool = option(False, "An image graph and a prompt graph.")
+    simplify: bool = simplify_option()
+
+    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
+        """Refuse bfloat16 where the processor has none.
+
+        Raises: UnavailableError.
+        """
+        check_processor(_openvino().Core(), precision)
+
+
+def decoder(job: ExportJob) -> Graphs:
+    """Build the decoder's graphs, in float32 whatever the precision.
+
+    Without dependent factors their number is odd, and bfloat16 products want even ones: OpenVINO 2026.4 takes a tenth
+    longer, a third with factors turned over too, and in graphs of any shape is six times as far off for eight tokens.
     """
-    precision = job.options.precision
-    check_processor(_openvino().Core(), precision)
-    options = usual_sizes(replace(job.options, points=job.options.points or USUAL_POINTS, precision=FLOAT))
-    plain = replace(job, options=options)
-    if precision == "int8":  # low-rank norms cancel large sums, which rounded factors do not survive
-        exported = write_graphs(plain, directory, low_rank=False, padded_points=False)
-        return replace(exported, options={**exported.options, "precision": precision})
+    from samx.models.fast.graphs import USUAL_PROMPTS, Needs, fast_graphs
+
+    options, rounded = job.options, job.precision == "int8"  # rounded factors do not survive low-rank norms
+    assert isinstance(options, OpenVinoOptions)
+    points, prompts = options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS
+    needs = Needs(points, prompts, options.split, low_rank=not rounded, independent=rounded)
+    return fast_graphs(job.loaded, job.spec, needs)
+
+
+def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
+    """Write graphs into a directory; for int8 the ONNX files that samx.quantization.openvino makes them from.
+
+    Raises: as write_onnx() and convert().
+    """
+    assert isinstance(job.options, OpenVinoOptions)
+    if job.precision == "int8":
+        return write_onnx(graphs, directory, simplify=job.options.simplify)
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
-        exported = write_graphs(plain, Path(folder), **FLOAT_GRAPHS)
+        exported = write_onnx(graphs, Path(folder), simplify=job.options.simplify)
         models = {name: Path(folder, name).read_bytes() for name in exported.files}
-    return convert(exported, models, directory, precision)
+    return convert(exported, models, directory, job.precision)
 
 
 def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, precision: str) -> Exported:
@@ -52,17 +78,15 @@ def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, pr
     files: dict[str, str] = {}
     for name, model in models.items():
         role = exported.files[name]
-        written = _write(model, role, precision)
-        for file, (content, file_role) in written.files(role).items():
+        for file, (content, file_role) in _converted(model, role, precision).files(role).items():
             (directory / file).write_bytes(content)
             files[file] = file_role
     options = {**exported.options, "precision": precision}
-    return replace(
-        exported, files=files, options=options, tools={**exported.tools, "openvino": _openvino().get_version()}
-    )
+    tools = {**exported.tools, "openvino": _openvino().get_version()}
+    return replace(exported, files=files, options=options, tools=tools)
 
 
-def _write(model: bytes, role: str, precision: str) -> ir.Ir:
+def _converted(model: bytes, role: str, precision: str) -> ir.Ir:
     graph, is_bfloat16 = ir.convert(model), precision == "bf16"
     if is_bfloat16:
         graph = ir.keep_in_bfloat16(graph, role)

@@ -23,11 +23,14 @@ FORBIDDEN = frozenset({
 })  # fmt: skip
 
 
-def broken_rules(model: onnx.ModelProto, opset: int, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> list[str]:
-    """List every rule that a graph breaks, in words; empty when it is in order."""
+def broken_rules(
+    model: onnx.ModelProto, opset: int, inputs: Sequence[TensorSpec], outputs: Sequence[str],
+    allows: frozenset[str] = frozenset(),
+) -> list[str]:  # fmt: skip
+    """List every rule that a graph breaks, in words; empty when it is in order. It may have the allowed operators."""
     return [
         *_opset(model, opset),
-        *_operators(model),
+        *_operators(model, allows),
         *_border("input", model.graph.input, inputs),
         *_outputs(model, outputs),
     ]
@@ -41,8 +44,8 @@ def _opset(model: onnx.ModelProto, opset: int) -> Iterator[str]:
         yield f"{len(model.functions)} local functions"
 
 
-def _operators(model: onnx.ModelProto) -> Iterator[str]:
-    for name in sorted({node.op_type for node in model.graph.node} & FORBIDDEN):
+def _operators(model: onnx.ModelProto, allows: frozenset[str]) -> Iterator[str]:
+    for name in sorted({node.op_type for node in model.graph.node} & FORBIDDEN - allows):
         yield f"operator {name}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
 from samx.models.spec import PADDED_POINT
-from samx.registry import backend
+from samx.registry import BACKENDS, backend, load
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, graph_roles
 from samx.runtimes.coreml.mac import CLASSES, MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
@@ -38,14 +38,15 @@ def places(artifact: Artifact) -> dict[str, Place]:
 
     Raises: UsageError for a target that has no kit; MissingExtraError where reading the artifact needs a library.
     """
-    target = artifact.manifest.target
-    if target not in MAKERS:
-        raise UsageError("there is no kit for this target", found=f"'{target}'", expected=" or ".join(MAKERS))
-    level = backend(target).level
-    return {name: {**place, "level": level(name)} for name, place in MAKERS[target](artifact).items()}
+    entry = backend(artifact.manifest.target)
+    if entry.kit is None:
+        known = " or ".join(other.target for other in BACKENDS if other.kit is not None)
+        raise UsageError("there is no kit for this target", found=f"'{entry.target}'", expected=known)
+    return {name: {**place, "level": entry.level(name)} for name, place in load(entry.kit)(artifact).items()}
 
 
-def _onnx_places(artifact: Artifact) -> dict[str, Place]:
+def onnx_places(artifact: Artifact) -> dict[str, Place]:
+    """Describe the devices of a kit for ONNX Runtime."""
     return {device: _onnx(artifact, device) for device in PROVIDERS}
 
 
@@ -59,7 +60,8 @@ def _onnx(artifact: Artifact, device: str) -> Place:
     }  # fmt: skip
 
 
-def _engine_places(artifact: Artifact) -> dict[str, Place]:
+def engine_places(artifact: Artifact) -> dict[str, Place]:
+    """Describe the devices of a kit with an engine."""
     entry, plan = backend(artifact.manifest.target), read_plan(artifact)
     library, padded = library_of(plan.target), Padding.of(artifact.manifest.options, str(artifact.path))
     install = library.update.removeprefix("Install it with: ")
@@ -72,7 +74,8 @@ def _engine_places(artifact: Artifact) -> dict[str, Place]:
     return {entry.device: engine, "cpu": _onnx(artifact, "cpu")}
 
 
-def _coreml_places(artifact: Artifact) -> dict[str, Place]:
+def coreml_places(artifact: Artifact) -> dict[str, Place]:
+    """Describe the devices of a kit with Core ML packages."""
     opened = open_packages(artifact)
     names = set(opened.functions.by_rows.values())
     shared = {
@@ -120,11 +123,3 @@ def _inside(name: str) -> str:
 
 def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
-
-
-MAKERS: Mapping[str, Callable[[Artifact], dict[str, Place]]] = {
-    "onnx": _onnx_places,
-    "trt": _engine_places,
-    "trt-rtx": _engine_places,
-    "coreml": _coreml_places,
-}

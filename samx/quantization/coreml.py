@@ -125,7 +125,7 @@ class FloatPackages:
         """Write the package of all functions in the place of the float16 one, and read it back."""
         program, path = self.fresh(), self.job.directory / self.folder
         rewrite(program.functions, self.there, plan, ranges)
-        ios = self.job.export.options.ios
+        ios = int(self.job.exported.options["ios"])
         rewrite_package(program.functions, self.default, path, ios=ios, metadata=self.metadata)
         return load_program(package_from_directory(path), self.folder)
 

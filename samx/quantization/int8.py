@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,10 @@ from samx.errors import UsageError
 from samx.models.session import Session
 from samx.progress import Progress
 from samx.registry import GRAPH_DEVICE, Backend, load
-from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
-    from samx.exporters.options import Exported, ExportJob, ExportOptions
+    from samx.artifacts.draft import Draft
+    from samx.exporters.base import Exported, ExportJob
     from samx.models.checkpoint import LoadedDecoder
     from samx.quantization.calibration import CalibrationSet
     from samx.quantization.held_out import HeldOut
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
     from samx.quantization.report import Int8Report
     from samx.quantization.search import Budget
 
-# The precisions that an option goes with.
-GO_WITH: Mapping[str, tuple[str, ...]] = {
-    "--calibration": ("int8", "bf16"), "--exclude": ("int8",), "--min-iou": ("int8",),
-}  # fmt: skip
+HELD_OUT = ("int8", "bf16")  # judged on prompts that a calibration set holds out
 NOTEBOOK_SUFFIX = ".int8-search.json"
 REPORT_FILE, REPORT_ROLE = "int8_report.json", "int8_report"
 LEAST_IOU = 0.98  # the gate's; --min-iou may ask for more
@@ -44,13 +42,14 @@ HOW_TO_CALIBRATE = (
 
 @dataclass(eq=False)
 class Int8:
-    """Take an export's steps, one after the other, where its precision is INT8."""
+    """Quantise what an exporter wrote, and judge it: the steps that an INT8 export takes beside the usual ones."""
 
     backend: Backend
     job: ExportJob
     checkpoint: Path
     calibration: CalibrationSet
     budget: Budget
+    excluded: tuple[str, ...]  # groups that the user leaves in floating point
     notebook: Path  # in which the search remembers what it judged, until the export is done
     progress: Progress
     quantised: Quantised | None = None
@@ -58,36 +57,31 @@ class Int8:
 
     @classmethod
     def prepare(
-        cls, backend: Backend, job: ExportJob, checkpoint: Path, calibration: Path | None, out: Path, progress: Progress
-    ) -> Int8:
-        """Read the calibration set, or roll one out over demo scenes.
+        cls, backend: Backend, job: ExportJob, checkpoint: Path, given: CalibrationSet | None,
+        excluded: tuple[str, ...], min_iou: float | None, out: Path, progress: Progress,
+    ) -> Int8:  # fmt: skip
+        """Take the calibration set that was given, or roll one out over demo scenes."""
+        found = given or _roll_out(job.loaded, checkpoint, progress)
+        notebook = out.with_name(out.name + NOTEBOOK_SUFFIX)
+        return cls(backend, job, checkpoint, found, _budget(min_iou), excluded, notebook, progress)
 
-        Raises: UsageError where there is none and no scenes are known for the checkpoint; InputError for a set of
-        another decoder.
-        """
-        budget = _budget(job.options.min_iou)
-        found = _calibration(job, checkpoint, calibration, progress)
-        return cls(backend, job, checkpoint, found, budget, out.with_name(out.name + NOTEBOOK_SUFFIX), progress)
-
-    def write(self, directory: Path) -> Exported:
-        """Export in floating point, and quantise as much as the budget allows.
+    def quantise(self, exported: Exported, directory: Path) -> Exported:
+        """Quantise an export in floating point as much as the budget allows.
 
         Raises: ParityError when it allows nothing.
         """
         from samx.quantization.job import QuantisationJob
 
-        exported: Exported = load(self.backend.exporter)(self.job, directory)
         assert self.backend.quantiser is not None
         job = QuantisationJob(
-            self.job, exported, directory, self.calibration, self.budget, self.notebook, self.progress
+            self.job, exported, directory, self.calibration, self.budget, self.excluded, self.notebook, self.progress
         )
-        done: Quantised = load(self.backend.quantiser)(job)
-        options = {**done.exported.options, "int8": self._facts(done)}
-        self.quantised = replace(done, exported=replace(done.exported, options=options))
-        return self.quantised.exported
+        self.quantised = load(self.backend.quantiser)(job)
+        done = self.quantised.exported
+        return replace(done, options={**done.options, "int8": self._facts(self.quantised)})
 
-    def suite(self, exported: Exported, most_images: int) -> ParitySuite:
-        """Roll out prompts that did not calibrate; the artifact takes those on some of their images along.
+    def hold_out(self, most_points: int | None) -> HeldOut:
+        """Roll out prompts that did not calibrate.
 
         Raises: InputError when the calibration set left none.
         """
@@ -96,17 +90,15 @@ class Int8:
 
         reference = calibration_reference(self.job.loaded)
         self.held = held_out(
-            self.calibration, reference, self.checkpoint, self.job.spec,
-            most_points=exported.most_points, progress=self.progress,
+            self.calibration, reference, self.checkpoint, self.job.spec, most_points=most_points,
+            progress=self.progress,
         )  # fmt: skip
-        self.progress("Asking the PyTorch reference")
-        images, cases = self.held.stored(most_images)
-        return ParitySuite.build(self._reference(), images, cases, self.held.source)
+        return self.held
 
-    def judge(self, directory: Path, subject: str) -> Int8Report:
-        """Compare the sealed files with PyTorch on every held-out prompt, and with the float export in speed.
+    def judge(self, made: Draft) -> Int8Report:
+        """Compare a draft with PyTorch on every held-out prompt, and with the float export in speed.
 
-        Raises: ParityError when they are not good enough, naming the group to exclude.
+        Raises: ParityError when it is not good enough, naming the group to exclude.
         """
         from samx.quantization.report import Int8Report
         from samx.quantization.verdict import judge
@@ -114,13 +106,16 @@ class Int8:
         assert self.quantised is not None
         assert self.held is not None
         self.progress("Comparing INT8 with PyTorch on held-out prompts")
-        artifact = Artifact.open(directory)
+        artifact = Artifact.open(made.directory)
         session = load(self.backend.runner(GRAPH_DEVICE).runtime)(artifact)
-        verdict = judge(session, self._reference(), self.held, self.budget, subject)
+        verdict = judge(session, self._reference(), self.held, self.budget, made.subject)
         report = Int8Report(self.calibration.summary(), self.budget, self.quantised, verdict, (), None)
         report.enforce()
         self.notebook.unlink(missing_ok=True)
-        return self._timed(report, artifact)
+        report = self._timed(report, artifact)
+        report.save(made.directory / REPORT_FILE)
+        made.add({REPORT_FILE: REPORT_ROLE}, notes=report.sentences())
+        return report
 
     def _reference(self) -> Session:
         from samx.runtimes.torch import reference_session
@@ -154,10 +149,11 @@ class Int8:
         return [compare_speed(runs, feed, sizes, threads=threads, seconds=SPEED_SECONDS).to_json() for feed in feeds]
 
     def _floating(self, directory: Path, like: Manifest) -> Artifact:
-        options = replace(self.job.options, precision="fp32", exclude=(), min_iou=None)
-        exported: Exported = load(self.backend.exporter)(replace(self.job, options=options), directory)
-        manifest = replace(like, precision="fp32", options=dict(exported.options), evidence=())
-        seal(directory, manifest, exported.files)
+        from samx.exporters.base import export_decoder
+
+        exporter, job = importlib.import_module(self.backend.exporter), replace(self.job, precision="fp32")
+        exported = export_decoder(exporter, job, directory)
+        seal(directory, replace(like, precision="fp32", options=exported.options, evidence=()), exported.files)
         return Artifact.open(directory)
 
     def _question(self) -> tuple[Any, Any]:
@@ -178,26 +174,26 @@ class Int8:
 
 
 def check_options(
-    entry: Backend, precision: str, calibration: Path | None, options: ExportOptions, own_embeddings: bool
+    entry: Backend, precision: str, calibration: Path | None, exclude: Sequence[str], min_iou: float | None,
+    own_embeddings: bool,
 ) -> None:  # fmt: skip
     """Refuse what belongs to INT8, or to what is judged like it, in another export, and the other way round.
 
     Raises: UsageError.
     """
-    given = {
-        "--calibration": calibration is not None, "--exclude": bool(options.exclude),
-        "--min-iou": options.min_iou is not None,
-    }  # fmt: skip
-    foreign = [flag for flag, is_there in given.items() if is_there and precision not in GO_WITH[flag]]
+    judged_as = entry.precisions[precision]
+    quantised = {"--exclude": bool(exclude), "--min-iou": min_iou is not None} if judged_as != "int8" else {}
+    calibrated = {"--calibration": calibration is not None} if judged_as not in HELD_OUT else {}
+    foreign = [flag for flag, is_there in {**calibrated, **quantised}.items() if is_there]
     if foreign:
         raise UsageError("only INT8 is calibrated", found=f"{foreign[0]} with {precision}", expected="--int8")
-    if precision in GO_WITH["--calibration"] and own_embeddings:
+    if judged_as in HELD_OUT and own_embeddings:
         raise UsageError(
             f"{precision} is judged on prompts that a calibration set holds out", found="--embedding",
             fix="Calibrate on them: samx calibrate CHECKPOINT --embeddings DIR -o set.npz",
         )  # fmt: skip
-    _budget(options.min_iou)
-    _check_excluded(entry, options.exclude)
+    _budget(min_iou)
+    _check_excluded(entry, exclude)
 
 
 def _check_excluded(entry: Backend, groups: Sequence[str]) -> None:
@@ -218,19 +214,15 @@ def _budget(min_iou: float | None) -> Budget:
     return Budget(mean_iou=mean, p05_iou=1 - P05_SHARE * (1 - mean))
 
 
-def _calibration(job: ExportJob, checkpoint: Path, path: Path | None, progress: Progress) -> CalibrationSet:
+def _roll_out(loaded: LoadedDecoder, checkpoint: Path, progress: Progress) -> CalibrationSet:
     from samx.quantization.rollout import build_set, calibration_reference
     from samx.quantization.sources import SourceOptions, open_source
 
-    loaded = job.loaded
-    found = _given_set(loaded, checkpoint, path)
-    if found is not None:
-        return found
     source = open_source(SourceOptions(), checkpoint, loaded.spec, 0)
     return build_set(calibration_reference(loaded), loaded.sha256, source, progress=progress)
 
 
-def _given_set(loaded: LoadedDecoder, checkpoint: Path, path: Path | None) -> CalibrationSet | None:
+def given_set(loaded: LoadedDecoder, checkpoint: Path, path: Path | None) -> CalibrationSet | None:
     """Read the user's calibration set; none is needed for a demo model, whose scenes are known.
 
     Raises: UsageError; InputError for a set of another decoder.
@@ -249,16 +241,17 @@ def _given_set(loaded: LoadedDecoder, checkpoint: Path, path: Path | None) -> Ca
 
 
 def held_out_prompts(
-    job: ExportJob, checkpoint: Path, path: Path | None, images: int, most_points: int | None, progress: Progress
-) -> HeldOut:
-    """Give what judges a floating point export of eight bits: prompts on at most so many images.
+    job: ExportJob, checkpoint: Path, given: CalibrationSet | None, images: int, most_points: int | None,
+    progress: Progress,
+) -> HeldOut:  # fmt: skip
+    """Return what judges a floating point export of eight bits: prompts on at most so many images.
 
-    Raises: as Int8.prepare(); InputError when the calibration set holds nothing out.
+    Raises: InputError when the calibration set holds nothing out.
     """
     from samx.quantization.held_out import held_out, held_out_scenes
     from samx.quantization.rollout import calibration_reference
 
-    given, reference = _given_set(job.loaded, checkpoint, path), calibration_reference(job.loaded)
+    reference = calibration_reference(job.loaded)
     more: dict[str, Any] = {"most_points": most_points, "progress": progress}
     if given is None:
         return held_out_scenes(reference, checkpoint, job.spec, images=images, **more)

@@ -11,7 +11,7 @@ from samx.quantization.calibration import CalibrationSet
 from samx.quantization.search import Budget, Found
 
 if TYPE_CHECKING:
-    from samx.exporters.options import Exported, ExportJob
+    from samx.exporters.base import Exported, ExportJob
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +23,9 @@ class QuantisationJob:
     directory: Path  # holds what the exporter wrote
     calibration: CalibrationSet
     budget: Budget
+    excluded: tuple[str, ...] = ()  # groups that the user leaves in floating point
     notebook: Path | None = None  # where the search remembers what it judged
     progress: Progress = silent
-
-    @property
-    def excluded(self) -> tuple[str, ...]:
-        """Name the groups that the user leaves in floating point."""
-        return self.export.options.exclude
 
 
 @dataclass(frozen=True)

@@ -144,11 +144,12 @@ def judge(options: argparse.Namespace) -> ParityReport:
     suite = _suite(artifact, options.suite)
     if suite.spec != manifest.spec:
         raise ArtifactError(f"the parity suite is for another decoder than {artifact.path}", fix="Export again.")
-    open_session = load(backend(manifest.target).runner(options.device).runtime)
+    entry = backend(manifest.target)
+    open_session = load(entry.runner(options.device).runtime)
     return run_gate(
         open_session(artifact, device=options.device, threads=options.threads),
         suite,
-        bounds_for(manifest.precision, manifest.options),
+        bounds_for(entry.precisions.get(manifest.precision, manifest.precision), manifest.options),
         level=cast(Level, options.level),
         subject=options.subject or f"artifact {artifact.path.name or artifact.path}",
         device=options.device,

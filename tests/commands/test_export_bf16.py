@@ -14,7 +14,7 @@ from samx.commands.export import ExportRequest, export
 from samx.commands.validate import validate
 from samx.demo import demo_checkpoint
 from samx.errors import SamxError, UnavailableError, UsageError
-from samx.exporters.options import ExportJob, ExportOptions
+from samx.exporters.base import ExportJob, ExportOptions
 from samx.models.checkpoint import load_checkpoint
 from samx.progress import silent
 from samx.quantization.int8 import held_out_prompts

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from engine_toys import home as home
+from exports import export_job, job_for
 from toys import image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 from toys import one_thread as one_thread
 
@@ -19,11 +20,11 @@ from samx.commands.export import ExportRequest, export
 from samx.commands.validate import validate
 from samx.errors import SamxError, UnavailableError, UsageError
 from samx.exporters import aoti
-from samx.exporters.graphs import Graph
-from samx.exporters.options import ExportJob, ExportOptions
+from samx.exporters.base import ExportJob
 from samx.formats.aoti import STAMP_FILE, Host, HostStamp
+from samx.models.graph import Graph
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import sam1_spec
+from samx.models.spec import TensorSpec, sam1_spec
 from samx.runtimes.aoti import load_models, open_artifact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,9 +32,8 @@ SPEC = sam1_spec(image_size=128)
 WRITTEN = b"compiled"
 
 
-def job(**options: object) -> ExportJob:
-    loaded = toy_checkpoint(SPEC)
-    return ExportJob(loaded, SPEC, ExportOptions(**options), "aoti")  # type: ignore[arg-type]
+def job(precision: str = "fp32", **options: object) -> ExportJob:
+    return job_for("aoti", toy_checkpoint(SPEC), SPEC, precision, **options)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[Graph]:
 
 
 def test_a_package_is_stamped_and_trusted(compiler: list[Graph], tmp_path: Path) -> None:
-    exported = aoti.export(job(), tmp_path)
+    exported = export_job(job(), tmp_path)
     sha256 = hashlib.sha256(WRITTEN).hexdigest()
     assert exported.files == {"decoder.pt2": "package", "host.json": "package_stamp"}
     assert trust.is_trusted(sha256)
@@ -70,22 +70,22 @@ def test_a_package_is_stamped_and_trusted(compiler: list[Graph], tmp_path: Path)
 )
 @pytest.mark.usefixtures("compiler")
 def test_the_form_follows_points_and_precision(options: dict[str, object], form: str, tmp_path: Path) -> None:
-    facts = aoti.export(job(**options), tmp_path).options
+    facts = export_job(job(**options), tmp_path).options  # type: ignore[arg-type]
     assert (facts["form"], facts["cached"]) == (form, True)
 
 
 def test_half_precision_keeps_half_tensors_between_the_models(compiler: list[Graph], tmp_path: Path) -> None:
-    aoti.export(job(precision="fp16", islands=("image norms",)), tmp_path)
+    export_job(job(precision="fp16", keep_fp32=("image norms",)), tmp_path)
     image, prompt = compiler
-    kept = [tensor for tensor in prompt.inputs if tensor.name in image.outputs]
+    kept = [tensor for tensor in prompt.inputs if tensor in image.outputs]
     assert {tensor.dtype for tensor in kept} == {"float16"}
     assert {tensor.dtype for tensor in prompt.inputs[len(kept) :]} == {"float32"}
 
 
 @pytest.mark.usefixtures("compiler")
-def test_islands_are_for_half_precision(tmp_path: Path) -> None:
+def test_groups_to_keep_in_float32_are_for_half_precision(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="everything is in float32 already"):
-        aoti.export(job(islands=("image norms",)), tmp_path)
+        export_job(job(keep_fp32=("image norms",)), tmp_path)
 
 
 @pytest.mark.parametrize(("options", "flag"), [({"split": True}, "--split"), ({"opset": 23}, "--opset")])
@@ -135,7 +135,7 @@ class Tiny(torch.nn.Module):
 
 def tiny() -> Graph:
     """Give the smallest thing to compile: with two axes of any size, as the decoder's."""
-    return Graph("prompt", Tiny(), SPEC.prompt_inputs, ("out",))
+    return Graph("prompt", Tiny(), SPEC.prompt_inputs, (TensorSpec("out", (1,), "1", ""),))
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_an_export_is_compiled_judged_and_runs_again(
 def test_a_compiled_form_takes_any_number_of_prompts_and_points(home: Path, tmp_path: Path) -> None:
     spec = sam1_spec(image_size=128, mask_input=True)
     loaded = toy_checkpoint(spec)
-    aoti.export(ExportJob(loaded, spec, ExportOptions(points=ShapeRange(1, 30, 30)), "aoti"), tmp_path)
+    export_job(job_for("aoti", loaded, spec, points=ShapeRange(1, 30, 30)), tmp_path)
     models = load_models((tmp_path / "decoder.pt2").read_bytes(), "decoder.pt2")
     reference, image = toy_decoder(spec), image_tensors(spec)
     state = models["image"](*image.values())

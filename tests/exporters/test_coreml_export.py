@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exports import export_job, job_for
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
 from samx.artifacts.commit import seal
@@ -21,12 +22,11 @@ from samx.commands.export import ExportRequest, export
 from samx.commands.inspect import inspect
 from samx.commands.validate import validate
 from samx.errors import ArtifactError, PromptError, UnavailableError, UsageError
+from samx.exporters.base import Exported
 from samx.exporters.coreml import export as exporter
 from samx.exporters.coreml.export import LINT_FILE
-from samx.exporters.coreml.export import export as export_coreml
 from samx.exporters.coreml.swift import SWIFT_FILE
 from samx.exporters.coreml.weights import prepare, spared
-from samx.exporters.options import Exported, ExportJob, ExportOptions
 from samx.formats.coreml.library import open_coremltools
 from samx.formats.coreml.lint import forbidden
 from samx.formats.coreml.package import package_from_directory
@@ -56,10 +56,7 @@ FLOAT32_LOGITS = 1e-4  # of logits up to about 20
 
 
 def run_export(directory: Path, spec: DecoderSpec, **options: Any) -> Exported:
-    job = ExportJob(
-        toy_checkpoint(spec), spec, ExportOptions(**{"points": POINTS, "precision": "fp32", **options}), "coreml"
-    )
-    return export_coreml(job, directory)
+    return export_job(job_for("coreml", toy_checkpoint(spec), spec, **{"points": POINTS, **options}), directory)
 
 
 def opened(directory: Path, spec: DecoderSpec, exported: Exported, precision: str) -> MilRuntime:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,17 +11,19 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
+from exports import export_job
 from onnx import TensorProto
-from openvino_toys import SPECS, SPLIT, artifact, exported, onnx_files, options
-from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
+from openvino_toys import SPECS, SPLIT, artifact, exported, job, onnx_files
+from toys import arrays, image_tensors, prompt_tensors, toy_decoder
 
 from samx.commands.inspect import inspect
 from samx.errors import InputError, SamxError, UsageError
 from samx.exporters import openvino
-from samx.exporters.options import ExportJob
 from samx.formats.openvino import ir
 from samx.formats.openvino.rules import broken_rules
-from samx.registry import backend, check_precision
+from samx.models.fast.graphs import Needs
+from samx.models.graph import Graphs
+from samx.registry import backend
 from samx.runtimes.openvino import open_artifact
 
 CLOSE = 2e-5  # float32 sums in another order, relative to the largest output
@@ -127,43 +128,45 @@ def asked(monkeypatch: pytest.MonkeyPatch, directory: Path, **more: Any) -> dict
     """Export through the exporter, with the tracing cut off; gives what was asked of it."""
     found: dict[str, Any] = {}
 
-    def write_graphs(job: ExportJob, folder: Path, **how: Any) -> Any:
-        found.update(job=job, **how)
+    def fast_graphs(loaded: Any, spec: Any, needs: Needs) -> Graphs:
+        found.update(needs=needs)
+        return Graphs((), {})
+
+    def write_onnx(graphs: Any, folder: Path, **how: Any) -> Any:
         written, models = onnx_files("whole")
         for name, data in models.items():
             (folder / name).write_bytes(data)
-        return replace(written, options=job.options.to_json())
+        return written
 
-    monkeypatch.setattr(openvino, "write_graphs", write_graphs)
-    spec = SPECS["whole"]
-    made = openvino.export(ExportJob(toy_checkpoint(spec), spec, options("whole", **more), "openvino"), directory)
-    return {**found, "exported": made}
+    monkeypatch.setattr("samx.models.fast.graphs.fast_graphs", fast_graphs)
+    monkeypatch.setattr(openvino, "write_onnx", write_onnx)
+    return {**found, "exported": export_job(job("whole", **more), directory), "needs": found["needs"]}
 
 
 def test_onnx_is_not_left_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = asked(monkeypatch, tmp_path, precision="fp16")
     assert {path.name for path in tmp_path.iterdir()} == {"decoder.xml", "decoder.bin"}
-    assert found["job"].options.precision == "fp32"  # the graph that is converted computes in float32
-    assert (found["low_rank"], found["padded_points"]) == (True, False)
+    assert found["needs"].keep_fp32 is None  # the graph that is converted computes in float32
+    assert (found["needs"].low_rank, found["needs"].padded_points) == (True, False)
     assert found["exported"].options["precision"] == "fp16"
 
 
 def test_int8_starts_from_onnx_without_low_rank_norms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = asked(monkeypatch, tmp_path, precision="int8")
     assert {path.name for path in tmp_path.iterdir()} == {"decoder.onnx"}
-    assert found["low_rank"] is False
+    assert found["needs"].low_rank is False
     assert found["exported"].options["precision"] == "int8"
 
 
-@pytest.mark.parametrize("foreign", [{"opset": 23}, {"islands": ("sums",)}, {"weights": "linear8"}, {"ios": 16}])
+@pytest.mark.parametrize("foreign", [{"opset": 23}, {"keep_fp32": ("sums",)}, {"weights": "linear8"}, {"ios": 16}])
 def test_options_of_other_targets_are_refused(foreign: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="target 'openvino' has no such option"):
-        options("whole", **foreign).refuse_foreign("openvino", TARGET.options)
+        job("whole", **foreign)
 
 
 def test_a_precision_that_there_is_not_is_refused() -> None:
     with pytest.raises(UsageError, match="found int4, expected fp32 or fp16 or bf16 or int8"):
-        check_precision(TARGET, "int4")
+        TARGET.check_precision("int4")
 
 
 Fault = Callable[[onnx.ModelProto], object]

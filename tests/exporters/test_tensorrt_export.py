@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from engine_toys import home as home
+from exports import export_job, job_for
 from onnx import TensorProto
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
@@ -22,10 +23,9 @@ from samx.commands.build import build
 from samx.commands.export import ExportRequest, export
 from samx.commands.validate import validate
 from samx.errors import PromptError, UnavailableError, UsageError
+from samx.exporters.base import Exported
 from samx.exporters.onnx import DECODER_FILE
-from samx.exporters.options import Exported, ExportJob, ExportOptions
 from samx.exporters.tensorrt.export import POINTS, PROMPTS
-from samx.exporters.tensorrt.export import export as export_trt
 from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
@@ -44,8 +44,7 @@ BUILD_CAP_S = 60
 
 
 def run_export(directory: Path, spec: DecoderSpec, **options: Any) -> Exported:
-    job = ExportJob(toy_checkpoint(spec), spec, ExportOptions(**{"precision": "fp16", **options}), "trt")
-    return export_trt(job, directory)
+    return export_job(job_for("trt", toy_checkpoint(spec), spec, **{"precision": "fp16", **options}), directory)
 
 
 def float32_weights(model: onnx.ModelProto) -> int:
@@ -91,9 +90,9 @@ def test_the_types_are_in_the_file(name: str, opset: int, made: Made) -> None:
 
 
 def test_a_group_can_be_kept_in_float32(tmp_path: Path) -> None:
-    exported = run_export(tmp_path, SPECS["sam1"], islands=("token MLP",))
+    exported = run_export(tmp_path, SPECS["sam1"], keep_fp32=("token MLP",))
     assert float32_weights(onnx.load(tmp_path / DECODER_FILE)) > 2_000_000
-    assert exported.options["islands"] == ["point encoding", "token MLP"]
+    assert exported.options["keep_fp32"] == ["point encoding", "token MLP"]
 
 
 def test_the_plan_fits_the_file(made: Made) -> None:
@@ -108,18 +107,17 @@ def test_the_plan_fits_the_file(made: Made) -> None:
 @pytest.mark.parametrize(
     ("target", "options", "words"),
     [
-        ("trt", {"turing": True}, "Turing"),
-        ("trt", {"precision": "fp32", "islands": ("token MLP",)}, "precision fp32"),
-        ("trt", {"precision": "fp16", "islands": ("atlantis",)}, "atlantis"),
+        ("trt", {"turing": True}, "--turing"),
+        ("trt", {"precision": "fp32", "keep_fp32": ("token MLP",)}, "precision fp32"),
+        ("trt", {"precision": "fp16", "keep_fp32": ("atlantis",)}, "atlantis"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
     target: str, options: dict[str, object], words: str, tmp_path: Path
 ) -> None:
     spec = SPECS["sam1"]
-    job = ExportJob(toy_checkpoint(spec), spec, ExportOptions(**options), target)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=words):
-        export_trt(job, tmp_path)
+        export_job(job_for(target, toy_checkpoint(spec), spec, **options), tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_what_does_not_go_together_is_refused(
         ("trt", {"split": True}, "--split"),
         ("trt", {"turing": True}, "--turing"),
         ("onnx", {"turing": True}, "--turing"),
-        ("onnx", {"islands": ("token MLP",)}, "--keep-float32"),
+        ("onnx", {"keep_fp32": ("token MLP",)}, "--keep-float32"),
         ("trt-rtx", {"contract": "apple"}, "--contract"),
     ],
 )

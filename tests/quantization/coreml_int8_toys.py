@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from calibration_toys import toy_set
+from exports import export_job, job_for
 from toys import toy_checkpoint
 
 from samx.artifacts.commit import seal
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.exporters.coreml.export import export
-from samx.exporters.options import ExportJob, ExportOptions
 from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program
 from samx.models.shape_range import ShapeRange
@@ -45,15 +44,14 @@ def float_job(
     calibration: CalibrationSet | None = None, notebook: Path | None = None, **options: Any,
 ) -> QuantisationJob:  # fmt: skip
     """Export a toy's float16 packages, and say how they are to be quantised."""
-    chosen = ExportOptions(precision="int8", points=points, **options)
-    job = ExportJob(toy_checkpoint(SPECS[family]), SPECS[family], chosen, "coreml")
-    return QuantisationJob(job, export(job, directory), directory, calibration or toy_set(), budget, notebook)
+    job = job_for("coreml", toy_checkpoint(SPECS[family]), SPECS[family], "int8", points=points, **options)
+    exported = export_job(job, directory)
+    return QuantisationJob(job, exported, directory, calibration or toy_set(), budget, notebook=notebook)
 
 
 def excluding(job: QuantisationJob, groups: Sequence[str]) -> QuantisationJob:
     """Leave groups in floating point."""
-    options = replace(job.export.options, exclude=tuple(groups))
-    return replace(job, export=replace(job.export, options=options))
+    return replace(job, excluded=tuple(groups))
 
 
 def opened(job: QuantisationJob, quantised: Quantised) -> MilRuntime:

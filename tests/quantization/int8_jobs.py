@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx
 from calibration_toys import click, features, toy_set
+from exports import job_for
 from toys import toy_checkpoint
 
-from samx.exporters.onnx import export as export_onnx
-from samx.exporters.options import Exported, ExportJob, ExportOptions
-from samx.exporters.tensorrt.export import export as export_trt
+from samx.exporters import base
+from samx.exporters.base import Exported, ExportJob
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
@@ -23,9 +25,10 @@ from samx.quantization.calibration import CalibrationSet, calibration_spec
 from samx.quantization.groups import QUANTISABLE, products
 from samx.quantization.job import QuantisationJob
 from samx.quantization.search import Budget
+from samx.registry import backend
 
 IMAGES, SAMPLES = 4, 24
-EXPORTERS = {"onnx": export_onnx, "trt": export_trt}
+export_decoder = base.export_decoder  # as it is, wherever a test has put exported_once() in its place
 # The three ways in which a decoder becomes files; of one layer, because tracing takes most of the time.
 SPECS: Mapping[str, DecoderSpec] = {
     "whole": sam1_spec(image_size=128, depth=1),
@@ -49,28 +52,25 @@ Files = dict[str, bytes]
 EXPORTED: dict[str, tuple[Exported, Files]] = {}
 
 
-def exported_once(job: ExportJob, directory: Path) -> Exported:
+def exported_once(exporter: ModuleType, job: ExportJob, directory: Path) -> Exported:
     """Export as samx does, but tracing the same decoder only once: what INT8 is asked for does not change the graph.
 
     Neither does it matter to the graph for ONNX Runtime whether INT8 comes after it, at the usual number of prompts.
     """
     key = _key(job)
     if key not in EXPORTED:
-        found = EXPORTERS[job.target](job, directory)
+        found = export_decoder(exporter, job, directory)
         EXPORTED[key] = found, {name: (directory / name).read_bytes() for name in found.files}
     found, files = EXPORTED[key]
     for name, data in files.items():
         (directory / name).write_bytes(data)
-    asked = {"exclude": list(job.options.exclude), "min_iou": job.options.min_iou, "precision": job.options.precision}
-    return replace(found, options={**found.options, **asked})
+    return replace(found, options={**found.options, "precision": job.precision})
 
 
 def _key(job: ExportJob) -> str:
-    options = replace(job.options, exclude=(), min_iou=None)
-    if job.target == "onnx":
-        options = replace(options, precision="int8")
+    precision = "int8" if job.target == "onnx" else job.precision
     weights = hashlib.sha256(b"".join(value.numpy().tobytes() for value in job.loaded.weights.values())).hexdigest()
-    return json.dumps([job.target, job.spec.to_json(), options.to_json(), weights])
+    return json.dumps([job.target, precision, job.spec.to_json(), job.options.to_json(), weights])
 
 
 def calibration(spec: DecoderSpec) -> CalibrationSet:
@@ -87,10 +87,11 @@ def calibration(spec: DecoderSpec) -> CalibrationSet:
 def quantisation_job(kind: str, directory: Path, budget: Budget = LOOSE, **changes: Any) -> QuantisationJob:
     """Export a toy decoder into a directory, ready to be quantised; `exclude` names groups that stay float."""
     spec = SPECS[kind]
-    options = ExportOptions(precision="int8", exclude=changes.pop("exclude", ()), **OPTIONS[kind])
     loaded = toy_checkpoint(replace(spec, masks="multimask", mask_input=False))
-    export = ExportJob(loaded, spec, options, "trt" if kind == "trt" else "onnx")
-    return QuantisationJob(export, exported_once(export, directory), directory, calibration(spec), budget, **changes)
+    export = job_for("trt" if kind == "trt" else "onnx", loaded, spec, "int8", **OPTIONS[kind])
+    exported = exported_once(importlib.import_module(backend(export.target).exporter), export, directory)
+    excluded = tuple(changes.pop("exclude", ()))
+    return QuantisationJob(export, exported, directory, calibration(spec), budget, excluded, **changes)
 
 
 @dataclass(frozen=True)

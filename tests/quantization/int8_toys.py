@@ -14,8 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
-from samx.exporters.onnx import write_graphs
-from samx.exporters.options import ExportJob, ExportOptions
+from samx.exporters.onnx import ATTENTION_OPSET, write_onnx
+from samx.models.fast.graphs import Needs, fast_graphs
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
@@ -38,11 +38,14 @@ def toy_graphs(
 def _exported(family: str, form: str, opset: int, precision: str, split: bool) -> dict[str, bytes]:
     spec = SPECS[family]
     points, prompts = USUAL_POINTS[form], ShapeRange(1, 1, 64)
-    options = ExportOptions(precision=precision, opset=opset, split=split, points=points, prompts=prompts)
+    needs = Needs(
+        points, prompts, split, low_rank=False, fused=opset >= ATTENTION_OPSET,
+        keep_fp32=() if precision == "fp16" else None,
+    )  # fmt: skip
+    graphs = fast_graphs(toy_checkpoint(replace(spec, masks="multimask")), spec, needs)
+    assert graphs.facts["form"] == form
     with tempfile.TemporaryDirectory() as folder:
-        job = ExportJob(toy_checkpoint(replace(spec, masks="multimask")), spec, options)
-        exported = write_graphs(job, Path(folder), low_rank=False, padded_points=False)
-        assert exported.options["form"] == form
+        exported = write_onnx(graphs.graphs, Path(folder), opset=opset, simplify=True)
         return {name: (Path(folder) / name).read_bytes() for name in exported.files}
 
 

@@ -31,7 +31,7 @@ from samx.quantization import int8 as module
 from samx.quantization import verdict
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.onnx import Desk
-from samx.registry import backend, check_precision
+from samx.registry import backend
 from samx.validators.suite import ParitySuite
 
 SPEC = SPECS["whole"]
@@ -51,7 +51,7 @@ class Mine:
     def request(self, folder: Path, **changes: Any) -> ExportRequest:
         fields: dict[str, Any] = {
             "checkpoint": self.checkpoint, "precision": "int8", "image_size": SIZE_PX, "calibration": self.calibration,
-            "options": {"exclude": SPARED},
+            "exclude": SPARED,
         }  # fmt: skip
         return ExportRequest(folder / "out", **{**fields, **changes})
 
@@ -77,7 +77,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
 def quick() -> Iterator[None]:
     """Trace each decoder once, search with fewer prompts, and measure speed for no longer than that takes."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("samx.exporters.onnx.export", exported_once)
+        patched.setattr("samx.exporters.base.export_decoder", exported_once)
         patched.setattr("samx.quantization.onnx.JUDGED_EVERY", 4)
         patched.setattr(module, "SPEED_SECONDS", 0.01)
         patched.setattr(module, "SPEED_PROMPTS", (1, 2))
@@ -239,7 +239,7 @@ def assert_refused(request: ExportRequest, error: type[SamxError], code: int, wo
 
 
 def test_a_budget_that_cannot_be_met(mine: Mine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = mine.request(tmp_path, options={"min_iou": 0.99999, "exclude": ALL_BUT_BIG})
+    request = mine.request(tmp_path, min_iou=0.99999, exclude=ALL_BUT_BIG)
     line = assert_refused(request, ParityError, 3, "INT8 cannot meet the budget: found at best mean IoU 0.99")
     rows = json.loads((tmp_path / NOTEBOOK).read_text())["judged"]
     base = rows.pop("[[], []]")
@@ -340,18 +340,18 @@ def test_a_set_of_this_very_decoder_is_taken(mine: Mine, tmp_path: Path) -> None
         ({"calibration": None}, UsageError, 2, "needs a calibration set .*samx calibrate CHECKPOINT"),
         ({"calibration": Path("missing.npz")}, ArtifactError, 6, "calibration set 'missing.npz' cannot be read"),
         ({"embeddings": (Path("a.npz"),)}, UsageError, 2, "found --embedding. .*samx calibrate CHECKPOINT"),
-        ({"options": {"min_iou": 0.5}}, UsageError, 2, "found --min-iou 0.5, expected 0.98"),
-        ({"options": {"min_iou": 1.0}}, UsageError, 2, "found --min-iou 1, expected 0.98"),
-        ({"options": {"min_iou": float("nan")}}, UsageError, 2, "found --min-iou nan"),
-        ({"options": {"exclude": ("upscaling 3",)}}, UsageError, 2, "unknown group of products: found upscaling 3"),
+        ({"min_iou": 0.5}, UsageError, 2, "found --min-iou 0.5, expected 0.98"),
+        ({"min_iou": 1.0}, UsageError, 2, "found --min-iou 1, expected 0.98"),
+        ({"min_iou": float("nan")}, UsageError, 2, "found --min-iou nan"),
+        ({"exclude": ("upscaling 3",)}, UsageError, 2, "unknown group of products: found upscaling 3"),
         ({"precision": "fp32"}, UsageError, 2, "only INT8 is calibrated: found --calibration with fp32"),
         ({"target": "trt", "precision": "fp16"}, UsageError, 2, "found --calibration with fp16, expected --int8"),
         (
-            {"precision": "fp32", "calibration": None, "options": {"min_iou": 0.99}}, UsageError, 2,
+            {"precision": "fp32", "calibration": None, "exclude": (), "min_iou": 0.99}, UsageError, 2,
             "found --min-iou with fp32",
         ),
         (
-            {"precision": "fp32", "calibration": None, "options": {"exclude": ("upscaling 1",)}}, UsageError, 2,
+            {"precision": "fp32", "calibration": None, "exclude": ("upscaling 1",)}, UsageError, 2,
             "found --exclude with fp32",
         ),
     ],
@@ -363,10 +363,10 @@ def test_requests_that_cannot_be_meant(
 
 
 def test_a_target_without_int8() -> None:
-    entry = replace(backend("onnx"), precisions=("fp32",))
+    entry = replace(backend("onnx"), precisions={"fp32": "fp32"})
     with pytest.raises(UsageError, match="does not export this precision: found int8, expected fp32"):
-        check_precision(entry, "int8")
-    check_precision(backend("onnx"), "int8")
+        entry.check_precision("int8")
+    backend("onnx").check_precision("int8")
 
 
 def test_a_budget_asks_more_of_the_worst_masks_too() -> None:

@@ -16,7 +16,7 @@ from samx import console
 from samx.artifacts import strict_json
 from samx.benchmarks.summary import SpeedReport
 from samx.errors import ParityError, WriteError
-from samx.exporters.options import Exported
+from samx.exporters.base import Exported
 from samx.quantization.job import Quantised
 from samx.quantization.report import Int8Report, remedy
 from samx.quantization.search import Budget, Found, Judged, Plan, Row

@@ -23,9 +23,9 @@ from samx.artifacts.store import Artifact
 from samx.commands.build import build
 from samx.commands.build import trust as name_trusted
 from samx.errors import ArtifactError, SamxError, UnavailableError, UsageError
-from samx.exporters.graphs import graphs
 from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
 from samx.models.fast.decoder import FastDecoder
+from samx.models.fast.graphs import cut
 from samx.models.spec import sam1_spec
 from samx.registry import backend
 from samx.runtimes import aoti
@@ -51,7 +51,7 @@ def artifact(path: Path, stamp: HostStamp | None = None) -> Artifact:
 def runtime(form: str = "low_rank", chunk: int = 2) -> tuple[FastDecoder, AotiRuntime]:
     """Run the graphs that are compiled as they are, uncompiled."""
     decoder = FastDecoder(toy_decoder(SPEC), form)  # type: ignore[arg-type]
-    return decoder, AotiRuntime(SPEC, {graph.role: graph.module for graph in graphs(decoder, split=True)}, chunk)
+    return decoder, AotiRuntime(SPEC, {graph.role: graph.module for graph in cut(decoder, split=True)}, chunk)
 
 
 @pytest.fixture
@@ -165,7 +165,6 @@ def test_threads_are_set_for_the_process(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_int8_is_refused() -> None:
-    from samx.registry import check_precision
 
     with pytest.raises(SamxError, match="found int8, expected fp32 or fp16"):
-        check_precision(backend("aoti"), "int8")
+        backend("aoti").check_precision("int8")

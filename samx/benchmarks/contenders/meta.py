@@ -24,8 +24,9 @@ from samx.benchmarks.agreement import Parts, one_by_one
 from samx.benchmarks.interleave import Candidate, Effort
 from samx.benchmarks.scenarios import GRID, box_feed
 from samx.errors import UsageError
-from samx.exporters.onnx import export
-from samx.exporters.options import ExportJob, ExportOptions
+from samx.exporters import onnx as onnx_exporter
+from samx.exporters.base import ExportJob, export_decoder
+from samx.exporters.onnx import OnnxOptions
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.session import Feed
@@ -207,7 +208,7 @@ def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> dict[str,
 def _artifact(loaded: LoadedDecoder, directory: Path, *, mask_input: bool = False, **options: Any) -> Artifact:
     directory.mkdir(parents=True)
     spec = replace(loaded.spec, masks="all", mask_input=mask_input)
-    exported = export(ExportJob(loaded, spec, ExportOptions(**options)), directory)
+    exported = export_decoder(onnx_exporter, ExportJob(loaded, spec, OnnxOptions(**options)), directory)
     checkpoint = CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes)
     manifest = Manifest("onnx", "fp32", spec, checkpoint, exported.options, exported.tools)
     seal(directory, manifest, exported.files)

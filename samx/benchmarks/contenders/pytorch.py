@@ -16,9 +16,9 @@ from samx.benchmarks.contenders.meta import FAMILY, build_sam
 from samx.benchmarks.interleave import Clock, now_ns
 from samx.benchmarks.operations import REFERENCE
 from samx.exporters.aoti import PACKAGE_FILE, write_package
-from samx.exporters.graphs import graphs
 from samx.models.checkpoint import LoadedDecoder, build_reference
 from samx.models.fast.decoder import FastDecoder
+from samx.models.fast.graphs import cut
 from samx.runtimes.aoti import load_models
 
 Prompts = tuple[Tensor, ...]  # coordinates and labels of boxes
@@ -113,7 +113,7 @@ def packaged(decoder: FastDecoder, setting: Setting) -> Way:
     """Compile the fast form ahead of time; the image's work is done beforehand."""
     with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as folder:
         path = Path(folder, PACKAGE_FILE)
-        write_package(graphs(decoder, split=True), path)
+        write_package(cut(decoder, split=True), path)
         models = load_models(path.read_bytes(), PACKAGE_FILE)
     state = tuple(models["image"](*setting.image.values()))
     call: Call = lambda prompts: tuple(models["prompt"](*state, *prompts))  # noqa: E731

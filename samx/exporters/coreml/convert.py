@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from samx.exporters.coreml.weights import add_compression, spared
 from samx.formats.coreml.contract import Signature, sized
-from samx.formats.coreml.functions import SINGLE_FUNCTION
+from samx.formats.coreml.functions import MULTIFUNCTION_IOS, SINGLE_FUNCTION
 from samx.formats.coreml.library import open_coremltools, parse_model, program_of, quiet
 
 PURPOSE = "exporting Core ML packages"
@@ -27,7 +27,6 @@ DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
     "float16": (torch.float16, np.float16),
     "int32": (torch.int32, np.int32),
 }
-MULTIFUNCTION_IOS = 18
 # The image tokens' positions are products of small tables; folded they would be 2 MiB a package.
 LARGEST_FOLDED = "10000"
 # Its batch norms mix float32 statistics with float16 tensors, which Core ML's own check refuses (coremltools 9.0).

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UsageError
-from samx.exporters.coreml.convert import MULTIFUNCTION_IOS, write_package
+from samx.exporters.base import HALF, Exported, ExportJob, ExportOptions, option
 from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
-from samx.exporters.coreml.weights import check_compression, prepare
-from samx.exporters.onnx import METADATA_PREFIX, metadata
-from samx.exporters.options import Exported, ExportJob, ExportOptions
+from samx.exporters.onnx import stored_notes
 from samx.formats.coreml.contract import (
     APPLE_FAMILY,
     CONTRACTS,
@@ -25,16 +21,18 @@ from samx.formats.coreml.contract import (
     Contract,
     Signature,
 )
-from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.formats.coreml.lint import LintReport, forbidden, lint
-from samx.formats.coreml.package import DECODER, package_from_directory
-from samx.formats.coreml.program import Program, load_program
-from samx.models.checkpoint import build_reference
-from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
-from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
-from samx.models.reference import ReferenceDecoder
+from samx.formats.coreml.functions import MULTIFUNCTION_IOS, SINGLE_FUNCTION
+from samx.formats.coreml.package import DECODER
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from samx.formats.coreml.lint import LintReport
+    from samx.formats.coreml.program import Program
+    from samx.models.graph import Graph, Graphs
+    from samx.models.reference import ReferenceDecoder
 
 POINTS = ShapeRange(1, 2, 16)
 ONE_PROMPT = ShapeRange(1, 1, 1)  # the Neural Engine is fed click by click
@@ -42,37 +40,84 @@ SINGLE_POINTS = ShapeRange(8, 8, 8)  # where a package has one function
 USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
 IOS = (16, 17, 18)
 INT8_IOS = 17  # the first whose programs have quantize and dequantize
-HALF = ("fp16", "int8")  # int8 is made from float16 packages afterwards
-OPTIONS = ("precision", "ios", "contract", "weights")  # that mean something to a package
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
-MODULES: Mapping[str, Callable[[ReferenceDecoder], nn.Module]] = {
-    DECODER: NeuralEngineDecoder,
-    PROMPT_ENCODER: ApplePromptEncoder,
-    MASK_DECODER: AppleMaskDecoder,
-}
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
-def export(job: ExportJob, directory: Path) -> Exported:
-    """Write the packages of a contract into a directory, with a lint of their programs and a Swift example.
+@dataclass(frozen=True)
+class CoreMLOptions(ExportOptions):
+    """Declare the options of Core ML packages."""
 
-    Raises: UsageError for an option that the target has not; SamxError when a program has what no package may have.
+    ios: int = option(18, "Oldest system, 16 to 18. Before 18 a package has one function.")
+    contract: str = option("samx", "Whose names: samx, or apple (two packages, as SAM 2.1 apps load them).")
+    weights: str | None = option(None, "Smaller weights: linear8 or palette8.")
+
+    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
+        """Refuse what no package can be."""
+        if self.contract not in CONTRACTS:
+            raise UsageError("unknown contract", found=repr(self.contract), expected=" or ".join(CONTRACTS))
+        if self.ios not in IOS:
+            raise UsageError("iOS version is not offered", found=self.ios, expected=" or ".join(map(str, IOS)))
+        _check_precision(self, precision)
+        if self.prompts not in (None, ONE_PROMPT):
+            fix = "Call it in turn."
+            raise UsageError("a function takes one prompt", found=f"--prompts {self.prompts}", fix=fix)
+        _functions(self)
+        if spec is not None:
+            _check_contract(CONTRACTS[self.contract], spec)
+
+    def remedy(self, precision: str) -> str | None:
+        """Say what to try when smaller weights differ."""
+        tighter = "Store the weights less tightly, with --weights linear8 or without --weights."
+        return tighter if self.weights is not None else None
+
+
+def decoder(job: ExportJob) -> Graphs:
+    """Build the modules of a contract's packages, in fixed shapes and the types of the job's precision."""
+    from samx.models.checkpoint import build_reference
+    from samx.models.fast.graphs import client_notes
+    from samx.models.fixed.decoder import to_half
+    from samx.models.graph import Graph, Graphs
+
+    graphs, modules = [], _modules()
+    for signature in CONTRACTS[_options(job).contract].signatures(job.spec):
+        module = modules[signature.folder](build_reference(replace(job.loaded, spec=job.spec)))
+        if job.precision in HALF:  # int8 is made from float16 packages afterwards
+            signature, module = signature.in_half(), to_half(module)
+        notes = client_notes(job.spec, signature.folder)
+        graphs.append(Graph(signature.folder, module, signature.inputs, signature.outputs, notes))
+    return Graphs(tuple(graphs), {"form": "neural_engine", "slots": True})
+
+
+def _modules() -> Mapping[str, Callable[[ReferenceDecoder], nn.Module]]:
+    from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
+    from samx.models.fixed.decoder import NeuralEngineDecoder
+
+    return {DECODER: NeuralEngineDecoder, PROMPT_ENCODER: ApplePromptEncoder, MASK_DECODER: AppleMaskDecoder}
+
+
+def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
+    """Write a package a graph into a directory, with a lint of their programs and a Swift example.
+
+    Raises: SamxError when a program has what no package may have.
     """
-    contract, functions, default = _plan(job)
-    sizes = {name: contract.sizes(n) for name, n in functions.items()}
-    programs: dict[str, Program] = {}
-    files: dict[str, str] = {}
-    for signature in contract.signatures(job.spec):
-        programs[signature.folder] = _write(job, signature, sizes, default, directory / signature.folder)
-        files.update(_roles(directory, signature.folder))
+    options, contract = _options(job), CONTRACTS[_options(job).contract]
+    functions, default = _functions(options)
+    sizes = {name: contract.sizes(rows) for name, rows in functions.items()}
+    programs = {graph.role: _write(graph, options, sizes, default, directory / graph.role) for graph in graphs}
+    files = {file: role for graph in graphs for file, role in _roles(directory, graph.role).items()}
     notes = write_lint(directory, programs, default)
-    swift = swift_example(job.spec, contract, job.options.precision, functions)
+    swift = swift_example(job.spec, contract, job.precision, functions)
     (directory / SWIFT_FILE).write_text(swift, encoding="utf-8")
-    chosen = job.options.to_json()
-    options = {**{name: chosen[name] for name in OPTIONS}, **_facts(contract, functions, default)}
+    chosen = {"ios": options.ios, "weights": options.weights, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
-    return Exported(files, options, _tools(), max(functions.values()), notes)
+    return Exported(files, chosen, _tools(), max(functions.values()), notes)
+
+
+def _options(job: ExportJob) -> CoreMLOptions:
+    assert isinstance(job.options, CoreMLOptions)
+    return job.options
 
 
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
@@ -86,35 +131,30 @@ def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -
     return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
 
 
-def _plan(job: ExportJob) -> tuple[Contract, dict[str, int], str]:
-    """Choose the functions with their rows, and the default one; refuse what cannot be."""
-    options = job.options
-    if options.contract not in CONTRACTS:
-        raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
-    if options.ios not in IOS:
-        raise UsageError("iOS version is not offered", found=options.ios, expected=" or ".join(map(str, IOS)))
-    _check_precision(options)
-    contract = CONTRACTS[options.contract]
-    _check_contract(contract, job.spec)
-    if options.prompts not in (None, ONE_PROMPT):
-        raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
-    several = options.ios >= MULTIFUNCTION_IOS
+def _functions(options: CoreMLOptions) -> tuple[dict[str, int], str]:
+    """Choose the functions with their rows, and the default one.
+
+    Raises: UsageError for points that no package has room for.
+    """
+    contract, several = CONTRACTS[options.contract], options.ios >= MULTIFUNCTION_IOS
     usual = POINTS if several else SINGLE_POINTS
     span = options.points or ShapeRange(*(rows + contract.padding for rows in usual.to_json()))
     rows = _rows(contract, span, options.ios)
     names = {n: contract.function_name(n) if several else SINGLE_FUNCTION for n in rows}
-    return contract, {name: n for n, name in names.items()}, names[max(span.opt, rows[0])]
+    return {name: n for n, name in names.items()}, names[max(span.opt, rows[0])]
 
 
-def _check_precision(options: ExportOptions) -> None:
+def _check_precision(options: CoreMLOptions, precision: str) -> None:
     """Refuse smaller weights beside another precision than float16, and activations that a system does not know."""
     if options.weights is not None:
+        from samx.exporters.coreml.weights import check_compression
+
         check_compression(options.weights)
-        if options.precision != "fp16":
-            fix = "With --int8 a search chooses the weights that get 8 bits." if options.precision == "int8" else None
-            found = f"precision {options.precision}"
+        if precision != "fp16":
+            fix = "With --int8 a search chooses the weights that get 8 bits." if precision == "int8" else None
+            found = f"precision {precision}"
             raise UsageError("smaller weights go with float16", found=found, expected="--fp16", fix=fix)
-    if options.precision == "int8" and options.ios < INT8_IOS:
+    if precision == "int8" and options.ios < INT8_IOS:
         expected = f"--ios {INT8_IOS} or later"
         raise UsageError("8-bit activations came with iOS 17", found=f"--ios {options.ios}", expected=expected)
 
@@ -144,23 +184,28 @@ def _rows(contract: Contract, span: ShapeRange, ios: int) -> list[int]:
 
 
 def _write(
-    job: ExportJob, signature: Signature, functions: Mapping[str, Mapping[str, int]], default: str, path: Path
+    graph: Graph, options: CoreMLOptions, functions: Mapping[str, Mapping[str, int]], default: str, path: Path
 ) -> Program:
     """Write one package, and read it back from the disk."""
-    options = job.options
-    module = MODULES[signature.folder](build_reference(replace(job.loaded, spec=job.spec)))
-    if options.precision in HALF:
-        signature, module = signature.in_half(), to_half(module)
+    from samx.exporters.coreml.convert import write_package
+    from samx.exporters.coreml.weights import prepare
+    from samx.formats.coreml.package import package_from_directory
+    from samx.formats.coreml.program import load_program
+
+    signature = Signature(graph.role, graph.inputs, graph.outputs)
     if options.weights is not None:
-        prepare(module, options.weights)
-    facts = metadata(job.spec, signature.folder)
-    notes = {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
-    write_package(module, signature, functions, default, path, ios=options.ios, weights=options.weights, metadata=notes)
-    return load_program(package_from_directory(path), signature.folder)
+        prepare(graph.module, options.weights)
+    write_package(
+        graph.module, signature, functions, default, path, ios=options.ios, weights=options.weights,
+        metadata=stored_notes(graph.notes),
+    )  # fmt: skip
+    return load_program(package_from_directory(path), graph.role)
 
 
 def _checked(program: Program, name: str) -> LintReport:
     """Lint a program that has nothing forbidden."""
+    from samx.formats.coreml.lint import forbidden, lint
+
     faults = forbidden(program.functions)
     if faults:
         raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
@@ -175,7 +220,7 @@ def _roles(directory: Path, folder: str) -> dict[str, str]:
 def _facts(contract: Contract, functions: Mapping[str, int], default: str) -> dict[str, Any]:
     points = ShapeRange(min(functions.values()), functions[default], max(functions.values()))
     return {
-        "form": "neural_engine", "slots": True, "points": points.to_json(), "prompts": ONE_PROMPT.to_json(),
+        "points": points.to_json(), "prompts": ONE_PROMPT.to_json(),
         "contract": contract.name, "functions": dict(functions), "default_function": default,
     }  # fmt: skip
 

@@ -3,42 +3,99 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from samx.exporters.onnx import DECODER_FILE, write_graphs
-from samx.exporters.options import Exported, ExportJob
+from samx.exporters.base import (
+    HALF,
+    Exported,
+    ExportJob,
+    ExportOptions,
+    check_keep_fp32,
+    keep_fp32_option,
+    option,
+    remedy_in_half,
+)
+from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, check_opset, opset_option, simplify_option, write_onnx
 from samx.exporters.tensorrt.reproduce import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
 from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
 from samx.models.shape_range import ShapeRange
+from samx.models.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from samx.models.graph import Graph, Graphs
 
 POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
-FLOAT = {"fp32": "fp32", "fp16": "fp16", "int8": "fp16"}  # what is not in integers
 
 
-def export(job: ExportJob, directory: Path) -> Exported:
+@dataclass(frozen=True)
+class TensorRTOptions(ExportOptions):
+    """Declare the options of TensorRT's graphs."""
+
+    opset: int = opset_option()
+    simplify: bool = simplify_option()
+    keep_fp32: tuple[str, ...] = keep_fp32_option()
+
+    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
+        """Refuse an opset that samx does not write, and groups to keep in float32 where everything is."""
+        check_opset(self.opset)
+        check_keep_fp32(self.keep_fp32, precision)
+
+    def remedy(self, precision: str) -> str | None:
+        """Say what to try when float16 differs."""
+        return remedy_in_half(precision)
+
+
+@dataclass(frozen=True)
+class RtxOptions(TensorRTOptions):
+    """Declare the options of TensorRT for RTX."""
+
+    turing: bool = option(False, "Build for Turing GPUs (SM 7.5) instead of Ampere and later.")
+
+
+def decoder(job: ExportJob) -> Graphs:
+    """Build the decoder's graph in the types that the engine computes in."""
+    from samx.models.fast.graphs import Needs, fast_graphs
+
+    options = _options(job)
+    points, prompts = _sizes(options)
+    # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
+    needs = Needs(
+        points, prompts, low_rank=False, padded_points=True, fused=options.opset >= ATTENTION_OPSET,
+        keep_fp32=options.keep_fp32 if job.precision in HALF else None,
+    )  # fmt: skip
+    return fast_graphs(job.loaded, job.spec, needs)
+
+
+def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     """Write the typed graph and its plan into a directory.
 
-    Raises: as write_graphs().
+    Raises: as write_onnx().
     """
-    points, prompts = _sizes(job)
-    options = replace(job.options, points=points, prompts=prompts, precision=FLOAT[job.options.precision])
-    # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
-    exported = write_graphs(replace(job, options=options), directory, low_rank=False, padded_points=True)
+    options = _options(job)
+    exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
     write_plan(job, directory)
     files = {**exported.files, PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE}
-    chosen = {**exported.options, "precision": job.options.precision}
-    return replace(exported, files=files, options=chosen, most_points=points.max)
+    return replace(exported, files=files, most_points=_sizes(options)[0].max)
 
 
 def write_plan(job: ExportJob, directory: Path) -> None:
     """Write how the graph that lies in a directory is to be built, and a script that repeats it."""
-    points, prompts = _sizes(job)
+    options = _options(job)
+    points, prompts = _sizes(options)
     sha256 = hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
-    plan = BuildPlan.of(job.target, job.spec, DECODER_FILE, sha256, prompts, points, job.options.turing)
+    turing = isinstance(options, RtxOptions) and options.turing
+    plan = BuildPlan.of(job.target, job.spec, DECODER_FILE, sha256, prompts, points, turing)
     (directory / PLAN_FILE).write_bytes(plan.to_bytes())
     (directory / SCRIPT_FILE).write_text(reproduce_script(plan, job.spec.image_size), encoding="utf-8")
 
 
-def _sizes(job: ExportJob) -> tuple[ShapeRange, ShapeRange]:
-    return job.options.points or POINTS, job.options.prompts or PROMPTS
+def _options(job: ExportJob) -> TensorRTOptions:
+    assert isinstance(job.options, TensorRTOptions)
+    return job.options
+
+
+def _sizes(options: TensorRTOptions) -> tuple[ShapeRange, ShapeRange]:
+    return options.points or POINTS, options.prompts or PROMPTS

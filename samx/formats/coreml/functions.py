@@ -11,6 +11,7 @@ from samx.artifacts import strict_json as read
 from samx.models.shape_range import MOST, ShapeRange
 
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
+MULTIFUNCTION_IOS = 18  # the first system that loads packages of several functions
 FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 

@@ -1,0 +1,159 @@
+"""The command 'samx export': its options are the ones that every target has, and those that the exporters declare."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import Field
+from pathlib import Path
+from typing import Annotated, Any, Optional, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from samx import console
+from samx.errors import UsageError
+from samx.registry import BACKENDS, flag_of, load, option_fields
+
+DEFAULT_TARGET = "onnx"
+EPILOG = (
+    "samx export  ·  samx export sam_vit_b.pth --single -o vit-b  ·  samx export sam2.1_hiera_tiny.pt --opset 23  ·  "
+    "samx export --target coreml --help"
+)
+# What precisions are called; one of another name is called by it.
+PRECISIONS = {"fp32": "Single precision.", "fp16": "Half precision.", "bf16": "bfloat16.", "int8": "8-bit integers."}
+
+
+def export(
+    checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
+    target: Annotated[
+        str, typer.Option(help="Backend to export for; 'samx doctor' lists them, --target T --help shows its options.")
+    ] = DEFAULT_TARGET,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Directory to make; default NAME-TARGET.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
+    multimask: Annotated[bool, typer.Option("--multimask", help="Three masks a prompt (default).")] = False,
+    single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
+    all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
+    mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
+    image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
+    calibration: Annotated[
+        Optional[Path],
+        typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
+    ] = None,
+    min_iou: Annotated[
+        Optional[float], typer.Option(help="--int8: mean mask IoU to keep (default 0.98). Groups give way until it is.")
+    ] = None,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="--int8: a group of products to leave in floating point.")
+    ] = None,
+    embedding: Annotated[Optional[list[Path]], typer.Option(help="Judge on your own embedding files.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
+    **more: Any,
+) -> None:
+    """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
+    from samx.commands.export import ExportRequest
+    from samx.commands.export import export as run
+
+    precision = one_of("precision", {name: more.pop(name) for name in _precisions()})
+    masks = one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}) or "multimask"
+    name = checkpoint.name.partition(".")[0] if checkpoint else f"{family}-demo"
+    request = ExportRequest(
+        out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
+        checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
+        mask_input=mask_input, image_size=image_size, embeddings=embedding or (), calibration=calibration,
+        exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
+        options={name: value for name, value in more.items() if value not in (None, [], ())},
+    )  # fmt: skip
+    with console.steps() as progress:
+        result = run(request, progress)
+    console.show(result, console.exported, as_json=json)
+
+
+class TargetCommand(TyperCommand):
+    """Show the options of the target that was named, and no other's; all are parsed, to be refused by name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Look for the target before the options are parsed and help is shown."""
+        own = {*_options_of(_target(args)), *_precisions_of(_target(args))}
+        for parameter in self.params:
+            if parameter.name in {*option_fields(), *_precisions()}:
+                parameter.hidden = parameter.name not in own  # type: ignore[attr-defined]
+        return super().parse_args(ctx, args)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+
+    def command(**given: Any) -> None:
+        export(**given)
+
+    parameters = list(_parameters())
+    command.__doc__, command.__name__ = export.__doc__, "export"
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(cls=TargetCommand, epilog=EPILOG)(command)
+
+
+def one_of(what: str, flags: dict[str, bool]) -> str | None:
+    """Return the flag that was set, if any.
+
+    Raises: UsageError for more than one.
+    """
+    chosen = [name for name, is_set in flags.items() if is_set]
+    if len(chosen) > 1:
+        raise UsageError(f"more than one choice of {what}", found=" and ".join(chosen), expected="one")
+    return chosen[0] if chosen else None
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """Yield export()'s own parameters, then a flag a precision, then the options of all targets."""
+    hints = get_type_hints(export, include_extras=True)
+    for parameter in inspect.signature(export).parameters.values():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            yield parameter.replace(annotation=hints[parameter.name])
+    for name in _precisions():
+        annotation = Annotated[bool, typer.Option(f"--{name}", help=PRECISIONS.get(name, f"Precision {name}."))]
+        yield _keyword(name, annotation, False)
+    types = {name: kind for entry in BACKENDS for name, kind in get_type_hints(load(entry.options)).items()}
+    for name, declared in option_fields().items():
+        yield _keyword(name, _annotation(name, declared, types[name]), None)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+def _annotation(name: str, declared: Field[Any], kind: Any) -> Any:
+    """Return an option as typer takes it; one that is not given is None."""
+    flag, help_text = flag_of(name, declared), declared.metadata["help"]
+    if kind is bool:
+        flags = f" /{flag}" if declared.default else flag  # a flag that switches off what is on by default
+        return Annotated[Optional[bool], typer.Option(flags, help=help_text)]
+    if declared.default not in (None, ()):
+        help_text += f" Default {declared.default}."
+    types: dict[Any, Any] = {int: Optional[int], tuple[str, ...]: Optional[list[str]]}
+    return Annotated[types.get(kind, Optional[str]), typer.Option(flag, help=help_text)]
+
+
+def _precisions() -> list[str]:
+    return list(dict.fromkeys(name for entry in BACKENDS for name in entry.precisions))
+
+
+def _target(args: Sequence[str]) -> str:
+    for here, following in zip(args, [*args[1:], ""], strict=True):
+        if here == "--target":
+            return following
+        if here.startswith("--target="):
+            return here.partition("=")[2]
+    return DEFAULT_TARGET
+
+
+def _options_of(target: str) -> set[str]:
+    return {name for entry in BACKENDS if entry.target == target for name in entry.option_fields()}
+
+
+def _precisions_of(target: str) -> set[str]:
+    return {name for entry in BACKENDS if entry.target == target for name in entry.precisions}
