@@ -80,11 +80,10 @@ def export(request: ExportRequest, progress: Progress = silent) -> ExportResult:
     job = _job(request, entry, precision, _checked(request, entry, precision), progress)
     with draft(request.out, overwrite=request.overwrite) as made:
         work = _Export(request, entry, job, made, progress)
-        work.fill()
-        if entry.compiler is not None:
-            work.compile()
+        report = work.fill()
+        report = compile_draft(made, entry, work.remedy(), progress) or report
     next_step = _next_step(entry, made.manifest, request.out)
-    return ExportResult(request.out, made.manifest, work.report, next_step, tuple(made.notes), work.int8_report)
+    return ExportResult(request.out, made.manifest, report, next_step, tuple(made.notes), work.int8_report)
 
 
 def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOptions:
@@ -137,41 +136,23 @@ class _Export:
         self.judged_as = entry.precisions[job.precision]
         self.calibration = self._calibration()
         self.int8 = self._int8() if self.judged_as == INT8 else None
-        self.report: ParityReport
         self.int8_report: Int8Report | None = None
 
-    def fill(self) -> None:
-        """Write every file of the artifact, and judge its graph."""
+    def fill(self) -> ParityReport:
+        """Write every file of the artifact, and judge its graph.
+
+        Raises: ParityError when it computes something else.
+        """
         exported = self._write()
         suite = self._suite(exported)
         suite.save(self.made.directory / SUITE_FILE)
         self.made.add({**exported.files, **self._encoder(), SUITE_FILE: SUITE_ROLE}, notes=exported.notes)
         self.made.seal(self._manifest(exported))
         self.progress("Comparing the export with PyTorch")
-        self._prove("graph", GRAPH_DEVICE, REPORT_FILE)
+        report = prove(self.made, "graph", GRAPH_DEVICE, REPORT_FILE, self.remedy())
         if self.int8 is not None:
             self.int8_report = self.int8.judge(self.made)
-
-    def compile(self) -> None:
-        """Build the engine where that can be done, and compare it with PyTorch where its device is.
-
-        Raises: ParityError when the engine computes something else; else as the compiler.
-        """
-        devices = self.entry.here()
-        if not devices and not self.entry.compiles_anywhere:
-            return
-        assert self.entry.compiler is not None
-        try:
-            lowered = load(self.entry.compiler)(self.made.directory, self.made.manifest, self.progress)
-        except UnavailableError as cause:  # the graph holds, and this machine is only not the one that compiles it
-            if self.entry.compiles_anywhere:
-                raise
-            self.made.notes.append(f"Not compiled here: {cause}")
-            return
-        self.made.show(lowered.evidence, lowered.files, lowered.tools)
-        for device in devices[:1] if lowered.opened else ():  # an RTX engine may be for another GPU than this one
-            self.progress(f"Comparing the engine with PyTorch on {device}")
-            self._prove("device", device, DEVICE_REPORT_FILE)
+        return report
 
     def _write(self) -> Exported:
         self.progress(f"Exporting the {self.entry.title} graph")
@@ -253,27 +234,48 @@ class _Export:
             checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
         )  # fmt: skip
 
-    def _prove(self, level: Level, device: str, file: str) -> None:
-        """Run the gate over the draft, and take its report up as evidence.
-
-        Raises: ParityError with the report's first failure.
-        """
-        made = self.made
-        report = gate_in_child(made.directory, level=level, device=device, subject=made.subject)
-        if not report.passed:
-            raise ParityError(report.summary(), fix=self._remedy(), report=report)
-        report.save(made.directory / file)
-        runtime, where = str(report.placement["runtime"]), str(report.placement["requested"])
-        evidence = Evidence(report.level, file, True, runtime, where, utc_now())
-        made.show(evidence, {file: REPORT_ROLE})
-        self.report = report
-
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         """Say what to try when the export differs."""
         if "int8" in self.made.manifest.options:
             return str(self.made.manifest.options["int8"]["remedy"])
         remedy = self.job.options.remedy(self.job.precision)
         return NOTHING if remedy is None else f"{NOTHING} {remedy}"
+
+
+def compile_draft(made: Draft, entry: Backend, remedy: str, progress: Progress) -> ParityReport | None:
+    """Build the engine where that can be done, and compare it with PyTorch where its device is.
+
+    Raises: ParityError when the engine computes something else; else as the compiler.
+    """
+    devices = entry.here()
+    if entry.compiler is None or (not devices and not entry.compiles_anywhere):
+        return None
+    try:
+        lowered = load(entry.compiler)(made.directory, made.manifest, progress)
+    except UnavailableError as cause:  # the graph holds, and this machine is only not the one that compiles it
+        if entry.compiles_anywhere:
+            raise
+        made.notes.append(f"Not compiled here: {cause}")
+        return None
+    made.show(lowered.evidence, lowered.files, lowered.tools)
+    if not devices or not lowered.opened:  # an RTX engine may be for another GPU than this one
+        return None
+    progress(f"Comparing the engine with PyTorch on {devices[0]}")
+    return prove(made, "device", devices[0], DEVICE_REPORT_FILE, remedy)
+
+
+def prove(made: Draft, level: Level, device: str, file: str, remedy: str) -> ParityReport:
+    """Run the gate over a draft, and take its report up as evidence.
+
+    Raises: ParityError with the report's first failure.
+    """
+    report = gate_in_child(made.directory, level=level, device=device, subject=made.subject)
+    if not report.passed:
+        raise ParityError(report.summary(), fix=remedy, report=report)
+    report.save(made.directory / file)
+    runtime, where = str(report.placement["runtime"]), str(report.placement["requested"])
+    made.show(Evidence(report.level, file, True, runtime, where, utc_now()), {file: REPORT_ROLE})
+    return report
 
 
 def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:

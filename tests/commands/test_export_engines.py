@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from samx.artifacts.commit import seal
+from samx.artifacts.draft import Draft
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Lowered, Manifest, utc_now
 from samx.commands import export as module
-from samx.commands.export import DEVICE_REPORT_FILE, Judged
+from samx.commands.export import DEVICE_REPORT_FILE, compile_draft
 from samx.errors import ParityError, UnavailableError
 from samx.models.spec import DecoderSpec
 from samx.progress import silent
@@ -54,17 +53,18 @@ class FakeReport:
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Judged:
+def made(tmp_path: Path) -> Draft:
+    """A draft whose graph was judged."""
     (tmp_path / "decoder.onnx").write_bytes(b"graph")
-    roles = {"decoder.onnx": "decoder"}
-    manifest = seal(tmp_path, Manifest("trt", "fp16", DecoderSpec(), CheckpointEntry("t", "t", "0" * 64, 1)), roles)
-    report: Any = FakeReport(True)
-    return Judged(tmp_path, "toy", manifest, roles, report)
+    draft = Draft(tmp_path, tmp_path / "toy")
+    draft.add({"decoder.onnx": "decoder"})
+    draft.seal(Manifest("trt", "fp16", DecoderSpec(), CheckpointEntry("t", "t", "0" * 64, 1)))
+    return draft
 
 
 def run(
-    judged: Judged, monkeypatch: pytest.MonkeyPatch, *, gpu: bool, opened: bool, anywhere: bool, good: bool
-) -> Judged:
+    made: Draft, monkeypatch: pytest.MonkeyPatch, *, gpu: bool, opened: bool, anywhere: bool, good: bool
+) -> ParityReport | None:
     monkeypatch.setattr(f"{HERE}.GPU", ["cuda"] if gpu else [])
     monkeypatch.setattr(f"{HERE}.OPENED", [opened])
     monkeypatch.setattr(module, "gate_in_child", lambda *_, **__: FakeReport(good))
@@ -72,7 +72,7 @@ def run(
         backend("trt"), library="json", devices=f"{HERE}:devices", compiler=f"{HERE}:compile_toy",
         compiles_anywhere=anywhere,
     )  # fmt: skip
-    return module._compile(entry, judged, silent)
+    return compile_draft(made, entry, "Nothing was written.", silent)
 
 
 @pytest.mark.parametrize(
@@ -85,25 +85,23 @@ def run(
     ],
 )
 def test_what_was_shown_is_what_is_claimed(
-    gpu: bool, opened: bool, anywhere: bool, levels: list[str], judged: Judged, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, opened: bool, anywhere: bool, levels: list[str], made: Draft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run(judged, monkeypatch, gpu=gpu, opened=opened, anywhere=anywhere, good=True)
-    assert [evidence.level for evidence in done.manifest.evidence] == levels
-    assert (DEVICE_REPORT_FILE in done.manifest.files) is ("device" in levels)
-    assert isinstance(done.report, FakeReport | ParityReport)
+    report = run(made, monkeypatch, gpu=gpu, opened=opened, anywhere=anywhere, good=True)
+    assert [evidence.level for evidence in made.manifest.evidence] == levels
+    assert (DEVICE_REPORT_FILE in made.manifest.files) is ("device" in levels)
+    assert (report is not None) is ("device" in levels)
 
 
-def test_an_engine_that_computes_something_else_is_no_export(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_computes_something_else_is_no_export(made: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParityError, match="parity failed: toy"):
-        run(judged, monkeypatch, gpu=True, opened=True, anywhere=False, good=False)
+        run(made, monkeypatch, gpu=True, opened=True, anywhere=False, good=False)
 
 
-def test_a_machine_that_cannot_compile_says_so_and_claims_nothing(
-    judged: Judged, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_cannot_compile_says_so_and_claims_nothing(made: Draft, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{HERE}.FAULT", [UnavailableError("compiling needs a newer macOS")])
-    done = run(judged, monkeypatch, gpu=True, opened=True, anywhere=False, good=True)
-    assert done.manifest.evidence == ()
-    assert done.notes == ("Not compiled here: compiling needs a newer macOS",)
+    run(made, monkeypatch, gpu=True, opened=True, anywhere=False, good=True)
+    assert made.manifest.evidence == ()
+    assert made.notes == ["Not compiled here: compiling needs a newer macOS"]
     with pytest.raises(UnavailableError):  # where it compiles anywhere, the engine is what was asked for
-        run(judged, monkeypatch, gpu=True, opened=True, anywhere=True, good=True)
+        run(made, monkeypatch, gpu=True, opened=True, anywhere=True, good=True)
