@@ -10,13 +10,14 @@ import numpy as np
 from samx.artifacts.store import Artifact
 from samx.benchmarks.subjects import MODEL_ROLES
 from samx.errors import UsageError
+from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
 from samx.models.spec import EMPTY_SLOT
 from samx.registry import backend
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, graph_roles
-from samx.runtimes.coreml.compute_plan import CLASSES, SINGLE_FUNCTION
+from samx.runtimes.coreml.compute_plan import CLASSES
 from samx.runtimes.coreml.mac import MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
 from samx.runtimes.coreml.runtime import UNITS
