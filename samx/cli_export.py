@@ -13,9 +13,8 @@ from typer.core import TyperCommand
 
 from samx import console
 from samx.errors import UsageError
-from samx.registry import BACKENDS, flag_of, load, option_fields
+from samx.registry import BACKENDS, DEFAULT_TARGET, flag_of, load, option_fields
 
-DEFAULT_TARGET = "onnx"
 EPILOG = (
     "samx export  ·  samx export sam_vit_b.pth --single -o vit-b  ·  samx export sam2.1_hiera_tiny.pt --opset 23  ·  "
     "samx export --target coreml --help"

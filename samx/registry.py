@@ -180,6 +180,8 @@ BACKENDS: tuple[Backend, ...] = (
     ),
 )  # fmt: skip
 
+DEFAULT_TARGET = BACKENDS[0].target
+
 # What runs a graph without its device: ONNX Runtime, or the evaluator of Core ML's programs, which exports nothing.
 RUNNERS: Mapping[str, Backend] = {
     "onnx": BACKENDS[0],

@@ -19,7 +19,7 @@ from samx.models.spec import MaskChoice
 from samx.processing.images import read_embedding
 from samx.progress import Progress, silent
 from samx.quantization import int8
-from samx.registry import GRAPH_DEVICE, Backend, backend, load
+from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, Backend, backend, load
 from samx.validators.cases import default_frames, parity_cases
 from samx.validators.child import SUITE_ROLE, gate_in_child
 from samx.validators.report import ParityReport
@@ -45,7 +45,7 @@ class ExportRequest:
     out: Path
     checkpoint: Path | None = None  # None: the demo model of `family`
     family: str = "sam1"
-    target: str = "onnx"
+    target: str = DEFAULT_TARGET
     precision: str | None = None  # None: the target's default
     masks: MaskChoice = "multimask"
     mask_input: bool = False

@@ -103,7 +103,7 @@ class ExportJob:
     spec: DecoderSpec
     options: ExportOptions
     precision: str = "fp32"
-    target: str = "onnx"
+    target: str = ""
 
 
 @dataclass(frozen=True)
