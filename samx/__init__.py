@@ -1,13 +1,45 @@
-"""Export the Segment Anything mask decoder to devices, with proof that it still computes the same masks."""
+"""Export the Segment Anything mask decoder to devices, with proof that it still computes the same masks.
+
+samx.export("sam2.1_hiera_tiny.pt", "tiny", target="onnx")
+predictor = samx.open("tiny")
+predictor.set_image("photo.jpg")
+masks, scores, logits = predictor.predict(point_coords=[(300, 200)], point_labels=[1])
+report = samx.validate("tiny")
+"""
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 
 __version__ = "0.1.0"
 
-# Names that need heavy libraries, imported when they are first asked for; __init__.pyi tells type checkers.
-LAZY = {"load": "samx.pytorch"}
+ERRORS = (
+    "ArtifactError", "BenchmarkError", "CheckpointError", "ImageError", "InputError", "MissingExtraError",
+    "ParityError", "PromptError", "SamxError", "UnavailableError", "UsageError", "WriteError",
+)  # fmt: skip
+# Names that cost something, imported when they are first asked for; __init__.pyi tells type checkers.
+LAZY = {
+    **dict.fromkeys(("export", "open", "validate"), "samx.api"),
+    "load": "samx.pytorch",
+    "Artifact": "samx.artifacts.store",
+    "Predictor": "samx.predictor",
+    "Prompt": "samx.prompts",
+    **dict.fromkeys(ERRORS, "samx.errors"),
+}
+__all__ = [*LAZY, "__version__"]
+
+
+class _FrontDoor(ModuleType):
+    """Keep `samx.export` and `samx.validate` functions when the modules of these names are imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in LAZY or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor
 
 
 def __getattr__(name: str) -> object:

@@ -23,12 +23,20 @@ class FamilyRules:
     keeps_aspect: bool  # longest side to the frame's size, zeros beside it; or both sides to the frame's size
     box_first: bool  # box corners before the points, or after them
     pads_boxes: bool  # a padding token after a box too, or only after points without a box; never for a mask alone
+    mask_limit: float  # where low-resolution logits are cut off before they are handed back, to be given as a mask
+    predicts_batches: bool  # predict() takes several prompts at once
+    float_masks: bool  # predict() returns masks as float32, not as bool
 
 
 RULES: Mapping[Family, FamilyRules] = {
-    "sam1": FamilyRules(keeps_aspect=True, box_first=False, pads_boxes=False),
-    "sam2": FamilyRules(keeps_aspect=False, box_first=True, pads_boxes=True),
-}
+    "sam1": FamilyRules(
+        keeps_aspect=True, box_first=False, pads_boxes=False, mask_limit=float("inf"), predicts_batches=False,
+        float_masks=False,
+    ),
+    "sam2": FamilyRules(
+        keeps_aspect=False, box_first=True, pads_boxes=True, mask_limit=32.0, predicts_batches=True, float_masks=True,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
 
 from samx.export import ExportRequest, export
+
+
+class OperatorsFirst(MetaPathFinder):
+    """Define torchvision's operators before anything imports torchvision, whose compiled ones may not load.
+
+    Hugging Face's models import it where it is installed.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
+        """Find nothing; the finders after this one do."""
+        if name == "torchvision":
+            importlib.import_module("torchvision_operators").define()
+
+
+sys.meta_path.insert(0, OperatorsFirst())
 
 
 def pytest_collection_finish() -> None:

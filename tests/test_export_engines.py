@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from samx import export as module
 from samx.artifacts.commit import seal
 from samx.artifacts.lowered import Lowered
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest, utc_now
@@ -20,6 +20,7 @@ from samx.registry import backend
 from samx.validators.report import ParityReport
 
 HERE = __name__
+module: Any = sys.modules[Judged.__module__]
 GPU: list[str] = []
 OPENED: list[bool] = []
 FAULT: list[Exception] = []

@@ -40,7 +40,8 @@ class Refinement:
         self.last = self.session.decode(feed)
 
     def _mask(self) -> FloatArray:
-        mask: FloatArray = self.last["low_res_masks"][0, best_indices(self.last)[0]]
+        best = best_indices(self.last, self.questions.spec)[0]
+        mask: FloatArray = self.last["low_res_masks"][0, best]
         return mask
 
 
@@ -64,10 +65,9 @@ def copying(name: str, session: Session, scenario: Scenario, questions: Question
 def finishing(name: str, session: Session, scenario: Scenario, questions: Questions) -> Candidate:
     """Bind the making of masks at the picture's size, from the answers to one round of a scenario."""
     outputs = {key: np.array(value) for key, value in session.decode(questions.feed(scenario, 0)).items()}
-    threshold = questions.spec.mask_threshold
 
     def call(frame: Any) -> None:
-        for _ in segment(outputs, frame, threshold):
+        for _ in segment(outputs, frame, questions.spec):
             pass
 
     return Candidate(name, scenario.prompts, call, lambda _: questions.frame)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from samx.decoders.session import Feed, FloatArray, Outputs, Session
-from samx.decoders.spec import LABELS, Family
+from samx.decoders.spec import LABELS
 from samx.demo.batches import pick_region
 from samx.demo.sampling import (
     MIN_REGION_SHARE,
@@ -21,10 +21,11 @@ from samx.demo.sampling import (
     random_pixel,
 )
 from samx.errors import ParityError
+from samx.frames import RULES
 from samx.quantization.calibration import calibration_spec
 from samx.quantization.samples import fitted
 from samx.quantization.sources import SourceImage, mask_px
-from samx.validators.cases import BOX_LABELS, EXTREME_LOGIT, Draw
+from samx.validators.cases import BOX_LABELS, Draw
 from samx.validators.metrics import BoolArray
 from samx.validators.suite import output_problems
 from samx.validators.suite_file import storable
@@ -36,8 +37,6 @@ MOST_CLICKS, MOST_EXTRA, MOST_ROUNDS = 5, 3, 3  # on the object alone; beside it
 # Where regions are not known: of so many clicks' masks, the half that the reference is surest of are what users mean.
 PROPOSALS = 8
 MOST_REGION_SHARE = 0.9  # of the picture; more is its background
-# Where SAM 2's predictor cuts a previous mask off; SAM 1's hands it back as it is.
-MASK_LIMIT: Mapping[Family, float] = {"sam1": float("inf"), "sam2": EXTREME_LOGIT}
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class User:
         outputs = self._decode(self.feed(question))
         ambiguous = len(question.points) == 1 and not question.box
         index = 1 + int(outputs["iou_predictions"][0, 1:].argmax()) if ambiguous else 0
-        limit = MASK_LIMIT[self.spec.family]
+        limit = RULES[self.spec.family].mask_limit
         logits = np.clip(outputs["low_res_masks"][:, index : index + 1], -limit, limit)
         return Answer(logits, (logits[0, 0] > self.spec.mask_threshold) & self.valid)
 

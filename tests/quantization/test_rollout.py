@@ -17,13 +17,14 @@ from samx.decoders.spec import LABELS, DecoderSpec, sam2_spec
 from samx.demo import demo_checkpoint
 from samx.demo.sampling import padded_prompt
 from samx.errors import InputError, ParityError, UsageError
+from samx.frames import RULES
 from samx.quantization import calibration_file
 from samx.quantization.calibration import MIN_SAMPLES, CalibrationSet, calibration_spec, prompt_key
 from samx.quantization.held_out import held_out
 from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set, calibration_reference, deal
 from samx.quantization.samples import SHARES
 from samx.quantization.sources import HELD_OUT_SCENES
-from samx.quantization.user import KINDS, MASK_LIMIT, MOST_ROUNDS, Question, User
+from samx.quantization.user import KINDS, MOST_ROUNDS, Question, User
 from samx.runtimes.torch import reference_session
 from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
@@ -147,8 +148,8 @@ def test_the_mask_that_a_user_takes() -> None:
 def test_a_previous_mask_is_cut_off_as_the_predictor_does(spec: DecoderSpec) -> None:
     person = user(spec, DiscReference(spec, lambda logits: 10 * logits))
     highest = float(person.answer(person.click(person.region())).logits.max())
-    assert (highest == MASK_LIMIT["sam2"]) == (spec.family == "sam2")
-    assert highest <= MASK_LIMIT[spec.family]
+    assert (highest == 32.0) == (spec.family == "sam2")
+    assert highest <= RULES[spec.family].mask_limit
 
 
 def test_regions_of_a_scene_are_its_own() -> None:
