@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from samx.artifacts.store import Artifact
 from samx.decoders.session import Feed, FloatArray, Session
 from samx.decoders.spec import DecoderSpec
-from samx.errors import ImageError, UsageError
+from samx.errors import ImageError, PromptError, UsageError
 from samx.extras import require
 from samx.frames import RULES, Frame
 from samx.images import RgbArray
@@ -187,7 +187,7 @@ class Predictor:
                 raise UsageError("no batch of pictures is set", fix="Call set_image_batch first.")
             for name, batch in batches.items():
                 if batch is not None and len(batch) != len(self._images):
-                    raise UsageError(
+                    raise PromptError(
                         f"{name} does not match the pictures", found=len(batch), expected=len(self._images)
                     )
             found: list[Prediction] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import samx
 from samx.export import ExportRequest, export
 
 
@@ -54,6 +55,13 @@ def sam2_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options: dict[str, object] = {"split": True, "opset": 23}
     export(ExportRequest(out=out, family="sam2", mask_input=True, image_size=256, options=options))
     return out
+
+
+@pytest.fixture(scope="session")
+def all_masks_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the SAM 1 demo model for small frames, with all masks and mask prompts, through the front door."""
+    out = tmp_path_factory.mktemp("demo") / "all"
+    return samx.export(None, out, masks="all", mask_input=True, image_size=256).path
 
 
 @pytest.fixture

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from toys import image_tensors, toy_checkpoint
-from upstream_predictors import Noise, answer_with, iou, metas_predictor, our_predictor
+from upstream_predictors import Noise, answer_with, iou, metas_demo_predictor, metas_predictor, our_predictor
 
+import samx
 from samx.decoders.reference import stability_scores
 from samx.decoders.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.demo.scenes import generate_scene
 from samx.predictor import Predictor
 from samx.runtimes.torch import reference_session
 
@@ -247,6 +250,25 @@ def test_the_state_that_call_sites_read(family: str) -> None:
     both.ours.reset_image()
     both.meta.reset_image()
     assert both.ours.is_image_set == both.meta.is_image_set
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_an_artifact_segments_as_metas_predictor_does(
+    family: str, all_masks_artifact: Path, sam2_artifact: Path
+) -> None:
+    scene = np.asarray(generate_scene(900_003, (320, 240)).image)
+    artifact = sam2_artifact if family == "sam2" else all_masks_artifact
+    with samx.open(artifact) as ours:
+        meta = metas_demo_predictor(family, ours.spec.image_size)
+        size = scene.shape[:2]
+        for predictor in (ours, meta):
+            predictor.set_image(scene)
+        for case in ("point", "box", "box and points", "mask fed back"):
+            found, expected = (ONE[case](predictor, size) for predictor in (ours, meta))
+            assert 0.001 < expected[0].mean() < 0.999
+            # SAM 2's own predictor resizes the picture in floating point.
+            assert iou(found[0], expected[0]) > (0.999 if family == "sam1" else 0.99), case
+            np.testing.assert_allclose(found[1], expected[1], atol=1e-4 if family == "sam1" else 1e-2)
 
 
 def test_a_batch_of_pictures() -> None:

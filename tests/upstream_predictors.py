@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from samx.benchmarks.peers.meta import build_sam
-from samx.decoders.checkpoint import LoadedDecoder
+from samx.decoders.checkpoint import LoadedDecoder, load_checkpoint
 from samx.decoders.session import Feed, FloatArray, Outputs, Placement, Session
 from samx.decoders.spec import DecoderSpec
+from samx.demo import demo_checkpoint
+from samx.demo.model import load_demo
 from samx.frames import Frame
 from samx.images import RgbArray
 from samx.predictor import Predictor
@@ -111,6 +113,34 @@ class Noise:
 
     def placement(self) -> Placement:
         return Placement("noise", "cpu", {}, {})
+
+
+class DemoEncoder(nn.Module):
+    """The demo model's image encoder where Meta's predictors expect theirs."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.img_size = spec.image_size
+        self.encoder = load_demo(spec.family, demo_checkpoint(spec.family), spec.grid).encoder
+
+    def forward(self, pictures: Tensor) -> Any:
+        levels = self.encoder(pictures)
+        return levels if len(levels) > 1 else levels[0]
+
+
+def metas_demo_predictor(family: str, image_size: int) -> Any:
+    """Open Meta's predictor on the demo model, whose encoder takes values from 0 to 1."""
+    loaded = load_checkpoint(demo_checkpoint(family), image_size=image_size)
+    predictor = metas_predictor(loaded, [])
+    predictor.model.image_encoder = DemoEncoder(loaded.spec)
+    if family == "sam1":
+        predictor.model.pixel_mean.zero_()
+        predictor.model.pixel_std.fill_(255)
+        return predictor
+    transforms = predictor._transforms
+    resize, _ = transforms.transforms
+    transforms.transforms = resize  # without the normalisation
+    return predictor
 
 
 def our_predictor(session: Session, images: Sequence[Mapping[str, Tensor]]) -> Predictor:
