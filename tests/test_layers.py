@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.cli",),
     ("samx.cli_measure",),
     ("samx.console",),
+    ("samx.api",),
     (
         "samx.export",
         "samx.bisect",
@@ -42,7 +43,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.calibrate", "samx.int8"),
     ("samx.reports", "samx.bundles"),
     ("samx.benchmarks",),
-    ("samx.quantization", "samx.pytorch"),
+    ("samx.quantization", "samx.pytorch", "samx.predictor"),
+    ("samx.predictor_inputs", "samx.picture_encoder"),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.demo",),
     ("samx.overlay", "samx.registry"),
@@ -211,6 +213,7 @@ TELL_HEAVY = f"\nprint('heavy:', *sorted(set({HEAVY!r}) & set(sys.modules)))"
 def test_the_light_modules_are_those_that_a_device_needs() -> None:
     needed = {
         "samx.cli", "samx.console", "samx.doctor", "samx.inspect", "samx.segment", "samx.validate", "samx.registry",
+        "samx.api", "samx.predictor",
         "samx.errors", "samx.prompts", "samx.frames", "samx.postprocess", "samx.images", "samx.overlay",
         "samx.artifacts.store", "samx.artifacts.commit", "samx.validators.gate", "samx.validators.child",
         "samx.validators.suite", "samx.decoders.spec", "samx.decoders.session", "samx.runtimes.onnxruntime",
