@@ -19,3 +19,5 @@ from samx.prompts import Prompt as Prompt
 from samx.pytorch import load as load
 
 __version__: str
+LAZY: dict[str, str]
+ERRORS: tuple[str, ...]

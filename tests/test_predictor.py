@@ -204,11 +204,12 @@ def test_bgr_is_turned_into_rgb() -> None:
 @pytest.mark.parametrize("spec", [SAM1, SAM2], ids=["sam1", "sam2"])
 def test_an_embedding_stands_for_a_picture(spec: DecoderSpec, tmp_path: Path) -> None:
     given = feed(spec, 3)
-    np.savez(tmp_path / "picture.npz", **given)
+    np.savez(tmp_path / "picture.npz", **given)  # type: ignore[arg-type]
     tensors = {name: torch.from_numpy(value) for name, value in given.items()}
     halves = {name: value.astype(np.float16) for name, value in given.items()}
     alone = [given["image_embeddings"]] if spec.family == "sam1" else []
-    for embedding in (tmp_path / "picture.npz", str(tmp_path / "picture.npz"), given, tensors, halves, *alone):
+    forms: list[Any] = [tmp_path / "picture.npz", str(tmp_path / "picture.npz"), given, tensors, halves, *alone]
+    for embedding in forms:
         opened = predictor(spec)
         opened.set_image(embedding=embedding, original_size=SIZE)
         assert opened.original_size == SIZE
@@ -285,9 +286,10 @@ def test_batches_are_refused_by_argument() -> None:
     opened = ready(SAM2)
     with pytest.raises(UsageError, match="no batch of pictures is set"):
         opened.predict_batch([[(1, 1)]], [[1]])
-    for wrong in ([], PICTURE, "photo.jpg"):
+    lists: list[Any] = [[], PICTURE, "photo.jpg"]
+    for wrong in lists:
         with pytest.raises(ImageError, match="image_list is no list of pictures"):
-            opened.set_image_batch(wrong)  # type: ignore[arg-type]
+            opened.set_image_batch(wrong)
     opened.set_image_batch([PICTURE, PICTURE])
     with pytest.raises(PromptError, match="box_batch does not match the pictures: found 1, expected 2"):
         opened.predict_batch(box_batch=[[1, 2, 3, 4]])
@@ -367,7 +369,10 @@ def test_a_batch_on_another_thread_leaves_the_picture_to_its_owner() -> None:
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_threads_that_set_pictures_get_their_own_answer_or_none(locked: bool) -> None:
-    opened, wrong, right, refused = numbered(), [], [], []
+    opened = numbered()
+    wrong: list[float] = []
+    right: list[float] = []
+    refused: list[str] = []
 
     def work(mine: int) -> None:
         for _ in range(40):

@@ -22,7 +22,9 @@ from samx.predictor import Predictor
 from samx.runtimes.torch import reference_session
 
 SIDE = 256
-SPECS = {make().family: make(image_size=SIDE, masks="all", mask_input=True) for make in (sam1_spec, sam2_spec)}
+SPECS: dict[str, DecoderSpec] = {
+    make().family: make(image_size=SIDE, masks="all", mask_input=True) for make in (sam1_spec, sam2_spec)
+}
 SIZES = {"square": (300, 300), "wide": (180, 400), "tall": (400, 180), "tiny": (5, 9)}  # (H, W)
 # Two float32 roundings of logits up to 50, as tests/test_postprocess.py has it.
 ROUNDING = 2e-5

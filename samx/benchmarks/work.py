@@ -11,6 +11,7 @@ import numpy as np
 from samx.benchmarks.interleave import Candidate
 from samx.benchmarks.scenarios import Questions, Scenario
 from samx.decoders.session import Feed, FloatArray, Outputs, Session
+from samx.frames import RULES
 from samx.postprocess import best_indices, segment
 from samx.prompts import Point, Prompt, PromptBatch
 from samx.runtimes.base import CopiesOnly
@@ -40,8 +41,9 @@ class Refinement:
         self.last = self.session.decode(feed)
 
     def _mask(self) -> FloatArray:
-        best = best_indices(self.last, self.questions.spec)[0]
-        mask: FloatArray = self.last["low_res_masks"][0, best]
+        spec = self.questions.spec
+        limit = RULES[spec.family].mask_limit
+        mask: FloatArray = self.last["low_res_masks"][0, best_indices(self.last, spec)[0]].clip(-limit, limit)
         return mask
 
 
