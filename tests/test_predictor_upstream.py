@@ -255,11 +255,9 @@ def test_the_state_that_call_sites_read(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", SPECS)
-def test_an_artifact_segments_as_metas_predictor_does(
-    family: str, all_masks_artifact: Path, sam2_artifact: Path
-) -> None:
+def test_an_artifact_segments_as_metas_predictor_does(family: str, request: pytest.FixtureRequest) -> None:
     scene = np.asarray(generate_scene(900_003, (320, 240)).image)
-    artifact = sam2_artifact if family == "sam2" else all_masks_artifact
+    artifact: Path = request.getfixturevalue("sam2_artifact" if family == "sam2" else "all_masks_artifact")
     with samx.open(artifact) as ours:
         meta = metas_demo_predictor(family, ours.spec.image_size)
         size = scene.shape[:2]
