@@ -89,11 +89,12 @@ clean: ## Remove the environment and everything that was made
 	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.
-$(INSTALLED): pyproject.toml requirements/dev.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml requirements/dev.txt requirements/upstream.txt | $(BIN)/python
 	@echo "== Installing PyTorch ($(TORCH)); this takes a few minutes, once"
 	@$(PIP) install $(TORCH)
 	@echo "== Installing samx and what its checks need"
-	@$(PIP) install --constraint requirements/dev.txt --editable '.[dev]'
+	@$(PIP) install --constraint requirements/dev.txt --editable '.[dev]' setuptools wheel
+	@SAM2_BUILD_CUDA=0 $(PIP) install --no-deps --no-build-isolation -r requirements/upstream.txt
 	@touch $@
 
 $(BIN)/python:

@@ -1,4 +1,11 @@
-"""Export the Segment Anything mask decoder to devices, with proof that it still computes the same masks."""
+"""Export the Segment Anything mask decoder to devices, with proof that it still computes the same masks.
+
+samx.export("sam2.1_hiera_tiny.pt", "tiny", target="onnx")
+predictor = samx.open("tiny")
+predictor.set_image("photo.jpg")
+masks, scores, logits = predictor.predict(point_coords=[(300, 200)], point_labels=[1])
+report = samx.validate("tiny")
+"""
 
 from __future__ import annotations
 
@@ -6,8 +13,20 @@ import importlib
 
 __version__ = "0.1.0"
 
-# Names that need heavy libraries, imported when they are first asked for; __init__.pyi tells type checkers.
-LAZY = {"load": "samx.commands.load"}
+ERRORS = (
+    "ArtifactError", "BenchmarkError", "CheckpointError", "ImageError", "InputError", "MissingExtraError",
+    "ParityError", "PromptError", "SamxError", "UnavailableError", "UsageError", "WriteError",
+)  # fmt: skip
+# Names that cost something, imported when they are first asked for; __init__.pyi tells type checkers.
+LAZY = {
+    **dict.fromkeys(("export", "open", "validate"), "samx.api"),
+    "load": "samx.commands.load",
+    "Artifact": "samx.artifacts.store",
+    "Predictor": "samx.predictor",
+    "Prompt": "samx.processing.prompts",
+    **dict.fromkeys(ERRORS, "samx.errors"),
+}
+__all__ = [*LAZY, "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
 
+import samx
 from samx.commands.export import ExportRequest, export
+
+
+class OperatorsFirst(MetaPathFinder):
+    """Define torchvision's operators before anything imports torchvision, whose compiled ones may not load.
+
+    Hugging Face's models import it where it is installed.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: object = None) -> None:
+        """Find nothing; the finders after this one do."""
+        if name == "torchvision":
+            importlib.import_module("torchvision_operators").define()
+
+
+sys.meta_path.insert(0, OperatorsFirst())
 
 
 def pytest_collection_finish() -> None:
@@ -36,6 +55,13 @@ def sam2_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options: dict[str, object] = {"split": True, "opset": 23}
     export(ExportRequest(out=out, family="sam2", mask_input=True, image_size=256, options=options))
     return out
+
+
+@pytest.fixture(scope="session")
+def all_masks_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export the SAM 1 demo model for small frames, with all masks and mask prompts, through the front door."""
+    out = tmp_path_factory.mktemp("demo") / "all"
+    return samx.export(None, out, masks="all", mask_input=True, image_size=256).path
 
 
 @pytest.fixture

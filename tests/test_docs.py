@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from samx.cli import app
@@ -149,12 +150,16 @@ def test_the_examples_run(tmp_path: Path) -> None:
     """Run the library example of the README and the plain ONNX Runtime example as they are written."""
     from samx.demo.picture import write_picture
 
-    (library,) = blocks(ROOT / "README.md", "python")
+    library = next(blocks(ROOT / "README.md", "python"))
+    more = list(blocks(ROOT / "docs" / "predictor.md", "python"))
     (plain,) = blocks(ROOT / "docs" / "onnx.md", "python")
     write_picture(tmp_path / "scene.png")
+    Image.open(tmp_path / "scene.png").convert("RGB").resize((1280, 960)).save(tmp_path / "photo.jpg")
     features = np.random.default_rng(0).normal(0, 0.5, (1, 256, 64, 64)).astype(np.float32)
     np.savez(tmp_path / "photo.npz", image_embeddings=features)
-    assert run_python(library, tmp_path).count("(960, 1280)") == 2
+    said = run_python(f"{library}\nprint(masks.shape, scores.shape, logits.shape, report.passed)", tmp_path)
+    assert said == "(3, 960, 1280) (3,) (3, 256, 256) True\n"
+    assert "(2, 3, 960, 1280)" in run_python("\n".join(more), tmp_path)
     (tmp_path / "decoder").rename(tmp_path / "sam1-demo-onnx")
     assert run_python(f"{plain}\nprint(mask.shape, mask.any(), mask.all())", tmp_path) == "(768, 1024) True False\n"
 

@@ -28,9 +28,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.cli",),
     ("samx.cli_export", "samx.cli_measure"),
     ("samx.console",),
+    ("samx.api",),
     ("samx.commands",),
-    ("samx.kits", "samx.benchmarks.report", "samx.quantization"),
-    ("samx.benchmarks",),
+    ("samx.kits", "samx.benchmarks.report", "samx.quantization", "samx.predictor"),
+    ("samx.benchmarks", "samx.predictor_inputs", "samx.picture_encoder"),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
     ("samx.artifacts.draft",),
     ("samx.demo",),
@@ -280,12 +281,12 @@ TELL_HEAVY = f"\nprint('heavy:', *sorted(set({HEAVY!r}) & set(sys.modules)))"
 
 def test_the_light_modules_are_those_that_a_device_needs() -> None:
     needed = {
-        "samx.cli", "samx.console", "samx.commands.doctor", "samx.commands.inspect", "samx.commands.segment",
-        "samx.commands.validate", "samx.registry", "samx.errors", "samx.processing.prompts", "samx.processing.frames",
-        "samx.processing.postprocess", "samx.processing.images", "samx.processing.overlay", "samx.artifacts.store",
-        "samx.artifacts.commit", "samx.validators.gate", "samx.validators.child", "samx.validators.suite",
-        "samx.models.spec", "samx.models.session", "samx.runtimes.onnxruntime", "samx.demo.scenes",
-        "samx.demo.picture",
+        "samx.cli", "samx.console", "samx.api", "samx.predictor", "samx.commands.doctor", "samx.commands.inspect",
+        "samx.commands.segment", "samx.commands.validate", "samx.registry", "samx.errors", "samx.processing.prompts",
+        "samx.processing.frames", "samx.processing.postprocess", "samx.processing.images", "samx.processing.overlay",
+        "samx.artifacts.store", "samx.artifacts.commit", "samx.validators.gate", "samx.validators.child",
+        "samx.validators.suite", "samx.models.spec", "samx.models.session", "samx.runtimes.onnxruntime",
+        "samx.demo.scenes", "samx.demo.picture",
     }  # fmt: skip
     assert needed <= set(light_modules())
 

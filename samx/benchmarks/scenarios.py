@@ -155,12 +155,13 @@ def candidate(name: str, session: Session, scenario: Scenario, workload: Workloa
 def _refining(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
     """Feed each answer's best mask back as a prompt, with one more click; then begin with another object."""
     last: Outputs = {}
+    spec, limit = workload.spec, workload.spec.rules.mask_limit
 
     def inputs(number: int) -> Feed:
         step = number % scenario.cycle
         clicks = workload.batch(scenario, number - step + scenario.cycle - 1)
         points: list[Point] = [(float(x), float(y)) for x, y in clicks.points[0][: step + 1]]
-        mask = last["low_res_masks"][0, best_indices(last)[0]] if step and last else None
+        mask = last["low_res_masks"][0, best_indices(last, spec)[0]].clip(-limit, limit) if step and last else None
         last.clear()  # freed here, so that the call does not pay for it
         return PromptBatch.of([Prompt(points, [1] * len(points), mask=mask)]).feed(workload.spec, workload.frame)
 
@@ -181,10 +182,9 @@ def copying(name: str, session: Session, scenario: Scenario, workload: Workload)
 def finishing(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
     """Bind the making of masks at the picture's size, from the answers to one round of a scenario."""
     outputs = {key: np.array(value) for key, value in session.decode(workload.feed(scenario, 0)).items()}
-    threshold = workload.spec.mask_threshold
 
     def call(frame: Any) -> None:
-        for _ in segment(outputs, frame, threshold):
+        for _ in segment(outputs, frame, workload.spec):
             pass
 
     return Candidate(name, scenario.prompts, call, lambda _: workload.frame)

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from samx.artifacts import trust
 from samx.artifacts.commit import write_file
 from samx.errors import SamxError, UnavailableError
-from samx.exporters.base import Exported, ExportJob, ExportOptions, check_keep_fp32, keep_fp32_option, remedy_in_half
+from samx.exporters.base import (
+    Exported,
+    ExportJob,
+    ExportOptions,
+    check_keep_float32,
+    keep_float32_option,
+    remedy_in_half,
+)
 from samx.extras import quiet
 from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
 from samx.models.spec import DecoderSpec
@@ -32,11 +39,11 @@ INDUCTOR: dict[str, Any] = {"aot_inductor.package": True, "cpp.dynamic_threads":
 class AotiOptions(ExportOptions):
     """Declare the options of compiled packages."""
 
-    keep_fp32: tuple[str, ...] = keep_fp32_option()
+    keep_float32: tuple[str, ...] = keep_float32_option()
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
         """Refuse groups to keep in float32 where everything is, and a machine without a C++ compiler."""
-        check_keep_fp32(self.keep_fp32, precision)
+        check_keep_float32(self.keep_float32, precision)
         _require_compiler()
 
     def remedy(self, precision: str) -> str | None:
@@ -53,7 +60,7 @@ def decoder(job: ExportJob) -> Graphs:
     exact = job.precision == "fp32"  # low-rank norms cancel large sums, which float16 does not survive
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, split=True, low_rank=exact,
-        keep_fp32=None if exact else options.keep_fp32,
+        keep_fp32=None if exact else options.keep_float32,
     )  # fmt: skip
     return fast_graphs(job.loaded, job.spec, needs)
 

@@ -46,7 +46,7 @@ class ExportOptions:
         Raises: UsageError for a value of another type.
         """
         types = get_type_hints(cls)
-        return cls(**{name: _value(value, types[name], f"option '{name}'") for name, value in given.items()})
+        return cls(**{name: _value(value, types[name], name) for name, value in given.items()})
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
         """Refuse what cannot be exported, before the work; called once more when the checkpoint's spec is known.
@@ -75,7 +75,7 @@ def _value(value: object, kind: Any, what: str) -> Any:
     raise UsageError(f"{what} has a value of another type", found=repr(value), expected=expected)
 
 
-def keep_fp32_option() -> tuple[str, ...]:
+def keep_float32_option() -> tuple[str, ...]:
     """Declare the groups of operations that stay float32 in float16, beside those that always do."""
     return option((), "With fp16: a group of operations to leave alone; see 'samx bisect'.", flag="--keep-float32")
 
@@ -86,7 +86,7 @@ def remedy_in_half(precision: str) -> str | None:
     return shows if precision == "fp16" else None
 
 
-def check_keep_fp32(groups: Sequence[str], precision: str) -> None:
+def check_keep_float32(groups: Sequence[str], precision: str) -> None:
     """Refuse groups to keep in float32 where everything is.
 
     Raises: UsageError.

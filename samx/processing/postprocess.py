@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from samx.errors import ParityError
 from samx.models.session import FloatArray, Outputs
+from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
 
 BoolArray = NDArray[np.bool_]
@@ -171,21 +172,47 @@ class Candidate:
         )
 
 
-def best_indices(outputs: Outputs) -> NDArray[np.intp]:
+def first_choice(spec: DecoderSpec) -> int:
+    """Return the place of the first mask that is chosen among: of all four, Meta never picks the single-mask token."""
+    return int(spec.masks == "all")
+
+
+def best_indices(outputs: Outputs, spec: DecoderSpec) -> NDArray[np.intp]:
     """Pick each prompt's mask with the highest predicted IoU. Shapes: -> (N,)."""
-    return np.asarray(np.argmax(_finite(outputs, "iou_predictions"), axis=1))
+    first = first_choice(spec)
+    return np.asarray(first + np.argmax(_finite(outputs, "iou_predictions")[:, first:], axis=1))
 
 
-def segment(outputs: Outputs, frame: Frame, threshold: float = 0.0) -> Iterator[SegmentedMask]:
+def predicted_masks(outputs: Outputs, spec: DecoderSpec, multimask: bool) -> tuple[FloatArray, FloatArray]:
+    """Return the logits and predicted IoUs that Meta's predictor returns: of an export of all masks the multimask ones,
+    or the single one, in whose place SAM 2 puts the best of the others where it is unstable.
+
+    Shapes: -> (N, M, S, S), (N, M).
+    Raises: ParityError on outputs that are not finite.
+    """
+    logits, scores = _finite(outputs, "low_res_masks"), _finite(outputs, "iou_predictions")
+    if spec.masks != "all":
+        return logits, scores
+    if multimask:
+        return logits[:, 1:], scores[:, 1:]
+    tokens = np.zeros(len(scores), np.intp)
+    if spec.stability_fallback:
+        stable = stability_scores(logits[:, 0], 0.0, spec.stability_delta) >= spec.stability_threshold
+        tokens = np.where(stable, 0, best_indices(outputs, spec))
+    rows = np.arange(len(scores))
+    return logits[rows, tokens][:, None], scores[rows, tokens][:, None]
+
+
+def segment(outputs: Outputs, frame: Frame, spec: DecoderSpec) -> Iterator[SegmentedMask]:
     """Yield each prompt's best mask, one at a time: many masks of a large picture do not fit in memory.
 
     Raises: ParityError on outputs that are not finite.
     """
-    for prompt, index in enumerate(best_indices(outputs)):
-        yield _candidate(outputs, prompt, int(index)).segmented(frame, threshold)
+    for prompt, index in enumerate(best_indices(outputs, spec)):
+        yield _candidate(outputs, prompt, int(index)).segmented(frame, spec.mask_threshold)
 
 
-def segment_everything(parts: Iterable[Outputs], frame: Frame, threshold: float = 0.0) -> Iterator[SegmentedMask]:
+def segment_everything(parts: Iterable[Outputs], frame: Frame, spec: DecoderSpec) -> Iterator[SegmentedMask]:
     """Yield the automatic mode's masks, best first: sure, stable, not empty, no near-duplicates.
 
     The parts are the outputs of consecutive prompts (PromptBatch.split). Between them only low-resolution logits are
@@ -194,25 +221,25 @@ def segment_everything(parts: Iterable[Outputs], frame: Frame, threshold: float 
     """
     candidates: list[Candidate] = []
     boxes: list[PixelBox] = []
-    for candidate in _sure_candidates(parts):
-        found = candidate.segmented(frame, threshold)
+    for candidate in _sure_candidates(parts, first_choice(spec)):
+        found = candidate.segmented(frame, spec.mask_threshold)
         if found.stability >= AUTOMATIC_STABILITY and found.box is not None:
             candidates.append(candidate)
             boxes.append(found.box)
     scores = np.array([candidate.predicted_iou for candidate in candidates], np.float32)
     for kept in suppress_overlaps(np.array(boxes, np.float32).reshape(-1, 4), scores, AUTOMATIC_BOX_IOU):
-        yield candidates[kept].segmented(frame, threshold)
+        yield candidates[kept].segmented(frame, spec.mask_threshold)
 
 
-def _sure_candidates(parts: Iterable[Outputs]) -> Iterator[Candidate]:
-    """Yield what passes the predicted-IoU filter, with prompts numbered through all parts."""
-    first = 0
+def _sure_candidates(parts: Iterable[Outputs], first: int) -> Iterator[Candidate]:
+    """Yield what passes the predicted-IoU filter, from mask `first` of each prompt on, prompts numbered throughout."""
+    before = 0
     for outputs in parts:
         scores = _finite(outputs, "iou_predictions")
-        for prompt, index in np.argwhere(scores >= AUTOMATIC_PREDICTED_IOU):
-            candidate = _candidate(outputs, int(prompt), int(index))
-            yield replace(candidate, prompt=first + candidate.prompt)
-        first += len(scores)
+        for prompt, index in np.argwhere(scores[:, first:] >= AUTOMATIC_PREDICTED_IOU):
+            candidate = _candidate(outputs, int(prompt), first + int(index))
+            yield replace(candidate, prompt=before + candidate.prompt)
+        before += len(scores)
 
 
 def suppress_overlaps(boxes: FloatArray, scores: FloatArray, max_iou: float) -> list[int]:

@@ -33,7 +33,7 @@ BOX_FORM = "x0,y0,x1,y1 with x0 < x1 and y0 < y1"
 class Prompt:
     """Ask for one object: points (label 1: on it, 0: not on it), a box, the logits of a previous mask, or several.
 
-    Shapes: points (P, 2), labels (P,), box (x0, y0, x1, y1), mask (S, S). Units: picture pixels; logits.
+    Shapes: points (P, 2), labels (P,), box (x0, y0, x1, y1), mask (S, S) or (1, S, S). Units: picture pixels; logits.
     Raises: PromptError when it cannot be meant.
     """
 
@@ -58,7 +58,7 @@ class Prompt:
 class PromptBatch:
     """Hold N checked prompts on one picture: the same number of points in each, a box in all or in none.
 
-    Shapes: points (N, P, 2), labels (N, P), boxes (N, 4), masks: nothing, or N times (S, S) or None.
+    Shapes: points (N, P, 2), labels (N, P), boxes (N, 4), masks: nothing, or N times (S, S), (1, S, S) or None.
     Units: picture pixels; logits.
     Raises: PromptError when one of them cannot be meant.
     """
@@ -264,10 +264,13 @@ def _box_text(box: Sequence[float] | Table) -> str:
 
 def _checked_mask(values: ArrayLike, row: int) -> FloatArray:
     given = np.asarray(values)
+    if given.ndim == 3 and len(given) == 1:  # as Meta's predictors hand masks back and take them
+        given = given[0]
     if given.ndim != 2 or given.dtype.kind != "f":
         raise PromptError(
             f"mask of prompt {row} is no low-resolution mask", found=f"{given.dtype} {given.shape}",
-            expected="float logits (S, S)", fix="Give the low_res_masks of an earlier prompt, not a finished mask.",
+            expected="float logits (S, S) or (1, S, S)",
+            fix="Give the low_res_masks of an earlier prompt, not a finished mask.",
         )  # fmt: skip
     with np.errstate(over="ignore"):  # a value beyond float32 becomes inf, which the next line refuses
         mask = np.array(given, dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,8 +101,54 @@ class CopiesOnly:
             self._works = True
 
 
+class OneImage:
+    """Keep callers on several threads from being answered about each other's image.
+
+    Calls take turns. A thread that set an image is refused once another thread has put its own in the place of it; a
+    thread that set none asks about the image that is there.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._number, self._depth = 0, 0
+        self._mine = threading.local()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Take the turn, and make the image this thread's; within a turn that was taken before, nothing changes."""
+        with self.lock:
+            if not self._depth:
+                self._number += 1
+                self._mine.number = self._number
+            with self._turn():
+                yield
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Take the turn to ask about the image.
+
+        Raises: UsageError when this thread's own was replaced.
+        """
+        with self.lock:
+            if getattr(self._mine, "number", self._number) != self._number:
+                raise UsageError(
+                    "another thread has set another image since this one set its own",
+                    fix="Open one for each thread, or hold its lock from set_image to the answer.",
+                )
+            with self._turn():
+                yield
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+
 class Runtime(ABC):
-    """Decode prompts on one image; subclasses say how.
+    """Decode prompts on one image; subclasses say how. Threads may share it as OneImage says.
 
     With `side_by_side` threads, so many prompts or more are decoded one by one, each on a thread of its own: no
     operation then waits for another thread's share of it, which costs a tenth with two threads.
@@ -116,6 +163,7 @@ class Runtime(ABC):
         self._side_by_side = side_by_side if padding is None else 0
         self._chunk = chunk if padding is None else min(chunk, padding.prompts.max)
         self._has_image = False
+        self.turns = OneImage()
 
     @property
     def spec(self) -> DecoderSpec:
@@ -128,16 +176,22 @@ class Runtime(ABC):
         Shapes: DecoderSpec.image_inputs.
         Raises: ImageError when a tensor is missing, of another shape or not finite.
         """
-        self._has_image = False
-        self._set_image(_checked(image, self._spec.image_inputs, ImageError))
-        self._has_image = True
+        with self.turns.changing():
+            self._has_image = False
+            self._set_image(_checked(image, self._spec.image_inputs, ImageError))
+            self._has_image = True
 
     def decode(self, prompts: Feed) -> Outputs:
         """Decode N prompts on the image, a bounded number at a time.
 
         Shapes: DecoderSpec.prompt_inputs -> DecoderSpec.outputs.
-        Raises: PromptError when a tensor is missing or wrong, or when there are no prompts.
+        Raises: PromptError when a tensor is missing or wrong, or when there are no prompts; UsageError without an
+        image, or when another thread has replaced the caller's.
         """
+        with self.turns.asking():
+            return self._decode_all(prompts)
+
+    def _decode_all(self, prompts: Feed) -> Outputs:
         if not self._has_image:
             raise UsageError("no image is set", fix="Call set_image first.")
         feed = _checked(prompts, self._spec.prompt_inputs, PromptError)

@@ -35,7 +35,7 @@ def test_stubs_are_there_inside_and_gone_outside(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(meta, "_has_torchvision", lambda: False)
     before = torchvision_modules()
     with meta.torchvision_stubs():
-        from torchvision.ops.boxes import batched_nms  # type: ignore[import-not-found]
+        from torchvision.ops.boxes import batched_nms
 
         assert batched_nms is None
         assert set(meta.STUBS) <= torchvision_modules()

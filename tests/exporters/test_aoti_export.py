@@ -75,7 +75,7 @@ def test_the_form_follows_points_and_precision(options: dict[str, object], form:
 
 
 def test_half_precision_keeps_half_tensors_between_the_models(compiler: list[Graph], tmp_path: Path) -> None:
-    export_job(job(precision="fp16", keep_fp32=("image norms",)), tmp_path)
+    export_job(job(precision="fp16", keep_float32=("image norms",)), tmp_path)
     image, prompt = compiler
     kept = [tensor for tensor in prompt.inputs if tensor in image.outputs]
     assert {tensor.dtype for tensor in kept} == {"float16"}
@@ -85,7 +85,7 @@ def test_half_precision_keeps_half_tensors_between_the_models(compiler: list[Gra
 @pytest.mark.usefixtures("compiler")
 def test_groups_to_keep_in_float32_are_for_half_precision(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="everything is in float32 already"):
-        export_job(job(keep_fp32=("image norms",)), tmp_path)
+        export_job(job(keep_float32=("image norms",)), tmp_path)
 
 
 @pytest.mark.parametrize(("options", "flag"), [({"split": True}, "--split"), ({"opset": 23}, "--opset")])

@@ -158,7 +158,7 @@ def test_int8_starts_from_onnx_without_low_rank_norms(monkeypatch: pytest.Monkey
     assert found["exported"].options["precision"] == "int8"
 
 
-@pytest.mark.parametrize("foreign", [{"opset": 23}, {"keep_fp32": ("sums",)}, {"weights": "linear8"}, {"ios": 16}])
+@pytest.mark.parametrize("foreign", [{"opset": 23}, {"keep_float32": ("sums",)}, {"weights": "linear8"}, {"ios": 16}])
 def test_options_of_other_targets_are_refused(foreign: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="target 'openvino' has no such option"):
         job("whole", **foreign)

@@ -90,9 +90,9 @@ def test_the_types_are_in_the_file(name: str, opset: int, made: Made) -> None:
 
 
 def test_a_group_can_be_kept_in_float32(tmp_path: Path) -> None:
-    exported = run_export(tmp_path, SPECS["sam1"], keep_fp32=("token MLP",))
+    exported = run_export(tmp_path, SPECS["sam1"], keep_float32=("token MLP",))
     assert float32_weights(onnx.load(tmp_path / DECODER_FILE)) > 2_000_000
-    assert exported.options["keep_fp32"] == ["point encoding", "token MLP"]
+    assert exported.options["keep_float32"] == ["point encoding", "token MLP"]
 
 
 def test_the_plan_fits_the_file(made: Made) -> None:
@@ -108,8 +108,8 @@ def test_the_plan_fits_the_file(made: Made) -> None:
     ("target", "options", "words"),
     [
         ("trt", {"turing": True}, "--turing"),
-        ("trt", {"precision": "fp32", "keep_fp32": ("token MLP",)}, "precision fp32"),
-        ("trt", {"precision": "fp16", "keep_fp32": ("atlantis",)}, "atlantis"),
+        ("trt", {"precision": "fp32", "keep_float32": ("token MLP",)}, "precision fp32"),
+        ("trt", {"precision": "fp16", "keep_float32": ("atlantis",)}, "atlantis"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -126,7 +126,7 @@ def test_what_does_not_go_together_is_refused(
         ("trt", {"split": True}, "--split"),
         ("trt", {"turing": True}, "--turing"),
         ("onnx", {"turing": True}, "--turing"),
-        ("onnx", {"keep_fp32": ("token MLP",)}, "--keep-float32"),
+        ("onnx", {"keep_float32": ("token MLP",)}, "--keep-float32"),
         ("trt-rtx", {"contract": "apple"}, "--contract"),
     ],
 )

@@ -21,6 +21,7 @@ from samx.processing.postprocess import (
     mask_box,
     picture_logits,
     picture_mask,
+    predicted_masks,
     segment,
     segment_everything,
     stability_scores,
@@ -131,12 +132,13 @@ def scene(size: int = 64) -> Outputs:
     return {"low_res_masks": masks, "iou_predictions": np.array([[0.9, 0.97, 0.99], [0.95, 0.98, 0.87]], np.float32)}
 
 
-FRAME = Frame.of(sam1_spec(image_size=256), 512, 512)
+SMALL, ALL = sam1_spec(image_size=256), sam1_spec(image_size=256, masks="all")
+FRAME = Frame.of(SMALL, 512, 512)
 
 
 def test_the_best_mask_of_each_prompt_is_the_surest() -> None:
-    assert best_indices(scene()).tolist() == [2, 1]
-    first, second = segment(scene(), FRAME)
+    assert best_indices(scene(), SMALL).tolist() == [2, 1]
+    first, second = segment(scene(), FRAME, SMALL)
     assert (first.prompt, first.index, first.area_px, first.box) == (0, 2, 0, None)
     assert (second.prompt, second.index) == (1, 1)
     assert second.area_px == second.mask.sum() > 0
@@ -145,21 +147,52 @@ def test_the_best_mask_of_each_prompt_is_the_surest() -> None:
 
 
 def test_everything_keeps_sure_stable_distinct_masks() -> None:
-    found = [(mask.prompt, mask.index) for mask in segment_everything([scene()], FRAME)]
+    found = [(mask.prompt, mask.index) for mask in segment_everything([scene()], FRAME, SMALL)]
     assert found == [(0, 1), (1, 0)]  # not the empty, the blurry, the unsure one, nor the disc a second time
 
 
 def test_everything_numbers_prompts_through_all_parts_and_drops_repetitions() -> None:
     outputs = scene()
     parts: list[Outputs] = [{name: value[row : row + 1] for name, value in outputs.items()} for row in (0, 1, 1)]
-    found = [(mask.prompt, mask.index) for mask in segment_everything(parts, FRAME)]
+    found = [(mask.prompt, mask.index) for mask in segment_everything(parts, FRAME, SMALL)]
     assert found == [(0, 1), (1, 0)]
 
 
 def test_everything_finds_nothing_among_unsure_masks() -> None:
     outputs = scene()
     outputs["iou_predictions"] *= 0.5
-    assert list(segment_everything([outputs], FRAME)) == []
+    assert list(segment_everything([outputs], FRAME, SMALL)) == []
+
+
+def with_single(outputs: Outputs) -> Outputs:
+    """Put a single-mask token before the three: surer than they are, and sharp for the first prompt alone."""
+    sharp, blurry = outputs["low_res_masks"][0, 0], outputs["low_res_masks"][1, 1]
+    single = np.stack([sharp, 0.1 * blurry])[:, None]
+    return {
+        "low_res_masks": np.concatenate([single, outputs["low_res_masks"]], 1),
+        "iou_predictions": np.concatenate([np.full((2, 1), 0.999, np.float32), outputs["iou_predictions"]], 1),
+    }
+
+
+def test_of_all_masks_the_single_one_is_never_chosen_among_the_others() -> None:
+    outputs = with_single(scene())
+    assert best_indices(outputs, ALL).tolist() == [3, 2]
+    assert [found.index for found in segment(outputs, FRAME, ALL)] == [3, 2]
+    found = [(mask.prompt, mask.index) for mask in segment_everything([outputs], FRAME, ALL)]
+    assert found == [(0, 2), (1, 1)]
+    logits, scores = predicted_masks(outputs, ALL, multimask=True)
+    np.testing.assert_array_equal(logits, scene()["low_res_masks"])
+    np.testing.assert_array_equal(scores, scene()["iou_predictions"])
+
+
+def test_of_all_masks_the_single_one_is_that_of_the_family() -> None:
+    outputs = with_single(scene())
+    logits, scores = predicted_masks(outputs, ALL, multimask=False)
+    np.testing.assert_array_equal(logits, outputs["low_res_masks"][:, :1])
+    np.testing.assert_array_equal(scores, outputs["iou_predictions"][:, :1])
+    logits, scores = predicted_masks(outputs, sam2_spec(image_size=256, masks="all"), multimask=False)
+    np.testing.assert_array_equal(logits[:, 0], outputs["low_res_masks"][[0, 1], [0, 2]])  # the blurry one gives way
+    np.testing.assert_array_equal(scores[:, 0], outputs["iou_predictions"][[0, 1], [0, 2]])
 
 
 @pytest.mark.parametrize("name", ["iou_predictions", "low_res_masks"])
@@ -168,9 +201,9 @@ def test_outputs_that_are_not_finite_are_refused(name: str, value: float) -> Non
     outputs = scene()
     outputs[name][0, 2].fill(value) if name == "low_res_masks" else outputs[name].fill(value)
     with pytest.raises(ParityError, match=f"'{name}' has values that are not finite"):
-        list(segment(outputs, FRAME))
+        list(segment(outputs, FRAME, SMALL))
     with pytest.raises(ParityError, match=f"'{name}' has values that are not finite"):
-        list(segment_everything([outputs], FRAME))
+        list(segment_everything([outputs], FRAME, SMALL))
 
 
 def test_overlaps_are_suppressed_only_above_the_limit() -> None:

@@ -112,7 +112,7 @@ def test_a_mask_is_not_ignored_by_a_decoder_that_takes_none() -> None:
         (lambda: Prompt(mask=logits(np.nan)), "logits that are not finite"),
         (lambda: Prompt(mask=logits().astype(bool)), "no low-resolution mask: found bool"),
         (lambda: Prompt(mask=logits().astype(np.uint8)), "found uint8"),
-        (lambda: Prompt(mask=logits()[None]), r"found float32 \(1, 256, 256\)"),
+        (lambda: Prompt(mask=logits()[None].repeat(3, 0)), r"found float32 \(3, 256, 256\)"),
         (lambda: Prompt(mask=(logits() + 1).astype(np.float64) * 1e300), "not finite"),  # type: ignore[arg-type]
         (lambda: PromptBatch.of([POINT, Prompt(box=BOX)]), "Sort them with group_prompts"),
         (lambda: PromptBatch(np.zeros((2, 1, 2)), np.ones((2, 1)), masks=[logits()]), "masks do not match"),
@@ -148,6 +148,12 @@ def test_a_mask_of_another_size_is_refused() -> None:
     spec = sam1_spec(mask_input=True)
     with pytest.raises(PromptError, match=r"wrong size: found \(16, 16\), expected \(256, 256\)"):
         tokens(spec, Prompt([(1, 1)], [1], mask=np.zeros((16, 16), np.float32)))
+
+
+def test_a_mask_is_taken_as_metas_predictors_hand_it_back() -> None:
+    (flat,), (deep,) = (PromptBatch.of([Prompt(mask=mask)]).masks for mask in (logits(), logits()[None]))
+    assert flat is not None
+    np.testing.assert_array_equal(flat, deep)
 
 
 def test_a_frame_of_another_decoder_is_refused() -> None:

@@ -13,8 +13,8 @@ from samx.exporters.base import (
     Exported,
     ExportJob,
     ExportOptions,
-    check_keep_fp32,
-    keep_fp32_option,
+    check_keep_float32,
+    keep_float32_option,
     option,
     remedy_in_half,
 )
@@ -36,12 +36,12 @@ class TensorRTOptions(ExportOptions):
 
     opset: int = opset_option()
     simplify: bool = simplify_option()
-    keep_fp32: tuple[str, ...] = keep_fp32_option()
+    keep_float32: tuple[str, ...] = keep_float32_option()
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
         """Refuse an opset that samx does not write, and groups to keep in float32 where everything is."""
         check_opset(self.opset)
-        check_keep_fp32(self.keep_fp32, precision)
+        check_keep_float32(self.keep_float32, precision)
 
     def remedy(self, precision: str) -> str | None:
         """Say what to try when float16 differs."""
@@ -64,7 +64,7 @@ def decoder(job: ExportJob) -> Graphs:
     # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
     needs = Needs(
         points, prompts, low_rank=False, padded_points=True, fused=options.opset >= ATTENTION_OPSET,
-        keep_fp32=options.keep_fp32 if job.precision in HALF else None,
+        keep_fp32=options.keep_float32 if job.precision in HALF else None,
     )  # fmt: skip
     return fast_graphs(job.loaded, job.spec, needs)
 

@@ -111,7 +111,7 @@ def form_facts(decoder: FastDecoder, needs: Needs) -> dict[str, Any]:
     }  # fmt: skip
     if isinstance(decoder.transformer, LowRankTransformer):
         facts["independent"] = decoder.transformer.independent
-    return facts if needs.keep_fp32 is None else {**facts, "keep_fp32": sorted(KEEP_FP32 | set(needs.keep_fp32))}
+    return facts if needs.keep_fp32 is None else {**facts, "keep_float32": sorted(KEEP_FP32 | set(needs.keep_fp32))}
 
 
 def cut(decoder: FastDecoder, split: bool) -> list[Graph]:

@@ -1,0 +1,119 @@
+"""The front door: what `import samx` offers, with paths as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Union, get_args
+
+from samx.artifacts.store import Artifact
+from samx.errors import UsageError
+from samx.models.spec import MaskChoice
+from samx.predictor import Predictor, open_predictor
+from samx.registry import DEFAULT_TARGET, backend
+
+if TYPE_CHECKING:
+    from samx.progress import Progress
+    from samx.validators.report import ParityReport
+
+PathLike = Union[str, Path]
+Sizes = Union[int, str, tuple[int, int, int]]  # the one that there is, or MIN:OPT:MAX
+
+
+def export(
+    checkpoint: PathLike | None, out: PathLike, target: str = DEFAULT_TARGET, *, family: str = "sam1",
+    precision: str | None = None, masks: MaskChoice = "multimask", mask_input: bool = False,
+    image_size: int | None = None,
+    points: Sizes | None = None, prompts: Sizes | None = None, embedding: PathLike | Sequence[PathLike] = (),
+    calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
+    force: bool = False, progress: Progress | None = None, **options: object,
+) -> Artifact:  # fmt: skip
+    """Export a decoder, compare it with PyTorch, and return it as an artifact; or leave nothing.
+
+    checkpoint: SAM or SAM 2 weights; None: the demo model of `family`. out: the directory to make.
+    The rest is named as the options of 'samx export' (precision fp32, fp16, bf16 or int8, None the target's default;
+    masks multimask, single or all), and so are the options that a target has of its own: opset=23 or split=True.
+    Raises: UsageError, CheckpointError, ImageError, MissingExtraError, WriteError; ParityError when the export computes
+    something else.
+
+    Example:
+        >>> samx.export("sam2.1_hiera_tiny.pt", "tiny", target="onnx", mask_input=True)
+        >>> samx.export(None, "demo", target="openvino", precision="bf16", split=True)
+    """
+    from samx.commands.export import ExportRequest
+    from samx.commands.export import export as run
+    from samx.progress import silent
+
+    if masks not in get_args(MaskChoice):
+        raise UsageError("masks is unknown", found=repr(masks), expected=" or ".join(get_args(MaskChoice)))
+    _check_names(target, options)
+    paths = [embedding] if isinstance(embedding, (str, Path)) else embedding
+    request = ExportRequest(
+        out=Path(out), checkpoint=None if checkpoint is None else Path(checkpoint), family=family, target=target,
+        precision=precision, masks=masks, mask_input=mask_input, image_size=image_size,
+        embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),
+        exclude=tuple(exclude), min_iou=min_iou, overwrite=force, options={**options, **_sizes(points, prompts)},
+    )  # fmt: skip
+    result = run(request, progress or silent)
+    return Artifact(result.path, result.manifest)
+
+
+def _check_names(target: str, options: Mapping[str, object]) -> None:
+    """Refuse an argument that a target has not.
+
+    Raises: UsageError naming it.
+    """
+    own = backend(target).option_fields()
+    for name in options:
+        if name not in own:
+            raise UsageError(
+                f"samx.export() takes no such argument for target '{target}'", found=name, expected=", ".join(own)
+            )
+
+
+def _sizes(points: Sizes | None, prompts: Sizes | None) -> dict[str, str]:
+    """Write the numbers of points and prompts that were given as the command line does."""
+    given = {"points": points, "prompts": prompts}
+    return {
+        name: ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def open(
+    artifact: PathLike | Artifact, device: str = "cpu", threads: int | None = None, *,
+    encoder: PathLike | None = None, pixels: str = "unit",
+) -> Predictor:  # fmt: skip
+    """Verify an artifact and open it where its target runs, to be called as Meta's predictors are.
+
+    encoder: an image encoder as ONNX, (1, 3, S, S) in, for artifacts that bring none; pixels: what it takes, unit (0 to
+    1) or imagenet.
+    Raises: ArtifactError, MissingExtraError, UnavailableError.
+
+    Example:
+        >>> with samx.open("tiny") as predictor:
+        ...     predictor.set_image("photo.jpg")
+        ...     masks, scores, logits = predictor.predict(box=[40, 60, 300, 380])
+    """
+    opened = artifact if isinstance(artifact, Artifact) else Artifact.open(Path(artifact))
+    return open_predictor(opened, device, threads, encoder=None if encoder is None else Path(encoder), pixels=pixels)
+
+
+def validate(
+    artifact: PathLike | Artifact, device: str = "cpu", threads: int | None = None, *,
+    checkpoint: PathLike | None = None,
+) -> ParityReport:  # fmt: skip
+    """Run an artifact's comparison with PyTorch again, here; with a checkpoint, on expectations computed anew.
+
+    Raises: ArtifactError, MissingExtraError, UnavailableError; ParityError when the check gives no verdict.
+
+    Example:
+        >>> report = samx.validate("tiny")
+        >>> report.passed
+        True
+    """
+    from samx.commands.validate import validate as run
+
+    path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
+    return run(path, device=device, threads=threads, checkpoint=None if checkpoint is None else Path(checkpoint))

@@ -1,0 +1,55 @@
+"""The image encoder that makes a picture's features: an artifact's own, or an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from samx.artifacts.store import Artifact
+from samx.errors import ImageError, UsageError
+from samx.models.session import Feed, FloatArray
+from samx.processing.frames import Frame
+from samx.processing.images import RgbArray, normalised, to_frame
+from samx.runtimes.onnxruntime import open_encoder
+
+ENCODER_ROLE = "encoder"
+
+
+@dataclass
+class PictureEncoder:
+    """Run an image encoder on pictures, the artifact's own or a file; it is opened for the first of them."""
+
+    artifact: Artifact
+    file: Path | None
+    pixels: str
+    threads: int | None
+    _run: Callable[[FloatArray], Feed] | None = None
+
+    def __call__(self, picture: RgbArray, frame: Frame) -> Feed:
+        """Return the features that the decoder takes.
+
+        Raises: UsageError when there is no encoder; ImageError when it returns other features.
+        """
+        if self._run is None:
+            self._run = open_encoder(*self._model(), self.threads)
+        found = self._run(normalised(to_frame(picture, frame), frame, self.pixels))
+        expected = [tensor.name for tensor in self.artifact.manifest.spec.image_inputs]
+        if not set(expected) <= set(found):
+            raise ImageError("the encoder returns other features", found=sorted(found), expected=expected)
+        return {key: found[key] for key in expected}
+
+    def _model(self) -> tuple[bytes, str]:
+        if self.file is not None:
+            try:
+                return self.file.read_bytes(), self.file.name
+            except OSError as cause:
+                raise ImageError(f"cannot read the encoder '{self.file}'", found=cause.strerror) from cause
+        own = [name for name, entry in self.artifact.manifest.files.items() if entry.role == ENCODER_ROLE]
+        if not own:
+            raise UsageError(
+                f"{self.artifact.path} has no image encoder", expected="an encoder or the picture's embedding",
+                fix="Give set_image(embedding=..., original_size=...) or samx.open(..., encoder='FILE.onnx'); "
+                "in the shell --embedding FILE.npz or --encoder FILE.onnx.",
+            )  # fmt: skip
+        return self.artifact.read(own[0]), own[0]

@@ -1,0 +1,224 @@
+"""`import samx`: six names and the errors, lazily; what they take under the names of the command line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import samx
+from samx import errors
+from samx.artifacts.commit import seal, staging
+from samx.cli import main
+from samx.demo.scenes import generate_scene
+from samx.processing.postprocess import best_indices
+from samx.processing.prompts import decode_prompts
+
+PACKAGE = Path(samx.__file__).parent
+LIMIT_S = 0.1  # of `import samx`
+TRIES = 5  # the quickest counts: another program may be busy during one of them
+
+
+def child(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
+
+
+def test_the_import_is_quick_and_brings_nothing_along() -> None:
+    timed = "import time; t = time.perf_counter(); import samx; print(time.perf_counter() - t)"
+    assert min(float(child(timed)) for _ in range(TRIES)) <= LIMIT_S
+    brought = child("import sys; import samx; print({'torch', 'numpy', 'PIL', 'typer'} & set(sys.modules))")
+    assert brought == "set()"
+
+
+def test_the_names_are_there_and_typed() -> None:
+    for name in samx.LAZY:
+        assert getattr(samx, name).__name__ == name
+        assert name in dir(samx)
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    typed = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed == set(samx.LAZY)
+    with pytest.raises(AttributeError, match="no attribute 'segment_anything'"):
+        samx.segment_anything  # type: ignore[attr-defined] # noqa: B018
+
+
+def test_every_error_is_at_the_door() -> None:
+    own = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert own == set(samx.ERRORS)
+
+
+def test_the_functions_stay_when_their_modules_are_imported() -> None:
+    for name in ("export", "validate", "open", "load"):
+        assert callable(getattr(samx, name))
+    assert (
+        child(
+            "import samx.commands.export, samx.commands.validate; print(callable(samx.export), callable(samx.validate))"
+        )
+        == "True True"
+    )
+
+
+# export
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"opsett": 18}, "no such argument for target 'onnx': found opsett, expected points, prompts, opset"),
+        (
+            {"target": "coreml", "opset": 18},
+            "no such argument for target 'coreml': found opset, expected points, prompts, ios",
+        ),
+        ({"target": "trt", "precision": "fp16", "islands": []}, "found islands, expected .*keep_float32"),
+        ({"target": "tflite"}, "unknown export target: found 'tflite'"),
+        ({"precision": "fp8"}, "does not export this precision: found fp8"),
+        ({"masks": "both"}, "masks is unknown: found 'both', expected multimask or single or all"),
+        ({"points": "few"}, "points is no range to build for: found 'few'"),
+        ({"prompts": (4, 2, 1)}, "prompts is no range to build for: found '4:2:1'"),
+    ],
+)
+def test_arguments_that_an_export_has_not_are_refused_by_name(
+    arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(samx.UsageError, match=message):
+        samx.export(None, tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_reach_the_export(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    class AskedError(Exception):
+        pass
+
+    def stop(request: Any, progress: object) -> None:
+        asked.append(request)
+        raise AskedError
+
+    monkeypatch.setattr(sys.modules["samx.commands.export"], "export", stop)
+    with pytest.raises(AskedError):
+        samx.export(
+            str(tmp_path / "a.pth"), str(tmp_path / "out"), "trt", precision="fp16", masks="single", mask_input=True,
+            image_size=512, points=8, prompts=(1, 4, 16), embedding="a.npz", force=True, keep_float32=["softmax"],
+            opset=18,
+        )  # fmt: skip
+    (request,) = asked
+    assert (request.checkpoint, request.out, request.target) == (tmp_path / "a.pth", tmp_path / "out", "trt")
+    assert (request.precision, request.masks, request.mask_input, request.image_size) == ("fp16", "single", True, 512)
+    assert (request.embeddings, request.calibration, request.overwrite) == ([Path("a.npz")], None, True)
+    options = {name: str(value) for name, value in request.options.items()}
+    assert options == {"keep_float32": "['softmax']", "opset": "18", "points": "8", "prompts": "1:4:16"}
+
+
+def test_an_export_is_an_artifact_that_is_proven(all_masks_artifact: Path) -> None:
+    artifact = samx.Artifact.open(all_masks_artifact)
+    assert [evidence.level for evidence in artifact.manifest.evidence] == ["graph"]
+    assert (artifact.manifest.spec.masks, artifact.manifest.spec.mask_input) == ("all", True)
+    report = samx.validate(artifact)
+    assert report.passed
+    assert report.level == "graph"
+
+
+# open
+
+
+def scene() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.asarray(generate_scene(900_004, (200, 150)).image)
+
+
+def test_an_artifact_opens_by_path_by_text_and_by_itself(all_masks_artifact: Path) -> None:
+    results = []
+    for artifact in (all_masks_artifact, str(all_masks_artifact), samx.Artifact.open(all_masks_artifact)):
+        with samx.open(artifact, threads=1) as predictor:
+            predictor.set_image(scene())
+            results.append(predictor.predict(point_coords=[(100, 70)], point_labels=[1]))
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_an_altered_artifact_does_not_open(all_masks_artifact: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(all_masks_artifact, tmp_path / "copy")
+    with (copy / "decoder.onnx").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(samx.ArtifactError, match="has another size"):
+        samx.open(copy)
+
+
+def test_a_device_that_is_not_there_is_refused(all_masks_artifact: Path) -> None:
+    with pytest.raises(samx.UnavailableError, match="cannot run on 'tpu' here"):
+        samx.open(all_masks_artifact, device="tpu")
+
+
+def without_encoder(artifact: Path, target: Path) -> Path:
+    """Write an artifact anew, without its image encoder."""
+    opened = samx.Artifact.open(artifact)
+    roles = {name: entry.role for name, entry in opened.manifest.files.items() if entry.role != "encoder"}
+    with staging(target, overwrite=False) as directory:
+        for name in roles:
+            (directory / name).write_bytes(opened.read(name))
+        seal(directory, opened.manifest, roles)
+    return target
+
+
+def test_without_an_encoder_the_error_says_what_to_give(all_masks_artifact: Path, tmp_path: Path) -> None:
+    artifact = without_encoder(all_masks_artifact, tmp_path / "bare")
+    with samx.open(artifact) as predictor:
+        with pytest.raises(samx.UsageError, match=r"no image encoder.*embedding=.*--encoder") as caught:
+            predictor.set_image(scene())
+        assert "\n" not in str(caught.value)
+        with pytest.raises(samx.UsageError, match="no image is set"):
+            predictor.predict(point_coords=[(1, 1)], point_labels=[1])
+    with samx.open(artifact, encoder=all_masks_artifact / "encoder.onnx") as one, samx.open(all_masks_artifact) as two:
+        for predictor in (one, two):
+            predictor.set_image(scene())
+        given: dict[str, Any] = {"point_coords": [(100, 70)], "point_labels": [1]}
+        np.testing.assert_array_equal(one.predict(**given)[2], two.predict(**given)[2])
+    with pytest.raises(samx.ImageError, match="cannot read the encoder"):
+        samx.open(artifact, encoder="missing.onnx").set_image(scene())
+
+
+# samx segment, which is a use of it
+
+
+def segment(*arguments: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "argv", ["samx", "segment", *map(str, arguments), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_segment_never_picks_the_single_mask_of_an_export_of_all(
+    all_masks_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, picture = tmp_path / "scene.png", scene()
+    Image.fromarray(picture).save(path)
+    singles = 0
+    with samx.open(all_masks_artifact) as predictor:
+        predictor.set_image(path)
+        frame = predictor._images[0].frame
+        assert predictor._session is not None
+        for x in range(10, 150, 10):
+            prompt = samx.Prompt(box=(x, 20, x + 40, 100))
+            outputs = decode_prompts(predictor._session, [prompt], frame)
+            singles += int(outputs["iou_predictions"][0].argmax() == 0)
+            masks, scores, _ = predictor.predict(box=prompt.box)
+            (found,) = predictor.segment([prompt])
+            assert found.index == best_indices(outputs, predictor.spec)[0] == 1 + scores.argmax()
+            np.testing.assert_array_equal(found.mask, masks[scores.argmax()])
+    assert singles  # that the surest of all four would have been
+    out = ("--model", all_masks_artifact, "-o", tmp_path / "out.png")
+    found = segment(path, "--point", "170,75", *out, capsys=capsys, monkeypatch=monkeypatch)["masks"][0]
+    assert found["mask"] > 0
+    assert found["area_px"] > 0
