@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from samx.benchmarks.agreement import MAX_ERROR, OUTPUTS
-from samx.decoders.session import FloatArray
 from samx.errors import ParityError
-from samx.validators.metrics import mask_iou
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,25 @@ BOUNDS: Mapping[str, Differences] = {
 }
 
 
-def compare(name: str, found: Sequence[FloatArray], wanted: Sequence[FloatArray], dtype: str) -> Differences:
-    """Compare masks and predicted IoU. Shapes: (N, M, S, S), (N, M).
+def compare(name: str, found: Sequence[Tensor], wanted: Sequence[Tensor], dtype: str) -> Differences:
+    """Compare masks and predicted IoU where they lie, which may be a GPU. Shapes: (N, M, S, S), (N, M).
 
     Raises: ParityError when they differ in shape, or by more than the type may.
     """
-    shapes = [[part.shape for part in parts] for parts in (found, wanted)]
+    shapes = [[tuple(part.shape) for part in parts] for parts in (found, wanted)]
     if shapes[0] != shapes[1]:
         raise ParityError(f"{name} gives other shapes than the reference form", found=shapes[0], expected=shapes[1])
-    logit_error, iou_error = (float(np.abs(mine - exact).max()) for mine, exact in zip(found, wanted, strict=True))
-    mine, exact = ((parts[0] > 0).reshape(*parts[1].shape, -1) for parts in (found, wanted))
-    differences = Differences(logit_error, iou_error, float(mask_iou(mine, exact).mean()))
+    errors = [(mine.float() - exact.float()).abs().max().item() for mine, exact in zip(found, wanted, strict=True)]
+    differences = Differences(*errors, mean_mask_iou(found[0] > 0, wanted[0] > 0))
     if not differences.within(BOUNDS[dtype]):
         raise ParityError(
             f"{name} differs from the reference form in float32", found=asdict(differences),
             expected=asdict(BOUNDS[dtype]), fix="It was not measured.",
         )  # fmt: skip
     return differences
+
+
+def mean_mask_iou(a: Tensor, b: Tensor) -> float:
+    """Divide common area by joint area, as validators.metrics.mask_iou() does, and average. Shapes: (N, M, S, S)."""
+    common, joint = (pixels.flatten(2).sum(-1).double() for pixels in (a & b, a | b))
+    return float(torch.where(joint == 0, 1.0, common / joint.clamp(min=1)).mean())
