@@ -17,19 +17,19 @@ FACTS = ("platform", "cpu", "cpus_usable", "load_1min", "python", "torch", "trit
 WATCHED = {"clock_sm": ("GPU clock", "MHz"), "clock_memory": ("memory clock", "MHz"), "temperature": ("heat", "°C"),
            "power": ("power", "W")}  # fmt: skip
 LEGEND = """\
-µs a prompt: median of the calls, each between two moments at which the device had nothing left to do. Times faster: than
-the first decoder of the table, measured in turns with it in the same process. Arithmetic, bandwidth: what the call needs at
-least, as a share of what a product of two matrices in this type and a copy reached beside it. Mask IoU: mean, with the
-reference form in float32. Everything was compared with that form before it was timed. Meta's decoder works on the image in
-every call; samx's does so once before, unless the line says otherwise. Compiled: torch.compile, one graph for any number of
-prompts."""
+µs a prompt: the median of the calls, each timed until the device had nothing left to do. Times faster: than the first
+decoder of the same number of prompts, measured in turns with it in the same process. Arithmetic, bandwidth: what the
+call needs at least, as a share of what a product of two matrices in this type and a copy reached beside it. Mask IoU:
+mean, with the reference form in float32; everything was compared with it before it was timed. Meta's decoder works on
+the image in every call; samx's did so once before, unless the line says otherwise. Compiled: with torch.compile, for
+any number of prompts. float32 is without TF32."""
 
 
 def markdown(report: Json) -> str:
     """Write the page."""
     blocks = [
-        f"# {_title(report)}", *_warnings(report), _circumstances(report), "## Parity", _parity(report), LEGEND,
-        *_speeds(report), "## Not measured", _missing(report),
+        f"# {_title(report)}", *_warnings(report), _circumstances(report), "## Parity", _parity(report), "## Speed",
+        *(_speeds(report) or ["Nothing was timed."]), "## Not measured", _missing(report),
     ]  # fmt: skip
     return "\n\n".join(blocks) + "\n"
 
@@ -72,28 +72,29 @@ def _results(report: Json) -> Iterator[tuple[Json, Json]]:
 
 
 def _parity(report: Json) -> str:
-    """Show each decoder's differences; of those that were timed too, where they are largest."""
+    """Show each decoder's differences."""
     rows = [
         (result["dtype"], name, f"{found['logit_error']:.2g}", f"{found['iou_error']:.2g}",
          f"{found['mask_iou_mean']:.4f}", "agrees")
         for part, result in _results(report) if part["task"]["kind"] == "parity"
         for name, found in result["differences"].items()
     ]  # fmt: skip
-    wrong = {(result["dtype"], name): result["not_measured"][name] for _, result in _results(report)
-             for name in result["wrong"]}  # fmt: skip
-    rows += [(*key, "", "", "", f"**WRONG**: {reason}") for key, reason in wrong.items()]
+    wrong = {(result["dtype"], name) for _, result in _results(report) for name in result["wrong"]}
+    rows += [(*key, "", "", "", "**WRONG**, see below") for key in sorted(wrong)]
     return _table(PARITY_HEADINGS, rows) if rows else "Nothing was compared."
 
 
-def _speeds(report: Json) -> Iterator[str]:
+def _speeds(report: Json) -> list[str]:
     """Write a table for each type."""
-    for dtype in dict.fromkeys(part["task"]["dtype"] for part in report["parts"]):
-        found = [result for _, result in _results(report) if result["dtype"] == dtype and result["samples"]]
-        rows = [row for count in sorted({result["prompts"] for result in found}) for row in _rows(found, count)]
-        if rows:
-            yield f"## {dtype}"
-            yield _peaks(found)
-            yield _table(SPEED_HEADINGS, rows)
+    found: dict[str, list[Json]] = {}
+    for _, result in _results(report):
+        if result["samples"]:
+            found.setdefault(result["dtype"], []).append(result)
+    blocks = [LEGEND] if found else []
+    for dtype, results in found.items():
+        rows = [row for count in sorted({result["prompts"] for result in results}) for row in _rows(results, count)]
+        blocks += [f"### {dtype}", _peaks(results), _table(SPEED_HEADINGS, rows)]
+    return blocks
 
 
 def _rows(found: Sequence[Json], count: int) -> Iterator[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +25,6 @@ from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
 from samx.benchmarks.processes import print_report
 from samx.benchmarks.summary import RATIO_SAMPLES, Ratio, by_name, speedup, summarize
 from samx.benchmarks.torch_agreement import Differences, compare
-from samx.benchmarks.torch_onnx import onnx_runtime
 from samx.benchmarks.torch_peaks import Peaks, Shares, peaks, shares
 from samx.benchmarks.torch_plan import DTYPES, PARITY, PROMPTS, Task, check
 from samx.benchmarks.torch_ways import Call, Outputs, Prompts, Setting, Way, Work
@@ -175,6 +175,8 @@ def compiled(setting: Setting, task: Task) -> dict[str, Maker]:
 
 def onnx(setting: Setting, task: Task) -> dict[str, Maker]:
     """List the ONNX export in ONNX Runtime, beside the baseline."""
+    from samx.benchmarks.torch_onnx import onnx_runtime
+
     return {"baseline": partial(torch_ways.baseline, setting), "samx ONNX": partial(onnx_runtime, setting)}
 
 
@@ -203,7 +205,8 @@ def measure_group(group: Group, count: int, missing: dict[str, str]) -> GroupRes
         feed = box_feed(setting.loaded.spec, number, count)
         return tuple(torch.tensor(value, device=setting.device) for value in feed.values())
 
-    found, wrong = _differences(group, inputs(0), missing)
+    rounds = [inputs(number) for number in range(ceil(task.judged / count))]
+    found, wrong = _differences(group, rounds, missing)
     candidates = {way.name: Candidate(way.name, count, partial(_call, way), inputs) for way in group.ways}
     samples: list[Samples] = []
     reached: dict[str, Shares] = {}
@@ -220,29 +223,35 @@ def measure_group(group: Group, count: int, missing: dict[str, str]) -> GroupRes
     )
 
 
-def _differences(group: Group, prompts: Prompts, missing: dict[str, str]) -> tuple[dict[str, Differences], list[str]]:
+def _differences(
+    group: Group, rounds: Sequence[Prompts], missing: dict[str, str]
+) -> tuple[dict[str, Differences], list[str]]:
     """Compare every way with the reference form, which decodes one prompt at a time: it needs the most memory.
 
     With the differences come the names of those that compute something else.
     """
     found: dict[str, Differences] = {}
     wrong: list[str] = []
-    wanted: list[torch.Tensor] = []
+    wanted: Outputs = ()
     with _left_out(missing, *(way.name for way in group.ways)):
-        rows = [_judged(group.exact(row)) for row in zip(*(tensor.split(1) for tensor in prompts), strict=True)]
-        wanted = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+        wanted = _judged(group.exact, [row for prompts in rounds for row in _one_by_one(prompts)])
     for way in group.ways if wanted else ():
         with _left_out(missing, way.name, wrong=wrong):
-            found[way.name] = compare(way.name, _judged(way.call(prompts)), wanted, group.task.dtype)
+            found[way.name] = compare(way.name, _judged(way.call, rounds), wanted, group.task.dtype)
     return found, wrong
 
 
-def _judged(outputs: Outputs) -> Outputs:
-    """Take masks and predicted IoU."""
-    return outputs[:2]
+def _one_by_one(prompts: Prompts) -> Iterator[Prompts]:
+    return zip(*(tensor.split(1) for tensor in prompts), strict=True)
 
 
-class _Broken(Exception):
+def _judged(call: Call, rounds: Sequence[Prompts]) -> Outputs:
+    """Give masks and predicted IoU of several calls; copies, for a call may overwrite what the last one gave."""
+    outputs = [[tensor.clone() for tensor in call(prompts)[:2]] for prompts in rounds]
+    return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+
+
+class _CallError(Exception):
     """Name the way whose call failed while it was timed."""
 
 
@@ -250,7 +259,7 @@ def _call(way: Way, prompts: Prompts) -> Outputs:
     try:
         return way.call(prompts)
     except Exception as cause:
-        raise _Broken(way.name) from cause
+        raise _CallError(way.name) from cause
 
 
 def _measured(candidates: Sequence[Candidate], group: Group, missing: dict[str, str]) -> list[Samples]:
@@ -259,7 +268,7 @@ def _measured(candidates: Sequence[Candidate], group: Group, missing: dict[str, 
     while left:
         try:
             return measure(left, effort, torch_ways.clock_for(group.setting.device))
-        except _Broken as failure:
+        except _CallError as failure:
             (name,) = failure.args
             missing[name] = _reason(failure.__cause__)
             left = [candidate for candidate in left if candidate.name != name]

@@ -11,8 +11,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 PROMPTS: Mapping[str, tuple[int, ...]] = {"cpu": (1, 16, 64), "cuda": (1, 16, 64, 256, 1024)}  # a call's, by device
 USUAL_DTYPES = {"cpu": ("float32",), "cuda": DTYPES}
 PARITY = "parity"
-PARITY_PROMPTS = 32
-TINY_PROMPTS, TINY_IMAGE_PX = (1, 2), 128
+JUDGED, TINY_JUDGED = 32, 8  # prompts that a decoder is compared on at least: a few small masks make no mean
+TINY_PROMPTS, TINY_IMAGE_PX = (1, 4), 256
 # The most that a part may take of the budget, so that one that hangs leaves time to the others.
 SHARES: Mapping[str, float] = {PARITY: 1 / 8, "plain": 1 / 5, "compiled": 1 / 4, "onnx": 1 / 5}
 # What matters most comes first, in case that the time is over.
@@ -38,6 +38,11 @@ class Task:
     tiny: bool = False  # a small picture and small peaks: to prove the program, not to measure
 
     @property
+    def judged(self) -> int:
+        """Return the number of prompts that each way is compared on, at least."""
+        return TINY_JUDGED if self.tiny else JUDGED
+
+    @property
     def name(self) -> str:
         """Name it for people."""
         return f"{self.kind} {self.dtype}"
@@ -58,7 +63,7 @@ def plan(asked: Task, dtypes: Sequence[str] = (), kinds: Sequence[str] = ()) -> 
         for value in values:
             check(what, value, choices)
     prompts = asked.prompts or (TINY_PROMPTS if asked.tiny else PROMPTS[asked.device])
-    few = (min(max(prompts), PARITY_PROMPTS),)
+    few = (min(max(prompts), asked.judged),)
     wanted = dtypes or (DTYPES if asked.tiny else USUAL_DTYPES[asked.device])
     tasks = [
         replace(asked, kind=kind, dtype=dtype, prompts=few if kind == PARITY else prompts)

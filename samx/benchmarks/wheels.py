@@ -1,4 +1,4 @@
-"""Use packages that lie in a folder as wheels, without installing them: unpacked into a folder that is then imported from."""
+"""Import packages that lie in a folder as wheels: unpacked for as long as a program runs, never installed."""
 
 from __future__ import annotations
 
