@@ -22,7 +22,7 @@ PACKAGE = Path(samx.__file__).parent
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Programs with command lines of their own.
-    ("samx.benchmarks.meta_onnx", "samx.benchmarks.compare", "samx.benchmarks.torch_forms"),
+    ("samx.benchmarks.meta_onnx", "samx.benchmarks.compare", "samx.benchmarks.gpu"),
     ("samx.benchmarks.compare_decoders",),
     ("samx.cli",),
     ("samx.cli_measure",),
@@ -68,8 +68,9 @@ HEAVY_MODULES = (
     "samx.benchmarks.meta_candidates",
     "samx.benchmarks.meta_onnx",
     "samx.benchmarks.peers",
-    "samx.benchmarks.torch_forms",
+    "samx.benchmarks.torch_agreement",
     "samx.benchmarks.torch_measure",
+    "samx.benchmarks.torch_onnx",
     "samx.benchmarks.torch_peaks",
     "samx.benchmarks.torch_ways",
     "samx.coreml.checks",

@@ -40,9 +40,7 @@ def test_pieces_are_no_larger_than_asked_for_and_join_to_the_same_file(pieces: P
     assert (tmp_path / "again.whl").read_bytes() == DATA
 
 
-def test_without_a_name_the_old_one_is_taken(
-    pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_name_the_old_one_is_taken(pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert main(["join", str(pieces)]) == 0

@@ -1,4 +1,4 @@
-"""Cut a file into pieces that are small enough to be carried, and join them again after checking each. Standard library.
+"""Cut a file into pieces that are small enough to be carried, and join them again after checking each.
 
 python tools/pieces.py cut onnxruntime_gpu.whl --output pieces     makes the folder: pieces, and index.json
 python tools/pieces.py join pieces --output onnxruntime_gpu.whl    the name in the index, if none is given
@@ -26,7 +26,7 @@ CHUNK_BYTES = 1 << 20
 USAGE, DAMAGED, NOT_WRITTEN = 2, 6, 7
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """End the program with one line and an exit code."""
 
     def __init__(self, exit_code: int, words: str) -> None:
@@ -37,7 +37,7 @@ class Refusal(Exception):
 def cut(file: Path, folder: Path, piece_bytes: int) -> None:
     """Write a file's pieces and their index into a new folder, whole or not at all."""
     if not file.is_file():
-        raise Refusal(USAGE, f"'{file}' is no file; name the one to cut")
+        raise RefusalError(USAGE, f"'{file}' is no file; name the one to cut")
     _check_free(folder)
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -70,7 +70,7 @@ def join(folder: Path, file: Path | None) -> Path:
                 _append(folder / piece["name"], piece, out, whole)
             size = out.tell()
         if (size, whole.hexdigest()) != (index["bytes"], index["sha256"]):
-            raise Refusal(DAMAGED, f"the pieces in '{folder}' do not make '{index['name']}'; copy them all again")
+            raise RefusalError(DAMAGED, f"the pieces in '{folder}' do not make '{index['name']}'; copy them all again")
         os.chmod(name, 0o644)
         _check_free(target)
         os.rename(name, target)
@@ -90,25 +90,27 @@ def read_index(folder: Path) -> dict[str, Any]:
             isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in entries
         )
     except OSError as cause:
-        raise Refusal(USAGE, f"'{path}' cannot be read: {cause.strerror}; name the folder with the pieces") from cause
+        raise RefusalError(
+            USAGE, f"'{path}' cannot be read: {cause.strerror}; name the folder with the pieces"
+        ) from cause
     except (ValueError, KeyError, TypeError) as cause:
-        raise Refusal(DAMAGED, f"'{path}' is no index of pieces ({FORMAT}); copy it again") from cause
+        raise RefusalError(DAMAGED, f"'{path}' is no index of pieces ({FORMAT}); copy it again") from cause
     foreign = [name for name in names if not isinstance(name, str) or name != Path(name).name or name in ("", "..")]
     if foreign or not sound:
-        raise Refusal(DAMAGED, f"'{path}' is no sound index{f': it names {foreign[0]!r}' if foreign else ''}")
+        raise RefusalError(DAMAGED, f"'{path}' is no sound index{f': it names {foreign[0]!r}' if foreign else ''}")
     return dict(index)
 
 
 def _append(path: Path, piece: dict[str, Any], out: IO[bytes], whole: Any) -> None:
     if not path.is_file():
-        raise Refusal(DAMAGED, f"piece '{path}' is missing; copy it again")
+        raise RefusalError(DAMAGED, f"piece '{path}' is missing; copy it again")
     if path.stat().st_size != piece["bytes"]:
-        raise Refusal(
+        raise RefusalError(
             DAMAGED, f"piece '{path}' has {path.stat().st_size} bytes, expected {piece['bytes']}; copy it again"
         )
     with path.open("rb") as source:
         if _copy(source, out, piece["bytes"], whole) != piece["sha256"]:
-            raise Refusal(DAMAGED, f"piece '{path}' has another SHA-256 than its index says; copy it again")
+            raise RefusalError(DAMAGED, f"piece '{path}' has another SHA-256 than its index says; copy it again")
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int, whole: Any) -> str:
@@ -125,14 +127,14 @@ def _chunks(source: IO[bytes], size: int) -> Iterator[bytes]:
     while size:
         chunk = source.read(min(size, CHUNK_BYTES))
         if not chunk:
-            raise Refusal(DAMAGED, "a file became shorter while it was read")
+            raise RefusalError(DAMAGED, "a file became shorter while it was read")
         size -= len(chunk)
         yield chunk
 
 
 def _check_free(path: Path) -> None:
     if os.path.lexists(path):
-        raise Refusal(NOT_WRITTEN, f"'{path}' exists already; remove it, or choose another name with --output")
+        raise RefusalError(NOT_WRITTEN, f"'{path}' exists already; remove it, or choose another name with --output")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"wrote {join(options.folder, options.output)}")  # noqa: T201 - this is a program
             return 0
         if not 1 <= options.megabytes * MEGABYTE < float("inf"):
-            raise Refusal(USAGE, f"no size of a piece: {options.megabytes:g} MB")
+            raise RefusalError(USAGE, f"no size of a piece: {options.megabytes:g} MB")
         cut(options.file, options.output, int(options.megabytes * MEGABYTE))
         print(f"wrote {options.output}")  # noqa: T201
-    except Refusal as refusal:
+    except RefusalError as refusal:
         print(f"error: {refusal}", file=sys.stderr)  # noqa: T201
         return refusal.exit_code
     except OSError as cause:

@@ -42,7 +42,7 @@ PACKAGED = ("float32", "float16")  # what target 'aoti' has
 BOX_POINTS = 2
 DEMO_SCENES = "demo scenes, demo encoder"
 REASON_CHARACTERS = 300
-PEER_MISSING = "segment-anything is not here: samx's reference form, which has its structure, stands in"
+PEER_MISSING = "not run: segment-anything is not here: samx's reference form, which has its structure, stands in"
 
 Maker = Callable[[], Way]
 
@@ -88,7 +88,7 @@ def results(task: Task) -> Iterator[GroupResult]:
     """
     device = prepare(task)
     loaded = load_checkpoint(Path(task.checkpoint), image_size=task.image_size)
-    image = _image(task, loaded, device)
+    image = image_of(task, loaded, device)
     setting = Setting(loaded, image, None if task.dtype == "float32" else TYPES[task.dtype])
     best = None
     if task.kind != PARITY:
@@ -123,7 +123,8 @@ def embeddings(task: Task) -> str:
     return DEMO_SCENES if is_demo(Path(task.checkpoint)) and not task.tiny else "synthetic"
 
 
-def _image(task: Task, loaded: LoadedDecoder, device: torch.device) -> dict[str, torch.Tensor]:
+def image_of(task: Task, loaded: LoadedDecoder, device: torch.device) -> dict[str, torch.Tensor]:
+    """Make the image that everything is decoded on."""
     from_demo = embeddings(task) == DEMO_SCENES
     feed = (demo_images(Path(task.checkpoint), loaded.spec) if from_demo else synthetic_images(loaded.spec))[0]
     return {tensor.name: torch.tensor(feed[tensor.name], device=device) for tensor in loaded.spec.image_inputs}
