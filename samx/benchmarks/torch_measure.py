@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -157,7 +157,7 @@ def plain(setting: Setting, task: Task) -> dict[str, Maker]:
         "samx eager": lambda: torch_ways.kept(_decoder(setting, task), setting),
         "samx eager, image in every call": lambda: torch_ways.whole(_decoder(setting, task), setting),
     }
-    return {**makers, **_graphed(makers, task)}
+    return _with_graphs(makers, task)
 
 
 def compiled(setting: Setting, task: Task) -> dict[str, Maker]:
@@ -168,10 +168,9 @@ def compiled(setting: Setting, task: Task) -> dict[str, Maker]:
         "baseline compiled": lambda: torch_ways.compiled(first()),
         "samx compiled": lambda: torch_ways.compiled(torch_ways.kept(_decoder(setting, task), setting)),
     }
-    makers |= _graphed(makers, task)
     if task.device == "cpu" and task.dtype in PACKAGED:
         makers["samx aoti"] = lambda: torch_ways.packaged(_decoder(setting, task), setting)
-    return {"baseline": first, **makers}
+    return {"baseline": first, **_with_graphs(makers, task)}
 
 
 def onnx(setting: Setting, task: Task) -> dict[str, Maker]:
@@ -181,16 +180,17 @@ def onnx(setting: Setting, task: Task) -> dict[str, Maker]:
     return {"baseline": partial(torch_ways.baseline, setting), "samx ONNX": partial(onnx_runtime, setting)}
 
 
-def _graphed(makers: Mapping[str, Maker], task: Task) -> dict[str, Maker]:
-    """List the same as CUDA graphs, where there is CUDA."""
+def _with_graphs(makers: Mapping[str, Maker], task: Task) -> dict[str, Maker]:
+    """List the same again as CUDA graphs, where there is CUDA; both are made, and compiled, once."""
+    once = {name: cache(make) for name, make in makers.items()}
     if task.device == "cpu":
-        return {}
+        return {**once}
     pool = torch.cuda.graph_pool_handle()
 
     def graph(make: Maker) -> Way:
         return torch_ways.graphed(make(), pool)
 
-    return {f"{name}, CUDA graph": partial(graph, make) for name, make in makers.items()}
+    return {**once, **{f"{name}, CUDA graph": partial(graph, make) for name, make in once.items()}}
 
 
 KINDS: dict[str, Callable[[Setting, Task], dict[str, Maker]]] = {

@@ -205,6 +205,14 @@ def test_a_report_of_nothing_ends_with_5() -> None:
         enforce(blank())
 
 
+def test_parity_alone_is_no_measurement_where_one_was_asked_for() -> None:
+    (part,) = blank()["parts"]
+    compared = {**part, "results": [{"wrong": [], "differences": {"samx eager": {}}, "samples": []}]}
+    with pytest.raises(UnavailableError, match="nothing could be measured here"):
+        enforce(blank(parts=[compared]))
+    enforce(blank(parts=[{**compared, "task": {"kind": "parity"}}]))
+
+
 def test_a_gpus_report_is_named_after_it_and_shows_its_clocks() -> None:
     stem = "2026-11-27-pytorch-nvidia-h100-80gb-hbm3"
     assert file_names(blank()) == (f"{stem}.json", f"{stem}.md")

@@ -395,6 +395,28 @@ def test_shapes_may_be_computed_on_the_processor() -> None:
         refuse_fallback(session, CPU)
 
 
+def test_a_way_is_made_once_for_itself_and_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else everything would be compiled twice."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the pool")
+    made = []
+
+    def make() -> torch_ways.Way:
+        made.append(broken(KeyError()))
+        return made[-1]
+
+    monkeypatch.setattr(torch_ways, "compiled", lambda way: make())
+    makers = torch_measure.compiled(setting(), Task("compiled", device="cuda", checkpoint="none"))
+    assert list(makers) == [
+        "baseline", "baseline compiled", "samx compiled", "baseline compiled, CUDA graph",
+        "samx compiled, CUDA graph",
+    ]  # fmt: skip
+    way, graph = makers["baseline compiled"](), makers["baseline compiled, CUDA graph"]()
+    assert len(made) == 1
+    assert way is made[0]
+    assert graph.name == "broken, CUDA graph"
+    assert isinstance(graph.call, Graphed)
+
+
 def test_time_is_read_when_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[object] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
