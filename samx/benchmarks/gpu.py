@@ -36,6 +36,7 @@ from samx.progress import Progress
 
 SCHEMA = "samx-benchmark-gpu/1"
 BUDGET_S = 480.0
+SECONDS = 0.3  # timed, of each decoder
 RESERVE_S = 5.0  # of it, to write the report
 LEAST_S = 3.0  # no process answers sooner
 LIBRARIES = ("triton", "segment-anything", "onnxruntime-gpu", "onnxscript", "onnxsim", "nvidia-ml-py", "torchvision")
@@ -60,7 +61,7 @@ def start(task: Task, limit_s: float) -> Found:
 
 
 def measure(
-    tasks: Sequence[Task], budget_s: float, began_ns: int, progress: Progress, starter: Starter = start,
+    tasks: Sequence[Task], budget_s: float, began_ns: int, progress: Progress, starter: Starter,
     clock: Clock = now_ns,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Measure every task that the budget has time for, each in its own process; the others are named."""
@@ -165,7 +166,7 @@ def gpu(
     prompts: Annotated[Optional[list[int]], typer.Option(help="Prompts a call; several times.", min=1)] = None,
     part: Annotated[Optional[list[str]], typer.Option(help=f"{', '.join(SHARES)}; default: all.")] = None,
     budget: Annotated[float, typer.Option(help="Seconds until the report is written.", min=10)] = BUDGET_S,
-    seconds: Annotated[float, typer.Option(help="Timed seconds a decoder.", min=0)] = 0.3,
+    seconds: Annotated[Optional[float], typer.Option(help="Timed seconds a decoder (0.3; tiny: 0).", min=0)] = None,
     least: Annotated[int, typer.Option(help="Fewest timed calls a decoder.", min=1)] = 10,
     threads: Annotated[Optional[int], typer.Option(help="Of PyTorch, on a CPU.", min=1)] = None,
     checkpoint: Annotated[Optional[Path], typer.Option(help="Weights (default: the SAM 1 demo model).")] = None,
@@ -178,7 +179,8 @@ def gpu(
     if not output.is_dir():
         raise UsageError("no folder for the report", found=f"'{output}'", fix="Make it, or name one with --output.")
     weights = str(checkpoint or demo_checkpoint("sam1"))
-    asked = Task(PARITY, "", device, tuple(prompts or ()), seconds, least, threads, weights, tiny)
+    timed_s = (0.0 if tiny else SECONDS) if seconds is None else seconds
+    asked = Task(PARITY, "", device, tuple(prompts or ()), timed_s, least, threads, weights, tiny)
     tasks = plan(asked, dtype or (), part or ())
     with wheels_on_path(wheels) as brought:
         report = facts(tasks[0])
@@ -186,7 +188,7 @@ def gpu(
         for file in files:
             check_free(file, force)
         with console.steps() as progress, Monitor(adapters(device), SAMPLED_EVERY_S) as monitor:
-            parts = list(measure(tasks, budget, began_ns, progress))
+            parts = list(measure(tasks, budget, began_ns, progress, start))
     report |= {"wheels": brought, "budget_s": budget, "parts": parts, "telemetry": monitor.to_json()}
     page = markdown(report)
     write_file(files[0], (json.dumps(report, indent=1) + "\n").encode())

@@ -8,7 +8,7 @@ from typing import Any
 Json = Mapping[str, Any]
 
 MICROSECONDS = 1e3  # in a millisecond
-PARITY_HEADINGS = ("type", "decoder", "largest error of a logit", "of the predicted IoU", "mean mask IoU", "")
+PARITY_HEADINGS = ("type", "decoder", "largest error of a logit", "of the predicted IoU", "mean mask IoU", "verdict")
 SPEED_HEADINGS = (
     "prompts a call", "decoder", "µs a prompt", "IQR", "times faster (95 %)", "arithmetic", "bandwidth", "mask IoU",
 )  # fmt: skip
@@ -53,7 +53,7 @@ def _circumstances(report: Json) -> str:
     facts |= {"brought along": ", ".join(report["wheels"])} if report["wheels"] else {}
     facts |= dict(_watched(report["telemetry"]))
     facts |= {f"note {i + 1}": flag for i, flag in enumerate(report["telemetry"]["flags"])}
-    return _table(("", ""), [(name, str(value)) for name, value in facts.items()])
+    return _table(("", "found"), [(name, str(value)) for name, value in facts.items()])
 
 
 def _watched(telemetry: Json) -> Iterator[tuple[str, str]]:
@@ -128,14 +128,19 @@ def _peaks(found: Sequence[Json]) -> str:
 
 
 def _missing(report: Json) -> str:
-    """List what was not measured, and why."""
-    reasons: dict[tuple[str, str, str], list[int]] = {}
+    """List what was not measured, and why; what is missing for the same reason in several parts once."""
+    reasons: dict[tuple[str, str], dict[str, list[int]]] = {}
     for part, result in _results(report):
         for name, reason in result["not_measured"].items():
-            reasons.setdefault((part["name"], name, reason), []).append(result["prompts"])
-    lines = [f"- {part}, {_counts(counts)}: {name}: {reason}" for (part, name, reason), counts in reasons.items()]
+            parts = reasons.setdefault((name, reason), {})
+            parts.setdefault(part["name"], []).append(result["prompts"])
+    lines = [f"- {_places(parts)}: {name}: {reason}" for (name, reason), parts in reasons.items()]
     lines += [_failed(part) for part in report["parts"] if part["failure"]]
     return "\n".join(lines) if lines else "Everything was measured."
+
+
+def _places(parts: Mapping[str, Sequence[int]]) -> str:
+    return "; ".join(f"{part}, {_counts(counts)}" for part, counts in parts.items())
 
 
 def _failed(part: Json) -> str:

@@ -168,7 +168,7 @@ def compiled(setting: Setting, task: Task) -> dict[str, Maker]:
         "baseline compiled": lambda: torch_ways.compiled(first()),
         "samx compiled": lambda: torch_ways.compiled(torch_ways.kept(_decoder(setting, task), setting)),
     }
-    if task.device == "cpu" and task.dtype in PACKAGED:
+    if task.device == "cpu" and task.dtype in PACKAGED and not task.tiny:
         makers["samx aoti"] = lambda: torch_ways.packaged(_decoder(setting, task), setting)
     return {"baseline": first, **_with_graphs(makers, task)}
 
