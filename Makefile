@@ -82,7 +82,7 @@ compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face to
 
 # Installs nothing: it takes the Python that it finds, with what a machine for PyTorch has, and this checkout.
 gpu: ## Show what a CUDA machine makes of the PyTorch forms, in 8 minutes (DEVICE=cpu, WHEELS=DIR, FLAGS=...)
-	@$(PYTHON) -c 'import importlib.util, sys; missing = [name for name in "$(GPU_NEEDS)".split() if not importlib.util.find_spec(name)]; sys.exit(f"{sys.executable} has no {chr(44).join(missing)}; name a Python that has it with: make gpu PYTHON=..." if missing else 0)'
+	@$(PYTHON) -c 'import importlib.util, sys; missing = [name for name in "$(GPU_NEEDS)".split() if not importlib.util.find_spec(name)]; sys.exit(f"{sys.executable} has no {(chr(44) + chr(32)).join(missing)}; name a Python that has it with: make gpu PYTHON=..." if missing else 0)'
 	@PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) -m samx.benchmarks.gpu --device $(DEVICE) \
 		$(if $(WHEELS),--wheels "$(WHEELS)") $(FLAGS)
 

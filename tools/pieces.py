@@ -42,7 +42,8 @@ def cut(file: Path, folder: Path, piece_bytes: int) -> None:
     staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with file.open("rb") as source:
-            whole, pieces = hashlib.sha256(), []
+            pieces: list[dict[str, Any]] = []
+            whole = hashlib.sha256()
             while size := min(piece_bytes, file.stat().st_size - source.tell()):
                 path = staged / f"{len(pieces):03}.piece"
                 with path.open("xb") as target:

@@ -36,8 +36,8 @@ from samx.progress import Progress
 
 SCHEMA = "samx-benchmark-gpu/1"
 BUDGET_S = 480.0
-SECONDS = 0.3  # timed, of each decoder
-RESERVE_S = 5.0  # of it, to write the report
+SECONDS, CALLS, TINY_CALLS = 0.3, 10, 2  # timed, of each decoder
+RESERVE_S = 15.0  # of it, to start, to stop what takes too long, and to write the report
 LEAST_S = 3.0  # no process answers sooner
 LIBRARIES = ("triton", "segment-anything", "onnxruntime-gpu", "onnxscript", "onnxsim", "nvidia-ml-py", "torchvision")
 NO_TIME = "not run: no time left"
@@ -167,7 +167,7 @@ def gpu(
     part: Annotated[Optional[list[str]], typer.Option(help=f"{', '.join(SHARES)}; default: all.")] = None,
     budget: Annotated[float, typer.Option(help="Seconds until the report is written.", min=10)] = BUDGET_S,
     seconds: Annotated[Optional[float], typer.Option(help="Timed seconds a decoder (0.3; tiny: 0).", min=0)] = None,
-    least: Annotated[int, typer.Option(help="Fewest timed calls a decoder.", min=1)] = 10,
+    least: Annotated[Optional[int], typer.Option(help="Fewest timed calls a decoder (10; tiny: 2).", min=1)] = None,
     threads: Annotated[Optional[int], typer.Option(help="Of PyTorch, on a CPU.", min=1)] = None,
     checkpoint: Annotated[Optional[Path], typer.Option(help="Weights (default: the SAM 1 demo model).")] = None,
     wheels: Annotated[Optional[Path], typer.Option(help="A folder with wheels to import from.")] = None,
@@ -179,8 +179,9 @@ def gpu(
     if not output.is_dir():
         raise UsageError("no folder for the report", found=f"'{output}'", fix="Make it, or name one with --output.")
     weights = str(checkpoint or demo_checkpoint("sam1"))
-    timed_s = (0.0 if tiny else SECONDS) if seconds is None else seconds
-    asked = Task(PARITY, "", device, tuple(prompts or ()), timed_s, least, threads, weights, tiny)
+    usual_s, usual_calls = (0.0, TINY_CALLS) if tiny else (SECONDS, CALLS)
+    timed_s, calls = usual_s if seconds is None else seconds, least or usual_calls
+    asked = Task(PARITY, "", device, tuple(prompts or ()), timed_s, calls, threads, weights, tiny)
     tasks = plan(asked, dtype or (), part or ())
     with wheels_on_path(wheels) as brought:
         report = facts(tasks[0])
