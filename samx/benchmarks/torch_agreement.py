@@ -47,14 +47,18 @@ def compare(name: str, found: Sequence[Tensor], wanted: Sequence[Tensor], dtype:
     shapes = [[tuple(part.shape) for part in parts] for parts in (found, wanted)]
     if shapes[0] != shapes[1]:
         raise ParityError(f"{name} gives other shapes than the reference form", found=shapes[0], expected=shapes[1])
-    errors = [(mine.float() - exact.float()).abs().max().item() for mine, exact in zip(found, wanted, strict=True)]
-    differences = Differences(*errors, mean_mask_iou(found[0] > 0, wanted[0] > 0))
+    logit_error, iou_error = (_largest(mine - exact) for mine, exact in zip(found, wanted, strict=True))
+    differences = Differences(logit_error, iou_error, mean_mask_iou(found[0] > 0, wanted[0] > 0))
     if not differences.within(BOUNDS[dtype]):
         raise ParityError(
             f"{name} differs from the reference form in float32", found=differences,
             expected=f"better than {BOUNDS[dtype]}", fix="It was not measured.",
         )  # fmt: skip
     return differences
+
+
+def _largest(errors: Tensor) -> float:
+    return float(errors.abs().max())
 
 
 def mean_mask_iou(a: Tensor, b: Tensor) -> float:

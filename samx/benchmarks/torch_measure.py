@@ -248,7 +248,7 @@ def _one_by_one(prompts: Prompts) -> Iterator[Prompts]:
 
 def _judged(call: Call, rounds: Sequence[Prompts]) -> Outputs:
     """Give masks and predicted IoU of several calls; copies, for a call may overwrite what the last one gave."""
-    outputs = [[tensor.clone() for tensor in call(prompts)[:2]] for prompts in rounds]
+    outputs = [[tensor.float().clone() for tensor in call(prompts)[:2]] for prompts in rounds]
     return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
 
 

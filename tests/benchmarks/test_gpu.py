@@ -7,8 +7,9 @@ import os
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,35 +103,34 @@ def test_the_report_holds_raw_samples_and_says_that_it_is_of_a_processor(checkpo
     assert len(report_in(tmp_path)[0]["parts"]) == 1
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, *ways: Way) -> None:
-    """Compare and measure these beside the baseline."""
+Planted = Callable[[torch_ways.Setting, Prompts], tuple[torch.Tensor, ...]]
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, name: str, decode: Planted) -> None:
+    """Compare and measure this decoder beside the baseline."""
+
+    def makers(setting: torch_ways.Setting, task: Task) -> dict[str, torch_measure.Maker]:
+        way = Way(name, partial(decode, setting), Work("direct", keeps_image=True))
+        return {"baseline": partial(torch_ways.baseline, setting), name: lambda: way}
+
     for kind in ("parity", "plain"):
-        monkeypatch.setitem(
-            torch_measure.KINDS, kind,
-            lambda setting, task: {
-                "baseline": lambda: torch_ways.baseline(setting),
-                **{way.name: lambda way=way: replace(way, call=lambda p: way.call((setting, p))) for way in ways},
-            },
-        )  # fmt: skip
+        monkeypatch.setitem(torch_measure.KINDS, kind, makers)
 
 
-def failing(given: Any) -> tuple[torch.Tensor, ...]:
+def failing(setting: torch_ways.Setting, prompts: Prompts) -> tuple[torch.Tensor, ...]:
     raise RuntimeError("no kernel image is available")
 
 
-def wrong(given: tuple[torch_ways.Setting, Prompts]) -> tuple[torch.Tensor, ...]:
-    masks, *others = torch_ways.reference_form(given[0])(given[1])
+def wrong(setting: torch_ways.Setting, prompts: Prompts) -> tuple[torch.Tensor, ...]:
+    masks, *others = torch_ways.reference_form(setting)(prompts)
     return -masks, *others
-
-
-WORK = Work("direct", keeps_image=True)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_decoder_that_fails_is_named_and_stops_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted(monkeypatch, Way("samx failing", failing, WORK))
+    plant(monkeypatch, "samx failing", failing)
     assert tiny(checkpoint, tmp_path, "--part", "parity", "--part", "plain", "--prompts", "1") == 0
     report, page = report_in(tmp_path)
     where = "parity float32, N = 1; plain float32, N = 1"
@@ -142,7 +142,7 @@ def test_a_decoder_that_fails_is_named_and_stops_nothing(
 def test_wrong_masks_end_with_3_after_the_report_was_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted(monkeypatch, Way("samx wrong", wrong, WORK))
+    plant(monkeypatch, "samx wrong", wrong)
     assert tiny(checkpoint, tmp_path, "--part", "parity", "--part", "plain", "--prompts", "1") == 3
     report, page = report_in(tmp_path)
     assert report["parts"][0]["results"][0]["wrong"] == ["samx wrong"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 from safetensors.torch import save_file
 from toys import image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 from toys import one_thread as one_thread
@@ -325,14 +325,15 @@ def shifted_graph() -> bytes:
         helper.make_node("Add", ["state", "shift"], ["low_res_masks"]),
         helper.make_node("Concat", ["point_labels", "one_label"], ["iou_predictions"], axis=1),
     ]
-    inputs = [("state", [1, 3, side, side]), ("point_coords", ["N", 2, 2]), ("point_labels", ["N", 2])]
-    outputs = [("low_res_masks", ["N", 3, side, side]), ("iou_predictions", ["N", 3])]
+
+    def tensors(**shapes: list[str | int | None]) -> list[ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, floats, shape) for name, shape in shapes.items()]
+
+    inputs = tensors(state=[1, 3, side, side], point_coords=["N", 2, 2], point_labels=["N", 2])
+    outputs = tensors(low_res_masks=["N", 3, side, side], iou_predictions=["N", 3])
     nodes.insert(3, helper.make_node("ReduceMean", ["point_labels"], ["one_label"], axes=[1], keepdims=1))
-    graph = helper.make_graph(
-        nodes, "toy", *([helper.make_tensor_value_info(name, floats, shape) for name, shape in values]
-                        for values in (inputs, outputs)),
-        initializer=[helper.make_tensor("last", TensorProto.INT64, [1], [3])],
-    )  # fmt: skip
+    last = helper.make_tensor("last", TensorProto.INT64, [1], [3])
+    graph = helper.make_graph(nodes, "toy", inputs, outputs, initializer=[last])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     data: bytes = model.SerializeToString()
     return data
