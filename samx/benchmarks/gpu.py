@@ -155,8 +155,8 @@ def enforce(report: dict[str, Any]) -> None:
         )  # fmt: skip
     asked = "differences" if all(part["task"]["kind"] == PARITY for part in report["parts"]) else "samples"
     if not any(result[asked] for _, result in results(report)):
-        reasons = {f"{part['name']}: {part['failure'] or 'nothing ran'}" for part in report["parts"]}
-        raise UnavailableError("nothing could be measured here", found="; ".join(sorted(reasons)))
+        reasons = [f"{part['name']}: {part['failure']}" for part in report["parts"] if part["failure"]]
+        raise UnavailableError("nothing could be measured here", found="; ".join(reasons) or "see the report")
 
 
 def gpu(
