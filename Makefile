@@ -18,10 +18,15 @@ COMPARED := compare-out
 POINT := 737,290
 BOX := 79,127,534,624
 
+DEVICE ?= cuda
+WHEELS ?=
+FLAGS ?=
+GPU_NEEDS := torch numpy PIL rich typer safetensors
+
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint size browser docs picture bench compare train evaluate clean
+.PHONY: help demo test lint size browser docs picture bench compare gpu train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +82,12 @@ compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face to
 	@mkdir -p $(COMPARED)
 	@$(COMPARE)/bin/python -m samx.commands.compare --force --json $(COMPARED)/compare.json \
 		--markdown $(COMPARED)/compare.md
+
+# Installs nothing: it takes the Python that it finds, with what a machine for PyTorch has, and this checkout.
+gpu: ## Show what a CUDA machine makes of the PyTorch forms, in 8 minutes (DEVICE=cpu, WHEELS=DIR, FLAGS=...)
+	@$(PYTHON) -c 'import importlib.util, sys; missing = [name for name in "$(GPU_NEEDS)".split() if not importlib.util.find_spec(name)]; sys.exit(f"{sys.executable} has no {(chr(44) + chr(32)).join(missing)}; name a Python that has it with: make gpu PYTHON=..." if missing else 0)'
+	@PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) -m samx.benchmarks.gpu --device $(DEVICE) \
+		$(if $(WHEELS),--wheels "$(WHEELS)") $(FLAGS)
 
 train: $(INSTALLED) ## Train the demo model from nothing (about 85 minutes on two cores)
 	@$(BIN)/python -m tools.train_demo.train

@@ -23,7 +23,7 @@ PACKAGE = Path(samx.__file__).parent
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Programs with command lines of their own.
-    ("samx.commands.meta_onnx", "samx.commands.compare", "samx.benchmarks.torch_forms"),
+    ("samx.commands.meta_onnx", "samx.commands.compare", "samx.benchmarks.gpu"),
     ("samx.commands.compare_decoders",),
     ("samx.cli",),
     ("samx.cli_export", "samx.cli_measure"),
@@ -60,8 +60,9 @@ HEAVY_MODULES = (
     "samx.commands.compare_decoders",
     "samx.commands.meta_onnx",
     "samx.benchmarks.contenders",
-    "samx.benchmarks.torch_forms",
+    "samx.benchmarks.torch_agreement",
     "samx.benchmarks.torch_measure",
+    "samx.benchmarks.torch_onnx",
     "samx.benchmarks.torch_peaks",
     "samx.benchmarks.contenders.pytorch",
     "samx.runtimes.mil.checks",

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from samx.artifacts.manifest import Manifest
-from samx.benchmarks.environment import print_report, report_of
 from samx.benchmarks.interleave import Clock, now_ns
 from samx.benchmarks.operations import FLOAT_BYTES, FORMS, count
+from samx.benchmarks.processes import print_report, report_of
 from samx.benchmarks.results import Need, Result, Roofline
 from samx.benchmarks.scenarios import BY_NAME, Workload
 from samx.benchmarks.subjects import Subject

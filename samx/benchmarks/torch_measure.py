@@ -1,55 +1,49 @@
-"""Make every way of decoding in PyTorch, prove that they agree, and measure them in turns."""
+"""Make ways of decoding in PyTorch, prove that they agree, and measure them in turns; run in a process of its own.
+
+Run by samx.benchmarks.gpu: python -m samx.benchmarks.torch_measure TASK, a Task as JSON.
+"""
 
 from __future__ import annotations
 
+import gc
+import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
-from samx.artifacts.manifest import utc_now
 from samx.benchmarks.contenders import pytorch as torch_ways
 from samx.benchmarks.contenders.pytorch import Call, Outputs, Prompts, Setting, Way, Work
-from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.interleave import Candidate, Effort, Samples, measure
+from samx.benchmarks.processes import print_report
 from samx.benchmarks.scenarios import box_feed
 from samx.benchmarks.summary import RATIO_SAMPLES, Ratio, by_name, speedup, summarize
 from samx.benchmarks.torch_agreement import Differences, compare
 from samx.benchmarks.torch_peaks import Peaks, Shares, peaks, shares
-from samx.demo import demo_checkpoint
-from samx.errors import ParityError, UsageError
+from samx.benchmarks.torch_plan import DTYPES, PARITY, PROMPTS, Task, check
+from samx.errors import ParityError, SamxError
 from samx.exporters.encoder import demo_images, is_demo
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
+from samx.models.fast.decoder import Form
 from samx.models.load import load, torch_device
-from samx.models.session import FloatArray
-from samx.progress import Progress
 from samx.validators.cases import synthetic_images
 
-SCHEMA = "samx-benchmark-torch-forms/1"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PROMPTS = {"cpu": (1, 16, 64), "cuda": (1, 64, 256, 1024)}
+TYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPES}
+HALF_FORMS: Sequence[Form] = ("absorbed", "direct")
 PACKAGED = ("float32", "float16")  # what target 'aoti' has
 BOX_POINTS = 2
+DEMO_SCENES = "demo scenes, demo encoder"
+REASON_CHARACTERS = 300
+PEER_MISSING = "not run: segment-anything is not here: samx's reference form, which has its structure, stands in"
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Say what to measure and for how long."""
-
-    device: str = "cpu"
-    dtypes: Sequence[str] = ("float32",)
-    prompts: Sequence[int] = ()  # none: those of the device
-    seconds: float = 3.0
-    least: int = 10  # timed calls of each way
-    compile: bool = True  # torch.compile, and on a CPU AOTInductor
-    threads: int | None = None
-    checkpoint: Path = field(default_factory=lambda: demo_checkpoint("sam1"))
+Maker = Callable[[], Way]
 
 
 @dataclass(frozen=True)
@@ -60,15 +54,16 @@ class GroupResult:
     prompts: int
     points: int  # of each prompt
     work: dict[str, Work]
-    samples: list[Samples]
+    samples: list[Samples]  # none where parity alone was asked for
     ratios: dict[str, Ratio]
     differences: dict[str, Differences]
-    peaks: Peaks
+    peaks: Peaks | None
     shares: dict[str, Shares]
     not_measured: dict[str, str]  # why
+    wrong: list[str]  # those of them that compute something else
 
     def to_json(self) -> dict[str, Any]:
-        """Give the raw samples, then what was made of them."""
+        """Return the raw samples, then what was made of them."""
         return {**asdict(self), "samples": [{**asdict(s), "summary": asdict(summarize(s))} for s in self.samples]}
 
 
@@ -76,155 +71,235 @@ class GroupResult:
 class Group:
     """Hold what is measured in one type."""
 
-    dtype: str
+    task: Task
     setting: Setting
     ways: Sequence[Way]  # the baseline first
     exact: Call  # in float32
-    effort: Effort
-    peaks: Peaks
-
-
-@dataclass
-class Report:
-    """Collect what was measured, on what and how."""
-
-    command: list[str]
-    checkpoint: str
-    checkpoint_sha256: str
-    embeddings: str
-    environment: dict[str, str]
-    device: dict[str, str]
-    created: str = field(default_factory=utc_now)
-    results: list[GroupResult] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give everything as plain data."""
-        return {"schema": SCHEMA, **vars(self), "results": [result.to_json() for result in self.results]}
+    peaks: Peaks | None
 
 
 @torch.no_grad()
-def run(settings: Settings, progress: Progress) -> Report:
-    """Make every way of decoding, prove that they agree, and measure them in turns.
+def results(task: Task) -> Iterator[GroupResult]:
+    """Make every way of decoding of a task, prove that they agree, and measure them in turns.
 
     A way that computes something else, or does not run, is not timed but named.
-    Raises: UnavailableError without the device or, for AOTInductor, without a C++ compiler; UsageError.
+    Raises: UnavailableError without the device; UsageError.
     """
-    device = _prepare(settings)
-    loaded = load_checkpoint(settings.checkpoint)
-    image, source = _image(settings.checkpoint, loaded, device)
-    command = ["python", "-m", "samx.benchmarks.torch_forms", *sys.argv[1:]]
-    environment, facts = benchmark_environment(), device_facts(device)
-    report = Report(command, loaded.name, loaded.sha256, source, environment, facts)
-    exact = torch_ways.reference_form(Setting(loaded, image))
-    for dtype in settings.dtypes:
-        progress(f"{dtype}: making the ways of decoding")
-        setting = Setting(loaded, image, None if dtype == "float32" else DTYPES[dtype])
-        ways = make_ways(settings, setting, dtype)
-        best = peaks(device, DTYPES[dtype], torch_ways.clock_for(device), min(1.0, settings.seconds))
-        group = Group(dtype, setting, ways, exact, Effort(settings.seconds, settings.least), best)
-        for count in settings.prompts or PROMPTS[device.type]:
-            progress(f"{dtype}, N = {count}: comparing the outputs, and measuring")
-            report.results.append(measure_group(group, count))
-    return report
+    device = prepare(task)
+    loaded = load_checkpoint(Path(task.checkpoint), image_size=task.image_size)
+    image = image_of(task, loaded, device)
+    setting = Setting(loaded, image, None if task.dtype == "float32" else TYPES[task.dtype])
+    best = None
+    if task.kind != PARITY:
+        clock = torch_ways.clock_for(device)
+        best = peaks(device, TYPES[task.dtype], clock, min(1.0, task.seconds), task.tiny)
+    missing = {} if torch_ways.has_peer(loaded) else {torch_ways.PEER: PEER_MISSING}
+    ways = []
+    for name, make in KINDS[task.kind](setting, task).items():
+        with _left_out(missing, name):
+            ways.append(make())
+    group = Group(task, setting, ways, torch_ways.reference_form(Setting(loaded, image)), best)
+    for count in task.prompts:
+        yield measure_group(group, count, dict(missing))
+        _free(device)
 
 
-def _prepare(settings: Settings) -> torch.device:
-    """Check the settings, and choose the device and the threads."""
-    _check("device", settings.device, PROMPTS)
-    for name in settings.dtypes:
-        _check("dtype", name, DTYPES)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    return torch_device(settings.device)
+def prepare(task: Task) -> torch.device:
+    """Check a task, choose the device and the threads, and let float32 be float32.
+
+    Raises: UnavailableError without the device; UsageError.
+    """
+    check("device", task.device, PROMPTS)
+    check("dtype", task.dtype, DTYPES)
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch_device(task.device)
 
 
-def _check(what: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise UsageError(f"no measurement on this {what}", found=value, expected=" or ".join(choices))
+def embeddings(task: Task) -> str:
+    """Say where the image comes from."""
+    return DEMO_SCENES if is_demo(Path(task.checkpoint)) and not task.tiny else "synthetic"
 
 
-def _image(path: Path, loaded: LoadedDecoder, device: torch.device) -> tuple[dict[str, torch.Tensor], str]:
-    demo = is_demo(path)
-    feed = (demo_images(path, loaded.spec) if demo else synthetic_images(loaded.spec))[0]
-    image = {tensor.name: torch.tensor(feed[tensor.name], device=device) for tensor in loaded.spec.image_inputs}
-    return image, "demo scenes, demo encoder" if demo else "synthetic"
+def image_of(task: Task, loaded: LoadedDecoder, device: torch.device) -> dict[str, torch.Tensor]:
+    """Make the image that everything is decoded on."""
+    from_demo = embeddings(task) == DEMO_SCENES
+    feed = (demo_images(Path(task.checkpoint), loaded.spec) if from_demo else synthetic_images(loaded.spec))[0]
+    return {tensor.name: torch.tensor(feed[tensor.name], device=device) for tensor in loaded.spec.image_inputs}
 
 
-def device_facts(device: torch.device) -> dict[str, str]:
-    """Say what the environment does not: threads, or the GPU and the switch that changes its arithmetic."""
-    if device.type == "cpu":
-        return {"threads": str(torch.get_num_threads())}
-    found = torch.cuda.get_device_properties(device)
+def _decoder(setting: Setting, task: Task, form: Form | None = None) -> Any:
+    return load(
+        task.checkpoint, points=BOX_POINTS, form=form, dtype=TYPES[task.dtype], device=task.device,
+        image_size=task.image_size,
+    )  # fmt: skip
+
+
+def parity(setting: Setting, task: Task) -> dict[str, Maker]:
+    """List Meta's decoder and every fast form."""
+    forms: Sequence[Form] = HALF_FORMS if setting.half else (*HALF_FORMS, "low_rank")
+
+    def fast(form: Form) -> Way:
+        return torch_ways.kept(_decoder(setting, task, form), setting, f"samx {form}")
+
     return {
-        "gpu": found.name,
-        "compute capability": f"{found.major}.{found.minor}",
-        "memory MiB": str(found.total_memory // 2**20),
-        "cuda": str(torch.version.cuda),
-        "tf32": str(torch.backends.cuda.matmul.allow_tf32),
+        "baseline": partial(torch_ways.baseline, setting),
+        **{f"samx {form}": partial(fast, form) for form in forms},
     }
 
 
-def make_ways(settings: Settings, setting: Setting, dtype: str) -> list[Way]:
-    """List the ways of decoding that this device has, the baseline first."""
-    on_cpu = settings.device == "cpu"
-    decoder = load(settings.checkpoint, points=BOX_POINTS, dtype=DTYPES[dtype], device=settings.device)
-    ways = [torch_ways.baseline(setting), *torch_ways.ours(decoder, setting)]
-    if settings.compile:
-        torch.compiler.reset()  # PyTorch counts compilations of a function, and gives up after eight
-        ways += [torch_ways.compiled(way, dynamic=on_cpu) for way in ways]
-    if not on_cpu:
-        ways += torch_ways.graphed(ways)
-    elif settings.compile and dtype in PACKAGED:
-        ways.append(torch_ways.packaged(decoder, setting))
-    return ways
+def plain(setting: Setting, task: Task) -> dict[str, Maker]:
+    """List what needs no compiler."""
+    makers: dict[str, Maker] = {
+        "baseline": partial(torch_ways.baseline, setting),
+        "samx eager": lambda: torch_ways.kept(_decoder(setting, task), setting),
+        "samx eager, image in every call": lambda: torch_ways.whole(_decoder(setting, task), setting),
+    }
+    return _with_graphs(makers, task)
 
 
-def measure_group(group: Group, count: int) -> GroupResult:
+def compiled(setting: Setting, task: Task) -> dict[str, Maker]:
+    """List what is compiled, beside the baseline as it is; on a processor, as an AOTInductor package too."""
+    torch.compiler.reset()  # PyTorch counts compilations of a function, and gives up after eight
+    first = partial(torch_ways.baseline, setting)
+    makers: dict[str, Maker] = {
+        "baseline compiled": lambda: torch_ways.compiled(first()),
+        "samx compiled": lambda: torch_ways.compiled(torch_ways.kept(_decoder(setting, task), setting)),
+    }
+    if task.device == "cpu" and task.dtype in PACKAGED and not task.tiny:
+        makers["samx aoti"] = lambda: torch_ways.packaged(_decoder(setting, task), setting)
+    return {"baseline": first, **_with_graphs(makers, task)}
+
+
+def onnx(setting: Setting, task: Task) -> dict[str, Maker]:
+    """List the ONNX export in ONNX Runtime, beside the baseline."""
+    from samx.benchmarks.torch_onnx import onnx_runtime
+
+    return {"baseline": partial(torch_ways.baseline, setting), "samx ONNX": partial(onnx_runtime, setting)}
+
+
+def _with_graphs(makers: Mapping[str, Maker], task: Task) -> dict[str, Maker]:
+    """List the same again as CUDA graphs, where there is CUDA; both are made, and compiled, once."""
+    once = {name: cache(make) for name, make in makers.items()}
+    if task.device == "cpu":
+        return {**once}
+    pool = torch.cuda.graph_pool_handle()
+
+    def graph(make: Maker) -> Way:
+        return torch_ways.graphed(make(), pool)
+
+    return {**once, **{f"{name}, CUDA graph": partial(graph, make) for name, make in once.items()}}
+
+
+KINDS: dict[str, Callable[[Setting, Task], dict[str, Maker]]] = {
+    PARITY: parity, "plain": plain, "compiled": compiled, "onnx": onnx,
+}  # fmt: skip
+
+
+def measure_group(group: Group, count: int, missing: dict[str, str]) -> GroupResult:
     """Check and measure every way at one number of prompts; what cannot be measured is left out, and named."""
-    setting = group.setting
+    task, setting = group.task, group.setting
 
     def inputs(number: int) -> Prompts:
         feed = box_feed(setting.loaded.spec, number, count)
         return tuple(torch.tensor(value, device=setting.device) for value in feed.values())
 
-    missing: dict[str, str] = {}
-    found = _differences(group, inputs(0), missing)
-    candidates = [Candidate(way.name, count, way.call, inputs) for way in group.ways if way.name in found]
+    rounds = [inputs(number) for number in range(ceil(task.judged / count))]
+    found, wrong = _differences(group, rounds, missing)
+    candidates = {way.name: Candidate(way.name, count, partial(_call, way), inputs) for way in group.ways}
     samples: list[Samples] = []
-    with _left_out(missing, *found):
-        samples = measure(candidates, group.effort, torch_ways.clock_for(setting.device))
+    reached: dict[str, Shares] = {}
     work = {way.name: way.work for way in group.ways}
-    reached = {
-        entry.name: shares(setting, work[entry.name], count, BOX_POINTS, median(entry.call_ns), group.peaks)
-        for entry in samples
-    }
-    ratios = _ratios(samples, group.ways[0].name)
-    return GroupResult(group.dtype, count, BOX_POINTS, work, samples, ratios, found, group.peaks, reached, missing)
+    if group.peaks is not None:
+        with _left_out(missing, *found):
+            samples = _measured([candidates[name] for name in found], group, missing)
+        for entry in samples:
+            taken = median(entry.call_ns)
+            reached[entry.name] = shares(setting, work[entry.name], count, BOX_POINTS, taken, group.peaks)
+    ratios = _ratios(samples, group.ways[0].name) if group.ways else {}
+    return GroupResult(
+        task.dtype, count, BOX_POINTS, work, samples, ratios, found, group.peaks, reached, missing, wrong
+    )
 
 
-def _differences(group: Group, prompts: Prompts, missing: dict[str, str]) -> dict[str, Differences]:
-    """Compare every way with the reference form, which decodes one prompt at a time: it needs the most memory."""
-    rows = [_arrays(group.exact(row)) for row in zip(*(tensor.split(1) for tensor in prompts), strict=True)]
-    wanted = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-    found = {}
-    for way in group.ways:
-        with _left_out(missing, way.name):
-            found[way.name] = compare(way.name, _arrays(way.call(prompts)), wanted, group.dtype)
-    return found
+def _differences(
+    group: Group, rounds: Sequence[Prompts], missing: dict[str, str]
+) -> tuple[dict[str, Differences], list[str]]:
+    """Compare every way with the reference form, which decodes one prompt at a time: it needs the most memory.
+
+    With the differences come the names of those that compute something else.
+    """
+    found: dict[str, Differences] = {}
+    wrong: list[str] = []
+    wanted: Outputs = ()
+    with _left_out(missing, *(way.name for way in group.ways)):
+        wanted = _judged(group.exact, [row for prompts in rounds for row in _one_by_one(prompts)])
+    for way in group.ways if wanted else ():
+        with _left_out(missing, way.name, wrong=wrong):
+            found[way.name] = compare(way.name, _judged(way.call, rounds), wanted, group.task.dtype)
+    return found, wrong
 
 
-def _arrays(outputs: Outputs) -> list[FloatArray]:
-    """Give masks and predicted IoU."""
-    return [tensor.float().cpu().numpy() for tensor in outputs[:2]]
+def _one_by_one(prompts: Prompts) -> Iterator[Prompts]:
+    return zip(*(tensor.split(1) for tensor in prompts), strict=True)
+
+
+def _judged(call: Call, rounds: Sequence[Prompts]) -> Outputs:
+    """Give masks and predicted IoU of several calls; copies, for a call may overwrite what the last one gave."""
+    outputs = [[tensor.float().clone() for tensor in call(prompts)[:2]] for prompts in rounds]
+    return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+
+
+class _CallError(Exception):
+    """Name the way whose call failed while it was timed."""
+
+
+def _call(way: Way, prompts: Prompts) -> Outputs:
+    try:
+        return way.call(prompts)
+    except Exception as cause:
+        raise _CallError(way.name) from cause
+
+
+def _measured(candidates: Sequence[Candidate], group: Group, missing: dict[str, str]) -> list[Samples]:
+    """Measure in turns; where one fails, the others begin again without it."""
+    left, effort = list(candidates), Effort(group.task.seconds, group.task.least)
+    while left:
+        try:
+            return measure(left, effort, torch_ways.clock_for(group.setting.device))
+        except _CallError as failure:
+            (name,) = failure.args
+            missing[name] = _reason(failure.__cause__)
+            left = [candidate for candidate in left if candidate.name != name]
+        _free(group.setting.device)
+    return []
 
 
 @contextmanager
-def _left_out(missing: dict[str, str], *names: str) -> Iterator[None]:
-    """Note why nothing can be measured of these: another result, or what PyTorch cannot do here, memory before all."""
+def _left_out(missing: dict[str, str], *names: str, wrong: list[str] | None = None) -> Iterator[None]:
+    """Note why nothing can be measured of these: another result, or whatever PyTorch raises here."""
     try:
         yield
-    except (RuntimeError, ParityError) as cause:  # torch's errors of memory, compilers and devices are all of the first
-        missing |= dict.fromkeys(names, str(cause).splitlines()[0])
+    except Exception as cause:  # compilers, drivers and other people's modules raise nearly anything
+        missing |= dict.fromkeys(names, _reason(cause))
+        if wrong is not None and isinstance(cause, ParityError):
+            wrong += names
+
+
+def _reason(cause: BaseException | None) -> str:
+    lines = str(cause).strip().splitlines()
+    words = lines[0] if lines else ""
+    if not isinstance(cause, SamxError):
+        words = f"{type(cause).__name__}: {words}"
+    return words[:REASON_CHARACTERS]
+
+
+def _free(device: torch.device) -> None:
+    """Return memory that nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _ratios(samples: Sequence[Samples], baseline: str) -> dict[str, Ratio]:
@@ -234,3 +309,19 @@ def _ratios(samples: Sequence[Samples], baseline: str) -> dict[str, Ratio]:
     if first is None or len(first.call_ns) < RATIO_SAMPLES:
         return {}
     return {name: speedup(first, entry) for name, entry in named.items()}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure a task, and report each result as soon as it is there."""
+    given = json.loads(arguments[0])
+    try:
+        for result in results(Task(**{**given, "prompts": tuple(given["prompts"])})):
+            print_report(result.to_json())
+    except Exception as cause:  # what a driver raises is the reason that the report gives
+        print(_reason(cause), file=sys.stderr)  # noqa: T201 - this is a program
+        return cause.exit_code if isinstance(cause, SamxError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

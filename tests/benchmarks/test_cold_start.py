@@ -15,7 +15,7 @@ from fake_candidates import FakeClock
 from samx.artifacts.store import Artifact
 from samx.benchmarks import cold_start, environment
 from samx.benchmarks.cold_start import main, start
-from samx.benchmarks.environment import MARK
+from samx.benchmarks.processes import MARK
 from samx.errors import SamxError
 
 POINTS = {"point_coords": np.zeros((1, 2, 2), np.float32), "point_labels": np.array([[1, -1]], np.float32)}

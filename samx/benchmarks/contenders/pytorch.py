@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,17 @@ class Way:
     work: Work
 
 
+def has_peer(loaded: LoadedDecoder) -> bool:
+    """Tell whether Meta's own package is here and has the family."""
+    return loaded.spec.family == FAMILY and importlib.util.find_spec("segment_anything") is not None
+
+
 def baseline(setting: Setting) -> Way:
-    """Decode as Meta does, everything in every call: with Meta's own package where it is installed and has the family.
+    """Decode as Meta does, everything in every call: with Meta's own package where it is here and has the family.
 
     Half precision is left to autocast, as in Meta's examples.
     """
-    is_peers = setting.loaded.spec.family == FAMILY and importlib.util.find_spec("segment_anything") is not None
+    is_peers = has_peer(setting.loaded)
     exact = (segment_anything if is_peers else reference_form)(setting)
 
     def call(prompts: Prompts) -> Outputs:
@@ -99,14 +104,17 @@ def segment_anything(setting: Setting) -> Call:
     return call
 
 
-def ours(decoder: FastDecoder, setting: Setting) -> Iterator[Way]:
-    """Decode with the fast form: the image's work done beforehand, and in every call."""
+def kept(decoder: FastDecoder, setting: Setting, name: str = f"samx {EAGER}") -> Way:
+    """Decode with the fast form; the image's work is done beforehand."""
+    state = decoder.image_state(*setting.image.values())
+    return Way(name, lambda prompts: decoder.decode(state, *prompts), Work(decoder.form, keeps_image=True))
+
+
+def whole(decoder: FastDecoder, setting: Setting) -> Way:
+    """Decode with the fast form; the image's work is done in every call."""
     image = tuple(setting.image.values())
-    state = decoder.image_state(*image)
-    kept: Call = lambda prompts: decoder.decode(state, *prompts)  # noqa: E731
-    whole: Call = lambda prompts: decoder.decode(decoder.image_state(*image), *prompts)  # noqa: E731
-    yield Way(f"samx {EAGER}", kept, Work(decoder.form, keeps_image=True))
-    yield Way(f"samx {EAGER}, image in every call", whole, Work(decoder.form, keeps_image=False))
+    call: Call = lambda prompts: decoder.decode(decoder.image_state(*image), *prompts)  # noqa: E731
+    return Way(f"samx {EAGER}, image in every call", call, Work(decoder.form, keeps_image=False))
 
 
 def packaged(decoder: FastDecoder, setting: Setting) -> Way:
@@ -120,16 +128,15 @@ def packaged(decoder: FastDecoder, setting: Setting) -> Way:
     return Way("samx aoti", call, Work(decoder.form, keeps_image=True))
 
 
-def compiled(way: Way, dynamic: bool) -> Way:
-    """Compile a way as one graph; a break in it is an error."""
-    call = torch.compile(way.call, fullgraph=True, dynamic=dynamic)
+def compiled(way: Way) -> Way:
+    """Compile a way as one graph for any number of prompts; a break in it is an error."""
+    call = torch.compile(way.call, fullgraph=True, dynamic=True)
     return replace(way, name=way.name.replace(EAGER, COMPILED), call=call)
 
 
-def graphed(ways: Sequence[Way]) -> list[Way]:
-    """Record each way as a CUDA graph. They share memory, so that the largest number of prompts fits once."""
-    pool = torch.cuda.graph_pool_handle()
-    return [replace(way, name=f"{way.name}, CUDA graph", call=Graphed(way.call, pool)) for way in ways]
+def graphed(way: Way, pool: Any) -> Way:
+    """Record a way as a CUDA graph. Graphs share the pool's memory, so that the largest number of prompts fits once."""
+    return replace(way, name=f"{way.name}, CUDA graph", call=Graphed(way.call, pool))
 
 
 class Graphed:
