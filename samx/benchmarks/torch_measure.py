@@ -193,7 +193,7 @@ def _with_graphs(makers: Mapping[str, Maker], task: Task) -> dict[str, Maker]:
 
 
 KINDS: dict[str, Callable[[Setting, Task], dict[str, Maker]]] = {
-    PARITY: parity, "plain": plain, "compiled": compiled, "onnx": onnx,
+    PARITY: parity, "plain": plain, "compiled": compiled, "onnxruntime": onnx,
 }  # fmt: skip
 
 

@@ -15,11 +15,11 @@ JUDGED, TINY_JUDGED = 32, 8  # prompts that a decoder is compared on at least: a
 TINY_PROMPTS, TINY_IMAGE_PX = (2, 3), 256
 TINY_COMPILED = "float32"  # a compiler takes as long for a tiny decoder as for any
 # The most that a part may take of the budget, so that one that hangs leaves time to the others.
-SHARES: Mapping[str, float] = {PARITY: 1 / 8, "plain": 1 / 5, "compiled": 1 / 4, "onnx": 1 / 5}
+SHARES: Mapping[str, float] = {PARITY: 1 / 8, "plain": 1 / 5, "compiled": 1 / 4, "onnxruntime": 1 / 5}
 # What matters most comes first, in case that the time is over.
 ORDER = (
     (PARITY, "float32"), (PARITY, "float16"), (PARITY, "bfloat16"), ("plain", "float16"), ("plain", "bfloat16"),
-    ("plain", "float32"), ("compiled", "float16"), ("onnx", "float32"), ("compiled", "bfloat16"),
+    ("plain", "float32"), ("compiled", "float16"), ("onnxruntime", "float32"), ("compiled", "bfloat16"),
     ("compiled", "float32"),
 )  # fmt: skip
 

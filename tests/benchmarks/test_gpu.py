@@ -179,7 +179,7 @@ def test_what_has_no_time_left_is_named() -> None:
         now[0] += int((limit_s + 400) * SECOND_NS)
         return [], "it did not finish"
 
-    parts = list(measure(tasks("parity", "plain", "onnx"), 480, 0, silent, slow, lambda: now[0]))
+    parts = list(measure(tasks("parity", "plain", "onnxruntime"), 480, 0, silent, slow, lambda: now[0]))
     assert limits == [60.0, 5.0]
     assert [part["failure"] for part in parts] == ["it did not finish", "it did not finish", NO_TIME]
     assert parts[2]["limit_s"] == 0
