@@ -19,8 +19,7 @@ ERRORS = (
 )  # fmt: skip
 # Names that cost something, imported when they are first asked for; __init__.pyi tells type checkers.
 LAZY = {
-    **dict.fromkeys(("export", "open", "validate"), "samx.api"),
-    "load": "samx.commands.load",
+    **dict.fromkeys(("export", "open", "validate", "load"), "samx.api"),
     "Artifact": "samx.artifacts.store",
     "Predictor": "samx.predictor",
     "Prompt": "samx.processing.prompts",

@@ -1,8 +1,8 @@
 from samx.api import export as export
+from samx.api import load as load
 from samx.api import open as open
 from samx.api import validate as validate
 from samx.artifacts.store import Artifact as Artifact
-from samx.commands.load import load as load
 from samx.errors import ArtifactError as ArtifactError
 from samx.errors import BenchmarkError as BenchmarkError
 from samx.errors import CheckpointError as CheckpointError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Union, get_args
+from typing import TYPE_CHECKING, Any, Union, get_args
 
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
@@ -13,6 +13,7 @@ from samx.predictor import Predictor, open_predictor
 from samx.registry import DEFAULT_TARGET, backend
 
 if TYPE_CHECKING:
+    from samx.models.fast.decoder import FastDecoder
     from samx.progress import Progress
     from samx.validators.report import ParityReport
 
@@ -117,3 +118,18 @@ def validate(
 
     path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
     return run(path, device=device, threads=threads, checkpoint=None if checkpoint is None else Path(checkpoint))
+
+
+def load(checkpoint: PathLike | None = None, family: str = "sam1", **options: Any) -> FastDecoder:
+    """Return a checkpoint's decoder (None: the demo model of `family`) as a PyTorch module in its fast form.
+
+    options: those of samx.models.load.load().
+    Raises: as there; UsageError for a family without a demo model.
+
+    Example:
+        >>> decoder = samx.load("sam_vit_b_01ec64.pth")
+    """
+    from samx.demo import demo_checkpoint
+    from samx.models.load import load as load_decoder
+
+    return load_decoder(demo_checkpoint(family) if checkpoint is None else Path(checkpoint), **options)

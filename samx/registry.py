@@ -170,7 +170,7 @@ BACKENDS: tuple[Backend, ...] = (
         "samx.runtimes.coreml.runtime:open_artifact", "samx.runtimes.coreml.runtime:devices",
         _precisions("fp16", "fp32", "int8"), "coremltools", "coreml",  # the Neural Engine computes in float16
         quantiser="samx.quantization.coreml:quantise", groups="samx.quantization.coreml_groups:QUANTISABLE",
-        graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.lower:lower",
+        graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.compute_plan:lower",
         finish=FINISH_ON_MAC, kit="samx.kits.places:coreml_places",
     ),
     Backend(

@@ -28,8 +28,8 @@ from samx.benchmarks.summary import RATIO_SAMPLES, Ratio, by_name, speedup, summ
 from samx.benchmarks.torch_agreement import Differences, compare
 from samx.benchmarks.torch_peaks import Peaks, Shares, peaks, shares
 from samx.benchmarks.torch_plan import DTYPES, PARITY, PROMPTS, Task, check
+from samx.demo.model import demo_images, is_demo
 from samx.errors import ParityError, SamxError
-from samx.exporters.encoder import demo_images, is_demo
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.fast.decoder import Form
 from samx.models.load import load, torch_device

@@ -108,7 +108,7 @@ def bisect(
 
 
 def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:
-    from samx.exporters.encoder import demo_images, is_demo
+    from samx.demo.model import demo_images, is_demo
     from samx.runtimes.torch import reference_session
     from samx.validators.cases import default_frames, parity_cases, synthetic_images
 

@@ -28,9 +28,9 @@ from samx.benchmarks.scenarios import box_feed, object_boxes
 from samx.benchmarks.summary import ratios, summarize
 from samx.commands.compare_decoders import DECODERS, Call, Decoder, Setting
 from samx.demo import demo_checkpoint
+from samx.demo.model import PARITY_SCENES, demo_images
 from samx.devices.cpu import usable_cpus
 from samx.errors import ParityError, UsageError
-from samx.exporters.encoder import PARITY_SCENES, demo_images
 from samx.models.checkpoint import load_checkpoint
 from samx.models.session import FloatArray
 from samx.models.spec import DecoderSpec

@@ -206,7 +206,7 @@ class _Export:
 
     def _images(self) -> tuple[list[Feed] | None, str | None]:
         """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""
-        from samx.exporters.encoder import demo_images, is_demo
+        from samx.demo.model import demo_images, is_demo
 
         if self.images:
             return self.images, ", ".join(path.name for path in self.request.embeddings)
@@ -216,7 +216,7 @@ class _Export:
 
     def _encoder(self) -> dict[str, str]:
         """Export the encoder that a demo checkpoint carries; gives its file's role."""
-        from samx.exporters.encoder import demo_encoder, is_demo
+        from samx.demo.model import demo_encoder, is_demo
         from samx.exporters.onnx import write_onnx
 
         if not is_demo(self.checkpoint):

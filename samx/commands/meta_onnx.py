@@ -25,8 +25,8 @@ from samx.benchmarks.environment import benchmark_environment, busy
 from samx.benchmarks.interleave import Effort, Samples, measure
 from samx.benchmarks.summary import Ratio, counted, ratios, summarize
 from samx.demo import demo_checkpoint
+from samx.demo.model import demo_images, is_demo
 from samx.errors import BenchmarkError, UsageError
-from samx.exporters.encoder import demo_images, is_demo
 from samx.exporters.onnx import OPSETS
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.session import Feed

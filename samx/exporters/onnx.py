@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +20,7 @@ from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     import onnx
+    from torch import Tensor, nn
 
     from samx.models.graph import Graph, Graphs
 
@@ -102,7 +106,6 @@ def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT
 
 
 def _traced(graph: Graph, opset: int) -> onnx.ModelProto:
-    from samx.exporters.tracing import to_onnx
     from samx.models.graph import dynamic_shapes, examples
 
     axes = dynamic_shapes(graph.inputs)
@@ -141,3 +144,34 @@ def _finish(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
 def stored_notes(notes: Mapping[str, Any]) -> dict[str, str]:
     """Return notes for clients as files hold them: text under names of samx's own."""
     return {METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in notes.items()}
+
+
+def to_onnx(
+    module: nn.Module, examples: tuple[Tensor, ...], *, opset: int, inputs: Sequence[str], outputs: Sequence[str],
+    dynamic_shapes: Any = None,
+) -> onnx.ModelProto:  # fmt: skip
+    """Trace a module and convert it."""
+    import torch
+
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=dynamic_shapes,
+            input_names=list(inputs), output_names=list(outputs),
+        )  # fmt: skip
+    assert program is not None  # None is only returned when a file is written
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's internal notices away from the user; its errors still come."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

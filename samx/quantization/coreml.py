@@ -25,8 +25,7 @@ from samx.formats.coreml.program import Program, load_program
 from samx.models.shape_range import ShapeRange
 from samx.quantization.coreml_groups import Convolution, convolutions, half_convolutions, whole_plan
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges, arithmetic, rewrite
-from samx.quantization.job import QuantisationJob, Quantised
-from samx.quantization.search import Found, Judged, Plan, Task, search
+from samx.quantization.search import Found, Judged, Plan, QuantisationJob, Quantised, Task, search
 from samx.quantization.verdict import judged, masks
 from samx.runtimes.base import Padding
 from samx.runtimes.coreml.packages import OpenedPackages

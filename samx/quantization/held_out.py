@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from samx.demo.model import is_demo
 from samx.errors import InputError
-from samx.exporters.encoder import is_demo
 from samx.models.session import Feed, Session
 from samx.models.spec import DecoderSpec
 from samx.progress import Progress, silent

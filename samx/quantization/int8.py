@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from samx.models.checkpoint import LoadedDecoder
     from samx.quantization.calibration import CalibrationSet
     from samx.quantization.held_out import HeldOut
-    from samx.quantization.job import Quantised
     from samx.quantization.report import Int8Report
-    from samx.quantization.search import Budget
+    from samx.quantization.search import Budget, Quantised
 
 HELD_OUT = ("int8", "bf16")  # judged on prompts that a calibration set holds out
 NOTEBOOK_SUFFIX = ".int8-search.json"
@@ -70,7 +69,7 @@ class Int8:
 
         Raises: ParityError when it allows nothing.
         """
-        from samx.quantization.job import QuantisationJob
+        from samx.quantization.search import QuantisationJob
 
         assert self.backend.quantiser is not None
         job = QuantisationJob(
@@ -227,7 +226,7 @@ def given_set(loaded: LoadedDecoder, checkpoint: Path, path: Path | None) -> Cal
 
     Raises: UsageError; InputError for a set of another decoder.
     """
-    from samx.exporters.encoder import is_demo
+    from samx.demo.model import is_demo
     from samx.quantization.calibration import CalibrationSet
 
     if path is not None:

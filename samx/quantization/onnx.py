@@ -15,9 +15,8 @@ from samx.exporters.tensorrt.export import write_plan
 from samx.extras import require
 from samx.models.session import Feed, Session
 from samx.quantization.groups import INTEGER, QUANTISABLE, check_groups, multiply_adds, products
-from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.onnx_qdq import Ranges, collect_ranges, integer_work, quantise_with
-from samx.quantization.search import Found, Judged, Plan, Task, search
+from samx.quantization.search import Found, Judged, Plan, QuantisationJob, Quantised, Task, search
 from samx.runtimes.onnxruntime import open_models
 from samx.runtimes.torch import reference_session
 from samx.validators.cases import Case

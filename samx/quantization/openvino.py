@@ -9,7 +9,7 @@ from samx.exporters.openvino import convert
 from samx.formats.openvino import ir
 from samx.models.shape_range import ShapeRange
 from samx.quantization import onnx
-from samx.quantization.job import QuantisationJob, Quantised
+from samx.quantization.search import QuantisationJob, Quantised
 from samx.runtimes.openvino import open_graphs
 
 PRECISION = "int8"

@@ -11,8 +11,7 @@ from typing import Any
 from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import plain
 from samx.errors import ParityError
-from samx.quantization.job import Quantised
-from samx.quantization.search import Budget, Row, worst
+from samx.quantization.search import Budget, Quantised, Row, worst
 from samx.quantization.verdict import Verdict
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import Count, Document, parse, plain, take
 from samx.errors import ArtifactError, ParityError
 from samx.progress import Progress, silent
+from samx.quantization.calibration import CalibrationSet
+
+if TYPE_CHECKING:
+    from samx.exporters.base import Exported, ExportJob
 
 LOW_PERCENTILE = 5
 INTEGER_PRODUCTS, STORED_WEIGHTS = "integer", "stored"
@@ -206,3 +210,26 @@ def _read(path: Path, key: str) -> dict[str, Judged]:
     except (OSError, ArtifactError):
         return {}
     return found["judged"] if found["key"] == key else {}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantisationJob:
+    """Bring together the export in floating point, what calibrates it, and what INT8 may cost."""
+
+    export: ExportJob
+    exported: Exported
+    directory: Path  # holds what the exporter wrote
+    calibration: CalibrationSet
+    budget: Budget
+    excluded: tuple[str, ...] = ()  # groups that the user leaves in floating point
+    notebook: Path | None = None  # where the search remembers what it judged
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Say what stands in the directory now, and how its groups of products were chosen."""
+
+    exported: Exported
+    found: Found
+    arithmetic: dict[str, Any]  # what runs in integers, as far as this machine can tell

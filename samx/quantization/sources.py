@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samx.demo.model import DemoModel, load_demo
+from samx.demo.model import DemoModel, is_demo, load_demo
 from samx.demo.scenes import generate_scene
 from samx.errors import ImageError, UsageError
-from samx.exporters.encoder import is_demo
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import IMAGE_PATCH_PX, UPSCALING, DecoderSpec
 from samx.processing.frames import Frame

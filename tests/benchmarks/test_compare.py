@@ -18,8 +18,8 @@ from samx.benchmarks.scenarios import MIN_SIDE_PX, box_feed, object_boxes
 from samx.commands.compare import agree, agree_in_masks, chosen, summary
 from samx.commands.compare_decoders import DECODERS, Boxes, Call, points_of
 from samx.demo import demo_checkpoint
+from samx.demo.model import demo_images
 from samx.errors import CheckpointError, ParityError, UnavailableError
-from samx.exporters.encoder import demo_images
 from samx.models.checkpoint import load_checkpoint
 from samx.models.spec import sam1_spec
 from samx.runtimes.torch import reference_session

@@ -18,7 +18,7 @@ from engine_toys import MODEL, POINTS, PROMPTS, SPEC, toy_artifact, toy_plan
 import samx
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UsageError
-from samx.exporters.tensorrt.reproduce import reproduce_script
+from samx.exporters.tensorrt.export import reproduce_script
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec, sam2_spec

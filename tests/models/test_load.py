@@ -12,8 +12,8 @@ import torch
 
 import samx
 from samx.demo import demo_checkpoint
+from samx.demo.model import demo_images
 from samx.errors import CheckpointError, MissingExtraError, UnavailableError, UsageError
-from samx.exporters.encoder import demo_images
 from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.fast.decoder import FastDecoder
 from samx.models.spec import PADDED_POINT

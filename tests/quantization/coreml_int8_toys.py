@@ -20,8 +20,7 @@ from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec, sam2_spec
 from samx.quantization.calibration import CalibrationSet
 from samx.quantization.coreml_groups import QUANTISABLE
-from samx.quantization.job import QuantisationJob, Quantised
-from samx.quantization.search import Budget
+from samx.quantization.search import Budget, QuantisationJob, Quantised
 from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 
 SPECS = {

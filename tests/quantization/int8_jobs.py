@@ -23,8 +23,7 @@ from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.quantization.calibration import CalibrationSet, calibration_spec
 from samx.quantization.groups import QUANTISABLE, products
-from samx.quantization.job import QuantisationJob
-from samx.quantization.search import Budget
+from samx.quantization.search import Budget, QuantisationJob
 from samx.registry import backend
 
 IMAGES, SAMPLES = 4, 24

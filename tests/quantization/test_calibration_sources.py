@@ -15,12 +15,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from samx.demo import demo_checkpoint
-from samx.demo.model import load_demo
+from samx.demo.model import PARITY_SCENES, load_demo
 from samx.demo.picture import PICTURE_SEED
 from samx.demo.sampling import find_regions
 from samx.demo.scenes import generate_scene
 from samx.errors import ImageError, InputError, UsageError
-from samx.exporters.encoder import PARITY_SCENES
 from samx.models.checkpoint import load_checkpoint
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.processing.frames import Frame

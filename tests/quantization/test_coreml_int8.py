@@ -25,8 +25,7 @@ from samx.quantization.calibration import calibration_spec
 from samx.quantization.coreml import JUDGED_EVERY, FloatPackages, quantise, watched_ranges
 from samx.quantization.coreml_groups import INTEGER, Convolution, group_of
 from samx.quantization.coreml_rewrite import Ranges
-from samx.quantization.job import QuantisationJob, Quantised
-from samx.quantization.search import Budget, Plan
+from samx.quantization.search import Budget, Plan, QuantisationJob, Quantised
 from samx.quantization.verdict import judged, masks
 from samx.runtimes.mil.evaluate import limited_threads
 from samx.runtimes.torch import reference_session

@@ -17,9 +17,8 @@ from samx.artifacts import strict_json
 from samx.benchmarks.summary import SpeedReport
 from samx.errors import ParityError, WriteError
 from samx.exporters.base import Exported
-from samx.quantization.job import Quantised
 from samx.quantization.report import Int8Report, remedy
-from samx.quantization.search import Budget, Found, Judged, Plan, Row
+from samx.quantization.search import Budget, Found, Judged, Plan, Quantised, Row
 
 PLAN = Plan(integer=("upscaling 1",), stored=("token MLP", "IoU head"))
 ROWS = (

@@ -30,9 +30,8 @@ from int8_toys import constants
 from samx.errors import InputError, ParityError, UsageError
 from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
 from samx.quantization.groups import INTEGER, QUANTISABLE, groups_of, products
-from samx.quantization.job import QuantisationJob, Quantised
 from samx.quantization.onnx import SLOW_ON_CPU, Desk, float32_bytes, quantise, quantise_for_tensorrt
-from samx.quantization.search import Budget
+from samx.quantization.search import Budget, QuantisationJob, Quantised
 from samx.runtimes.onnxruntime import open_models
 from samx.runtimes.torch import reference_session
 

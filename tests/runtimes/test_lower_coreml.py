@@ -12,7 +12,7 @@ from fake_mac import fake_mac as fake_mac
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
-from samx.runtimes.coreml.lower import PLAN_FILE, lower
+from samx.runtimes.coreml.compute_plan import PLAN_FILE, lower
 
 
 @pytest.fixture
