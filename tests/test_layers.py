@@ -78,7 +78,6 @@ HEAVY_MODULES = (
     "samx.demo.sampling",
     "samx.exporters.coreml.convert",
     "samx.exporters.coreml.weights",
-    "samx.exporters.onnx",
     "samx.models.graph",
     "samx.quantization.coreml",
     "samx.quantization.coreml_groups",
