@@ -7,6 +7,9 @@ PYTHON ?= python3
 # give pip the index that pytorch.org names for it:  make demo TORCH='torch==2.13.0 --index-url URL'
 TORCH ?= torch==2.13.0
 
+# Test files that run side by side.
+JOBS ?= 2
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
@@ -47,7 +50,7 @@ demo: $(INSTALLED) ## Export the demo decoders with proof, segment a picture, me
 	@echo "Look at $(DEMO)/point.png (SAM 1 form), $(DEMO)/box.png (SAM 2 form) and $(DEMO)/bench.html."
 
 test: lint browser ## Run every check: lint, types, the report page in a browser, tests
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
 browser: $(INSTALLED) ## Look at the report page in headless Chromium
 	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
@@ -58,10 +61,11 @@ browser: $(INSTALLED) ## Look at the report page in headless Chromium
 	else echo "== NOT RUN: the report page in a browser. As root on Debian: apt-get install chromium chromium-driver"; fi
 
 lint: $(INSTALLED) ## Check style, format and types
-	@echo "== ruff, mypy"
+	@echo "== ruff, mypy, and whether the package needs a newer Python than 3.10"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/vermin --quiet --no-tips --violations --target=3.10- samx tools
 
 size: ## Count code lines, files, classes of fields and circles
 	@$(PYTHON) -m tools.size

@@ -38,7 +38,7 @@ class Without(PathFinder):
     def find_spec(cls, name, path=None, target=None):
         return None if name.split(".")[0] in BLOCKED else super().find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
-sys.path[:] = [path for path in sys.path if "samx" not in path]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]  # as pip finds a checkout
 sys.argv = ["run.py", *sys.argv[1:]]
 runpy.run_path("run.py", run_name="__main__")
 """
