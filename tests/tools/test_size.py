@@ -47,7 +47,10 @@ def test_a_planted_circle_is_found() -> None:
 
 
 def test_code_is_counted_without_blanks_comments_and_docstrings() -> None:
-    text = '"""Words.\n\nMore."""\n\nx = 1  # said\n# alone\n\n\ndef f(\n    a,\n):\n    """Say."""\n    return """one\n\ntwo"""\n'
+    text = (
+        '"""Words.\n\nMore."""\n\nx = 1  # said\n# alone\n\n\n'
+        'def f(\n    a,\n):\n    """Say."""\n    return """one\n\ntwo"""\n'
+    )
     assert sorted(size.code_lines(source(text))) == [5, 9, 10, 11, 13, 14, 15]
     assert size.function_lengths(source(text)) == {"samx/toy.py:f:9": 6}
 

@@ -62,7 +62,7 @@ def _content(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -
 
 
 def _source(name: str) -> str:
-    return resources.files("samx.benchmarks.report").joinpath(TEMPLATES, name).read_text(encoding="utf-8")
+    return resources.files("samx.benchmarks.report").joinpath(TEMPLATES).joinpath(name).read_text(encoding="utf-8")
 
 
 def _visible(value: object) -> object:
