@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from test_layers import LAYERS
 from typer.testing import CliRunner
 
 from samx.cli import app
@@ -151,6 +152,30 @@ def test_the_changelog_names_this_version() -> None:
     from samx import __version__
 
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def tree() -> Iterator[str]:
+    """Yield the paths of the tree on the architecture page, folders with a slash at the end."""
+    (page,) = (code for code in blocks(ROOT / "docs" / "architecture.md", "") if code.startswith("samx/"))
+    folders: list[str] = []
+    for line in page.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = [*folders[:depth], name]
+        yield "".join(folders)
+
+
+def test_the_tree_of_the_architecture_page_is_real() -> None:
+    listed = list(tree())
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+    parts = [path for path in (ROOT / "samx").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert {path.name for path in parts} <= {Path(path).name for path in listed if len(Path(path).parts) == 2}
+
+
+def test_the_floors_of_the_architecture_page_are_those_that_are_checked() -> None:
+    (page,) = (code for code in blocks(ROOT / "docs" / "architecture.md", "") if code.startswith("commands."))
+    floors = [line.split("  ")[0].split(", ") for line in page.splitlines()]
+    checked = [[name.removeprefix("samx.") for name in names if "__init__" not in name] for names in LAYERS[:-2]]
+    assert floors == checked
 
 
 def make_targets() -> set[str]:
