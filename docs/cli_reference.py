@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from typer.models import ArgumentInfo, CommandInfo
 
 from samx import errors
 from samx.cli import app
+from samx.cli_export import PRECISIONS, TargetCommand
+from samx.exporters.base import ExportOptions
+from samx.registry import BACKENDS, Backend, flag_of, option_fields
 
 PAGE = Path(__file__).with_name("cli.md")
 INTRODUCTION = """# Command reference
@@ -22,11 +26,15 @@ Progress goes to standard error, results go to standard output, and `--json` mak
 
 This page is made by `make docs`.
 """
+EXPORT_TARGETS = """Each target has its own precisions and options. `samx export --target T --help` shows them, and
+one of another target is refused by name.
+"""
+TABLE = ("| option | default | meaning |", "|---|---|---|")
 # What the exit codes mean to a script; errors.py gives every error its code.
 EXIT_CODES = {
     0: "done",
     1: "a bug in samx; please report it",
-    2: "usage: the command cannot be meant",
+    2: "usage: invalid request",
     3: "parity: the export does not compute what the reference computes, or that could not be shown",
     4: "benchmark: the measurement is unstable or regressed",
     5: "unavailable: a backend, a device or an optional library is not on this machine",
@@ -47,23 +55,53 @@ def section(command: CommandInfo) -> str:
     callback = command.callback
     assert callback is not None
     name = command.name or callback.__name__
-    rows = list(parameters(callback))
+    rows = list(parameters(callback, without=options_of_targets() if command.cls is TargetCommand else set()))
     arguments = " ".join(words for words, *_, is_argument in rows if is_argument)
     lines = [f"## samx {name}", "", str(inspect.getdoc(callback)), "", "```", f"samx {name} {arguments} [OPTIONS]"]
-    lines += ["```", "", "| option | default | meaning |", "|---|---|---|"]
-    lines += [f"| {words_of(words)} | {default} | {meaning} |" for words, default, meaning, _ in rows]
+    lines += ["```", "", *TABLE]
+    lines += [row(words, default, meaning) for words, default, meaning, _ in rows]
+    if command.cls is TargetCommand:
+        lines += ["", EXPORT_TARGETS, *(line for entry in BACKENDS for line in target_section(entry))]
     lines += ["", "Examples:", "", "```", *(command.epilog or "").split("  ·  "), "```", ""]
-    return "\n".join(lines).replace(f"samx {name}  [OPTIONS]", f"samx {name} [OPTIONS]")
+    return "\n".join(lines).replace(f"samx {name}  [OPTIONS]", f"samx {name} [OPTIONS]").replace("\n\n\n", "\n\n")
+
+
+def options_of_targets() -> set[str]:
+    """Return the parameters that not every target has; those of the base class every target has."""
+    precisions = {name for entry in BACKENDS for name in entry.precisions}
+    return {*precisions, *option_fields()} - {declared.name for declared in fields(ExportOptions)}
+
+
+def target_section(entry: Backend) -> Iterator[str]:
+    """Yield the lines about a target's own options."""
+    yield from ("", f"### Options of target `{entry.target}` ({entry.title})", "", *TABLE)
+    for name in entry.precisions:
+        default = "on" if name == entry.default_precision else ""
+        yield row(f"--{name}", default, PRECISIONS.get(name, f"Precision {name}."))
+    for name, declared in entry.option_fields().items():
+        if name in options_of_targets():
+            yield row(flag_of(name, declared), field_default(declared), declared.metadata["help"])
+
+
+def field_default(declared: Field[Any]) -> str:
+    """Show the default of a target's option; flags and what is not given show nothing."""
+    return "" if isinstance(declared.default, bool) or declared.default in (None, ()) else f"`{declared.default}`"
+
+
+def row(words: str, default: str, meaning: str) -> str:
+    return f"| {words_of(words)} | {default} | {meaning} |"
 
 
 def words_of(words: str) -> str:
     return ", ".join(f"`{word}`" for word in words.split(", "))
 
 
-def parameters(callback: Callable[..., Any]) -> Iterator[tuple[str, str, str, bool]]:
-    """List a command's parameters: words, default, meaning, whether it is an argument."""
+def parameters(callback: Callable[..., Any], without: set[str]) -> Iterator[tuple[str, str, str, bool]]:
+    """Yield a command's parameters: words, default, meaning, whether it is an argument."""
     hints = typing.get_type_hints(callback, include_extras=True)
     for name, parameter in inspect.signature(callback).parameters.items():
+        if name in without:
+            continue
         kind, info = hints[name].__origin__, hints[name].__metadata__[0]
         is_argument = isinstance(info, ArgumentInfo)
         words = info.metavar or name.upper() if is_argument else ", ".join(option_words(name, kind, info))

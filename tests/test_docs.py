@@ -7,17 +7,20 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_layers import LAYERS
 from typer.testing import CliRunner
 
 from samx.cli import app
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.registry import BACKENDS, Backend
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -45,17 +48,26 @@ def blocks(path: Path, language: str) -> Iterator[str]:
     return (code for found, code in FENCE.findall(path.read_text(encoding="utf-8")) if found == language)
 
 
-def help_options(command: str) -> set[str]:
-    """Ask the command itself for its options."""
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"})
+def help_options(command: str, *arguments: str) -> set[str]:
+    """Ask the command itself for its options; an export for those of the target that the arguments name."""
+    named = [f"--target={target}" for target in targets(arguments)] if command == "export" else []
+    environment = {"COLUMNS": "240", "NO_COLOR": "1", "TERM": "dumb"}
+    result = CliRunner().invoke(app, [command, *named, "--help"], env=environment)
     assert result.exit_code == 0, result.output
-    return set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", result.output)) - {"--help"}
+    names = re.findall(r"^\S[ *]+(-[^<]+)<", result.output, re.MULTILINE)  # a row's, before its type
+    return set(re.findall(r"--[a-z][a-z0-9-]*", "\n".join(names))) - {"--help"}
 
 
-def documented_options(command: str) -> set[str]:
-    """Read the options that docs/cli.md lists for a command."""
+def targets(arguments: Sequence[str]) -> list[str]:
+    """Return the target that an example's arguments name, if any."""
+    return [after for before, after in pairwise(arguments) if before == "--target"]
+
+
+def documented_options(command: str, target: str | None = None) -> set[str]:
+    """Read the options that docs/cli.md lists for a command: its own, and those of a target."""
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    part = text.split(f"## samx {command}\n", 1)[1].split("\n## ", 1)[0]
+    common, *own = text.split(f"## samx {command}\n", 1)[1].split("\n## ", 1)[0].split("\n### Options of target ")
+    part = "\n".join([common, *(section for section in own if section.startswith(f"`{target}` "))])
     rows = [line.split("|")[1] for line in part.splitlines() if line.startswith("| ")]
     return {word for row in rows for word in re.findall(r"--[a-z][a-z0-9-]*", row)}
 
@@ -70,8 +82,8 @@ def unknown_parts(words: list[str]) -> list[str]:
     """Say which command or options of an example do not exist."""
     if words[1] not in COMMANDS:
         return [words[1]]
-    options = {word for word in words[2:] if word.startswith("--")}
-    return sorted(options - help_options(words[1]))
+    options = {word for word in words[2:] if word.startswith("--")} - {"--help"}
+    return sorted(options - help_options(*words[1:]))
 
 
 def test_the_command_reference_is_fresh() -> None:
@@ -84,10 +96,17 @@ def test_every_command_is_documented() -> None:
     assert set(re.findall(r"^## samx (\w+)$", text, re.MULTILINE)) == COMMANDS
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS - {"export"}))
 def test_documented_options_are_those_of_the_command(command: str) -> None:
     assert documented_options(command) == help_options(command)
     assert documented_options(command) >= {"--json"}
+
+
+@pytest.mark.parametrize("entry", BACKENDS, ids=lambda entry: entry.target)
+def test_documented_options_of_a_target_are_those_it_has(entry: Backend) -> None:
+    documented = documented_options("export", entry.target)
+    assert documented == help_options("export", "--target", entry.target)
+    assert documented >= {"--json", "--points", f"--{entry.default_precision}"}
 
 
 @page_names
@@ -99,7 +118,9 @@ def test_the_readme_has_examples() -> None:
     assert {words[1] for words in shell_lines(ROOT / "README.md")} >= {"export", "validate", "segment", "doctor"}
 
 
-@pytest.mark.parametrize("line", ["samx exprot a.pth", "samx export a.pth --quick"])
+@pytest.mark.parametrize(
+    "line", ["samx exprot a.pth", "samx export a.pth --quick", "samx export --target coreml --split"]
+)
 def test_a_wrong_example_is_found(line: str) -> None:
     assert len(unknown_parts(shlex.split(line))) == 1
 
@@ -131,6 +152,30 @@ def test_the_changelog_names_this_version() -> None:
     from samx import __version__
 
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def tree() -> Iterator[str]:
+    """Yield the paths of the tree on the architecture page, folders with a slash at the end."""
+    (page,) = (code for code in blocks(ROOT / "docs" / "architecture.md", "") if code.startswith("samx/"))
+    folders: list[str] = []
+    for line in page.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = [*folders[:depth], name]
+        yield "".join(folders)
+
+
+def test_the_tree_of_the_architecture_page_is_real() -> None:
+    listed = list(tree())
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+    parts = [path for path in (ROOT / "samx").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert {path.name for path in parts} <= {Path(path).name for path in listed if len(Path(path).parts) == 2}
+
+
+def test_the_floors_of_the_architecture_page_are_those_that_are_checked() -> None:
+    (page,) = (code for code in blocks(ROOT / "docs" / "architecture.md", "") if code.startswith("commands."))
+    floors = [line.split("  ")[0].split(", ") for line in page.splitlines()]
+    checked = [[name.removeprefix("samx.") for name in names if "__init__" not in name] for names in LAYERS[:-2]]
+    assert floors == checked
 
 
 def make_targets() -> set[str]:

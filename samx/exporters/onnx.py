@@ -40,7 +40,7 @@ def opset_option() -> int:
 
 def simplify_option() -> bool:
     """Declare whether onnxsim is run."""
-    return option(True, "Run onnxsim.", flag="--no-simplify")
+    return option(True, "Do not run onnxsim.", flag="--no-simplify")
 
 
 @dataclass(frozen=True)
