@@ -13,7 +13,7 @@ from typer.models import ArgumentInfo, CommandInfo
 
 from samx import errors
 from samx.cli import app
-from samx.cli_export import PRECISIONS, TargetCommand
+from samx.cli_export import CALIBRATED, PRECISIONS, TargetCommand
 from samx.exporters.base import ExportOptions
 from samx.registry import BACKENDS, Backend, flag_of, option_fields
 
@@ -61,7 +61,7 @@ def section(command: CommandInfo) -> str:
     lines += ["```", "", *TABLE]
     lines += [row(words, default, meaning) for words, default, meaning, _ in rows]
     if command.cls is TargetCommand:
-        lines += ["", EXPORT_TARGETS, *(line for entry in BACKENDS for line in target_section(entry))]
+        lines += ["", EXPORT_TARGETS, *(line for entry in BACKENDS for line in target_section(entry, callback))]
     lines += ["", "Examples:", "", "```", *(command.epilog or "").split("  ·  "), "```", ""]
     return "\n".join(lines).replace(f"samx {name}  [OPTIONS]", f"samx {name} [OPTIONS]").replace("\n\n\n", "\n\n")
 
@@ -69,10 +69,10 @@ def section(command: CommandInfo) -> str:
 def options_of_targets() -> set[str]:
     """Return the parameters that not every target has; those of the base class every target has."""
     precisions = {name for entry in BACKENDS for name in entry.precisions}
-    return {*precisions, *option_fields()} - {declared.name for declared in fields(ExportOptions)}
+    return {*precisions, *option_fields(), *CALIBRATED} - {declared.name for declared in fields(ExportOptions)}
 
 
-def target_section(entry: Backend) -> Iterator[str]:
+def target_section(entry: Backend, callback: Callable[..., Any]) -> Iterator[str]:
     """Yield the lines about a target's own options."""
     yield from ("", f"### Options of target `{entry.target}` ({entry.title})", "", *TABLE)
     for name in entry.precisions:
@@ -81,6 +81,9 @@ def target_section(entry: Backend) -> Iterator[str]:
     for name, declared in entry.option_fields().items():
         if name in options_of_targets():
             yield row(flag_of(name, declared), field_default(declared), declared.metadata["help"])
+    calibrated = CALIBRATED if entry.quantiser else ()
+    others = set(inspect.signature(callback).parameters) - set(calibrated)
+    yield from (row(words, default, meaning) for words, default, meaning, _ in parameters(callback, without=others))
 
 
 def field_default(declared: Field[Any]) -> str:

@@ -19,6 +19,7 @@ EPILOG = (
     "samx export  ·  samx export sam_vit_b.pth --single -o vit-b  ·  samx export sam2.1_hiera_tiny.pt --opset 23  ·  "
     "samx export --target coreml --help"
 )
+CALIBRATED = ("calibration", "min_iou", "exclude")  # options of targets that have INT8
 # What precisions are called; one of another name is called by it.
 PRECISIONS = {"fp32": "Single precision.", "fp16": "Half precision.", "bf16": "bfloat16.", "int8": "8-bit integers."}
 
@@ -76,10 +77,14 @@ class TargetCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Look for the target before the options are parsed and help is shown."""
-        own = {*_options_of(_target(args)), *_precisions_of(_target(args))}
+        entry = next((entry for entry in BACKENDS if entry.target == _target(args)), BACKENDS[0])
+        own = {*entry.option_fields(), *entry.precisions, *(CALIBRATED if entry.quantiser else ())}
         for parameter in self.params:
-            if parameter.name in {*option_fields(), *_precisions()}:
+            if parameter.name in {*option_fields(), *_precisions(), *CALIBRATED}:
                 parameter.hidden = parameter.name not in own  # type: ignore[attr-defined]
+            if parameter.name in entry.precisions:
+                default = " Default." if parameter.name == entry.default_precision else ""
+                parameter.help = _words(parameter.name) + default  # type: ignore[attr-defined]
         return super().parse_args(ctx, args)
 
 
@@ -114,7 +119,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             yield parameter.replace(annotation=hints[parameter.name])
     for name in _precisions():
-        annotation = Annotated[bool, typer.Option(f"--{name}", help=PRECISIONS.get(name, f"Precision {name}."))]
+        annotation = Annotated[bool, typer.Option(f"--{name}", help=_words(name))]
         yield _keyword(name, annotation, False)
     types = {name: kind for entry in BACKENDS for name, kind in get_type_hints(load(entry.options)).items()}
     for name, declared in option_fields().items():
@@ -137,6 +142,10 @@ def _annotation(name: str, declared: Field[Any], kind: Any) -> Any:
     return Annotated[types.get(kind, Optional[str]), typer.Option(flag, help=help_text)]
 
 
+def _words(precision: str) -> str:
+    return PRECISIONS.get(precision, f"Precision {precision}.")
+
+
 def _precisions() -> list[str]:
     return list(dict.fromkeys(name for entry in BACKENDS for name in entry.precisions))
 
@@ -148,11 +157,3 @@ def _target(args: Sequence[str]) -> str:
         if here.startswith("--target="):
             return here.partition("=")[2]
     return DEFAULT_TARGET
-
-
-def _options_of(target: str) -> set[str]:
-    return {name for entry in BACKENDS if entry.target == target for name in entry.option_fields()}
-
-
-def _precisions_of(target: str) -> set[str]:
-    return {name for entry in BACKENDS if entry.target == target for name in entry.precisions}
