@@ -11,9 +11,9 @@ from typing import Annotated, Any, Optional, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from samx import console
+from samx import console, registry
 from samx.errors import UsageError
-from samx.registry import BACKENDS, DEFAULT_TARGET, flag_of, load, option_fields
+from samx.registry import DEFAULT_TARGET, flag_of, load, option_fields
 
 EPILOG = (
     "samx export  ·  samx export sam_vit_b.pth --single -o vit-b  ·  samx export sam2.1_hiera_tiny.pt --opset 23  ·  "
@@ -116,7 +116,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     for name in _precisions():
         annotation = Annotated[bool, typer.Option(f"--{name}", help=PRECISIONS.get(name, f"Precision {name}."))]
         yield _keyword(name, annotation, False)
-    types = {name: kind for entry in BACKENDS for name, kind in get_type_hints(load(entry.options)).items()}
+    types = {name: kind for entry in registry.BACKENDS for name, kind in get_type_hints(load(entry.options)).items()}
     for name, declared in option_fields().items():
         yield _keyword(name, _annotation(name, declared, types[name]), None)
 
@@ -138,7 +138,7 @@ def _annotation(name: str, declared: Field[Any], kind: Any) -> Any:
 
 
 def _precisions() -> list[str]:
-    return list(dict.fromkeys(name for entry in BACKENDS for name in entry.precisions))
+    return list(dict.fromkeys(name for entry in registry.BACKENDS for name in entry.precisions))
 
 
 def _target(args: Sequence[str]) -> str:
@@ -151,8 +151,8 @@ def _target(args: Sequence[str]) -> str:
 
 
 def _options_of(target: str) -> set[str]:
-    return {name for entry in BACKENDS if entry.target == target for name in entry.option_fields()}
+    return {name for entry in registry.BACKENDS if entry.target == target for name in entry.option_fields()}
 
 
 def _precisions_of(target: str) -> set[str]:
-    return {name for entry in BACKENDS if entry.target == target for name in entry.precisions}
+    return {name for entry in registry.BACKENDS if entry.target == target for name in entry.precisions}

@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import samx
+from samx import registry
 from samx.errors import UnavailableError
-from samx.registry import BACKENDS, Backend, load
+from samx.registry import Backend, load
 
 EXPORT_LIBRARIES = ("torch", "safetensors", "onnx", "onnxscript", "onnxsim")
 
@@ -27,7 +28,7 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "abilities": [_ability("export", EXPORT_LIBRARIES, "export"), *map(run_ability, BACKENDS)],
+        "abilities": [_ability("export", EXPORT_LIBRARIES, "export"), *map(run_ability, registry.BACKENDS)],
     }
 
 

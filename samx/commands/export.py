@@ -96,10 +96,10 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     options: ExportOptions = load(entry.options).read(request.options)
     for library in ("torch", "safetensors", "onnx"):
         require(library, "export", "export")
-    entry.require_export()
-    options.check(precision)
     own_images = bool(request.embeddings)
     int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)
+    entry.require_export()
+    options.check(precision)
     check_target(request.out, request.overwrite)
     if len(request.embeddings) > MOST_EMBEDDINGS:
         found = len(request.embeddings)

@@ -14,10 +14,8 @@ from samx.commands.export import ExportRequest, export
 from samx.commands.validate import validate
 from samx.demo import demo_checkpoint
 from samx.errors import SamxError, UnavailableError, UsageError
-from samx.exporters.base import ExportJob, ExportOptions
 from samx.models.checkpoint import load_checkpoint
-from samx.progress import silent
-from samx.quantization.int8 import held_out_prompts
+from samx.quantization.int8 import given_set
 from samx.runtimes.openvino import open_artifact
 from samx.validators.bounds import BOUNDS
 
@@ -33,9 +31,9 @@ def request(out: Path, **changes: Any) -> ExportRequest:
         ({"target": "onnx"}, "target 'onnx' does not export this precision: found bf16"),
         ({"target": "trt"}, "target 'trt' does not export this precision: found bf16"),
         ({"embeddings": (Path("a.npz"),)}, "bf16 is judged on prompts that a calibration set holds out"),
-        ({"options": {"min_iou": 0.99}}, "only INT8 is calibrated: found --min-iou with bf16"),
-        ({"options": {"exclude": ("upscaling 1",)}}, "only INT8 is calibrated: found --exclude with bf16"),
-        ({"options": {"islands": ("sums",)}}, "target 'openvino' has no such option: found --keep-float32"),
+        ({"min_iou": 0.99}, "only INT8 is calibrated: found --min-iou with bf16"),
+        ({"exclude": ("upscaling 1",)}, "only INT8 is calibrated: found --exclude with bf16"),
+        ({"options": {"keep_float32": ("sums",)}}, "target 'openvino' has no such option: found --keep-float32"),
         ({"precision": "fp32", "calibration": Path("set.npz")}, "only INT8 is calibrated: found --calibration"),
     ],
 )
@@ -56,11 +54,10 @@ def test_no_bound_is_below_those_of_int8() -> None:
 
 def test_a_checkpoint_whose_scenes_are_not_known_needs_a_set(tmp_path: Path) -> None:
     loaded = load_checkpoint(demo_checkpoint("sam1"))
-    job = ExportJob(loaded, loaded.spec, ExportOptions(precision="bf16"), "openvino")
     with pytest.raises(UsageError, match=r"needs a calibration set .*samx calibrate CHECKPOINT"):
-        held_out_prompts(job, tmp_path / "mine.pth", None, 4, None, silent)
+        given_set(loaded, tmp_path / "mine.pth", None)
     with pytest.raises(SamxError, match=r"calibration set '.*missing\.npz' cannot be read"):
-        held_out_prompts(job, tmp_path / "mine.pth", tmp_path / "missing.npz", 4, None, silent)
+        given_set(loaded, tmp_path / "mine.pth", tmp_path / "missing.npz")
 
 
 @pytest.mark.slow
