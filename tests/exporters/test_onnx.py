@@ -144,7 +144,7 @@ def test_metadata_tells_a_client_what_it_needs(exports: Exports) -> None:
     spec = SPECS["sam2"]
     model = exports(spec, OnnxOptions(opset=23))["decoder.onnx"]
     found: dict[str, Any] = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-    assert DecoderSpec.from_json(found["samx.spec"]) == spec
+    assert DecoderSpec.from_json(found["samx.spec"], "samx.spec") == spec
     assert found["samx.labels"]["padding"] == -1
     assert found["samx.preprocessing"]["image_size_px"] == 128
     assert found["samx.thresholds"] == {"mask": 0.0, "stability": 0.98, "stability_delta": 0.05}
