@@ -13,6 +13,8 @@ from samx.errors import MissingExtraError
 
 # What a library may bring along to report over the network that it was imported; it does without where it is missing.
 REPORTER = "{library}_telemetry"
+EXPORT = "export"  # the extra of what every export is made with
+EXPORT_LIBRARIES = ("torch", "safetensors", "onnx")
 
 
 def require(library: str, extra: str, purpose: str) -> ModuleType:
@@ -28,6 +30,15 @@ def require(library: str, extra: str, purpose: str) -> ModuleType:
         if cause.name is None or cause.name.split(".")[0] != name:
             raise
         raise MissingExtraError(library, extra, purpose) from cause
+
+
+def require_export(purpose: str) -> None:
+    """Check that what every export is made with is installed.
+
+    Raises: MissingExtraError.
+    """
+    for library in EXPORT_LIBRARIES:
+        require(library, EXPORT, purpose)
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from typing import Any
 import samx
 from samx import registry
 from samx.errors import UnavailableError
+from samx.extras import EXPORT, EXPORT_LIBRARIES
 from samx.registry import Backend, load
-
-EXPORT_LIBRARIES = ("torch", "safetensors", "onnx", "onnxscript", "onnxsim")
 
 ELSEWHERE = "exports can be made and compared here, and run elsewhere"
 
@@ -28,7 +27,10 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "abilities": [_ability("export", EXPORT_LIBRARIES, "export"), *map(run_ability, registry.BACKENDS)],
+        "abilities": [
+            _ability("export", (*EXPORT_LIBRARIES, "onnxscript", "onnxsim"), EXPORT),
+            *map(run_ability, registry.BACKENDS),
+        ],
     }
 
 
