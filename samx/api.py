@@ -39,7 +39,7 @@ def export(
 
     Example:
         >>> samx.export("sam2.1_hiera_tiny.pt", "tiny", target="onnx", mask_input=True)
-        >>> samx.export(None, "demo", target="openvino", precision="bf16", split=True)
+        >>> samx.export(None, "demo", target="onnx", precision="int8", split=True)
     """
     from samx.commands.export import ExportRequest
     from samx.commands.export import export as run

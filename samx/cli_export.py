@@ -11,9 +11,9 @@ from typing import Annotated, Any, Optional, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from samx import console
+from samx import console, registry
 from samx.errors import UsageError
-from samx.registry import BACKENDS, DEFAULT_TARGET, flag_of, load, option_fields
+from samx.registry import DEFAULT_TARGET, flag_of, load, option_fields
 
 EPILOG = (
     "samx export  ·  samx export sam_vit_b.pth --single -o vit-b  ·  samx export sam2.1_hiera_tiny.pt --opset 23  ·  "
@@ -77,7 +77,7 @@ class TargetCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Look for the target before the options are parsed and help is shown."""
-        entry = next((entry for entry in BACKENDS if entry.target == _target(args)), BACKENDS[0])
+        entry = next((entry for entry in registry.BACKENDS if entry.target == _target(args)), registry.BACKENDS[0])
         own = {*entry.option_fields(), *entry.precisions, *(CALIBRATED if entry.quantiser else ())}
         for parameter in self.params:
             if parameter.name in {*option_fields(), *_precisions(), *CALIBRATED}:
@@ -121,7 +121,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
     for name in _precisions():
         annotation = Annotated[bool, typer.Option(f"--{name}", help=_words(name))]
         yield _keyword(name, annotation, False)
-    types = {name: kind for entry in BACKENDS for name, kind in get_type_hints(load(entry.options)).items()}
+    types = {name: kind for entry in registry.BACKENDS for name, kind in get_type_hints(load(entry.options)).items()}
     for name, declared in option_fields().items():
         yield _keyword(name, _annotation(name, declared, types[name]), None)
 
@@ -147,7 +147,7 @@ def _words(precision: str) -> str:
 
 
 def _precisions() -> list[str]:
-    return list(dict.fromkeys(name for entry in BACKENDS for name in entry.precisions))
+    return list(dict.fromkeys(name for entry in registry.BACKENDS for name in entry.precisions))
 
 
 def _target(args: Sequence[str]) -> str:

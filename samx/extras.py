@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from samx.errors import MissingExtraError
 
-# What libraries bring along to report over the network that they were imported; they do without where it is missing.
-REPORTERS: Mapping[str, str] = {"openvino": "openvino_telemetry"}
+# What a library may bring along to report over the network that it was imported; it does without where it is missing.
+REPORTER = "{library}_telemetry"
+EXPORT = "export"  # the extra of what every export is made with
+EXPORT_LIBRARIES = ("torch", "safetensors", "onnx")
 
 
 def require(library: str, extra: str, purpose: str) -> ModuleType:
@@ -22,12 +24,21 @@ def require(library: str, extra: str, purpose: str) -> ModuleType:
     """
     name = library.split(".")[0]
     try:
-        with quiet(name), _without(REPORTERS.get(name)):
+        with quiet(name), _without(REPORTER.format(library=name)):
             return importlib.import_module(library)
     except ModuleNotFoundError as cause:
         if cause.name is None or cause.name.split(".")[0] != name:
             raise
         raise MissingExtraError(library, extra, purpose) from cause
+
+
+def require_export(purpose: str) -> None:
+    """Check that what every export is made with is installed.
+
+    Raises: MissingExtraError.
+    """
+    for library in EXPORT_LIBRARIES:
+        require(library, EXPORT, purpose)
 
 
 @contextmanager
@@ -43,9 +54,9 @@ def quiet(library: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without(reporter: str | None) -> Iterator[None]:
+def _without(reporter: str) -> Iterator[None]:
     """Let a library look as if it had never been installed; the user's own program can still import it afterwards."""
-    if reporter is None or reporter in sys.modules:
+    if reporter in sys.modules:
         yield
         return
     sys.modules[reporter] = None  # type: ignore[assignment]

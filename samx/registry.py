@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from samx.artifacts.manifest import Level
+from samx.artifacts.manifest import FileEntry, Level, Manifest
 from samx.errors import UnavailableError, UsageError
 from samx.extras import require
 
 INSTEAD = "--device cpu compares what the export wrote with PyTorch, on any machine."
+GRAPH_ROLES = ("decoder", "image", "prompt")  # of files with a graph each: of a whole decoder, or of its two parts
 GRAPH_DEVICE = "cpu"  # where the file that a compiler receives is run, to be compared with PyTorch
 # What is left to do where the device is elsewhere: before its compiler ran, and after.
 FINISH_ON_GPU = (
@@ -37,6 +38,8 @@ class Backend:
     precisions: Mapping[str, str]  # each with the precision whose bounds judge it; the first is the default
     library: str
     extra: str
+    opens: tuple[str, ...] = GRAPH_ROLES  # roles of the files that its runtime opens
+    describes: Mapping[str, str] = field(default_factory=dict)  # "module:function" of each suffix that it can describe
     quantiser: str | None = None  # "module:function" that makes INT8 of what the exporter wrote
     groups: str | None = None  # "module:name" of the groups of products that it knows
     graph: str | None = None  # what runs this target's files where its device is not; None: the runtime itself
@@ -55,6 +58,13 @@ class Backend:
     def runner(self, device: str) -> Backend:
         """Return the backend that runs this target's files on a device."""
         return RUNNERS[self.graph] if self.graph is not None and device == GRAPH_DEVICE else self
+
+    def opened(self, manifest: Manifest, device: str) -> list[FileEntry]:
+        """List the files that are opened on a device; where they are still to be compiled, what they are made from."""
+        for runner in (self.runner(device), self.runner(GRAPH_DEVICE)):
+            if found := [file for file in manifest.files.values() if file.role in runner.opens]:
+                return found
+        return []
 
     def level(self, device: str) -> Level:
         """Return what a passed comparison on a device shows."""
@@ -140,7 +150,7 @@ TENSORRT: Mapping[str, Any] = {
     "exporter": "samx.exporters.tensorrt.export", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
     "precisions": _precisions("fp32", "fp16", "int8"), "quantiser": "samx.quantization.onnx:quantise_for_tensorrt",
     "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
-    "compiler": "samx.exporters.tensorrt.lower:lower", "kit": "samx.kits.places:engine_places",
+    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower", "kit": "samx.kits.places:engine_places",
 }  # fmt: skip
 
 BACKENDS: tuple[Backend, ...] = (
@@ -148,14 +158,14 @@ BACKENDS: tuple[Backend, ...] = (
         "onnx", "ONNX Runtime", "samx.exporters.onnx", "samx.exporters.onnx:OnnxOptions",
         "samx.runtimes.onnxruntime:open_artifact", "samx.runtimes.onnxruntime:devices", _precisions("fp32", "int8"),
         "onnxruntime", "onnxruntime", quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS,
-        kit="samx.kits.places:onnx_places",
+        kit="samx.kits.places:onnx_places", describes={".onnx": "samx.formats.onnx:describe"},
     ),
     Backend(
-        "trt", "TensorRT", options="samx.exporters.tensorrt.export:TensorRTOptions",
+        "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions",
         devices="samx.runtimes.tensorrt.runtime:devices", library="tensorrt", extra="trt", **TENSORRT,
     ),
     Backend(
-        "trt-rtx", "TensorRT for RTX", options="samx.exporters.tensorrt.export:RtxOptions",
+        "trt-rtx", "TensorRT for RTX", options="samx.exporters.tensorrt:RtxOptions",
         devices="samx.runtimes.tensorrt.runtime:devices_rtx", library="tensorrt_rtx", extra="trt-rtx",
         compiles_anywhere=True, **TENSORRT,
     ),
@@ -163,20 +173,22 @@ BACKENDS: tuple[Backend, ...] = (
         "openvino", "OpenVINO", "samx.exporters.openvino", "samx.exporters.openvino:OpenVinoOptions",
         "samx.runtimes.openvino:open_artifact", "samx.runtimes.openvino:devices",
         _precisions("fp32", "fp16", "bf16", "int8"), "openvino", "openvino",
+        opens=(*GRAPH_ROLES, *(f"{role}_weights" for role in GRAPH_ROLES)),
+        describes={".xml": "samx.formats.openvino.ir:describe"},
         quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
     ),
     Backend(
-        "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml.export:CoreMLOptions",
+        "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml:CoreMLOptions",
         "samx.runtimes.coreml.runtime:open_artifact", "samx.runtimes.coreml.runtime:devices",
         _precisions("fp16", "fp32", "int8"), "coremltools", "coreml",  # the Neural Engine computes in float16
         quantiser="samx.quantization.coreml:quantise", groups="samx.quantization.coreml_groups:QUANTISABLE",
         graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.compute_plan:lower",
-        finish=FINISH_ON_MAC, kit="samx.kits.places:coreml_places",
+        finish=FINISH_ON_MAC, kit="samx.kits.places:coreml_places", opens=("package",),
     ),
     Backend(
         "aoti", "AOTInductor", "samx.exporters.aoti", "samx.exporters.aoti:AotiOptions",
         "samx.runtimes.aoti:open_artifact", "samx.runtimes.aoti:devices", _precisions("fp32", "fp16"), "torch",
-        "export",
+        "export", opens=("package",),
     ),
 )  # fmt: skip
 
@@ -187,7 +199,7 @@ RUNNERS: Mapping[str, Backend] = {
     "onnx": BACKENDS[0],
     "mil": Backend(
         "mil", "MIL evaluator", "", "", "samx.runtimes.mil.runtime:open_artifact", "samx.runtimes.mil.runtime:devices",
-        {}, "coremltools", "coreml",
+        {}, "coremltools", "coreml", opens=("package",),
     ),
 }  # fmt: skip
 

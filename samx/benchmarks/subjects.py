@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact, manifest_bytes
 from samx.benchmarks.results import ParityRecord, SubjectRecord
 from samx.errors import ParityError, UsageError
@@ -18,10 +17,6 @@ from samx.registry import Backend, backend, load
 from samx.validators.child import gate_in_child
 from samx.validators.report import ParityReport, environment
 
-# Files that a runtime may open. Where an engine runs, the graph that it was built from does not.
-ENGINE_ROLE = "engine"
-GRAPH_ROLES = ("decoder", "image", "prompt")
-MODEL_ROLES = (*GRAPH_ROLES, *(f"{role}_weights" for role in GRAPH_ROLES), "package")
 SAME_MACHINE = ("machine", "cpu", "samx")  # what has to agree for a stored parity report to speak of this machine
 
 
@@ -47,7 +42,7 @@ class Subject:
             checkpoint=manifest.checkpoint.name,
             checkpoint_sha256=manifest.checkpoint.sha256,
             manifest_sha256=hashlib.sha256(manifest_bytes(self.artifact.path)).hexdigest(),
-            bytes=_model_bytes(manifest, device),
+            bytes=sum(file.bytes for file in backend(manifest.target).opened(manifest, device)),
             form=options.get("form"),
             options=options,
             parity=self.parity,
@@ -135,10 +130,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """Name artifacts by their directories, numbered where two have the same name."""
     short = [path.resolve().name for path in paths]
     return [f"{name} ({short[:i].count(name) + 1})" if short.count(name) > 1 else name for i, name in enumerate(short)]
-
-
-def _model_bytes(manifest: Manifest, device: str) -> int:
-    entry = backend(manifest.target)
-    has_engine = any(file.role == ENGINE_ROLE for file in manifest.files.values())
-    roles = (ENGINE_ROLE,) if entry.runner(device) is entry and has_engine else MODEL_ROLES
-    return sum(file.bytes for file in manifest.files.values() if file.role in roles)

@@ -9,7 +9,7 @@ from typing import Any
 
 from samx.demo import demo_checkpoint
 from samx.errors import UsageError, WriteError
-from samx.extras import require
+from samx.extras import require_export
 from samx.processing.images import check_free
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
@@ -64,8 +64,7 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
 
     Raises: UsageError, CheckpointError, ImageError, InputError; WriteError; MissingExtraError.
     """
-    for library in ("torch", "safetensors", "onnx"):
-        require(library, "export", "calibration")
+    require_export("calibration")
     from samx.models.checkpoint import load_checkpoint
     from samx.quantization.rollout import DEFAULT_SAMPLES, build_set, calibration_reference
     from samx.quantization.sources import SourceOptions, open_source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,15 @@ from samx.models.fast.decoder import FastDecoder
 from samx.models.session import Feed, FloatArray
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import LABELS
+from samx.registry import BACKENDS, Backend, load
 from samx.runtimes.base import DEFAULT_CHUNK, Runtime
 from samx.runtimes.onnxruntime import open_models
-from samx.runtimes.openvino import open_artifact
 
 MASKS = slice(1, 4)  # of the four that Meta's SAM 1 graphs return: the three that everybody else does
 EAGER_CHUNK = 2  # prompts a call: in larger ones PyTorch spends half of its time on fresh memory pages
 Boxes = FloatArray  # (N, 2, 2), corners in px of the frame
 Call = Callable[[Boxes], Parts]
+WORDS = {"fp32": "", "bf16": " bfloat16", "int8": " INT8"}  # precisions that processors compute in, as names tell them
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,22 @@ def samx_onnx(setting: Setting, name: str, split: bool = False, prompts: str | N
     return _runtime(open_models(models, spec, options.to_json(), threads=setting.threads), setting.image)
 
 
-def samx_openvino(setting: Setting, precision: str) -> Call:
-    """Open what 'samx export --target openvino --split' leaves, proven and in its precision."""
-    path, family = setting.folder / f"openvino-{precision}", setting.loaded.spec.family
+def samx_split(setting: Setting, entry: Backend, precision: str) -> Call:
+    """Open what 'samx export --split' leaves for another target, proven and in its precision."""
+    path, family = setting.folder / f"{entry.target}-{precision}", setting.loaded.spec.family
     if not path.exists():
-        export(ExportRequest(path, None, family, "openvino", precision, options={"split": True}))
-    return _runtime(open_artifact(Artifact.open(path), threads=setting.threads), setting.image)
+        export(ExportRequest(path, None, family, entry.target, precision, options={"split": True}))
+    return _runtime(load(entry.runtime)(Artifact.open(path), threads=setting.threads), setting.image)
+
+
+def split_elsewhere() -> Iterator[Decoder]:
+    """Name the other backends that keep the image's part on a processor, in each precision that computes apart."""
+    for entry in BACKENDS[1:]:
+        if entry.graph is None and "split" in entry.option_fields():
+            for precision in filter(entry.precisions.__contains__, WORDS):
+                name = f"samx, {entry.title}{WORDS[precision]}"
+                opened = partial(samx_split, entry=entry, precision=precision)
+                yield Decoder(name, opened, (entry.library,), rounded=precision != "fp32")
 
 
 def _runtime(runtime: Runtime, image: Feed) -> Call:
@@ -185,7 +196,7 @@ def samx_torch(setting: Setting, compiled: bool = False) -> Call:
     return call
 
 
-ORT, OPENVINO, TORCH = ("onnxruntime",), ("openvino",), ("torch",)
+ORT, TORCH = ("onnxruntime",), ("torch",)
 HF = ("transformers", "torch")
 # The first of a family is what the others are compared with: Meta's own export, and for SAM 2, for which Meta has none,
 # the one that most people use.
@@ -198,9 +209,7 @@ DECODERS: tuple[Decoder, ...] = (
     Decoder("samx, one graph", partial(samx_onnx, name="one"), ORT),
     Decoder("samx, --prompts 16", partial(samx_onnx, name="many", prompts="16"), ORT),
     Decoder("samx, image part kept", partial(samx_onnx, name="split", split=True), ORT),
-    Decoder("samx, OpenVINO", partial(samx_openvino, precision="fp32"), OPENVINO),
-    Decoder("samx, OpenVINO bfloat16", partial(samx_openvino, precision="bf16"), OPENVINO, rounded=True),
-    Decoder("samx, OpenVINO INT8", partial(samx_openvino, precision="int8"), OPENVINO, rounded=True),
+    *split_elsewhere(),
     Decoder("samx, PyTorch eager", samx_torch, TORCH),
     Decoder("samx, PyTorch compiled", partial(samx_torch, compiled=True), TORCH, compiled=True),
 )

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import samx
+from samx import registry
 from samx.errors import UnavailableError
-from samx.registry import BACKENDS, Backend, load
-
-EXPORT_LIBRARIES = ("torch", "safetensors", "onnx", "onnxscript", "onnxsim")
+from samx.extras import EXPORT, EXPORT_LIBRARIES
+from samx.registry import Backend, load
 
 ELSEWHERE = "exports can be made and compared here, and run elsewhere"
 
@@ -27,7 +27,10 @@ def doctor() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "abilities": [_ability("export", EXPORT_LIBRARIES, "export"), *map(run_ability, BACKENDS)],
+        "abilities": [
+            _ability("export", (*EXPORT_LIBRARIES, "onnxscript", "onnxsim"), EXPORT),
+            *map(run_ability, registry.BACKENDS),
+        ],
     }
 
 

@@ -13,7 +13,7 @@ from samx.artifacts.draft import Draft, draft
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, utc_now
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
-from samx.extras import require
+from samx.extras import require_export
 from samx.models.session import Feed
 from samx.models.spec import MaskChoice
 from samx.processing.images import read_embedding
@@ -94,12 +94,11 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     entry.check_precision(precision)
     entry.check_options(request.options)
     options: ExportOptions = load(entry.options).read(request.options)
-    for library in ("torch", "safetensors", "onnx"):
-        require(library, "export", "export")
-    entry.require_export()
-    options.check(precision)
+    require_export("export")
     own_images = bool(request.embeddings)
     int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)
+    entry.require_export()
+    options.check(precision)
     check_target(request.out, request.overwrite)
     if len(request.embeddings) > MOST_EMBEDDINGS:
         found = len(request.embeddings)

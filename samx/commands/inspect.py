@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from samx import registry
 from samx.artifacts.store import Artifact
 from samx.errors import InputError
 from samx.registry import load
 
-GRAPHS = {".onnx": "samx.formats.onnx:describe", ".xml": "samx.formats.openvino.ir:describe"}
 PACKAGE_SUFFIX = ".mlpackage"
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Describe an artifact, an ONNX or OpenVINO file by the metadata inside, or a Core ML package by its functions.
+    """Describe an artifact, a graph by the metadata inside, or a Core ML package by its functions.
 
     Raises: ArtifactError for a damaged artifact; InputError for anything else.
     """
@@ -22,12 +22,13 @@ def inspect(path: Path) -> dict[str, Any]:
         return {"kind": "coreml package", "path": str(path), **_package_facts(path)}
     if path.is_dir():
         return {"kind": "artifact", **Artifact.inspect(path)}
-    if path.suffix in GRAPHS and path.is_file():
-        facts = load(GRAPHS[path.suffix])(path)
+    graphs = {suffix: found for entry in registry.BACKENDS for suffix, found in entry.describes.items()}
+    if path.suffix in graphs and path.is_file():
+        facts = load(graphs[path.suffix])(path)
         return {"kind": facts["kind"], "path": str(path), "bytes": path.stat().st_size, **facts}
     raise InputError(
         f"cannot inspect '{path}'", found="a file of another kind" if path.exists() else "nothing",
-        expected="an artifact directory, an .onnx file, an OpenVINO .xml or an .mlpackage",
+        expected=f"an artifact directory, a file {' or '.join(graphs)}, or an {PACKAGE_SUFFIX}",
         fix="Name what 'samx export' left.",
     )  # fmt: skip
 

@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samx.artifacts import trust
-from samx.artifacts.commit import write_file
 from samx.errors import SamxError, UnavailableError
 from samx.exporters.base import (
     Exported,
@@ -24,7 +22,6 @@ from samx.exporters.base import (
     remedy_in_half,
 )
 from samx.extras import quiet
-from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -70,6 +67,10 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: UnavailableError without a C++ compiler; SamxError when the compiler fails; WriteError.
     """
+    from samx.artifacts import trust
+    from samx.artifacts.commit import write_file
+    from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
+
     write_package(graphs, directory / PACKAGE_FILE)
     sha256 = hashlib.sha256((directory / PACKAGE_FILE).read_bytes()).hexdigest()
     write_file(directory / STAMP_FILE, HostStamp(Host.here(version("torch")), sha256).to_bytes())

@@ -13,13 +13,11 @@ from samx.errors import SamxError
 from samx.exporters.base import Exported, ExportJob, ExportOptions, option
 from samx.exporters.onnx import simplify_option, write_onnx
 from samx.extras import require
-from samx.formats.openvino import ir
-from samx.formats.openvino.compiled import check_processor
-from samx.formats.openvino.rules import broken_rules
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
+    from samx.formats.openvino import ir
     from samx.models.graph import Graph, Graphs
 
 USUAL_POINTS = ShapeRange(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
@@ -38,6 +36,8 @@ class OpenVinoOptions(ExportOptions):
 
         Raises: UnavailableError.
         """
+        from samx.formats.openvino.compiled import check_processor
+
         check_processor(_openvino().Core(), precision)
 
 
@@ -87,6 +87,9 @@ def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, pr
 
 
 def _converted(model: bytes, role: str, precision: str) -> ir.Ir:
+    from samx.formats.openvino import ir
+    from samx.formats.openvino.rules import broken_rules
+
     graph, is_bfloat16 = ir.convert(model), precision == "bf16"
     if is_bfloat16:
         graph = ir.keep_in_bfloat16(graph, role)

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from samx import registry
 from samx.artifacts.store import Artifact
-from samx.benchmarks.subjects import MODEL_ROLES
 from samx.errors import UsageError
 from samx.formats.coreml.functions import SINGLE_FUNCTION
 from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
 from samx.models.spec import PADDED_POINT
-from samx.registry import BACKENDS, backend, load
+from samx.registry import GRAPH_DEVICE, backend, load
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, graph_roles
 from samx.runtimes.coreml.mac import CLASSES, MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
@@ -40,7 +40,7 @@ def places(artifact: Artifact) -> dict[str, Place]:
     """
     entry = backend(artifact.manifest.target)
     if entry.kit is None:
-        known = " or ".join(other.target for other in BACKENDS if other.kit is not None)
+        known = " or ".join(other.target for other in registry.BACKENDS if other.kit is not None)
         raise UsageError("there is no kit for this target", found=f"'{entry.target}'", expected=known)
     return {name: {**place, "level": entry.level(name)} for name, place in load(entry.kit)(artifact).items()}
 
@@ -110,7 +110,8 @@ def _library(
 
 def _calls(artifact: Artifact, padded: Padding | None, chunk: int) -> dict[str, Any]:
     """Say how many prompts a call takes, how it is filled up, and how large the files are."""
-    size = sum(entry.bytes for entry in artifact.manifest.files.values() if entry.role in MODEL_ROLES)
+    manifest = artifact.manifest
+    size = sum(file.bytes for file in backend(manifest.target).opened(manifest, GRAPH_DEVICE))
     if padded is None:
         return {"chunk": chunk, "slots": None, "bytes": size}
     filling = {"points": padded.points.min, "prompts": padded.prompts.min, "sizes": list(padded.sizes)}

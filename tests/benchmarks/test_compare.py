@@ -10,11 +10,13 @@ import pytest
 import torch
 from toys import toy_checkpoint
 
+from samx import registry
 from samx.benchmarks.agreement import Parts
 from samx.benchmarks.bench_table import comparison_markdown
 from samx.benchmarks.contenders import fill, huggingface, require_peer
 from samx.benchmarks.interleave import Samples
 from samx.benchmarks.scenarios import MIN_SIDE_PX, box_feed, object_boxes
+from samx.commands import compare_decoders
 from samx.commands.compare import agree, agree_in_masks, chosen, summary
 from samx.commands.compare_decoders import DECODERS, Boxes, Call, points_of
 from samx.demo import demo_checkpoint
@@ -89,8 +91,14 @@ def test_masks_of_nothing_that_can_be_compared_stop_the_comparison() -> None:
         agree_in_masks({"theirs": decoder(), "bits": decoder(float("nan"))}, {"bits"})
 
 
-def test_only_what_has_fewer_bits_is_excused_from_equal_logits() -> None:
-    assert {entry.name for entry in DECODERS if entry.rounded} == {"samx, OpenVINO bfloat16", "samx, OpenVINO INT8"}
+def test_only_what_has_fewer_bits_is_excused_from_equal_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounding = replace(
+        registry.BACKENDS[0], title="Toy", precisions=dict.fromkeys(("fp32", "fp16", "bf16", "int8"), "")
+    )
+    monkeypatch.setattr(compare_decoders, "BACKENDS", (registry.BACKENDS[0], rounding))
+    found = {entry.name: entry.rounded for entry in compare_decoders.split_elsewhere()}
+    assert found == {"samx, Toy": False, "samx, Toy bfloat16": True, "samx, Toy INT8": True}
+    assert all(entry.name.startswith("samx, ") for entry in DECODERS if entry.rounded)
 
 
 def test_objects_are_boxed_by_corners_in_order() -> None:

@@ -144,7 +144,7 @@ def test_the_targets_of_devices_have_kits() -> None:
 
 def test_an_unknown_target_is_named(tmp_path: Path) -> None:
     path = artifact(tmp_path / "toy", target="abacus")
-    with pytest.raises(UsageError, match="no kit for this target: found 'abacus'"):
+    with pytest.raises(UsageError, match="unknown export target: found 'abacus'"):
         bundle(path, tmp_path / "kit.zip")
 
 

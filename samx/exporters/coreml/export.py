@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UsageError
-from samx.exporters.base import HALF, Exported, ExportJob, ExportOptions, option
+from samx.exporters.base import HALF, Exported, ExportJob
+from samx.exporters.coreml import CoreMLOptions
 from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
 from samx.exporters.onnx import stored_notes
 from samx.formats.coreml.contract import (
@@ -45,32 +46,21 @@ LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
-@dataclass(frozen=True)
-class CoreMLOptions(ExportOptions):
-    """Declare the options of Core ML packages."""
+def check_options(options: CoreMLOptions, precision: str, spec: DecoderSpec | None) -> None:
+    """Refuse what no package can be.
 
-    ios: int = option(18, "Oldest system, 16 to 18. Before 18 a package has one function.")
-    contract: str = option("samx", "Whose names: samx, or apple (two packages, as SAM 2.1 apps load them).")
-    weights: str | None = option(None, "Smaller weights: linear8 or palette8.")
-
-    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
-        """Refuse what no package can be."""
-        if self.contract not in CONTRACTS:
-            raise UsageError("unknown contract", found=repr(self.contract), expected=" or ".join(CONTRACTS))
-        if self.ios not in IOS:
-            raise UsageError("iOS version is not offered", found=self.ios, expected=" or ".join(map(str, IOS)))
-        _check_precision(self, precision)
-        if self.prompts not in (None, ONE_PROMPT):
-            fix = "Call it in turn."
-            raise UsageError("a function takes one prompt", found=f"--prompts {self.prompts}", fix=fix)
-        _functions(self)
-        if spec is not None:
-            _check_contract(CONTRACTS[self.contract], spec)
-
-    def remedy(self, precision: str) -> str | None:
-        """Say what to try when smaller weights differ."""
-        tighter = "Store the weights less tightly, with --weights linear8 or without --weights."
-        return tighter if self.weights is not None else None
+    Raises: UsageError; MissingExtraError.
+    """
+    if options.contract not in CONTRACTS:
+        raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
+    if options.ios not in IOS:
+        raise UsageError("iOS version is not offered", found=options.ios, expected=" or ".join(map(str, IOS)))
+    _check_precision(options, precision)
+    if options.prompts not in (None, ONE_PROMPT):
+        raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
+    _functions(options)
+    if spec is not None:
+        _check_contract(CONTRACTS[options.contract], spec)
 
 
 def decoder(job: ExportJob) -> Graphs:

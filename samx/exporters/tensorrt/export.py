@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,11 @@ from samx.exporters.base import (
     HALF,
     Exported,
     ExportJob,
-    ExportOptions,
-    check_keep_float32,
-    keep_float32_option,
-    option,
-    remedy_in_half,
 )
-from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, check_opset, opset_option, simplify_option, write_onnx
+from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, write_onnx
+from samx.exporters.tensorrt import RtxOptions, TensorRTOptions
 from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from samx.models.graph import Graph, Graphs
@@ -33,31 +28,6 @@ from string import Template
 from samx.formats.tensorrt.plan import BOUNDS, ENGINE_FILE
 
 POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
-
-
-@dataclass(frozen=True)
-class TensorRTOptions(ExportOptions):
-    """Declare the options of TensorRT's graphs."""
-
-    opset: int = opset_option()
-    simplify: bool = simplify_option()
-    keep_float32: tuple[str, ...] = keep_float32_option()
-
-    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
-        """Refuse an opset that samx does not write, and groups to keep in float32 where everything is."""
-        check_opset(self.opset)
-        check_keep_float32(self.keep_float32, precision)
-
-    def remedy(self, precision: str) -> str | None:
-        """Say what to try when float16 differs."""
-        return remedy_in_half(precision)
-
-
-@dataclass(frozen=True)
-class RtxOptions(TensorRTOptions):
-    """Declare the options of TensorRT for RTX."""
-
-    turing: bool = option(False, "Build for Turing GPUs (SM 7.5) instead of Ampere and later.")
 
 
 def decoder(job: ExportJob) -> Graphs:

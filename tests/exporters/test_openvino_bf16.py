@@ -31,9 +31,9 @@ def request(out: Path, **changes: Any) -> ExportRequest:
         ({"target": "onnx"}, "target 'onnx' does not export this precision: found bf16"),
         ({"target": "trt"}, "target 'trt' does not export this precision: found bf16"),
         ({"embeddings": (Path("a.npz"),)}, "bf16 is judged on prompts that a calibration set holds out"),
-        ({"options": {"min_iou": 0.99}}, "only INT8 is calibrated: found --min-iou with bf16"),
-        ({"options": {"exclude": ("upscaling 1",)}}, "only INT8 is calibrated: found --exclude with bf16"),
-        ({"options": {"islands": ("sums",)}}, "target 'openvino' has no such option: found --keep-float32"),
+        ({"min_iou": 0.99}, "only INT8 is calibrated: found --min-iou with bf16"),
+        ({"exclude": ("upscaling 1",)}, "only INT8 is calibrated: found --exclude with bf16"),
+        ({"options": {"keep_float32": ("sums",)}}, "target 'openvino' has no such option: found --keep-float32"),
         ({"precision": "fp32", "calibration": Path("set.npz")}, "only INT8 is calibrated: found --calibration"),
     ],
 )
