@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
@@ -229,8 +229,7 @@ def flag_of(name: str, declared: Field[Any] | None) -> str:
     return flag or "--" + name.replace("_", "-")
 
 
-def load(reference: str) -> Callable[..., Any]:
+def load(reference: str) -> Any:
     """Import what an entry names."""
     module, _, name = reference.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    return getattr(importlib.import_module(module), name)

@@ -39,7 +39,7 @@ SPEC = sam1_spec(image_size=SIZE_PX, depth=1)
 STORED_MOST = ("token MLP", "self-attention", "mask weights", "token projections", "upscaling 1")
 SPARED = [group for group in QUANTISABLE if group not in STORED_MOST]  # fewer plans to judge
 COMMAND = (sys.executable, "-c", "from samx.cli import main; main()")
-CLICK = {"point_coords": np.array([[60.0, 50.0]]), "point_labels": np.array([1])}
+CLICK: dict[str, Any] = {"point_coords": np.array([[60.0, 50.0]]), "point_labels": np.array([1])}
 
 
 @pytest.fixture(scope="module", autouse=True)

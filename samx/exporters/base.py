@@ -25,7 +25,7 @@ HALF = ("fp16", "int8")  # precisions in which what is not in integers is float1
 
 def option(default: T, help: str, *, flag: str | None = None) -> T:
     """Declare an option: its default, its help, and its flag where that is not its name."""
-    return field(default=default, metadata={"help": help, "flag": flag})  # type: ignore[no-any-return]
+    return field(default=default, metadata={"help": help, "flag": flag})
 
 
 @dataclass(frozen=True)

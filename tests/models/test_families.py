@@ -145,7 +145,7 @@ class TestToyFamily:
         assert (loaded.spec.family, loaded.spec.iou_sigmoid, loaded.spec.rules) == ("toy", True, toy)
         assert type(build_reference(loaded)).__name__ == "ToyDecoder"
         assert loaded.kind == "Meta Toy checkpoint"
-        assert DecoderSpec.from_json(loaded.spec.to_json()) == loaded.spec
+        assert DecoderSpec.from_json(loaded.spec.to_json(), "spec") == loaded.spec
 
     def test_without_its_file_its_checkpoint_is_none(self, toy_checkpoint: Path) -> None:
         with pytest.raises(CheckpointError, match="is not a Segment Anything checkpoint"):
