@@ -13,7 +13,7 @@ from bench_toys import MS, TimedSession
 from fake_candidates import FakeClock
 
 from samx.artifacts.store import Artifact
-from samx.benchmarks import cold_start, environment
+from samx.benchmarks import cold_start, environment, processes
 from samx.benchmarks.cold_start import main, start
 from samx.benchmarks.processes import MARK
 from samx.errors import SamxError
@@ -103,7 +103,7 @@ def test_a_child_that_does_not_report_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(processes, "TIMEOUT_S", 0.2)
     with pytest.raises(SamxError, match=r"did not finish in 0\.2 s"):
         started(monkeypatch, "import time; time.sleep(60)")
 

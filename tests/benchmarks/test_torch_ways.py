@@ -146,7 +146,7 @@ def test_the_plan_begins_with_parity_and_names_everything() -> None:
     assert {task.dtype for task in plan(Task(device="cpu"))} == {"float32"}
     assert [task.name for task in plan(Task(), ["float16"], ["plain"])] == ["plain float16"]
     with pytest.raises(UsageError, match="nothing to measure"):
-        plan(Task(), ["float16"], ["onnx"])
+        plan(Task(), ["float16"], ["onnxruntime"])
 
 
 def test_the_mask_iou_is_the_gates() -> None:
@@ -320,7 +320,7 @@ def test_compiled_ways_agree_too(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 def test_the_onnx_export_is_measured_too(checkpoint: Path) -> None:
-    for result in quick(checkpoint, "onnx", prompts=(2, 3), least=2):
+    for result in quick(checkpoint, "onnxruntime", prompts=(2, 3), least=2):
         assert result.not_measured == {}
         assert list(result.differences) == [BASELINE, "samx ONNX, CPUExecutionProvider"]
         assert all(len(entry.call_ns) >= 2 for entry in result.samples)

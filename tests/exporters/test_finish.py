@@ -106,7 +106,7 @@ def test_an_engine_of_another_version_is_built_anew(built: Path) -> None:
 def test_a_stamp_that_cannot_be_read_is_no_stamp(built: Path) -> None:
     (built / "engine.json").write_text("{}")
     reseal(built, Manifest.from_bytes((built / "manifest.json").read_bytes(), "toy"))
-    assert "has other fields" in build(built).reasons[0]
+    assert "has another format" in build(built).reasons[0]
 
 
 def test_an_engine_of_somebody_else_is_built_anew(built: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_prediction_that_fails_is_said_and_does_not_stay(runtime: CoreMLRuntim
 
 
 def test_an_artifact_without_fixed_shapes_is_refused(fake_mac: FakeMac, tmp_path: Path) -> None:
-    found = artifact(tmp_path / "loose", {"points_1": 1}, padded=False)
+    found = artifact(tmp_path / "loose", {"points_1": 1}, slots=False)
     with pytest.raises(ArtifactError, match="has no fixed number of prompts"):
         open_artifact(found)
 

@@ -52,8 +52,7 @@ def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None =
     config: trt.IBuilderConfig = builder.create_builder_config()
     _configure(config, plan, module)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
-    for name, limits in plan.profile.items():
-        profile.set_shape(name, *limits)
+    _set_profile(profile, plan)
     understood = _understood(network, config, profile, module, plan)
     _agree(understood, plan)
     if config.add_optimization_profile(profile) != 0 or config.num_optimization_profiles != 1:
@@ -99,6 +98,11 @@ def _parser_error(error: trt.ParserError) -> str:
     where = f"{operator} {node}".strip()
     reason = " ".join(str(error.desc()).split())[:SHOWN_CHARACTERS]
     return f"{where}: {reason}" if where else reason
+
+
+def _set_profile(profile: trt.IOptimizationProfile, plan: BuildPlan) -> None:
+    for name, limits in plan.profile.items():
+        profile.set_shape(name, *limits)
 
 
 def _configure(config: trt.IBuilderConfig, plan: BuildPlan, module: ModuleType) -> None:
