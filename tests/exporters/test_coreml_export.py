@@ -23,7 +23,6 @@ from samx.commands.inspect import inspect
 from samx.commands.validate import validate
 from samx.errors import ArtifactError, PromptError, UnavailableError, UsageError
 from samx.exporters.base import Exported
-from samx.exporters.coreml import export as exporter
 from samx.exporters.coreml.export import LINT_FILE
 from samx.exporters.coreml.swift import SWIFT_FILE
 from samx.exporters.coreml.weights import prepare, spared
@@ -317,7 +316,7 @@ def test_a_package_that_computes_something_else_is_seen(tmp_path: Path, monkeypa
         module.decoder.transformer.final_norm.bias.add_(0.5)
         return module
 
-    monkeypatch.setattr(exporter, "to_half", broken)
+    monkeypatch.setattr("samx.models.fixed.decoder.to_half", broken)
     exported = run_export(tmp_path, SPECS["small"], precision="fp16", points=ShapeRange(8, 8, 8))
     session = opened(tmp_path, SPECS["small"], exported, "fp16")
     failures = judged(session, SPECS["small"], exported, "fp16").all_failures()

@@ -131,6 +131,7 @@ def test_it_compiles_whole_and_again_only_for_other_kinds_of_size(name: str, for
     assert counter.frame_count == 2
 
 
+@pytest.mark.slow
 def test_half_precision_compiles_whole_too() -> None:
     spec = SPECS["sam2"]
     module = decoder(spec, "absorbed", torch.bfloat16)

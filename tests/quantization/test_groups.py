@@ -12,7 +12,7 @@ from samx.quantization.groups import INTEGER, LEFT_ALONE, PRODUCTS, STORED, chec
 
 VARIANTS = [
     ("sam1", "absorbed", 18, "fp32", False),
-    ("sam1", "direct", 23, "fp16", False),
+    pytest.param("sam1", "direct", 23, "fp16", False, marks=pytest.mark.slow),
     ("sam2", "direct", 18, "fp32", False),
     pytest.param("sam2", "absorbed", 23, "fp32", False, marks=pytest.mark.slow),
     pytest.param("sam1", "absorbed", 18, "fp16", False, marks=pytest.mark.slow),

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from int8_toys import SPECS, agreement, constants, feeds, run, toy_graphs
 from onnx import TensorProto, numpy_helper
+from saturation import saturates
 
 from samx.errors import InputError, UsageError
 from samx.exporters.tensorrt.build import build_engine
@@ -40,7 +41,7 @@ def test_onnx_runtime_computes_the_chosen_products_in_integers(family: str, form
     assert sum(work["floating"].values()) == sum(before["floating"].values()) - len(chosen)
     assert not before["integer"]
     assert set(work["conversions"]) == {"QuantizeLinear"}  # stored weights are multiplied out on loading
-    assert agreement(model, quantised, samples[0]) > 0.9  # random weights: masks are ragged
+    assert agreement(model, quantised, samples[0]) > (0.88 if saturates() else 0.9)  # random weights: ragged masks
     assert len(quantised) < 0.35 * len(model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from int8_jobs import quantisation_job
+from saturation import saturates
 
 from samx.formats.openvino import ir
 from samx.models.session import Feed, Session
@@ -26,7 +27,7 @@ def test_int8_files_multiply_integers(tmp_path: Path) -> None:
     reference = reference_session(job.export.loaded, job.export.spec)
     question = job.calibration.images[0], job.calibration.samples[0].feed(job.export.spec)
     found, expected = (masks(one, *question) for one in (session, reference))
-    assert (found == expected).mean() > 0.97
+    assert (found == expected).mean() > (0.96 if saturates() else 0.97)
 
 
 def masks(session: Session, features: Feed, feed: Feed) -> BoolArray:
