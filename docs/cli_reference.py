@@ -80,7 +80,7 @@ def target_section(entry: Backend, callback: Callable[..., Any]) -> Iterator[str
         yield row(f"--{name}", default, PRECISIONS.get(name, f"Precision {name}."))
     for name, declared in entry.option_fields().items():
         if name in options_of_targets():
-            yield row(flag_of(name, declared), field_default(declared), declared.metadata["help"])
+            yield row(flag_of(name, declared).replace("/", ", "), field_default(declared), declared.metadata["help"])
     calibrated = CALIBRATED if entry.quantiser else ()
     others = set(inspect.signature(callback).parameters) - set(calibrated)
     yield from (row(words, default, meaning) for words, default, meaning, _ in parameters(callback, without=others))

@@ -134,8 +134,7 @@ def _annotation(name: str, declared: Field[Any], kind: Any) -> Any:
     """Return an option as typer takes it; one that is not given is None."""
     flag, help_text = flag_of(name, declared), declared.metadata["help"]
     if kind is bool:
-        flags = f" /{flag}" if declared.default else flag  # a flag that switches off what is on by default
-        return Annotated[Optional[bool], typer.Option(flags, help=help_text)]
+        return Annotated[Optional[bool], typer.Option(flag, help=help_text)]
     if declared.default not in (None, ()):
         help_text += f" Default {declared.default}."
     types: dict[Any, Any] = {int: Optional[int], tuple[str, ...]: Optional[list[str]]}

@@ -40,7 +40,7 @@ def opset_option() -> int:
 
 def simplify_option() -> bool:
     """Declare whether onnxsim is run."""
-    return option(True, "Do not run onnxsim.", flag="--no-simplify")
+    return option(True, "Run onnxsim (default).", flag="--simplify/--no-simplify")
 
 
 @dataclass(frozen=True)
