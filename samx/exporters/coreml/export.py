@@ -9,23 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samx.errors import SamxError, UsageError
+from samx.errors import SamxError
 from samx.exporters.base import HALF, Exported, ExportJob
-from samx.exporters.coreml import CoreMLOptions
+from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, functions_of
 from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
 from samx.exporters.onnx import stored_notes
 from samx.formats.coreml.contract import (
-    APPLE_FAMILY,
     CONTRACTS,
     MASK_DECODER,
     PROMPT_ENCODER,
     Contract,
     Signature,
 )
-from samx.formats.coreml.functions import MULTIFUNCTION_IOS, SINGLE_FUNCTION
 from samx.formats.coreml.package import DECODER
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,32 +32,9 @@ if TYPE_CHECKING:
     from samx.models.graph import Graph, Graphs
     from samx.models.reference import ReferenceDecoder
 
-POINTS = ShapeRange(1, 2, 16)
-ONE_PROMPT = ShapeRange(1, 1, 1)  # the Neural Engine is fed click by click
-SINGLE_POINTS = ShapeRange(8, 8, 8)  # where a package has one function
-USUAL_ROWS = (1, 2, 4, 8, 16, 32, 64)  # of which those inside --points become functions
-IOS = (16, 17, 18)
-INT8_IOS = 17  # the first whose programs have quantize and dequantize
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
-
-
-def check_options(options: CoreMLOptions, precision: str, spec: DecoderSpec | None) -> None:
-    """Refuse what no package can be.
-
-    Raises: UsageError; MissingExtraError.
-    """
-    if options.contract not in CONTRACTS:
-        raise UsageError("unknown contract", found=repr(options.contract), expected=" or ".join(CONTRACTS))
-    if options.ios not in IOS:
-        raise UsageError("iOS version is not offered", found=options.ios, expected=" or ".join(map(str, IOS)))
-    _check_precision(options, precision)
-    if options.prompts not in (None, ONE_PROMPT):
-        raise UsageError("a function takes one prompt", found=f"--prompts {options.prompts}", fix="Call it in turn.")
-    _functions(options)
-    if spec is not None:
-        _check_contract(CONTRACTS[options.contract], spec)
 
 
 def decoder(job: ExportJob) -> Graphs:
@@ -93,7 +67,7 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     Raises: SamxError when a program has what no package may have.
     """
     options, contract = _options(job), CONTRACTS[_options(job).contract]
-    functions, default = _functions(options)
+    functions, default = functions_of(options)
     sizes = {name: contract.sizes(rows) for name, rows in functions.items()}
     programs = {graph.role: _write(graph, options, sizes, default, directory / graph.role) for graph in graphs}
     files = {file: role for graph in graphs for file, role in _roles(directory, graph.role).items()}
@@ -119,58 +93,6 @@ def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -
     lints = {folder: report.to_json() for folder, report in reports.items()}
     (directory / LINT_FILE).write_text(json.dumps(lints, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
-
-
-def _functions(options: CoreMLOptions) -> tuple[dict[str, int], str]:
-    """Choose the functions with their rows, and the default one.
-
-    Raises: UsageError for points that no package has room for.
-    """
-    contract, several = CONTRACTS[options.contract], options.ios >= MULTIFUNCTION_IOS
-    usual = POINTS if several else SINGLE_POINTS
-    span = options.points or ShapeRange(*(rows + contract.padding for rows in usual.to_json()))
-    rows = _rows(contract, span, options.ios)
-    names = {n: contract.function_name(n) if several else SINGLE_FUNCTION for n in rows}
-    return {name: n for n, name in names.items()}, names[max(span.opt, rows[0])]
-
-
-def _check_precision(options: CoreMLOptions, precision: str) -> None:
-    """Refuse smaller weights beside another precision than float16, and activations that a system does not know."""
-    if options.weights is not None:
-        from samx.exporters.coreml.weights import check_compression
-
-        check_compression(options.weights)
-        if precision != "fp16":
-            fix = "With --int8 a search chooses the weights that get 8 bits." if precision == "int8" else None
-            found = f"precision {precision}"
-            raise UsageError("smaller weights go with float16", found=found, expected="--fp16", fix=fix)
-    if precision == "int8" and options.ios < INT8_IOS:
-        expected = f"--ios {INT8_IOS} or later"
-        raise UsageError("8-bit activations came with iOS 17", found=f"--ios {options.ios}", expected=expected)
-
-
-def _check_contract(contract: Contract, spec: DecoderSpec) -> None:
-    """Refuse what Apple's packages have no place for."""
-    if contract.name != "apple":
-        return
-    if spec.family != APPLE_FAMILY:
-        raise UsageError("the apps of this contract know SAM 2.1 only", found=spec.family, expected="--contract samx")
-    if spec.mask_input:
-        raise UsageError("this contract has no mask prompts", found="--mask-input", expected="--contract samx")
-
-
-def _rows(contract: Contract, span: ShapeRange, ios: int) -> list[int]:
-    padding = contract.padding
-    if span.max <= padding:
-        raise UsageError("no room for a point beside the padding", found=f"--points {span}", expected="2 or more")
-    usual = [n + padding for n in USUAL_ROWS if n + padding in span]
-    rows = sorted({n for n in (*usual, span.min, span.opt, span.max) if n > padding})
-    if ios < MULTIFUNCTION_IOS and len(rows) > 1:
-        raise UsageError(
-            f"a package for iOS {ios} has one function", found=f"--points {span}", expected="one number, such as 8",
-            fix=f"Or choose --ios {MULTIFUNCTION_IOS}.",
-        )  # fmt: skip
-    return rows
 
 
 def _write(

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
-from samx.exporters.base import (
-    HALF,
-    Exported,
-    ExportJob,
-)
+from samx.exporters.base import HALF, Exported, ExportJob
 from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, write_onnx
 from samx.exporters.tensorrt import RtxOptions, TensorRTOptions
-from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE, BuildPlan
+from samx.formats.tensorrt.plan import BOUNDS, ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
 from samx.models.shape_range import ShapeRange
 
 if TYPE_CHECKING:
     from samx.models.graph import Graph, Graphs
-import shlex
-from collections.abc import Iterator
-from importlib.resources import files
-from string import Template
-
-from samx.formats.tensorrt.plan import BOUNDS, ENGINE_FILE
 
 POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
 

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from samx.errors import ArtifactError, UnavailableError
-from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.formats.coreml.library import open_coremltools, parse_model
-from samx.formats.coreml.package import PackageFiles, package_from_directory, unpacked
-from samx.formats.coreml.program import operations
-from samx.runtimes.coreml.mac import DEVICES, ENGINE, PLAN_MACOS, device_word, machine_facts, require_macos
-
-if TYPE_CHECKING:
-    from coremltools.models import compute_plan as ct_plan
-import json
-from collections.abc import Callable
-
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
+from samx.errors import ArtifactError, UnavailableError
 from samx.formats.coreml.contract import contract_of
-from samx.formats.coreml.functions import Functions
-from samx.formats.coreml.package import read_package
-from samx.runtimes.coreml.mac import require_prediction
+from samx.formats.coreml.functions import SINGLE_FUNCTION, Functions
+from samx.formats.coreml.library import open_coremltools, parse_model
+from samx.formats.coreml.package import PackageFiles, package_from_directory, read_package, unpacked
+from samx.formats.coreml.program import operations
+from samx.runtimes.coreml.mac import (
+    DEVICES,
+    ENGINE,
+    PLAN_MACOS,
+    device_word,
+    machine_facts,
+    require_macos,
+    require_prediction,
+)
+
+if TYPE_CHECKING:
+    from coremltools.models import compute_plan as ct_plan
 
 PURPOSE = "a compute plan"
 INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
