@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from samx.errors import InputError
+from samx.exporters.coreml import ONE_PROMPT
 from samx.exporters.coreml.convert import rewrite_package
-from samx.exporters.coreml.export import ONE_PROMPT, write_lint
+from samx.exporters.coreml.export import write_lint
 from samx.formats.coreml.contract import Arrays, contract_of
 from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.library import parse_model
