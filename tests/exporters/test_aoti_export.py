@@ -119,6 +119,11 @@ def test_a_compiler_that_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
 
 def test_a_package_holds_what_was_compiled_for_any_number_of_prompts(tmp_path: Path) -> None:
     path = tmp_path / "decoder.pt2"
+    if " " in torch.__file__:  # PyTorch 2.13 does not quote its own folder for the linker: told in one line, no package
+        with pytest.raises(SamxError, match=r"the C\+\+ compiler refuses the decoder"):
+            aoti.write_package([tiny()], path)
+        assert not path.exists()
+        return
     aoti.write_package([tiny()], path)
     models = load_models(path.read_bytes(), "decoder.pt2")
     assert list(models) == ["prompt"]

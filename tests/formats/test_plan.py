@@ -139,7 +139,7 @@ def test_the_script_is_written_from_a_zip_too(tmp_path: Path) -> None:
             archive.write(file, file.relative_to(package.parent))
     (tmp_path / "plan.json").write_bytes(toy_plan().to_bytes())
     code = (
-        "import sys; from pathlib import Path; from samx.exporters.tensorrt import reproduce\n"
+        "import sys; from pathlib import Path; from samx.exporters.tensorrt import export as reproduce\n"
         "plan = reproduce.BuildPlan.from_bytes(Path(sys.argv[1]).read_bytes(), 'plan')\n"
         "print(reproduce.__file__, reproduce.reproduce_script(plan, 1024), sep='\\n')"
     )
