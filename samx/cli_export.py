@@ -48,7 +48,9 @@ def export(
     exclude: Annotated[
         Optional[list[str]], typer.Option(help="--int8: a group of products to leave in floating point.")
     ] = None,
-    embedding: Annotated[Optional[list[Path]], typer.Option(help="Judge on your own embedding files.")] = None,
+    embedding: Annotated[
+        Optional[list[Path]], typer.Option(help="Judge on your own embeddings, as 'segment' takes them.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
     **more: Any,

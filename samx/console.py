@@ -223,40 +223,18 @@ def segmented(result: tuple[Path, Segmentation]) -> tuple[Any, Callable[[], None
 
 
 def inspected(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
-    """View what an artifact is."""
+    """View what an artifact, a graph or a package is."""
+    from samx.pages import artifact_page, flat_page
 
-    def draw() -> None:
-        for name, value in _flat(facts):
-            out.print(f"[bold]{escape(name)}[/]  {escape(value)}", highlight=False, soft_wrap=True)
-
-    return facts, draw
+    return facts, lambda: _print(artifact_page(facts) if facts["kind"] == "artifact" else flat_page(facts))
 
 
 def examined(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
     """View what this machine can do."""
+    from samx.pages import doctor_page
 
-    def draw() -> None:
-        out.print(f"samx {facts['samx']}, Python {facts['python']}, {facts['platform']}", highlight=False)
-        table = Table("", "ability", "versions and devices", "why not, and what to do")
-        for ability in facts["abilities"]:
-            versions = [f"{name} {number}" for name, number in ability["versions"].items()]
-            devices = [f"devices: {', '.join(ability['devices'])}"] if ability["devices"] else []
-            advice = [text for text in (ability["reason"], ability["fix"]) if text]
-            mark = "[green]yes[/]" if ability["available"] else "[red]no[/]"
-            table.add_row(
-                mark, escape(ability["name"]), escape("\n".join(versions + devices)), escape("\n".join(advice))
-            )
-        out.print(table)
-
-    return facts, draw
+    return facts, lambda: _print(doctor_page(facts))
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for i, entry in enumerate(value):
-                yield from _flat(entry, f"{prefix}{name}[{i}].")
-        else:
-            yield f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _print(lines: list[str]) -> None:
+    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

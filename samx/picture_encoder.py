@@ -36,7 +36,8 @@ class PictureEncoder:
         found = self._run(normalised(to_frame(picture, frame), frame, self.pixels))
         expected = [tensor.name for tensor in self.artifact.manifest.spec.image_inputs]
         if not set(expected) <= set(found):
-            raise ImageError("the encoder returns other features", found=sorted(found), expected=expected)
+            contract = self.artifact.manifest.spec.embedding_contract
+            raise ImageError("the encoder returns other features", found=sorted(found), expected=contract)
         return {key: found[key] for key in expected}
 
     def _model(self) -> tuple[bytes, str]:
@@ -48,7 +49,8 @@ class PictureEncoder:
         own = [name for name, entry in self.artifact.manifest.files.items() if entry.role == ENCODER_ROLE]
         if not own:
             raise UsageError(
-                f"{self.artifact.path} has no image encoder", expected="an encoder or the picture's embedding",
+                f"{self.artifact.path} has no image encoder",
+                expected=f"an encoder, or the picture's embedding: {self.artifact.manifest.spec.embedding_contract}",
                 fix="Give set_image(embedding=..., original_size=...) or samx.open(..., encoder='FILE.onnx'); "
                 "in the shell --embedding FILE.npz or --encoder FILE.onnx.",
             )  # fmt: skip

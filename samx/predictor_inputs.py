@@ -220,7 +220,7 @@ def features(embedding: Embedding, spec: DecoderSpec) -> Feed:
         if set(given) != set(names):
             raise ImageError(
                 "other arrays than the decoder takes", found=", ".join(map(str, given)) or "none",
-                expected=", ".join(names), fix="Give a dict of arrays with these names.",
+                expected=", ".join(names), fix=f"Give a dict of these arrays: {spec.embedding_contract}.",
             )  # fmt: skip
         return {name: _feature(name, given[name]) for name in names}
 

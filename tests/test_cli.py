@@ -485,8 +485,8 @@ def test_inspect_refuses_other_things(samx: Samx, tmp_path: Path) -> None:
 def test_inspect_for_people_names_the_checkpoint(samx: Samx, demo_artifact: Path) -> None:
     ended = samx("inspect", demo_artifact)
     assert ended.code == 0
-    assert "manifest.checkpoint.name  sam1\n" in ended.out
-    assert "samx SAM demo model" in ended.out
+    assert "from samx SAM demo model: sam1, sha256" in ended.out
+    assert f"samx validate {demo_artifact}" in ended.out.replace("\n      ", " ")
 
 
 def test_doctor_names_what_is_here(samx: Samx) -> None:

@@ -42,15 +42,14 @@ class Artifact:
                 _check(path / name, entry, *digest(file, entry.bytes))
         return artifact
 
-    @classmethod
-    def inspect(cls, path: Path) -> dict[str, Any]:
-        """Return the facts of a verified artifact without loading its model."""
-        manifest = cls.open(path).manifest
+    def facts(self) -> dict[str, Any]:
+        """Return what is known about it without loading its model."""
+        files = self.manifest.files
         return {
-            "path": str(path),
-            "bytes": sum(entry.bytes for entry in manifest.files.values()),
-            "unlisted_files": unlisted_files(path, manifest.files),  # never read, so harmless, but worth knowing
-            "manifest": manifest.to_json(),
+            "path": str(self.path),
+            "bytes": sum(entry.bytes for entry in files.values()),
+            "unlisted_files": unlisted_files(self.path, files),  # never read, so harmless, but worth knowing
+            "manifest": self.manifest.to_json(),
         }
 
     def read(self, name: str) -> bytes:

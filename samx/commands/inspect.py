@@ -9,8 +9,10 @@ from samx import registry
 from samx.artifacts.store import Artifact
 from samx.errors import InputError
 from samx.registry import load
+from samx.validators.report import ParityReport
 
 PACKAGE_SUFFIX = ".mlpackage"
+REPORT_ROLE = "parity_report"
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -21,7 +23,8 @@ def inspect(path: Path) -> dict[str, Any]:
     if path.suffix == PACKAGE_SUFFIX and path.is_dir():
         return {"kind": "coreml package", "path": str(path), **_package_facts(path)}
     if path.is_dir():
-        return {"kind": "artifact", **Artifact.inspect(path)}
+        artifact = Artifact.open(path)
+        return {"kind": "artifact", **artifact.facts(), "shown": _shown(artifact)}
     graphs = {suffix: found for entry in registry.BACKENDS for suffix, found in entry.describes.items()}
     if path.suffix in graphs and path.is_file():
         facts = load(graphs[path.suffix])(path)
@@ -31,6 +34,15 @@ def inspect(path: Path) -> dict[str, Any]:
         expected=f"an artifact directory, a file {' or '.join(graphs)}, or an {PACKAGE_SUFFIX}",
         fix="Name what 'samx export' left.",
     )  # fmt: skip
+
+
+def _shown(artifact: Artifact) -> dict[str, str]:
+    """Return the verdict of each parity report in an artifact, in one line."""
+    return {
+        name: ParityReport.from_bytes(artifact.read(name), f"{artifact.path}: {name}").summary()
+        for name, entry in artifact.manifest.files.items()
+        if entry.role == REPORT_ROLE
+    }
 
 
 def _package_facts(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ LABELS: Mapping[str, int] = {
     "box_top_left": 2,
     "box_bottom_right": 3,
 }
+LABEL_WORDS = ", ".join(f"{code} {name.replace('_', ' ')}" for name, code in LABELS.items())
 # Label of what fills up a fixed number of points: nothing attends to it, other than to the padding token.
 PADDED_POINT = -2
 
@@ -114,24 +115,25 @@ class DecoderSpec(Document):
     def image_inputs(self) -> tuple[TensorSpec, ...]:
         """List what the image encoder hands over, once per image."""
         grid, size = self.grid, self.mask_size
-        inputs = (TensorSpec("image_embeddings", (1, self.width, grid, grid), "1", "image encoder output"),)
-        if not self.high_res_features:
-            return inputs
-        fine, coarse = HIGH_RES_CHANNELS
-        return (
-            *inputs,
-            TensorSpec("high_res_features_0", (1, fine, size, size), "1", "stride-4 features after conv_s0"),
-            TensorSpec(
-                "high_res_features_1", (1, coarse, size // 2, size // 2), "1", "stride-8 features after conv_s1"
-            ),
-        )
+        shapes = {"image_embeddings": (1, self.width, grid, grid)}
+        if self.high_res_features:
+            fine, coarse = HIGH_RES_CHANNELS
+            shapes["high_res_features_0"] = (1, fine, size, size)
+            shapes["high_res_features_1"] = (1, coarse, size // 2, size // 2)
+        meanings = zip(shapes.items(), self.rules.features, strict=True)
+        return tuple(TensorSpec(name, shape, "1", meaning) for (name, shape), meaning in meanings)
+
+    @property
+    def embedding_contract(self) -> str:
+        """Return what a picture's embedding has to hold, in words."""
+        return "; ".join(f"{tensor.name} {tensor.shape}, {tensor.meaning}" for tensor in self.image_inputs)
 
     @property
     def prompt_inputs(self) -> tuple[TensorSpec, ...]:
         """List what the user's clicks, boxes and masks become."""
         inputs = (
             TensorSpec("point_coords", ("prompts", "points", 2), "px", f"(x, y) in the {self.image_size} px frame"),
-            TensorSpec("point_labels", ("prompts", "points"), "1", f"label codes {dict(LABELS)}"),
+            TensorSpec("point_labels", ("prompts", "points"), "1", LABEL_WORDS),
         )
         if not self.mask_input:
             return inputs

@@ -170,7 +170,7 @@ def _check_names(path: Path, found: set[str], spec: DecoderSpec) -> None:
         raise ImageError(
             f"embedding '{path}' holds other arrays than the decoder takes",
             found=", ".join(sorted(found)) or "none", expected=", ".join(sorted(expected)),
-            fix="Save exactly these arrays in one .npz.",
+            fix=f"Save exactly these arrays in one .npz: {spec.embedding_contract}.",
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 def test_nested_files_are_read(path: Path) -> None:
     artifact = Artifact.open(path)
     assert {name: artifact.read(name) for name in PACKAGE} == PACKAGE
-    assert Artifact.inspect(path)["unlisted_files"] == []
+    assert Artifact.open(path).facts()["unlisted_files"] == []
 
 
 def test_an_artifact_is_found_through_a_link(path: Path) -> None:
@@ -128,4 +128,4 @@ PLANTED = ["decoder.mlpackage/Data/empty", "decoder.mlpackage/manifest.json", "d
 
 def test_inspect_lists_what_is_not_part_of_it(path: Path) -> None:
     _plant(path)
-    assert Artifact.inspect(path)["unlisted_files"] == PLANTED
+    assert Artifact.open(path).facts()["unlisted_files"] == PLANTED

@@ -27,7 +27,7 @@ def test_open_and_read(path: Path) -> None:
 
 def test_inspect_lists_what_is_not_part_of_it(path: Path) -> None:
     (path / "notes.txt").write_text("mine")
-    facts = Artifact.inspect(path)
+    facts = Artifact.open(path).facts()
     assert facts["unlisted_files"] == ["notes.txt"]
     assert facts["bytes"] == len(b"model") + len(b"cases")
     assert facts["manifest"]["target"] == "onnx"

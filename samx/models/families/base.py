@@ -67,7 +67,8 @@ class Family:
     spec: Mapping[str, Any] = field(default_factory=dict)
     reference: str = "samx.models.reference:ReferenceDecoder"
 
-    # Pictures
+    # Pictures. What each image input of the decoder is, of the encoder's outputs
+    features: tuple[str, ...] = ("the image encoder's output",)
     keeps_aspect: bool = True  # longest side to the frame's size, zeros beside it; or both sides to the frame's size
     pixels: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 

@@ -27,6 +27,11 @@ FAMILY = Family(
         "stability_delta": 0.05,
         "stability_threshold": 0.98,
     },
+    features=(
+        "the image encoder's coarsest features, no_mem_embed added",
+        "its features of stride 4, after conv_s0",
+        "its features of stride 8, after conv_s1",
+    ),
     keeps_aspect=False,
     pixels=IMAGENET,
     box_first=True,
