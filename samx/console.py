@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from samx.errors import SamxError
+from samx.errors import Doubt, SamxError
 from samx.progress import Progress
 
 if TYPE_CHECKING:
@@ -63,9 +65,12 @@ def print_json(document: Any) -> None:
 
 
 def run(command: Callable[[], Any], as_json: bool) -> int:
-    """Run a command and give its exit code; samx's own errors become one line."""
+    """Run a command and return its exit code; samx's own errors and doubts become one line each."""
     try:
-        command()
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            warnings.simplefilter("default", Doubt)
+            command()
     except SamxError as error:
         if as_json:
             print_json(error.to_json())
@@ -75,6 +80,13 @@ def run(command: Callable[[], Any], as_json: bool) -> int:
         err.print("stopped; no output was left behind")
         return 130
     return 0
+
+
+def _show_warning(other: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    if issubclass(category, Doubt):
+        err.print(f"[yellow]note:[/] {escape(str(message))}", soft_wrap=True, highlight=False)
+    else:
+        other(message, category, *rest)
 
 
 def show(result: Any, view: Callable[[Any], tuple[Any, Callable[[], None]]], *, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 class SamxError(Exception):
     """Say in one line what failed, what was found, what was expected and what to do."""
@@ -103,3 +105,12 @@ class WriteError(SamxError):
     """Report an output that could not be written; nothing was left behind."""
 
     exit_code = 7
+
+
+class Doubt(UserWarning):
+    """Warn of a request that was answered, and may not be what was meant."""
+
+
+def doubt(line: str) -> None:
+    """Warn in one line; the command line prints it, a program may filter `Doubt`."""
+    warnings.warn(" ".join(line.split()), Doubt, stacklevel=3)

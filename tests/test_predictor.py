@@ -63,7 +63,7 @@ BAD_PROMPTS: dict[str, tuple[dict[str, Any], str]] = {
     "a point alone": ({**POINT, "point_coords": (30, 20)}, "point_coords has the wrong shape"),
     "points of different lengths": ({**POINT, "point_coords": [(30, 20), (1,)]}, "point_coords has rows"),
     "points that are not finite": ({**POINT, "point_coords": [(np.inf, 20)]}, "point_coords.*not finite"),
-    "points outside": ({**POINT, "point_coords": [(161, 20)]}, "point_coords.*outside the picture"),
+    "points outside": ({**POINT, "point_coords": [(163, 20)]}, "point_coords.*outside the picture"),
     "points as y, x outside": ({**POINT, "point_coords": [(20, 150)]}, "point_coords.*outside the picture"),
     "no points": ({"point_coords": [], "point_labels": []}, "point_coords is empty"),
     "points without labels": ({"point_coords": [(30, 20)]}, "point_coords is given without point_labels"),

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samx.artifacts.store import Artifact
-from samx.errors import UsageError
+from samx.errors import UsageError, doubt
 from samx.predictor import open_predictor
 from samx.processing.images import read_image
 from samx.processing.overlay import overlay
 from samx.processing.postprocess import SegmentedMask
 from samx.processing.prompts import Prompt
+
+LEAST_IOU = 0.5  # predicted: the model itself expects more wrong pixels than right ones
 
 
 @dataclass(frozen=True)
@@ -47,4 +49,17 @@ def segment_picture(
     picture = read_image(image)
     with open_predictor(Artifact.open(model), device, threads, encoder=encoder, pixels=pixels) as predictor:
         predictor.set_image(picture, embedding=embedding)
-        return Segmentation(picture, prompts, predictor.segment(prompts))
+        found = Segmentation(picture, prompts, predictor.segment(prompts))
+    for mask in found.masks:
+        _doubt(mask)
+    return found
+
+
+def _doubt(mask: SegmentedMask) -> None:
+    """Warn of a mask that the model itself does not believe in."""
+    if not mask.area_px:
+        doubt(f"the mask of prompt {mask.prompt} is empty: nothing was found there")
+    elif mask.predicted_iou < LEAST_IOU:
+        doubt(
+            f"the model does not trust the mask of prompt {mask.prompt}: it predicts an IoU of {mask.predicted_iou:.2f}"
+        )

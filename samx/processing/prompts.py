@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from samx.errors import PromptError
+from samx.errors import PromptError, doubt
 from samx.models.families.base import Family
 from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.models.spec import LABELS, DecoderSpec
@@ -26,6 +26,8 @@ Table = NDArray[np.float64]
 
 USER_LABELS = (LABELS["background"], LABELS["foreground"])
 BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
+SLACK_PX = 2.0  # beyond the picture, moved to its border
+ROUNDING_PX = 1e-6  # of a coordinate on the border, that nobody has to hear of
 BOX_FORM = "x0,y0,x1,y1 with x0 < x1 and y0 < y1"
 
 
@@ -121,17 +123,17 @@ class PromptBatch:
         """
         if frame != Frame.of(spec, frame.width_px, frame.height_px):
             raise PromptError("frame belongs to another decoder", found=frame, fix="Make it with Frame.of(spec, ...).")
-        _check_inside("point", self.points, frame)
-        if self.boxes is not None:
-            _check_inside("box corner", self.boxes.reshape(-1, 2, 2), frame)
-        coords, labels = self._tokens(spec.rules, frame)
+        points = _inside("point", self.points, frame)
+        corners = _inside("box corner", (np.zeros((len(self), 0, 4)) if self.boxes is None else self.boxes)
+                          .reshape(len(self), -1, 2), frame)  # fmt: skip
+        _doubt_shares(points, corners, frame)
+        coords, labels = self._tokens(spec.rules, frame, points, corners)
         return {"point_coords": coords, "point_labels": labels, **self._mask_feed(spec)}
 
-    def _tokens(self, rules: Family, frame: Frame) -> tuple[FloatArray, FloatArray]:
+    def _tokens(self, rules: Family, frame: Frame, points: Table, corners: Table) -> tuple[FloatArray, FloatArray]:
         """Put points, box corners and padding in the family's order. Shapes: -> (N, T, 2), (N, T)."""
         n, count = self.labels.shape
-        corners = np.zeros((n, 0, 2)) if self.boxes is None else self.boxes.reshape(n, 2, 2)
-        coords = np.concatenate([self.points, corners, np.zeros((n, 1, 2))], axis=1)
+        coords = np.concatenate([points, corners, np.zeros((n, 1, 2))], axis=1)
         codes = [*(BOX_LABELS if corners.size else ()), LABELS["padding"]]
         labels = np.concatenate([self.labels, np.tile(codes, (n, 1))], axis=1)
         rows = rules.rows(count, has_box=self.boxes is not None)
@@ -252,7 +254,8 @@ def _checked_boxes(values: ArrayLike, n: int) -> Table:
     for row in np.flatnonzero((low == high).any(axis=1)):
         raise PromptError(f"box of prompt {row} has no area", found=_box_text(boxes[row]), expected=BOX_FORM)
     for row in np.flatnonzero((boxes[:, :2] != low).any(axis=1)):
-        fix = f"Did you mean {_box_text([*low[row], *high[row]])}?"
+        sized = [*boxes[row, :2], *(boxes[row, :2] + boxes[row, 2:])]
+        fix = f"If it is x,y,width,height, give {_box_text(sized)}; if not, {_box_text([*low[row], *high[row]])}."
         what = f"box of prompt {row} has swapped corners"
         raise PromptError(what, found=_box_text(boxes[row]), expected=BOX_FORM, fix=fix)
     return boxes
@@ -279,10 +282,33 @@ def _checked_mask(values: ArrayLike, row: int) -> FloatArray:
     return mask
 
 
-def _check_inside(what: str, xy: Table, frame: Frame) -> None:
-    for prompt, index in np.argwhere(frame.outside(xy)):
+def _inside(what: str, xy: Table, frame: Frame) -> Table:
+    """Move what lies just beyond the picture onto its border: detectors produce such boxes.
+
+    Shapes: (N, P, 2) -> the same.
+    Raises: PromptError for what lies further out.
+    """
+    moved = np.clip(xy, 0, (frame.width_px, frame.height_px))
+    beyond = np.abs(moved - xy).max(axis=-1, initial=0)
+    for prompt, index in np.argwhere(beyond > SLACK_PX):
         x, y = xy[prompt, index]
         raise PromptError(
             f"{what} {index} of prompt {prompt} is outside the picture",
             found=f"({x:g}, {y:g})", expected=frame.limits,
         )  # fmt: skip
+    if (beyond > ROUNDING_PX).any():
+        doubt(
+            f"{np.count_nonzero(beyond)} {what}(s) up to {beyond.max():.2g} px outside the picture: moved to its border"
+        )
+    return moved
+
+
+def _doubt_shares(points: Table, corners: Table, frame: Frame) -> None:
+    """Warn of coordinates that look like shares of the picture: all of them in its first pixel, some not whole."""
+    given = np.concatenate([points.reshape(-1, 2), corners.reshape(-1, 2)])
+    is_small = given.size and given.max() <= 1 and min(frame.width_px, frame.height_px) > 1
+    if is_small and (given % 1).any():
+        doubt(
+            f"all coordinates lie in the picture's first pixel, between 0 and 1; if they are shares of it, "
+            f"multiply them by its size, {frame.width_px} x {frame.height_px} px"
+        )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from samx.errors import PromptError
+from samx.errors import Doubt, PromptError
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.processing.frames import Frame
@@ -103,8 +103,11 @@ def test_a_mask_is_not_ignored_by_a_decoder_that_takes_none() -> None:
         (lambda: Prompt([(1, 2, 3)], [1]), "points have the wrong shape"),  # type: ignore[list-item]
         (lambda: Prompt([(1, 2), (1,)], [1, 1]), "points are no table of numbers"),  # type: ignore[list-item]
         (lambda: Prompt([("a", "b")], [1]), "points are no table of numbers"),  # type: ignore[list-item]
-        (lambda: Prompt(box=(9, 2, 3, 4)), r"swapped corners: found 9,2,3,4.*Did you mean 3,2,9,4\?"),
-        (lambda: Prompt(box=(1, 8, 3, 4)), r"Did you mean 1,4,3,8\?"),
+        (
+            lambda: Prompt(box=(9, 2, 3, 4)),
+            r"swapped corners: found 9,2,3,4.*width,height, give 9,2,12,6; if not, 3,2,9,4\.",
+        ),
+        (lambda: Prompt(box=(1, 8, 3, 4)), r"width,height, give 1,8,4,12; if not, 1,4,3,8\."),
         (lambda: Prompt(box=(1, 2, 1, 4)), "has no area"),
         (lambda: Prompt(box=(1, 2, 1, 2)), "has no area"),
         (lambda: Prompt(box=(1, 2, float("nan"), 4)), "boxes of prompt 0 are not finite"),
@@ -130,13 +133,39 @@ def logits(value: float = 0.0) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("spec", [SAM1, SAM2])
-@pytest.mark.parametrize("xy", [(-0.01, 5), (5, -1), (WIDTH + 0.01, 5), (5, HEIGHT + 1)])
+@pytest.mark.parametrize("xy", [(-2.01, 5), (5, -3), (WIDTH + 2.01, 5), (5, HEIGHT + 3)])
 def test_coordinates_outside_the_picture_are_refused(spec: DecoderSpec, xy: tuple[float, float]) -> None:
     limits = rf"expected 0 <= x <= {WIDTH} and 0 <= y <= {HEIGHT}"
     with pytest.raises(PromptError, match=f"point 1 of prompt 0 is outside the picture.*{limits}"):
         tokens(spec, Prompt([(1, 1), xy], [1, 1]))
     with pytest.raises(PromptError, match=r"box corner . of prompt 0 is outside the picture"):
         tokens(spec, Prompt(box=(min(xy[0], 1), min(xy[1], 1), max(xy[0], 2), max(xy[1], 2))))
+
+
+@pytest.mark.parametrize("spec", [SAM1, SAM2])
+def test_a_detectors_box_just_beyond_the_picture_is_moved_to_its_border_and_that_is_said(spec: DecoderSpec) -> None:
+    with pytest.warns(Doubt, match=r"2 box corner\(s\) up to 0.4 px outside the picture: moved to its border"):
+        moved = tokens(spec, Prompt(box=(-0.4, 0, WIDTH, HEIGHT + 0.3)))
+    assert moved == tokens(spec, Prompt(box=(0, 0, WIDTH, HEIGHT)))
+
+
+def test_a_rounding_on_the_border_is_not_worth_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    tokens(SAM1, Prompt([(WIDTH + 1e-7, 5)], [1]))
+    assert not recwarn
+
+
+@pytest.mark.parametrize(
+    "prompt", [Prompt(box=(0.1, 0.2, 0.8, 1)), Prompt([(0.5, 0.5)], [1]), Prompt([(0.5, 0.5)], [1], (0, 0, 1, 1))]
+)
+def test_shares_of_the_picture_are_doubted(prompt: Prompt) -> None:
+    with pytest.warns(Doubt, match=rf"shares of it, multiply them by its size, {WIDTH} x {HEIGHT} px"):
+        tokens(SAM1, prompt)
+
+
+@pytest.mark.parametrize("prompt", [Prompt([(0, 0)], [1]), Prompt(box=(0, 0, 1, 1)), Prompt(box=(0.5, 0.5, 9, 9))])
+def test_pixels_near_the_corner_are_not(prompt: Prompt, recwarn: pytest.WarningsRecorder) -> None:
+    tokens(SAM1, prompt)
+    assert not recwarn
 
 
 def test_the_border_is_in_the_picture() -> None:
