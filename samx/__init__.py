@@ -10,6 +10,11 @@ report = samx.validate("tiny")
 from __future__ import annotations
 
 import importlib
+import os
+
+# ONNX Runtime 1.29 and later writes an id of the device and reports its use over the network, unless this is set before
+# it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
