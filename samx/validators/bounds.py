@@ -25,7 +25,7 @@ class Bounds:
     object_score_error: float
     object_score_flips: float = 0.0
     best_mask_changes: float = 0.0
-    forgiven_pixels: int = 0  # of each mask, in mask_iou_min: a mask of 16 pixels cannot be resolved to 0.99
+    forgiven_pixels: float = 0  # of each mask, in mask_iou_min: a mask of 16 pixels cannot be resolved to 0.99
 
     def violations(self, values: Mapping[str, float]) -> list[str]:
         """Return which values are not on the good side of their bound. NaN is on no side."""

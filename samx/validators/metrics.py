@@ -96,7 +96,7 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
     )
 
 
-def mask_iou(a: BoolArray, b: BoolArray, forgiven_pixels: int = 0) -> FloatArray:
+def mask_iou(a: BoolArray, b: BoolArray, forgiven_pixels: float = 0) -> FloatArray:
     """Divide common area by joint area; two empty masks agree. Shapes: (..., H*W) x 2 -> (...).
 
     Up to `forgiven_pixels` on which a mask pair differs count as common.

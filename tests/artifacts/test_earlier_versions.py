@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import samx
+from samx.commands.inspect import inspect
 from samx.commands.validate import validate
+from samx.pages import artifact_page
 from samx.runtimes.onnxruntime import open_artifact
 from samx.validators.child import SUITE_ROLE
 from samx.validators.suite import ParitySuite
@@ -65,3 +67,9 @@ def test_the_front_door_opens_it(earlier: Path) -> None:
         predictor.set_image(embedding=suite.images[0], original_size=(90, 120))
         masks, scores, logits = predictor.predict(box=np.array([10, 10, 80, 70]), multimask_output=True)
     assert (masks.shape, scores.shape, logits.shape) == ((3, 90, 120), (3,), (3, 32, 32))
+
+
+def test_its_stored_verdict_is_read(earlier: Path) -> None:
+    facts = inspect(earlier)
+    assert facts["shown"]["parity_report.json"].startswith("parity passed: 17 cases, fp32")
+    assert any("parity passed: 17 cases" in line for line in artifact_page(facts))
