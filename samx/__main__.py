@@ -1,4 +1,4 @@
-"""Start samx: `python -m samx` or `python samx.pyz`. Any Python 3 can read this file, to be told that it is too old."""
+"""Start samx: `python -m samx` or `python samx.pyz`. Python 3.6 can read this file, to say what is needed."""
 
 import hashlib
 import os
@@ -75,9 +75,9 @@ def main() -> None:
     except StartError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.code)
-    from samx.cli import main as start
+    from samx import cli, cli_plain
 
-    start()
+    (cli_plain if os.path.isfile(archive) else cli).main()
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend(
         "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions",
         devices="samx.runtimes.tensorrt.runtime:devices", library="tensorrt", extra="trt",
-        kit={"cuda": ("# JetPack 6.1 or newer brings TensorRT to a Jetson. Elsewhere:", f"{PIP} 'tensorrt>=10.3'", BUILD),
+        kit={"cuda": ("# JetPack 6.1 or newer brings it to a Jetson; elsewhere:", f"{PIP} 'tensorrt>=10.3'", BUILD),
              **ON_CPU}, **TENSORRT,
     ),
     Backend(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from samx.kits.places import places
 from toy_backend import BACKEND, compiler, exporter
 from toys import arrays, image_tensors, toy_decoder
 
@@ -27,7 +28,6 @@ from samx.commands.calibrate import CalibrateRequest, calibrate
 from samx.commands.inspect import inspect
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.exporters.base import Exported
-from samx.kits.places import places
 from samx.models.spec import sam1_spec
 from samx.progress import Progress
 from samx.quantization.groups import QUANTISABLE

@@ -36,9 +36,7 @@ class BundleResult:
     def summary(self) -> str:
         """Return one line for people."""
         size = f"{self.bytes / 2**20:.1f} MiB" + (f", {self.files} files" if self.devices else "")
-        todo = (
-            f"on the device: unzip it, cd {FOLDER}, read README.txt" if self.devices else "run it: python3 FILE --help"
-        )
+        todo = f"on the device: unzip it, cd {FOLDER}, read README.txt" if self.devices else "run it with python3"
         return f"wrote {self.path} ({size}); {todo}"
 
     def to_json(self) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from importlib.resources import files
 from string import Template
 
-from samx.__main__ import KIT_FILE
 from samx.artifacts.manifest import MANIFEST_NAME, Manifest
 from samx.artifacts.store import Artifact, manifest_bytes
 from samx.kits.pyz import PYZ, pyz
 from samx.registry import GRAPH_DEVICE, Backend, backend, load
 
 FOLDER, README = "artifact", "README.txt"
+KIT_FILE = "kit.sha256"  # which samx/__main__.py compares the kit with
 TEMPLATES = "samx.kits"
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from kits import Toy, artifact, copied, engine_artifact, kit_of, passed_report, suite
+from samx.kits.program import PARTS, RUNTIME_PARTS, program
 
 from samx.artifacts.store import Artifact
 from samx.commands.bundle import FOLDER, bundle
 from samx.errors import ArtifactError, ParityError, UsageError, WriteError
-from samx.kits.program import PARTS, RUNTIME_PARTS, program
 from samx.registry import BACKENDS
 from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate

@@ -19,14 +19,14 @@ from fake_mac import FakeMac, package, pretend
 from fake_mac import fake_mac as fake_mac
 from kits import artifact, call, copied, kit_of, runner, suite
 from numpy.typing import NDArray
+from samx.kits.readme import PHONE
+from samx.kits.runner.coreml import CoreML
 
 from samx.artifacts.store import Artifact
 from samx.benchmarks.results import BenchReport
 from samx.formats.coreml.contract import CONTRACTS, Signature
 from samx.formats.coreml.package import DECODER
 from samx.kits import places
-from samx.kits.readme import PHONE
-from samx.kits.runner.coreml import CoreML
 from samx.models.spec import TensorSpec, sam2_spec
 from samx.validators.report import ParityReport
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from samx.kits.questions import PROMPTS, QUICK_SECONDS, ROUNDS, SCENARIOS, latency_rules, prompt_arrays
+from samx.kits.runner import latency
 
 from samx.benchmarks.interleave import Effort
 from samx.benchmarks.results import Result
 from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.summary import describe
 from samx.commands import bench
-from samx.kits.questions import PROMPTS, QUICK_SECONDS, ROUNDS, SCENARIOS, latency_rules, prompt_arrays
-from samx.kits.runner import latency
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 RULES = latency_rules()["summary"]

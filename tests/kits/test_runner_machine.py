@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samx.kits.runner import machine
 
 from samx.devices.apple import AppleAdapter
 from samx.devices.cpu import CpuAdapter
 from samx.devices.jetson import JetsonAdapter
 from samx.devices.nvidia import NvidiaAdapter
-from samx.kits.runner import machine
 
 # By kind and name: what the file or command says, and what is read.
 TEXTS: dict[tuple[str, str], tuple[str, Any]] = {

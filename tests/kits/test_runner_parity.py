@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.kits.questions import parity_arrays, parity_rules
 from samx.kits.runner import parity
+
+from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.validators.bounds import BOUNDS, bounds_for

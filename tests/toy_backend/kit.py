@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from samx.artifacts.store import Artifact
 from samx.kits.places import Place, onnx_places
+
+from samx.artifacts.store import Artifact
 
 
 def places(artifact: Artifact) -> dict[str, Place]:
