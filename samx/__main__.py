@@ -25,7 +25,7 @@ def check_python() -> None:
     """
     if sys.version_info < OLDEST:
         found, needed = (".".join(map(str, version)) for version in (sys.version_info[:3], OLDEST))
-        line = "samx needs Python {} or newer, found {} at {}. Start it with another: python3.11 samx.pyz ..."
+        line = "samx needs Python {} or newer, found {} at {}. Start samx.pyz with a newer one, such as python3.11."
         raise StartError(UNAVAILABLE, line.format(needed, found, sys.executable))
     try:
         import numpy  # noqa: F401

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+from typer.models import ArgumentInfo
 
 from samx import __version__, console
 from samx.cli import app
@@ -38,48 +40,51 @@ def parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
     for declared in app.registered_commands:
         function = declared.callback
-        if function is not None and declared.cls is typer.main.TyperCommand:
-            about = {"help": function.__doc__, "description": function.__doc__, "epilog": declared.epilog}
-            _fill(verbs.add_parser(function.__name__, **about), function)
+        if function is not None and declared.cls is TyperCommand:
+            about = function.__doc__
+            _fill(verbs.add_parser(function.__name__, help=about, description=about, epilog=declared.epilog), function)
     return parser
 
 
 def _fill(verb: argparse.ArgumentParser, function: Callable[..., None]) -> None:
+    """Add what a command declares."""
     verb.set_defaults(command=function)
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         annotation, declared = get_args(hints[name])
-        default = None if parameter.default is parameter.empty else parameter.default
-        options = _type(annotation, declared, f"'{name}'")
-        about = (declared.help or "").replace("%", "%%")
-        if isinstance(declared, typer.models.ArgumentInfo):
-            few = {"nargs": "+" if "action" in options else None if parameter.default is parameter.empty else "?"}
-            kind = {key: value for key, value in options.items() if key != "action"}
-            verb.add_argument(
-                name, metavar=declared.metavar or name.upper(), default=default, help=about, **few, **kind
-            )
+        needed, (kind, several) = parameter.default is parameter.empty, _kind(annotation)
+        options: dict[str, Any] = {"default": None if needed else parameter.default}
+        options |= {"help": (declared.help or "").replace("%", "%%")}
+        options |= {} if kind is bool else {"type": _at_least(kind, declared.min)}
+        if isinstance(declared, ArgumentInfo):
+            nargs = "+" if several else None if needed else "?"
+            verb.add_argument(name, nargs=nargs, metavar=declared.metavar or name.upper(), **options)
         else:
-            flags = declared.param_decls or (f"--{name.replace('_', '-')}",)
-            required = parameter.default is parameter.empty
-            verb.add_argument(*flags, dest=name, default=default, required=required, help=about, **options)
+            action = "store_true" if kind is bool else "append" if several else "store"
+            verb.add_argument(*_flags(name, declared), dest=name, action=action, required=needed, **options)
 
 
-def _type(annotation: Any, declared: Any, name: str) -> dict[str, Any]:
-    """Return how argparse takes a type: a flag, values of one kind, or many of them."""
-    several = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is list]
-    kind = next(part for part in (*map(_item, several), annotation, *get_args(annotation)) if isinstance(part, type))
-    if kind is bool:
-        return {"action": "store_true"}
+def _kind(annotation: Any) -> tuple[type[Any], bool]:
+    """Return the type of a value, and whether there may be several: str and True for Optional[list[str]]."""
+    several = False
+    while inside := get_args(annotation):
+        several |= get_origin(annotation) is list
+        annotation = inside[0]
+    return annotation, several
 
+
+def _flags(name: str, declared: Any) -> list[str]:
+    """Return how an option is written; typer keeps the first flag that is given as the default."""
+    first = [declared.default] if isinstance(declared.default, str) else []
+    return [*first, *(declared.param_decls or ())] or [f"--{name.replace('_', '-')}"]
+
+
+def _at_least(kind: type[Any], least: float | None) -> Callable[[str], Any]:
     def value(text: str) -> Any:
         found = kind(text)
-        if declared.min is not None and found < declared.min:
-            raise argparse.ArgumentTypeError(f"{found} is not at least {declared.min}")
+        if least is not None and found < least:
+            raise argparse.ArgumentTypeError(f"{found} is not at least {least}")
         return found
 
-    value.__name__ = kind.__name__  # in argparse's words about a value that is none
-    return {"type": value, **({"action": "append"} if several else {})}
-
-
-def _item(several: Any) -> Any:
-    return get_args(several)[0]
+    value.__name__ = kind.__name__  # in argparse's words about what is none
+    return value

@@ -14,7 +14,6 @@ from samx.registry import GRAPH_DEVICE, Backend, backend, load
 
 FOLDER, README = "artifact", "README.txt"
 KIT_FILE = "kit.sha256"  # which samx/__main__.py compares the kit with
-TEMPLATES = "samx.kits"
 
 
 def contents(artifact: Artifact) -> dict[str, bytes]:
@@ -42,7 +41,7 @@ def contents(artifact: Artifact) -> dict[str, bytes]:
 
 def filled(name: str, words: Mapping[str, object]) -> str:
     """Fill a template in; '' where there is none of that name."""
-    template = files(TEMPLATES).joinpath("templates", f"{name}.txt.in")
+    template = files("samx.kits") / "templates" / f"{name}.txt.in"
     return Template(template.read_text(encoding="utf-8")).substitute(words) if template.is_file() else ""
 
 

@@ -93,7 +93,7 @@ def _blurred(mask: BoolArray, deviation: float) -> FloatArray:
         edges = [(reach + 1, reach) if each == axis else (0, 0) for each in (0, 1)]
         sums = np.cumsum(np.pad(found, edges, "edge"), axis=axis, dtype=np.float32)
         ends, starts = np.split(sums, [width], axis)[1], np.split(sums, [-width], axis)[0]
-        found = (ends - starts) / width
+        found = (ends - starts) / np.float32(width)
     return found
 
 

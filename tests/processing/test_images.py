@@ -295,7 +295,7 @@ def full_disk(descriptor: int) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images.os, "fsync", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     path = tmp_path / "out.png"
     path.write_bytes(b"old")
     with pytest.raises(WriteError, match="could not be written: found No space left on device"):
