@@ -152,6 +152,7 @@ BUILD = "python3 samx.pyz build artifact"
 ONNX_GROUPS = "samx.quantization.groups:QUANTISABLE"
 TENSORRT: Mapping[str, Any] = {
     "exporter": "samx.exporters.tensorrt.export", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
+    "devices": "samx.runtimes.tensorrt.runtime:devices",
     "precisions": _precisions("fp32", "fp16", "int8"), "quantiser": "samx.quantization.onnx:quantise_for_tensorrt",
     "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
     "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower",
@@ -165,15 +166,14 @@ BACKENDS: tuple[Backend, ...] = (
         kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)}, describes={".onnx": "samx.formats.onnx:describe"},
     ),
     Backend(
-        "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions",
-        devices="samx.runtimes.tensorrt.runtime:devices", library="tensorrt", extra="trt",
+        "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",
         kit={"cuda": ("# JetPack 6.1 or newer brings it to a Jetson; elsewhere:", f"{PIP} 'tensorrt>=10.3'", BUILD),
              **ON_CPU}, **TENSORRT,
     ),
     Backend(
-        "trt-rtx", "TensorRT for RTX", options="samx.exporters.tensorrt:RtxOptions",
-        devices="samx.runtimes.tensorrt.runtime:devices_rtx", library="tensorrt_rtx", extra="trt-rtx",
-        compiles_anywhere=True, kit={"cuda": (f"{PIP} 'tensorrt-rtx-cu13>=1.7,<1.8'", BUILD), **ON_CPU}, **TENSORRT,
+        "trt-rtx", "TensorRT for RTX", options="samx.exporters.tensorrt:RtxOptions", library="tensorrt_rtx",
+        extra="trt-rtx", compiles_anywhere=True,
+        kit={"cuda": (f"{PIP} 'tensorrt-rtx-cu13>=1.7,<1.8'", BUILD), **ON_CPU}, **TENSORRT,
     ),
     Backend(
         "openvino", "OpenVINO", "samx.exporters.openvino", "samx.exporters.openvino:OpenVinoOptions",
