@@ -63,15 +63,20 @@ def report(
 
 
 def bundle(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="Artifact to pack.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Zip file to write.")] = Path("kit.zip"),
+    path: Annotated[
+        Optional[Path], typer.Argument(metavar="DIR", help="Artifact to pack; none: samx.pyz alone.")
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="File to write (default: kit.zip, or samx.pyz).")
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Pack an artifact for a device without samx: questions, answers, and one Python file that asks and measures."""
+    """Pack an artifact for a device without samx: with samx.pyz, which is samx in one file that Python runs."""
     from samx.commands.bundle import bundle as run
 
-    console.show(run(path, output, force), bundled, as_json=json)
+    result = run(path, output or Path("samx.pyz" if path is None else "kit.zip"), force)
+    console.show(result, bundled, as_json=json)
 
 
 COMMANDS: dict[Callable[..., None], str] = {
@@ -79,7 +84,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     "samx bench sam1-demo-trt --device cuda --scenario click --scenario everything",
     report: "samx report cpu.json orin.json -o report.html  ·  "
     "samx report cpu.json --baseline before.json --markdown comment.md",
-    bundle: "samx bundle sam1-demo-trt -o kit.zip",
+    bundle: "samx bundle sam1-demo-trt -o kit.zip  ·  samx bundle -o samx.pyz",
 }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from samx.errors import MissingExtraError
+from samx.errors import MissingExtraError, UnavailableError
 
 # What a library may bring along to report over the network that it was imported; it does without where it is missing.
 REPORTER = "{library}_telemetry"
@@ -30,6 +31,17 @@ def require(library: str, extra: str, purpose: str) -> ModuleType:
         if cause.name is None or cause.name.split(".")[0] != name:
             raise
         raise MissingExtraError(library, extra, purpose) from cause
+
+
+def require_version(library: str, found: str, minimum: tuple[int, ...], fix: str) -> None:
+    """Refuse a library that is too old.
+
+    Raises: UnavailableError.
+    """
+    numbers = re.match(r"\d+(?:\.\d+)*", found)
+    if tuple(map(int, numbers[0].split("."))) < minimum if numbers else True:
+        expected = f"{'.'.join(map(str, minimum))} or newer"
+        raise UnavailableError(f"{library} is too old", found=found, expected=expected, fix=fix)
 
 
 def require_export(purpose: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import reprlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from samx.errors import ImageError, PromptError, UsageError
 from samx.models.session import Feed, FloatArray
@@ -19,7 +19,10 @@ from samx.processing.frames import Frame
 from samx.processing.images import EMBEDDING_DTYPES, RgbArray, read_embedding, read_image
 from samx.processing.prompts import PromptBatch, Table
 
-Picture = Union[str, Path, Image.Image, RgbArray]
+if TYPE_CHECKING:
+    from PIL import Image
+
+Picture = Union[str, Path, "Image.Image", RgbArray]
 Embedding = Union[str, Path, Mapping[str, ArrayLike], ArrayLike]
 
 POINTS_FORM = "(x, y) in picture pixels, shape (points, 2), or (prompts, points, 2) where several are taken"
@@ -173,7 +176,8 @@ def picture_array(image: Picture, image_format: str = "RGB") -> RgbArray:
         )
     if isinstance(image, (str, Path)):
         return read_image(Path(image))
-    if isinstance(image, Image.Image):
+    pillow = sys.modules.get("PIL.Image")  # whoever has a picture of its has imported it
+    if pillow is not None and isinstance(image, pillow.Image):
         return np.array(image.convert("RGB"))
     raise ImageError("image is of a type that samx does not take", found=type(image).__name__, expected=IMAGE_FORM)
 

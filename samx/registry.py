@@ -48,7 +48,8 @@ class Backend:
     compiler: str | None = None  # "module:function" that turns the exported graph into what the runtime opens
     compiles_anywhere: bool = False  # without the device that it compiles for
     finish: tuple[str, str] = ("", "")  # what is left to do on the device, before and after its compiler
-    kit: str | None = None  # "module:function" that describes the places where its kit runs
+    kit: Mapping[str, tuple[str, ...]] | None = None  # the devices of its kit, each with the lines that prepare one
+    kit_files: str | None = None  # "module:function" that makes what else lies in its kit
 
     @property
     def default_precision(self) -> str:
@@ -144,13 +145,17 @@ def _precisions(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
+PIP = "python3 -m pip install numpy"
+ON_CPU = {"cpu": (f"{PIP} 'onnxruntime>=1.20'",)}  # where the exported graph runs, too
+BUILD = "python3 samx.pyz build artifact"
 # Targets that are given ONNX files name the products in them alike.
 ONNX_GROUPS = "samx.quantization.groups:QUANTISABLE"
 TENSORRT: Mapping[str, Any] = {
     "exporter": "samx.exporters.tensorrt.export", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
+    "devices": "samx.runtimes.tensorrt.runtime:devices",
     "precisions": _precisions("fp32", "fp16", "int8"), "quantiser": "samx.quantization.onnx:quantise_for_tensorrt",
     "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
-    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower", "kit": "samx.kits.places:engine_places",
+    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower",
 }  # fmt: skip
 
 BACKENDS: tuple[Backend, ...] = (
@@ -158,16 +163,17 @@ BACKENDS: tuple[Backend, ...] = (
         "onnx", "ONNX Runtime", "samx.exporters.onnx", "samx.exporters.onnx:OnnxOptions",
         "samx.runtimes.onnxruntime:open_artifact", "samx.runtimes.onnxruntime:devices", _precisions("fp32", "int8"),
         "onnxruntime", "onnxruntime", quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS,
-        kit="samx.kits.places:onnx_places", describes={".onnx": "samx.formats.onnx:describe"},
+        kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)}, describes={".onnx": "samx.formats.onnx:describe"},
     ),
     Backend(
-        "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions",
-        devices="samx.runtimes.tensorrt.runtime:devices", library="tensorrt", extra="trt", **TENSORRT,
+        "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",
+        kit={"cuda": ("# JetPack 6.1 or newer brings it to a Jetson; elsewhere:", f"{PIP} 'tensorrt>=10.3'", BUILD),
+             **ON_CPU}, **TENSORRT,
     ),
     Backend(
-        "trt-rtx", "TensorRT for RTX", options="samx.exporters.tensorrt:RtxOptions",
-        devices="samx.runtimes.tensorrt.runtime:devices_rtx", library="tensorrt_rtx", extra="trt-rtx",
-        compiles_anywhere=True, **TENSORRT,
+        "trt-rtx", "TensorRT for RTX", options="samx.exporters.tensorrt:RtxOptions", library="tensorrt_rtx",
+        extra="trt-rtx", compiles_anywhere=True,
+        kit={"cuda": (f"{PIP} 'tensorrt-rtx-cu13>=1.7,<1.8'", BUILD), **ON_CPU}, **TENSORRT,
     ),
     Backend(
         "openvino", "OpenVINO", "samx.exporters.openvino", "samx.exporters.openvino:OpenVinoOptions",
@@ -176,6 +182,7 @@ BACKENDS: tuple[Backend, ...] = (
         opens=(*GRAPH_ROLES, *(f"{role}_weights" for role in GRAPH_ROLES)),
         describes={".xml": "samx.formats.openvino.ir:describe"},
         quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
+        kit={"cpu": (f"{PIP} 'openvino>=2025.0'",)},
     ),
     Backend(
         "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml:CoreMLOptions",
@@ -183,7 +190,8 @@ BACKENDS: tuple[Backend, ...] = (
         _precisions("fp16", "fp32", "int8"), "coremltools", "coreml",  # the Neural Engine computes in float16
         quantiser="samx.quantization.coreml:quantise", groups="samx.quantization.coreml_groups:QUANTISABLE",
         graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.compute_plan:lower",
-        finish=FINISH_ON_MAC, kit="samx.kits.places:coreml_places", opens=("package",),
+        finish=FINISH_ON_MAC, opens=("package",), kit_files="samx.kits.phone:phone",
+        kit=dict.fromkeys(("cpu+ane", "cpu+gpu", "all", "coreml-cpu"), (f"{PIP} 'coremltools>=9,<10'",)),
     ),
     Backend(
         "aoti", "AOTInductor", "samx.exporters.aoti", "samx.exporters.aoti:AotiOptions",

@@ -23,8 +23,9 @@ PACKAGE = Path(samx.__file__).parent
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Programs with command lines of their own.
-    ("samx.commands.meta_onnx", "samx.commands.compare", "samx.benchmarks.gpu"),
+    ("samx.__main__", "samx.commands.meta_onnx", "samx.commands.compare", "samx.benchmarks.gpu"),
     ("samx.commands.compare_decoders",),
+    ("samx.cli_plain",),
     ("samx.cli",),
     ("samx.cli_export", "samx.cli_measure"),
     ("samx.console",),
@@ -40,9 +41,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.processing.prompts", "samx.processing.postprocess", "samx.processing.images"),
     ("samx.formats",),
     ("samx.devices",),
-    ("samx.processing.frames", "samx.artifacts", "samx.models"),
+    ("samx.processing.frames", "samx.processing.rasters", "samx.artifacts", "samx.models"),
     ("samx.models.session",),
-    ("samx.models.spec", "samx.extras", "samx.progress", "samx.models.shape_range", "samx.demo.__init__"),
+    (
+        "samx.children",
+        "samx.models.spec",
+        "samx.extras",
+        "samx.progress",
+        "samx.models.shape_range",
+        "samx.demo.__init__",
+    ),
     ("samx.artifacts.strict_json",),
     ("samx.models.families",),
     ("samx.errors",),
@@ -205,11 +213,6 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("samx/extras.py", "onnx"): "a library that every export needs",
     ("samx/benchmarks/environment.py", "onnx"): "a library whose version is told",
     ("samx/benchmarks/contenders/meta.py", "onnx"): "a made-up artifact around somebody else's file",
-    ("samx/kits/contents.py", "coreml"): "a phone's kit",
-    ("samx/kits/places.py", "coreml"): "a library's name in a kit",
-    ("samx/kits/program.py", "coreml"): "the runner's modules by target",
-    ("samx/kits/readme.py", "coreml"): "what a target's kit says",
-    ("samx/kits/runner/coreml.py", "coreml"): "the runner's own file of that target",
 }
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,6 @@ from samx.commands.calibrate import CalibrateRequest, calibrate
 from samx.commands.inspect import inspect
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.exporters.base import Exported
-from samx.kits.places import places
 from samx.models.spec import sam1_spec
 from samx.progress import Progress
 from samx.quantization.groups import QUANTISABLE
@@ -197,13 +197,12 @@ def test_int8_is_calibrated_judged_and_compiled(
 # kits, sizes, files
 
 
-def test_a_kit_runs_where_its_entry_says(exported: samx.Artifact, tmp_path: Path) -> None:
-    found = places(exported)
-    assert {device: (place["level"], place["runtime"]) for device, place in found.items()} == {
-        "cpu": ("graph", "onnxruntime")
-    }
-    assert found["cpu"]["bytes"] == exported.manifest.files["decoder.onnx"].bytes
-    assert bundle(exported.path, tmp_path / "kit.zip").path.exists()
+def test_a_kit_is_for_the_devices_of_its_entry(exported: samx.Artifact, tmp_path: Path) -> None:
+    result = bundle(exported.path, tmp_path / "kit.zip")
+    assert result.devices == ("toybox",)
+    with zipfile.ZipFile(result.path) as archive:
+        text = archive.read("samx-kit/README.txt").decode()
+    assert "python3 samx.pyz validate artifact --device toybox" in text
 
 
 def test_the_files_that_it_opens_are_its_size(exported: samx.Artifact) -> None:

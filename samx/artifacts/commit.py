@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from samx.artifacts.manifest import FORMAT, MANIFEST_NAME, FileEntry, Manifest, 
 from samx.artifacts.store import Artifact, digest, manifest_bytes, unlisted_files
 from samx.errors import ArtifactError, WriteError
 
-if sys.platform != "win32":
-    import fcntl
-
+# Locks that the kernel drops with the process; Windows has none that a directory takes.
+fcntl: Any = importlib.import_module("fcntl") if find_spec("fcntl") else None
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MIB = 1024 * 1024
 # renameat2(2), Linux: swap two names in one step. The numbers are part of the kernel's interface.
@@ -47,7 +47,7 @@ def staging(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 _commit(staged, target, overwrite)
             finally:  # after the commit: the old artifact, or nothing
                 shutil.rmtree(staged, ignore_errors=True)
-                os.close(lock)
+                _unlock(lock)
         except BaseException:
             if made_parent:
                 with suppress(OSError):
@@ -169,11 +169,13 @@ def _foreign_content(target: Path) -> str | None:
     return f"also {', '.join(others)}" if others else None
 
 
-def _locked_directory(target: Path) -> tuple[Path, int]:
-    """Make a hidden sibling that is locked while this process lives: the kernel drops the lock with the process."""
+def _locked_directory(target: Path) -> tuple[Path, int | None]:
+    """Make a hidden sibling that is locked while this process lives, where the system has such locks."""
     while True:
         staged = _sibling(target, STAGED)
         staged.mkdir()
+        if fcntl is None:
+            return staged, None
         with suppress(FileNotFoundError):  # another process took it for a leftover before it was locked: try again
             lock = os.open(staged, os.O_RDONLY)
             if _take_lock(lock) is not False and staged.exists():
@@ -181,14 +183,17 @@ def _locked_directory(target: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
 def _sibling(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.samx-{kind}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _take_lock(descriptor: int) -> bool | None:
-    """Lock without waiting. Returns None where the system or the file system has no locks."""
-    if sys.platform == "win32":
-        return None
+    """Lock without waiting. Returns None where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -199,7 +204,12 @@ def _take_lock(descriptor: int) -> bool | None:
 
 
 def _recover(target: Path) -> None:
-    """Clear what killed runs left: restore an old artifact that lost its place, remove the rest."""
+    """Clear what killed runs left: restore an old artifact that lost its place, remove the rest.
+
+    Without locks what is left cannot be told from what another process is writing, and stays.
+    """
+    if fcntl is None:
+        return
     for left in sorted(target.parent.glob(f".{_escaped(target.name)}.samx-*-*-*")):
         try:
             lock = os.open(left, os.O_RDONLY)
@@ -263,8 +273,10 @@ def _entry(path: Path, role: str) -> FileEntry:
 
 
 def _sync(path: Path) -> None:
-    """Push a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Push a file or directory to the disk. Windows opens no directory, and pushes what was opened to be written."""
+    if fcntl is None and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
     try:
         os.fsync(descriptor)
     except OSError as cause:

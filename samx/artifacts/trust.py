@@ -7,13 +7,14 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from samx.artifacts import strict_json as read
-from samx.artifacts.commit import write_file
+from samx.artifacts.commit import fcntl, write_file
 from samx.artifacts.manifest import utc_now
 from samx.errors import ArtifactError, WriteError
 
@@ -71,11 +72,9 @@ def _engines(path: Path) -> Mapping[str, Any]:
     return engines
 
 
-if sys.platform != "win32":
-    import fcntl
-
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+LOCK_TRIES, LOCK_WAIT_S = 100, 0.1
 DIGEST_LENGTH = hashlib.sha256().digest_size
 
 
@@ -153,15 +152,30 @@ def exclusive(path: Path) -> Iterator[None]:
     lock = path.with_name(f"{path.name}.lock")
     try:
         path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, FILE_MODE) if fcntl else _made(lock)
     except OSError as cause:
         raise WriteError(f"cannot write {path}", found=cause.strerror or type(cause).__name__) from cause
     try:
-        if sys.platform != "win32":
+        if fcntl:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+        if not fcntl:
+            lock.unlink()
+
+
+def _made(lock: Path) -> int:
+    """Wait until a lock's file can be made: without locks of the system, the file itself is the lock.
+
+    Raises: WriteError where it stays: whoever made it may have been killed.
+    """
+    for _ in range(LOCK_TRIES):
+        with suppress(FileExistsError):
+            return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        time.sleep(LOCK_WAIT_S)
+    fix = "If no other samx is at work, remove it."
+    raise WriteError(f"{lock} stays locked", found=f"still there after {LOCK_TRIES * LOCK_WAIT_S:.0f} s", fix=fix)
 
 
 def _base(variable: str, default: str) -> Path:

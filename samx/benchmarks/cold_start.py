@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from samx import children
 from samx.artifacts.store import Artifact, read_manifest
 from samx.benchmarks.environment import peak_bytes
 from samx.benchmarks.interleave import Clock, now_ns
@@ -24,7 +25,7 @@ from samx.errors import SamxError
 from samx.models.session import Feed, Session
 from samx.registry import backend, load
 
-CHILD = (sys.executable, "-m", "samx.benchmarks.cold_start")
+CHILD = children.command("samx.benchmarks.cold_start")
 
 
 @dataclass(frozen=True)

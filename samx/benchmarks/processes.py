@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
-import samx
+from samx import children
 from samx.artifacts import strict_json as read
 from samx.errors import SamxError
 
@@ -60,7 +55,7 @@ def _run(command: Sequence[str], limit_s: float, variables: Mapping[str, str]) -
     """Give the marked lines, and how the command failed; what it started is stopped with it."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_environment(variables),
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=children.environment(variables),
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -69,28 +64,13 @@ def _run(command: Sequence[str], limit_s: float, variables: Mapping[str, str]) -
         except subprocess.TimeoutExpired:
             failure = f"it did not finish in {limit_s:.3g} s"
         finally:
-            _stop(child)
+            children.stop(child)
         printed, words = _text(out), " ".join(_text(err).split())[-TAIL_CHARACTERS:]
     whole = printed[: printed.rfind("\n") + 1].splitlines()  # not a line that was being written when it was stopped
     lines = [line.removeprefix(MARK) for line in whole if line.startswith(MARK)]
     return lines, f"{failure}; its last words: {words}" if failure and words else failure
 
 
-def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    paths = [str(Path(samx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
-
-
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode("utf-8", errors="replace")
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Stop a process that still runs, and what it started."""
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        with suppress(ProcessLookupError, PermissionError):  # it ended, and left nobody
-            os.killpg(child.pid, signal.SIGKILL)
-    child.wait()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from samx import children
 from samx.artifacts.manifest import Manifest
 from samx.benchmarks.interleave import Clock, now_ns
 from samx.benchmarks.operations import FLOAT_BYTES, FORMS, count
@@ -30,7 +31,7 @@ from samx.models.session import FloatArray
 SCENARIO_KINDS = ("decode", "image")  # whose calls all do the same
 ELSEWHERE = "peaks are measured on processors only"
 UNITS = {"multiply_adds_per_s": "multiply-adds/s", "bytes_per_s": "bytes/s"}  # of float32; read and written
-CHILD = (sys.executable, "-m", "samx.benchmarks.roofline")
+CHILD = children.command("samx.benchmarks.roofline")
 # Whatever library NumPy multiplies with takes its threads from one of these, when it is loaded.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 PRODUCT_SIDE = 1536  # three matrices of 9 MiB

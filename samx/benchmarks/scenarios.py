@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from samx.benchmarks.interleave import Candidate, Effort
-from samx.demo.scenes import LEVELS, generate_scene
 from samx.errors import UsageError
 from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.models.spec import LABELS, DecoderSpec
@@ -207,6 +206,8 @@ def box_feed(spec: DecoderSpec, number: int, count: int) -> Feed:
 
 def object_boxes(seed: int, size_px: tuple[int, int]) -> FloatArray:
     """Draw a box round every region of a scene that is not tiny. Shapes: -> (N, 2, 2), corners in px."""
+    from samx.demo.scenes import LEVELS, generate_scene  # needs Pillow
+
     scene = generate_scene(seed, size_px)
     places = [np.argwhere(mask) for level in LEVELS for mask in scene.masks(level)]  # (row, column)
     corners = [np.stack([place.min(0), place.max(0) + 1])[:, ::-1] for place in places]

@@ -1,4 +1,4 @@
-"""Pack an artifact for another machine: with its questions and answers, and a program that needs no samx."""
+"""Pack an artifact for a machine without samx: with samx.pyz, which is samx in one file; or write that alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from samx import registry
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence
 from samx.artifacts.store import Artifact
-from samx.errors import ParityError
-from samx.kits.contents import contents, zipped
-from samx.kits.places import places
+from samx.errors import ParityError, UsageError
+from samx.kits.contents import contents
+from samx.kits.pyz import pyz, zipped
 from samx.processing.images import check_free
 from samx.validators.report import ParityReport
 
@@ -24,7 +25,7 @@ REMEDY = "Export again: a kit measures what was shown to compute PyTorch's masks
 
 @dataclass(frozen=True)
 class BundleResult:
-    """Say what was written, and where it runs."""
+    """What was written, and the devices of a kit; samx.pyz alone has none."""
 
     path: Path
     bytes: int
@@ -33,30 +34,48 @@ class BundleResult:
     devices: tuple[str, ...]
 
     def summary(self) -> str:
-        """Give one line for people."""
-        size = f"{self.bytes / 2**20:.1f} MiB, {self.files} files"
-        return f"wrote {self.path} ({size}); on the device: unzip it, cd {FOLDER}, python3 run.py"
+        """Return one line for people."""
+        size = f"{self.bytes / 2**20:.1f} MiB" + (f", {self.files} files" if self.devices else "")
+        todo = f"on the device: unzip it, cd {FOLDER}, read README.txt" if self.devices else "run it with python3"
+        return f"wrote {self.path} ({size}); {todo}"
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return {**asdict(self), "path": str(self.path), "devices": list(self.devices)}
 
 
-def bundle(path: Path, output: Path, overwrite: bool = False) -> BundleResult:
-    """Write a kit of an artifact. The same artifact gives the same bytes.
+def bundle(path: Path | None, output: Path, overwrite: bool = False) -> BundleResult:
+    """Write a kit of an artifact, or without one samx.pyz alone. The same input gives the same bytes.
 
     Raises: WriteError when the output exists already or cannot be written; ArtifactError for an artifact that is
     altered or incomplete; ParityError for one without passed parity evidence; UsageError for a target that has no kit;
-    MissingExtraError where reading the artifact needs a library.
+    MissingExtraError where reading the artifact needs a library; UnavailableError where samx.pyz cannot be made.
     """
     check_free(output, overwrite)
+    if path is None:
+        return _written(output, pyz(), 1, ())
     artifact = Artifact.open(path)
     require_parity(artifact)
-    devices = places(artifact)
-    files = {f"{FOLDER}/{name}": data for name, data in contents(artifact, devices).items()}
-    data = zipped(files)
+    devices = require_kit(artifact.manifest.target)
+    files = {f"{FOLDER}/{name}": data for name, data in contents(artifact).items()}
+    return _written(output, zipped(files), len(files), devices)
+
+
+def require_kit(target: str) -> tuple[str, ...]:
+    """Return the devices that a target's kit is for, its own first.
+
+    Raises: UsageError for a target that has no kit.
+    """
+    entry = registry.backend(target)
+    if entry.kit is None:
+        known = " or ".join(other.target for other in registry.BACKENDS if other.kit is not None)
+        raise UsageError("there is no kit for this target", found=f"'{target}'", expected=known)
+    return tuple(entry.kit)
+
+
+def _written(output: Path, data: bytes, files: int, devices: tuple[str, ...]) -> BundleResult:
     write_file(output, data)
-    return BundleResult(output, len(data), hashlib.sha256(data).hexdigest(), len(files), tuple(devices))
+    return BundleResult(output, len(data), hashlib.sha256(data).hexdigest(), files, devices)
 
 
 def require_parity(artifact: Artifact) -> None:
@@ -72,7 +91,7 @@ def require_parity(artifact: Artifact) -> None:
 
 
 def _failed(artifact: Artifact, shown: Sequence[Evidence]) -> list[str]:
-    """Name the reports that do not say what their evidence claims; the manifest's word is not enough."""
+    """Return the reports that do not say what their evidence claims; the manifest's word is not enough."""
     reports = {
         entry.report: ParityReport.from_bytes(artifact.read(entry.report), f"{artifact.path}: {entry.report}")
         for entry in shown

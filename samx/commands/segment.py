@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError, doubt
@@ -29,7 +28,7 @@ class Segmentation:
     prompts: Sequence[Prompt]
     masks: Sequence[SegmentedMask]
 
-    def draw(self) -> Image.Image:
+    def draw(self) -> NDArray[np.uint8]:
         """Draw masks and prompts over the picture."""
         return overlay(self.picture, [mask.mask for mask in self.masks], self.prompts)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from PIL import Image
-
 from samx.demo.scenes import generate_scene
 from samx.processing.images import write_png
 
@@ -22,7 +20,7 @@ def write_picture(path: Path, seed: int = PICTURE_SEED, size_px: tuple[int, int]
 
     Raises: WriteError when the disk does not take it.
     """
-    write_png(path, Image.fromarray(generate_scene(seed, size_px).image), overwrite=True)
+    write_png(path, generate_scene(seed, size_px).image, overwrite=True)
 
 
 def parse_size(text: str) -> tuple[int, int]:

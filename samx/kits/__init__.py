@@ -1,1 +1,1 @@
-"""Kits: an artifact with the program that judges and measures it on a device without samx."""
+"""Kits: an artifact with samx.pyz, which judges and measures it on a device where samx is not installed."""

@@ -8,26 +8,30 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from samx.errors import ImageError, UsageError, WriteError
+from samx.errors import ImageError, UnavailableError, UsageError, WriteError
 from samx.models.families.base import IMAGENET
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
+from samx.processing.rasters import SIXTEEN_BIT, grey_of_16_bits, png_bytes, read_raster
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 RgbArray = NDArray[np.uint8]
 
 MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take is below it
 # Formats with a decoder inside Pillow; others start programs of their own (EPS: Ghostscript) or hold no photographs.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-SIXTEEN_BIT = 65535
 EMBEDDING_DTYPES = ("float16", "float32", "float64")
 # How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1. Source: Meta's SAM and SAM 2 code.
 PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": IMAGENET}
@@ -35,12 +39,22 @@ PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": IMAGENET}
 
 def read_image(path: Path) -> RgbArray:
     """Read a picture as it is meant to be seen: turned by its EXIF orientation, in RGB, transparency dropped;
-    of an animation, the first picture.
+    of an animation, the first picture. Without Pillow, PNG, PPM and PGM alone.
 
     Shapes: -> (H, W, 3).
-    Raises: ImageError when it is missing, no picture, damaged or too large.
+    Raises: ImageError when it is missing, no picture, damaged or too large, or needs Pillow.
     """
-    with _opened(path) as file, _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
+    pillow = find_spec("PIL")
+    with _opened(path) as file:
+        if pillow is None:
+            return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path))
+        return _read_by_pillow(path, file)
+
+
+def _read_by_pillow(path: Path, file: IO[bytes]) -> RgbArray:
+    from PIL import Image, ImageOps
+
+    with _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
         _check_size(path, picture.size)
         return np.array(_as_rgb(path, ImageOps.exif_transpose(picture)))
 
@@ -61,6 +75,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def _pillow_errors(path: Path) -> Iterator[None]:
     """Turn whatever Pillow says about a file into one line."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PICTURE_PX is checked instead
@@ -94,21 +110,28 @@ def _as_rgb(path: Path, picture: Image.Image) -> Image.Image:
     """Convert any mode to 8-bit RGB; 16-bit grey is scaled, since Pillow's own conversion clips it to white."""
     if picture.mode not in ("F", "I") and not picture.mode.startswith("I;16"):
         return picture.convert("RGB")
+    from PIL import Image
+
     grey = np.asarray(picture)
     if picture.mode == "F" or grey.min() < 0 or grey.max() > SIXTEEN_BIT:
         fix = "Convert it to 8 bits per channel."
         raise ImageError(f"picture '{path}' has no fixed range of brightness", found=f"mode {picture.mode}", fix=fix)
-    return Image.fromarray((grey.astype(np.float32) * (255 / SIXTEEN_BIT) + 0.5).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(grey_of_16_bits(grey)).convert("RGB")
 
 
 def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
     """Put a picture into the decoder's frame: resized with antialiasing, zeros beyond its valid part, values 0 to 1.
 
     Shapes: (H, W, 3) -> (1, 3, size_px, size_px). Normalising colours is the image encoder's work.
+    Raises: ImageError for a picture of another size; UnavailableError without Pillow.
     """
     if image.shape != (frame.height_px, frame.width_px, 3):
         expected = (frame.height_px, frame.width_px, 3)
         raise ImageError("picture does not have its frame's size", found=image.shape, expected=expected)
+    if find_spec("PIL") is None:
+        raise UnavailableError("resizing a picture for an image encoder needs Pillow", fix="pip install pillow")
+    from PIL import Image
+
     size = (frame.valid_width_px, frame.valid_height_px)
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32) / 255
     framed = np.zeros((1, 3, frame.size_px, frame.size_px), np.float32)
@@ -202,8 +225,8 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise WriteError(f"file '{path}' exists already", fix="Choose another name, or ask for overwriting: --force.")
 
 
-def write_png(path: Path, picture: Image.Image, overwrite: bool = False) -> None:
-    """Write a PNG whole or not at all.
+def write_png(path: Path, picture: RgbArray, overwrite: bool = False) -> None:
+    """Write a PNG whole or not at all. Shapes: (H, W, 3).
 
     Raises: WriteError when the file exists already and overwrite is not asked for, or when writing fails.
     """
@@ -211,7 +234,7 @@ def write_png(path: Path, picture: Image.Image, overwrite: bool = False) -> None
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("xb") as file:
-            picture.save(file, format="PNG")
+            file.write(png_bytes(picture))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

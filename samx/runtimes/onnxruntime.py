@@ -6,16 +6,18 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 from samx.artifacts.store import Artifact
 from samx.devices.cpu import usable_cpus
 from samx.errors import ArtifactError, UnavailableError
-from samx.extras import require
+from samx.extras import require, require_version
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, Runtime, graph_roles
 
+MINIMUM, UPDATE = (1, 20), "Update it with: pip install --upgrade onnxruntime"
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Prompts decoded at a time on a processor where the image's part is kept, if there are fewer than threads: what two of
 # them touch stays in the cache, and sixteen cost an eighth more each. More prompts go to a thread pool. A whole graph
@@ -97,16 +99,14 @@ class OnnxRuntimeRuntime(Runtime):
 
     def placement(self) -> Placement:
         """Count the graph nodes that each execution provider took."""
-        ort = require("onnxruntime", "onnxruntime", "running ONNX files")
-        counts: Counter[str] = Counter()
+        ort, counts = _library(), Counter[str]()
         for session in self._sessions:
-            for part in session.get_provider_graph_assignment_info():
-                counts[_device_of(part.ep_name)] += len(part.get_nodes())
+            counts.update({_device_of(provider): nodes for provider, nodes in _nodes(session).items()})
         details = {
             "onnxruntime": ort.__version__,
             "providers": self._sessions[0].get_providers(),
             "threads": self._sessions[0].get_session_options().intra_op_num_threads or os.cpu_count(),
-            "counted": "graph nodes",
+            "counted": "graph nodes" if _tells_nodes(self._sessions[0]) else "graphs",
         }
         return Placement("onnxruntime", self._device, dict(counts), details)
 
@@ -132,10 +132,33 @@ class OnnxRuntimeRuntime(Runtime):
 
 
 def devices() -> list[str]:
-    """List the devices that this installation of ONNX Runtime can be asked for."""
-    ort = require("onnxruntime", "onnxruntime", "running ONNX files")
+    """List the devices that this installation of ONNX Runtime can be asked for.
+
+    Raises: MissingExtraError; UnavailableError where it is too old.
+    """
+    ort = _library()
     available = ort.get_available_providers()
     return [device for device, provider in PROVIDERS.items() if provider in available]
+
+
+def _library() -> ModuleType:
+    ort = require("onnxruntime", "onnxruntime", "running ONNX files")
+    require_version("ONNX Runtime", str(ort.__version__), MINIMUM, UPDATE)
+    return ort
+
+
+def _tells_nodes(session: Any) -> bool:
+    return hasattr(session, "get_provider_graph_assignment_info")  # since 1.24
+
+
+def _nodes(session: Any) -> Mapping[str, int]:
+    """Count a session's nodes by execution provider, or its graph as one where it tells no nodes."""
+    if not _tells_nodes(session):
+        return {session.get_providers()[0]: 1}
+    counts: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] += len(part.get_nodes())
+    return counts
 
 
 def _device_of(provider: str) -> str:
@@ -144,7 +167,7 @@ def _device_of(provider: str) -> str:
 
 def _session(name: str, model: bytes, device: str, threads: int | None) -> Any:
     """Load bytes whose hash was checked; never fall back to another device."""
-    ort = require("onnxruntime", "onnxruntime", "running ONNX files")
+    ort = _library()
     provider = PROVIDERS.get(device)
     if provider is None or provider not in ort.get_available_providers():
         raise UnavailableError(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import samx
+from samx import children
 from samx.artifacts.manifest import LEVELS, Level
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
@@ -29,7 +29,7 @@ SUITE_ROLE = "parity_cases"
 DEFAULT_TIMEOUT_S = 1800.0  # the default suite takes seconds on a laptop and minutes on a small board
 PASSED, FAILED = 0, ParityError.exit_code
 TAIL_CHARACTERS = 300  # of the child's last words, in an error line
-CHILD = (sys.executable, "-m", "samx.validators.child")
+CHILD = children.command("samx.validators.child")
 
 
 def gate_in_child(
@@ -62,31 +62,20 @@ def _run(command: Sequence[str], output: Path, timeout_s: float) -> tuple[int | 
     """Run a command; gives its exit code (None: timed out) and its last words."""
     with output.open("w+b") as words:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=_environment(), start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            env=children.environment(),
+            start_new_session=True,
         )
         try:
             code: int | None = child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             code = None
         finally:  # also when the user interrupts
-            _kill(child)
+            children.stop(child)
     return code, " ".join(output.read_text(errors="replace").split())[-TAIL_CHARACTERS:]
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is not None:
-        return
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        os.killpg(child.pid, signal.SIGKILL)  # with whatever it started
-    child.wait()
-
-
-def _environment() -> dict[str, str]:
-    """Let the child find this very samx, installed or not."""
-    paths = [str(Path(samx.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def _accept(path: Path, nonce: str, code: int | None, words: str) -> ParityReport:

@@ -1,16 +1,20 @@
-"""Kits of toy decoders, unpacked, and their runners as modules."""
+"""Kits of toy decoders, unpacked, and devices that have little installed."""
 
 from __future__ import annotations
 
-import importlib.util
+import atexit
 import io
-import itertools
+import os
 import shutil
+import subprocess
+import sysconfig
+import tempfile
+import venv
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +37,8 @@ from samx.validators.suite import ParitySuite
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", "5" * 64, 3)
 SUITE, REPORT = "parity_cases.npz", "parity_report.json"
 GRAPH: Mapping[str, tuple[str, bytes]] = {MODEL: ("decoder", toy_onnx())}
-NUMBER = itertools.count()
+# What ONNX Runtime is, with what it asks for, in a folder of packages.
+ONNX_RUNTIME = ("numpy", "onnxruntime", "google", "flatbuffers", "packaging")
 
 
 class Toy:
@@ -125,18 +130,24 @@ def copied(kit: Path, to: Path) -> Path:
     return Path(shutil.copytree(kit, to / "kit"))
 
 
-def runner(kit: Path) -> ModuleType:
-    """Import the very run.py of a kit, under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"kit_runner_{next(NUMBER)}", kit / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@cache
+def bare_python(*libraries: str) -> str:
+    """Make an environment that has these libraries of this one, with what they ask for, and nothing else."""
+    folder = Path(tempfile.mkdtemp(prefix="samx-bare-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    for found in {found for name in libraries for found in Path(sysconfig.get_path("purelib")).glob(f"{name}*")}:
+        (site / found.name).symlink_to(found)
+    return str(next(folder.glob("bin/python")))
 
 
-def call(module: ModuleType, kit: Path, output: Path, *more: str) -> int:
-    """Run a kit's runner in this process, for a moment."""
-    arguments: Sequence[str] = ("--seconds", "0.02", "-o", str(output), *more)
-    code: int = module.main(arguments, kit)
-    return code
+def on_device(
+    kit: Path, *arguments: str, libraries: tuple[str, ...] = ONNX_RUNTIME, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a kit's samx.pyz, as a device does that has these libraries alone."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return subprocess.run(
+        [bare_python(*libraries), "samx.pyz", *arguments], cwd=kit, capture_output=True, text=True, check=False,
+        timeout=240, env={**kept, "COLUMNS": "200", **variables}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip

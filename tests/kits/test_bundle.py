@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
+import re
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from kits import Toy, artifact, copied, engine_artifact, kit_of, passed_report, suite
 
 from samx.artifacts.store import Artifact
 from samx.commands.bundle import FOLDER, bundle
 from samx.errors import ArtifactError, ParityError, UsageError, WriteError
-from samx.kits.program import PARTS, RUNTIME_PARTS, program
-from samx.registry import BACKENDS
+from samx.registry import BACKENDS, Backend
 from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
-from samx.validators.suite import ParitySuite
+
+MOST_BYTES = 2 * 2**20  # of a kit for ONNX Runtime, beside its artifact
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +40,23 @@ def test_the_artifact_is_in_the_kit_as_it_is(made: Path, kit: Path) -> None:
     assert Artifact.open(kit / "artifact").manifest.target == "onnx"
 
 
-def test_every_file_has_its_hash_in_the_kit(kit: Path) -> None:
-    listed = json.loads((kit / "kit.json").read_bytes())["files"]
+def test_every_file_is_listed_with_its_hash(kit: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", "kit.sha256"], cwd=kit, check=True, capture_output=True)
     names = {path.relative_to(kit).as_posix() for path in kit.rglob("*") if path.is_file()}
-    assert set(listed) == names - {"kit.json", "kit.json.sha256"}
-    assert listed == {name: hashlib.sha256((kit / name).read_bytes()).hexdigest() for name in listed}
+    listed = {line.partition("  ")[2] for line in (kit / "kit.sha256").read_text().splitlines()}
+    assert listed == names - {"kit.sha256"}
 
 
-def test_the_hash_file_is_what_sha256sum_reads(kit: Path) -> None:
-    subprocess.run(["sha256sum", "--check", "--strict", "kit.json.sha256"], cwd=kit, check=True, capture_output=True)
+def test_what_a_build_on_the_device_changes_is_not_listed(tmp_path: Path) -> None:
+    kit = kit_of(engine_artifact(tmp_path / "toy", "trt"))
+    listed = (kit / "kit.sha256").read_text()
+    assert "artifact/manifest.json" not in listed
+    assert "artifact/decoder.onnx" in listed
 
 
-def test_questions_and_answers_are_plain_arrays(made: Path, kit: Path) -> None:
-    asked = ParitySuite.load((made / "parity_cases.npz").read_bytes())
-    with np.load(kit / "parity.npz", allow_pickle=False) as stored:
-        for i, (case, expected) in enumerate(zip(asked.cases, asked.expected, strict=True)):
-            np.testing.assert_array_equal(stored[f"case{i}.in.point_coords"], case.prompts["point_coords"])
-            np.testing.assert_array_equal(stored[f"case{i}.out.logits"], expected.logits)
-            np.testing.assert_array_equal(stored[f"case{i}.out.above"], np.packbits(expected.above, axis=-1))
-        for i, image in enumerate(asked.images):
-            np.testing.assert_array_equal(stored[f"image{i}.image_embeddings"], image["image_embeddings"])
+def test_a_kit_is_small(made: Path, tmp_path: Path) -> None:
+    beside = bundle(made, tmp_path / "kit.zip").bytes - sum(path.stat().st_size for path in made.iterdir())
+    assert 100_000 < beside <= MOST_BYTES
 
 
 def test_the_same_artifact_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
@@ -80,7 +75,7 @@ def test_the_archive_says_nothing_of_this_machine(made: Path, tmp_path: Path) ->
         entries = archive.infolist()
     assert [entry.filename for entry in entries] == sorted(entry.filename for entry in entries)
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
-    assert {entry.filename for entry in entries if entry.external_attr >> 16 & 0o111} == {f"{FOLDER}/run.py"}
+    assert {entry.filename for entry in entries if entry.external_attr >> 16 & 0o111} == {f"{FOLDER}/samx.pyz"}
 
 
 def test_the_result_says_what_was_written(made: Path, tmp_path: Path) -> None:
@@ -88,7 +83,7 @@ def test_the_result_says_what_was_written(made: Path, tmp_path: Path) -> None:
     assert result.devices == ("cpu", "cuda")
     assert result.bytes == (tmp_path / "kit.zip").stat().st_size
     assert json.loads(json.dumps(result.to_json()))["path"] == str(tmp_path / "kit.zip")
-    assert "python3 run.py" in result.summary()
+    assert "read README.txt" in result.summary()
 
 
 def test_an_output_that_exists_is_kept_unless_asked(made: Path, tmp_path: Path) -> None:
@@ -138,62 +133,57 @@ def test_an_altered_artifact_is_refused(made: Path, tmp_path: Path) -> None:
         bundle(path, tmp_path / "kit.zip")
 
 
-def test_the_targets_of_devices_have_kits() -> None:
-    assert {"onnx", "trt", "trt-rtx", "coreml"} == {entry.target for entry in BACKENDS if entry.kit is not None}
-
-
 def test_an_unknown_target_is_named(tmp_path: Path) -> None:
     path = artifact(tmp_path / "toy", target="abacus")
     with pytest.raises(UsageError, match="unknown export target: found 'abacus'"):
         bundle(path, tmp_path / "kit.zip")
 
 
-ALL = tuple(RUNTIME_PARTS)
-CHOICES = pytest.mark.parametrize("runtimes", [("onnxruntime",), ("tensorrt", "onnxruntime"), ("coreml",), ALL])
+KITS = [entry for entry in BACKENDS if entry.kit is not None]
 
 
-@CHOICES
-def test_the_program_imports_the_standard_library_and_numpy_alone(runtimes: tuple[str, ...]) -> None:
-    tree = ast.parse(program(runtimes))
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    others = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
-    assert others == ({"numpy", "tensorrt_rtx"} if "tensorrt" in runtimes else {"numpy"})  # the latter for types only
-    assert PARTS not in program(runtimes)
+def test_the_targets_of_devices_have_kits() -> None:
+    assert {"onnx", "trt", "trt-rtx", "coreml", "openvino"} == {entry.target for entry in KITS}
 
 
-@CHOICES
-def test_the_program_holds_every_name_once(runtimes: tuple[str, ...]) -> None:
-    body = ast.parse(program(runtimes)).body
-    defined = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    defined += [target.id for node in body if isinstance(node, ast.Assign) for target in node.targets
-                if isinstance(target, ast.Name)]  # fmt: skip
-    assert sorted(defined) == sorted(set(defined))
+@pytest.mark.parametrize("entry", KITS, ids=lambda entry: entry.target)
+def test_a_kit_names_its_target_s_own_device_first(entry: Backend) -> None:
+    assert entry.kit is not None
+    assert next(iter(entry.kit)) == entry.device
+    lines = [line for lines in entry.kit.values() for line in lines]
+    assert all(line.startswith(("python3 ", "# ")) for line in lines)
+    assert all(entry.library.partition("_")[0] in lines for lines in ["".join(next(iter(entry.kit.values())))])
 
 
-@CHOICES
-def test_the_program_has_no_undefined_or_unused_name(runtimes: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "run.py").write_text(program(runtimes))
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--target-version", "py310"]
-    done = subprocess.run(
-        [*command, "--select", "F,E9", "run.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
+def commands(kit: Path) -> list[str]:
+    """Return what the page tells to type, without the installing."""
+    lines = [line.strip() for line in (kit / "README.txt").read_text().splitlines() if line.startswith("    python3")]
+    return [line for line in lines if "-m pip" not in line]
 
 
-def test_a_kit_holds_what_runs_its_target_alone() -> None:
-    assert "class TensorRT" not in program(("onnxruntime",))
-    assert "class CoreML" not in program(("tensorrt", "onnxruntime"))
+def test_the_page_has_the_commands_of_each_device(kit: Path) -> None:
+    assert commands(kit) == [
+        "python3 samx.pyz validate artifact", "python3 samx.pyz bench artifact -o report.json",
+        "python3 samx.pyz validate artifact --device cuda",
+        "python3 samx.pyz bench artifact --device cuda -o report.json",
+        "python3 samx.pyz segment photo.png --model artifact --embedding photo.npz --point 300,200 -o overlay.png",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["trt", "trt-rtx"])
-def test_an_engine_kit_names_its_commands(target: str, tmp_path: Path) -> None:
-    text = (kit_of(engine_artifact(tmp_path / "toy", target)) / "README.txt").read_text()
-    assert "python3 run.py\n" in text
-    assert "python3 run.py --device cpu\n" in text
-    assert "If artifact/ holds an engine, it is not loaded" in text
+def test_the_page_of_an_engine_says_to_build_it_first(target: str, tmp_path: Path) -> None:
+    kit = kit_of(engine_artifact(tmp_path / "toy", target))
+    assert commands(kit)[:2] == [
+        "python3 samx.pyz build artifact", "python3 samx.pyz validate artifact --device cuda"
+    ]  # fmt: skip
+    text = (kit / "README.txt").read_text()
+    assert "one that was built elsewhere is not loaded, but built again" in text
+    assert ("JetPack" in text) is (target == "trt")
+    assert not re.search(r"\$\w", text)
 
 
-def test_the_commands_of_an_onnx_kit_are_options_that_there_are(kit: Path) -> None:
-    words = [line.split()[2:] for line in (kit / "README.txt").read_text().splitlines() if "python3 run.py" in line]
-    assert words == [[], ["--device", "cuda"]]
+def test_samx_alone_is_written_without_an_artifact(tmp_path: Path) -> None:
+    result = bundle(None, tmp_path / "samx.pyz")
+    assert (result.devices, result.files) == ((), 1)
+    assert zipfile.is_zipfile(tmp_path / "samx.pyz")
+    assert bundle(None, tmp_path / "twin.pyz").sha256 == result.sha256

@@ -273,7 +273,7 @@ def test_damaged_embeddings_are_refused(tmp_path: Path, make: Callable[[Path], P
 
 
 def test_a_picture_is_written_whole(tmp_path: Path) -> None:
-    write_png(tmp_path / "out.png", Image.fromarray(gradient()))
+    write_png(tmp_path / "out.png", gradient())
     np.testing.assert_array_equal(read_image(tmp_path / "out.png"), gradient())
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
@@ -282,26 +282,24 @@ def test_a_file_is_overwritten_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "out.png"
     path.write_bytes(b"mine")
     with pytest.raises(WriteError, match="exists already") as error:
-        write_png(path, Image.fromarray(gradient()))
+        write_png(path, gradient())
     assert error.value.exit_code == 7
     assert path.read_bytes() == b"mine"
-    write_png(path, Image.fromarray(gradient()), overwrite=True)
+    write_png(path, gradient(), overwrite=True)
     np.testing.assert_array_equal(read_image(path), gradient())
 
 
-class FailingPicture(Image.Image):
-    """Fail in the middle of being written, as on a full disk."""
-
-    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        fp.write(b"half")
-        raise OSError(28, "No space left on device")
+def full_disk(descriptor: int) -> None:
+    """Fail once the bytes were written."""
+    raise OSError(28, "No space left on device")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", full_disk)
     path = tmp_path / "out.png"
     path.write_bytes(b"old")
     with pytest.raises(WriteError, match="could not be written: found No space left on device"):
-        write_png(path, FailingPicture(), overwrite=True)
+        write_png(path, gradient(), overwrite=True)
     assert path.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
@@ -310,4 +308,4 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 def test_a_folder_that_is_none_is_reported(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="could not be written"):
-        write_png(tmp_path / name, Image.fromarray(gradient()))
+        write_png(tmp_path / name, gradient())

@@ -1,14 +1,16 @@
-"""The CUDA calls, on a runtime that lives in memory; every name of it exists in the installed bindings."""
+"""The CUDA calls, on a driver that lives in memory; each is one that the driver declares, with as many arguments."""
 
 from __future__ import annotations
 
 import ast
 import ctypes
 import gc
-import importlib
+import importlib.util
+import re
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,63 +18,95 @@ import pytest
 import samx
 from samx.errors import SamxError, UnavailableError
 from samx.formats.tensorrt.gpu import Gpu
-from samx.runtimes.tensorrt.cuda import CudaDevice, cuda_runtime
+from samx.runtimes.tensorrt.cuda import CudaDevice
 
 PACKAGE = Path(samx.__file__).parent
 TOY = Gpu("Toy GPU", "8.7", "CUDA 12.6")
+STREAM, RECORDING, GRAPH, CONTEXT = 77, 5, 6, 9
 
 
-class FakeStream(int):
-    """A handle that counts as a number, as the bindings' own does."""
+class Driver:
+    """Stand in for libcuda: memory as bytes by address, one stream; it notes what it is asked, and fails as told."""
+
+    def __init__(self, **codes: int) -> None:
+        self.codes, self.log = codes, list[str]()
+        self.memory: dict[int, Any] = {}
+        self.context: dict[int, int | None] = {}  # by thread
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+
+        def called(*arguments: Any) -> int:
+            if name != "cuCtxSetCurrent":
+                self.log.append(name)
+            if code := self.codes.get(name):
+                return code
+            getattr(self, f"do_{name}", lambda *arguments: None)(*arguments)
+            return 0
+
+        return called
+
+    def do_cuDevicePrimaryCtxRetain(self, answer: Any, device: Any) -> None:  # noqa: N802 - the driver's names
+        """Return the context."""
+        answer._obj.value = CONTEXT
+
+    def do_cuCtxSetCurrent(self, context: Any) -> None:  # noqa: N802
+        """Take the context for this thread."""
+        self.context[threading.get_ident()] = context.value
+
+    def do_cuStreamCreate(self, answer: Any, flags: int) -> None:  # noqa: N802
+        """Return a handle."""
+        assert flags == 1
+        answer._obj.value = STREAM
+
+    def do_cuMemAlloc_v2(self, answer: Any, size: Any) -> None:  # noqa: N802
+        """Reserve memory of this process."""
+        assert self.context[threading.get_ident()] == CONTEXT
+        block = ctypes.create_string_buffer(size.value)
+        answer._obj.value = ctypes.addressof(block)
+        self.memory[answer._obj.value] = block
+
+    def do_cuMemFree_v2(self, address: Any) -> None:  # noqa: N802
+        """Free it; twice is an error."""
+        del self.memory[address.value]
+
+    def do_cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        """Copy to memory that was reserved."""
+        assert stream.value == STREAM
+        assert size.value <= len(self.memory[to.value])
+        ctypes.memmove(to.value, source.value, size.value)
+
+    def do_cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> None:  # noqa: N802
+        """Copy from memory that was reserved."""
+        assert stream.value == STREAM
+        assert size.value <= len(self.memory[source.value])
+        ctypes.memmove(to.value, source.value, size.value)
+
+    def do_cuStreamEndCapture(self, stream: Any, answer: Any) -> None:  # noqa: N802
+        """Return the recording."""
+        answer._obj.value = RECORDING
+
+    def do_cuGraphInstantiateWithFlags(self, answer: Any, recorded: Any, flags: Any) -> None:  # noqa: N802
+        """Make a graph of the recording."""
+        assert (recorded.value, flags.value) == (RECORDING, 0)
+        answer._obj.value = GRAPH
+
+    def do_cuGraphLaunch(self, graph: Any, stream: Any) -> None:  # noqa: N802
+        """Run the graph."""
+        assert (graph.value, stream.value) == (GRAPH, STREAM)
+
+    def do_cuGetErrorString(self, code: int, answer: Any) -> None:  # noqa: N802
+        """Return words."""
+        answer._obj.value = b"what went wrong"
 
 
-def runtime(**codes: int) -> tuple[ModuleType, list[str]]:
-    """Make a CUDA runtime on the host's memory; `codes` says which calls fail, and with what."""
-    log: list[str] = []
-    memory: dict[int, Any] = {}
-
-    def answer(name: str, *values: Any) -> tuple[Any, ...]:
-        log.append(name)
-        return (codes.get(name, 0), *values)
-
-    def allocate(size: int) -> tuple[Any, ...]:
-        block = ctypes.create_string_buffer(size)
-        memory[ctypes.addressof(block)] = block
-        return answer("cudaMalloc", ctypes.addressof(block))
-
-    def copy(to: int, source: int, size: int, kind: str, stream: int) -> tuple[Any, ...]:
-        assert stream == 77
-        ctypes.memmove(to, source, size)
-        return answer(f"copy {kind}")
-
-    cuda = ModuleType("cuda.bindings.runtime")
-    cuda.__dict__.update(
-        cudaDriverGetVersion=lambda: (0, 12060),
-        cudaRuntimeGetVersion=lambda: (0, 13050),
-        cudaGetErrorString=lambda code: (0, b"what went wrong"),
-        cudaStreamNonBlocking=1,
-        cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
-        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal="own thread"),
-        cudaSetDevice=lambda device: answer("cudaSetDevice"),
-        cudaStreamCreateWithFlags=lambda flags: answer("cudaStreamCreateWithFlags", FakeStream(77)),
-        cudaStreamDestroy=lambda stream: answer("cudaStreamDestroy"),
-        cudaStreamSynchronize=lambda stream: answer("cudaStreamSynchronize"),
-        cudaMalloc=allocate,
-        cudaFree=lambda address: memory.pop(address) and answer("cudaFree"),
-        cudaMemcpyAsync=copy,
-        cudaStreamBeginCapture=lambda stream, mode: answer("cudaStreamBeginCapture"),
-        cudaStreamEndCapture=lambda stream: answer("cudaStreamEndCapture", "recording"),
-        cudaGraphInstantiate=lambda graph, flags: answer("cudaGraphInstantiate", f"graph of {graph}"),
-        cudaGraphDestroy=lambda graph: answer("cudaGraphDestroy"),
-        cudaGraphLaunch=lambda graph, stream: answer("cudaGraphLaunch"),
-        cudaGraphExecDestroy=lambda graph: answer("cudaGraphExecDestroy"),
-    )
-    return cuda, log
+START = ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuStreamCreate"]
 
 
 def test_arrays_go_there_and_back() -> None:
-    cuda, log = runtime()
-    device = CudaDevice(cuda, TOY)
+    driver = Driver()
+    device = CudaDevice(driver, TOY)
     there, back = np.arange(12, dtype=np.float32).reshape(3, 4), np.empty((3, 4), np.float32)
     address = device.allocate(there.nbytes)
     device.upload(address, there)
@@ -80,105 +114,107 @@ def test_arrays_go_there_and_back() -> None:
     device.synchronise()
     device.free(address)
     np.testing.assert_array_equal(back, there)
-    assert log[2:] == ["cudaMalloc", "copy up", "copy down", "cudaStreamSynchronize", "cudaFree"]
-    assert (device.stream, device.gpu.name) == (77, "Toy GPU")
+    copies = ["cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2"]
+    assert driver.log == [*START, "cuMemAlloc_v2", *copies, "cuStreamSynchronize", "cuMemFree_v2"]
+    assert (device.stream, device.gpu.name, driver.memory) == (STREAM, "Toy GPU", {})
+
+
+def test_another_thread_works_in_the_same_context() -> None:
+    driver = Driver()
+    device = CudaDevice(driver, TOY)
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(device.allocate(16)))
+    thread.start()
+    thread.join()
+    assert found == list(driver.memory)
+    assert list(driver.context.values()) == [CONTEXT, CONTEXT]
 
 
 def test_work_is_recorded_and_run() -> None:
-    cuda, log = runtime()
-    device = CudaDevice(cuda, TOY)
-    graph = device.capture(lambda: log.append("work"))
+    driver = Driver()
+    device = CudaDevice(driver, TOY)
+    graph = device.capture(lambda: driver.log.append("work"))
     device.launch(graph)
     device.drop(graph)
-    assert log[2:] == [
-        "cudaStreamBeginCapture", "work", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy",
-        "cudaGraphLaunch", "cudaGraphExecDestroy",
+    assert driver.log[len(START) :] == [
+        "cuStreamBeginCapture_v2", "work", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy",
+        "cuGraphLaunch", "cuGraphExecDestroy",
     ]  # fmt: skip
 
 
 def test_a_recording_that_fails_is_ended() -> None:
-    cuda, log = runtime()
+    driver = Driver()
 
     def fail() -> None:
         raise SamxError("planted")
 
     with pytest.raises(SamxError, match="planted"):
-        CudaDevice(cuda, TOY).capture(fail)
-    assert "cudaStreamEndCapture" in log
-    cuda, log = runtime(cudaGraphInstantiate=801)
+        CudaDevice(driver, TOY).capture(fail)
+    assert "cuStreamEndCapture" in driver.log
+    driver = Driver(cuGraphInstantiateWithFlags=801)
     with pytest.raises(SamxError, match=r"cannot make a CUDA graph: found what went wrong \(CUDA error 801\)"):
-        CudaDevice(cuda, TOY).capture(lambda: None)
-    assert "cudaGraphDestroy" in log
+        CudaDevice(driver, TOY).capture(lambda: None)
+    assert "cuGraphDestroy" in driver.log
 
 
 @pytest.mark.parametrize(
     ("name", "code", "error", "words"),
     [
-        ("cudaMalloc", 2, UnavailableError, "cannot reserve 1.0 MiB on the GPU"),
-        ("copy up", 700, SamxError, "cannot copy to the GPU"),
-        ("cudaStreamSynchronize", 700, SamxError, "cannot finish the work on the GPU"),
+        ("cuInit", 100, UnavailableError, "cannot take the GPU"),
+        ("cuMemAlloc_v2", 2, UnavailableError, "cannot reserve 1.0 MiB on the GPU"),
+        ("cuMemcpyHtoDAsync_v2", 700, SamxError, "cannot copy to the GPU"),
+        ("cuStreamSynchronize", 700, SamxError, "cannot finish the work on the GPU"),
+        ("cuCtxSetCurrent", 201, SamxError, "cannot make a stream"),
     ],
 )
 def test_errors_say_what_was_being_done(name: str, code: int, error: type[SamxError], words: str) -> None:
-    cuda, _ = runtime(**{name: code})
-
     def work(device: CudaDevice) -> None:
         device.upload(device.allocate(1 << 20), np.zeros(4, np.float32))
         device.synchronise()
 
-    with pytest.raises(error, match=words):
-        work(CudaDevice(cuda, TOY))
-
-
-def test_a_driver_older_than_the_bindings_says_which_bindings_fit() -> None:
-    cuda, _ = runtime(cudaSetDevice=35)
-    words = r"found CUDA 12\.6, expected CUDA 13\.5\. Run: pip install 'cuda-bindings==12\.\*'"
-    with pytest.raises(UnavailableError, match=words):
-        CudaDevice(cuda, TOY)
-
-
-def test_bindings_that_cannot_load_the_driver_are_unavailable() -> None:
-    def fail(device: int) -> NoReturn:
-        raise RuntimeError("Failed to dlopen libcuda.so.1")
-
-    cuda, _ = runtime()
-    cuda.__dict__["cudaSetDevice"] = fail
-    with pytest.raises(UnavailableError, match=r"cannot take the GPU: found Failed to dlopen libcuda\.so\.1"):
-        CudaDevice(cuda, TOY)
-
-
-def test_the_real_bindings_find_no_driver_here() -> None:
-    with pytest.raises(UnavailableError) as caught:
-        CudaDevice(cuda_runtime("trt"), TOY)
-    assert caught.value.exit_code == 5
+    with pytest.raises(error, match=f"{words}: found what went wrong") as caught:
+        work(CudaDevice(Driver(**{name: code}), TOY))
+    assert type(caught.value) is error
 
 
 def test_the_stream_is_given_back() -> None:
-    cuda, log = runtime()
-    device = CudaDevice(cuda, TOY)
+    driver = Driver()
+    device = CudaDevice(driver, TOY)
     del device
     gc.collect()
-    assert log[-1] == "cudaStreamDestroy"
+    assert driver.log[-1] == "cuStreamDestroy_v2"
 
 
-def used_names(source: str) -> set[str]:
-    """List what a source asks of the CUDA runtime, from its syntax."""
-    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
-    return {node.attr for node in nodes if ast.unparse(node.value) in ("cuda", "self._cuda")}
+def declared() -> Mapping[str, int]:
+    """Count the arguments of each function of the driver, as NVIDIA's own bindings declare it."""
+    found = importlib.util.find_spec("cuda.bindings")
+    assert found is not None
+    assert found.origin is not None
+    text = (Path(found.origin).parent / "_internal" / "driver.pxd").read_text(encoding="utf-8")
+    return {name: inside.count(",") + 1 for name, inside in re.findall(r"CUresult _(\w+)\((.+)\) except", text)}
 
 
-def absent(names: set[str]) -> list[str]:
-    bindings = importlib.import_module("cuda.bindings.runtime")
-    return sorted(name for name in names if not hasattr(bindings, name))
+def wrong_calls(source: str) -> list[str]:
+    """List the calls of the driver that it does not declare, or with another number of arguments."""
+    known, found = declared(), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            names = [part.attr for part in (node.func, *node.args) if isinstance(part, ast.Attribute)]
+            direct = isinstance(node.func, ast.Attribute) and node.func.attr.startswith("cu")
+            for name in (name for name in names if name.startswith("cu")):
+                count = len(node.args) if direct else len(node.args) - 2  # _call(words, function, ...)
+                found += [name] if known.get(name) != count else []
+    return found
 
 
-def test_every_name_exists_in_the_bindings() -> None:
-    names = used_names((PACKAGE / "runtimes" / "tensorrt" / "cuda.py").read_text(encoding="utf-8"))
-    assert {"cudaMalloc", "cudaGraphInstantiate", "cudaStreamNonBlocking", "cudaGetErrorString"} <= names
-    assert absent(names) == []
-    kinds = importlib.import_module("cuda.bindings.runtime").cudaMemcpyKind
-    assert kinds.cudaMemcpyHostToDevice != kinds.cudaMemcpyDeviceToHost
+def test_every_call_is_one_that_the_driver_declares() -> None:
+    source = (PACKAGE / "runtimes" / "tensorrt" / "cuda.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"\bcu[A-Z]\w+", source)) >= {"cuMemAlloc_v2", "cuGraphInstantiateWithFlags", "cuInit"}
+    assert wrong_calls(source) == []
 
 
-def test_a_planted_name_is_found_absent() -> None:
-    assert absent(used_names("def f(cuda):\n    cuda.cudaMallocAll(1)")) == ["cudaMallocAll"]
+@pytest.mark.parametrize(
+    "call", ["driver.cuMemAlloc_v3(a, b)", "self._call('x', driver.cuMemFree_v2, a, b)", "driver.cuInit()"]
+)
+def test_a_planted_call_is_found(call: str) -> None:
+    assert len(wrong_calls(call)) == 1

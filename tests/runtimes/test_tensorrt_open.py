@@ -15,7 +15,7 @@ from samx.artifacts import trust
 from samx.artifacts.commit import seal
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
-from samx.errors import ArtifactError, MissingExtraError, UnavailableError, UsageError
+from samx.errors import ArtifactError, UnavailableError, UsageError
 from samx.formats.tensorrt.gpu import Gpu
 from samx.runtimes.tensorrt import runtime as tensorrt
 
@@ -32,7 +32,7 @@ def test_without_a_gpu_the_device_is_unavailable(built: Artifact) -> None:
     with pytest.raises(UnavailableError, match="no NVIDIA driver is here") as caught:
         tensorrt.open_artifact(built)
     assert caught.value.exit_code == 5
-    assert tensorrt.devices() == tensorrt.devices_rtx() == []
+    assert tensorrt.devices() == []
 
 
 def test_another_device_or_threads_are_refused(built: Artifact) -> None:
@@ -66,8 +66,9 @@ def on_a_toy_gpu(monkeypatch: pytest.MonkeyPatch, capability: str = "8.9") -> No
     gpu = Gpu("Toy GPU", capability, "CUDA 13.0")
     device = FakeDevice()
     device.gpu = gpu
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(tensorrt, "CudaDevice", lambda cuda, gpu: device)
+    monkeypatch.setattr(tensorrt, "open_driver", lambda: None)
+    monkeypatch.setattr(tensorrt, "describe_gpu", lambda driver: gpu)
+    monkeypatch.setattr(tensorrt, "CudaDevice", lambda driver, gpu: device)
 
 
 def test_a_tampered_engine_is_not_loaded(built: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,13 +109,3 @@ def test_on_a_gpu_the_engine_itself_is_asked(built: Artifact, monkeypatch: pytes
     on_a_toy_gpu(monkeypatch)
     with pytest.raises(UnavailableError, match="TensorRT for RTX finds no usable GPU"):  # the real library, no driver
         tensorrt.open_artifact(built)
-
-
-def test_devices_without_the_bindings_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(extra: str) -> None:
-        raise MissingExtraError("cuda.bindings.runtime", extra, "running on a GPU")
-
-    monkeypatch.setattr(tensorrt, "cuda_runtime", missing)
-    for ask, extra in ((tensorrt.devices, "trt"), (tensorrt.devices_rtx, "trt-rtx")):
-        with pytest.raises(MissingExtraError, match=rf"samx\[{extra}\]"):
-            ask()

@@ -10,5 +10,5 @@ BACKEND = Backend(
     precisions={"fp32": "fp32", "toy16": "fp16", "int8": "int8"}, library="onnxruntime", extra="onnxruntime",
     opens=("toy_engine",), describes={".toy": "toy_backend.compiler:describe"},
     quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS, graph="onnx", device="toybox", needs="a toy box",
-    compiler="toy_backend.compiler:lower", kit="toy_backend.kit:places",
+    compiler="toy_backend.compiler:lower", kit={"toybox": ("python3 -m pip install numpy onnxruntime",)},
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from samx.errors import MissingExtraError, UnavailableError
-from samx.extras import require
+from samx.extras import require, require_version
 
 LIBRARY, EXTRA = "coremltools", "coreml"
-MINIMUM = 9  # the first release that reads and writes iOS 26 programs, and that runs with NumPy 2
+MINIMUM = (9, 0)  # the first release that reads and writes iOS 26 programs, and that runs with NumPy 2
 UPDATE = "Update it with: pip install --upgrade 'coremltools>=9'"
 
 
@@ -29,10 +28,7 @@ def open_coremltools(purpose: str) -> ModuleType:
         raise
     except (ImportError, OSError) as cause:
         raise UnavailableError("coremltools does not load", found=cause, fix=UPDATE) from cause
-    version = str(library.__version__)
-    number = re.match(r"\d+", version)
-    if number is None or int(number[0]) < MINIMUM:
-        raise UnavailableError("coremltools is too old", found=version, expected=f"{MINIMUM}.0 or newer", fix=UPDATE)
+    require_version(LIBRARY, str(library.__version__), MINIMUM, UPDATE)
     return library
 
 

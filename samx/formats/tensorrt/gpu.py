@@ -1,4 +1,4 @@
-"""Ask the NVIDIA driver which GPU is here. Through the driver's own library: building an engine needs nothing else."""
+"""Ask the NVIDIA driver which GPU is here, through its own library: no package of CUDA's is needed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_gpu() -> Gpu:
 
     Raises: UnavailableError when there is no driver or no GPU.
     """
-    return describe_gpu(_open_driver())
+    return describe_gpu(open_driver())
 
 
 def describe_gpu(driver: Any) -> Gpu:
@@ -56,7 +56,11 @@ def cuda_words(version: int) -> str:
     return f"CUDA {version // 1000}.{version % 1000 // 10}"
 
 
-def _open_driver() -> Any:
+def open_driver() -> Any:
+    """Load the driver's library.
+
+    Raises: UnavailableError when it is not there.
+    """
     try:
         return ctypes.CDLL(DRIVER_LIBRARY)
     except OSError as cause:
@@ -74,7 +78,11 @@ def _call(driver: Any, code: int) -> None:
         return
     if code == NO_DEVICE:
         raise UnavailableError("no GPU is here", fix=REMEDY)
+    raise UnavailableError("the NVIDIA driver does not work", found=error_words(driver, code), fix=REMEDY)
+
+
+def error_words(driver: Any, code: int) -> str:
+    """Put an error of the driver's into words."""
     words = ctypes.c_char_p()
     driver.cuGetErrorString(code, ctypes.byref(words))
-    text = (words.value or b"unknown error").decode(errors="replace")
-    raise UnavailableError("the NVIDIA driver does not work", found=f"{text} (CUDA error {code})", fix=REMEDY)
+    return f"{(words.value or b'unknown error').decode(errors='replace')} (CUDA error {code})"

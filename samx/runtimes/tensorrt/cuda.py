@@ -1,94 +1,100 @@
-"""The few CUDA calls that running an engine needs."""
+"""The few CUDA calls that running an engine needs, through the driver's own library: no package of CUDA's is needed."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from types import ModuleType
+from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from samx.errors import SamxError, UnavailableError
-from samx.extras import require
-from samx.formats.tensorrt.gpu import FIRST_DEVICE, Gpu, cuda_words
+from samx.formats.tensorrt.gpu import FIRST_DEVICE, Gpu, error_words
 from samx.models.session import FloatArray
 
-LIBRARY = "cuda.bindings.runtime"
-# The driver is older than what cuda-bindings was built for.
-INSUFFICIENT_DRIVER = 35
+# Numbers of the driver's interface.
+NON_BLOCKING = 1  # a stream that is not tied to the default one
+THREAD_LOCAL = 1  # a recording that forbids this thread alone what would break it
 # Errors that are the machine's state and no fault of a call: start, memory, no device, busy, no code for this GPU.
-MACHINE_ERRORS = (2, 3, 34, INSUFFICIENT_DRIVER, 46, 100, 101, 209, 802, 803, 804)
+MACHINE_ERRORS = (2, 3, 34, 46, 100, 101, 209, 802, 803, 804)
 
 
 class CudaDevice:
-    """Memory and one stream of work on the first GPU, through cuda-bindings.
+    """Memory and one stream of work on the first GPU.
 
     Raises: UnavailableError when it is not there or out of memory, SamxError for other CUDA errors; so do its methods.
     """
 
-    def __init__(self, cuda: ModuleType, gpu: Gpu) -> None:
-        self._cuda, self.gpu = cuda, gpu
-        self._call("take the GPU", cuda.cudaSetDevice, FIRST_DEVICE)
-        self._stream = self._call("make a stream", cuda.cudaStreamCreateWithFlags, cuda.cudaStreamNonBlocking)
-        self.stream = int(self._stream)  # its handle, as engines take it
-        weakref.finalize(self, cuda.cudaStreamDestroy, self._stream)
+    def __init__(self, driver: Any, gpu: Gpu) -> None:
+        self._driver, self.gpu = driver, gpu
+        device, self._context, self._stream = c_int(), c_void_p(), c_void_p()
+        self._check("take the GPU", driver.cuInit(0))
+        self._check("take the GPU", driver.cuDeviceGet(byref(device), FIRST_DEVICE))
+        # The context that the vendors' libraries work in too.
+        self._check("take the GPU", driver.cuDevicePrimaryCtxRetain(byref(self._context), device))
+        self._call("make a stream", driver.cuStreamCreate, byref(self._stream), NON_BLOCKING)
+        self.stream = int(self._stream.value or 0)  # its handle, as engines take it
+        weakref.finalize(self, driver.cuStreamDestroy_v2, self._stream)
 
     def allocate(self, size: int) -> int:
         """Reserve bytes; returns their address."""
-        return int(self._call(f"reserve {size / 2**20:.1f} MiB on the GPU", self._cuda.cudaMalloc, size))
+        made = c_uint64()
+        doing = f"reserve {size / 2**20:.1f} MiB on the GPU"
+        self._call(doing, self._driver.cuMemAlloc_v2, byref(made), c_size_t(size))
+        return made.value
 
     def free(self, address: int) -> None:
         """Free reserved bytes."""
-        self._call("give GPU memory back", self._cuda.cudaFree, address)
+        self._call("give GPU memory back", self._driver.cuMemFree_v2, c_uint64(address))
 
     def upload(self, address: int, array: FloatArray) -> None:
         """Copy an array to the device. The system stages it: the array is free when this returns."""
-        self._copy("copy to the GPU", address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+        here, there, size = c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes)
+        self._call("copy to the GPU", self._driver.cuMemcpyHtoDAsync_v2, there, here, size, self._stream)
 
     def download(self, address: int, array: FloatArray) -> None:
         """Copy from the device into an array; complete after synchronise()."""
-        self._copy("copy from the GPU", array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
+        here, there, size = c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes)
+        self._call("copy from the GPU", self._driver.cuMemcpyDtoHAsync_v2, here, there, size, self._stream)
 
     def synchronise(self) -> None:
         """Wait for all work of the stream; errors of that work are raised here."""
-        self._call("finish the work on the GPU", self._cuda.cudaStreamSynchronize, self._stream)
+        self._call("finish the work on the GPU", self._driver.cuStreamSynchronize, self._stream)
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Record the work that a function puts on the stream, without running it."""
-        cuda = self._cuda
-        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("begin a CUDA graph", cuda.cudaStreamBeginCapture, self._stream, mode)
+        driver, recorded, made = self._driver, c_void_p(), c_void_p()
+        self._call("begin a CUDA graph", driver.cuStreamBeginCapture_v2, self._stream, THREAD_LOCAL)
         try:
             work()
         except SamxError:
-            cuda.cudaStreamEndCapture(self._stream)  # leave the mode; what went wrong is told by the work
+            driver.cuStreamEndCapture(self._stream, byref(recorded))  # leave the mode; the work tells what went wrong
             raise
-        recorded = self._call("end a CUDA graph", cuda.cudaStreamEndCapture, self._stream)
+        self._call("end a CUDA graph", driver.cuStreamEndCapture, self._stream, byref(recorded))
         try:
-            return self._call("make a CUDA graph", cuda.cudaGraphInstantiate, recorded, 0)
+            self._call("make a CUDA graph", driver.cuGraphInstantiateWithFlags, byref(made), recorded, c_uint64(0))
         finally:
-            self._call("drop a recording", cuda.cudaGraphDestroy, recorded)
+            self._call("drop a recording", driver.cuGraphDestroy, recorded)
+        return made
 
     def launch(self, graph: Any) -> None:
         """Run recorded work."""
-        self._call("run a CUDA graph", self._cuda.cudaGraphLaunch, graph, self._stream)
+        self._call("run a CUDA graph", self._driver.cuGraphLaunch, graph, self._stream)
 
     def drop(self, graph: Any) -> None:
         """Forget recorded work."""
-        self._call("drop a CUDA graph", self._cuda.cudaGraphExecDestroy, graph)
+        self._call("drop a CUDA graph", self._driver.cuGraphExecDestroy, graph)
 
-    def _copy(self, doing: str, to: int, source: int, size: int, kind: str) -> None:
-        way = getattr(self._cuda.cudaMemcpyKind, kind)
-        self._call(doing, self._cuda.cudaMemcpyAsync, to, source, size, way, self._stream)
+    def _call(self, doing: str, function: Callable[..., int], *arguments: Any) -> None:
+        """Call the driver, in the GPU's context: each thread has to take it for itself."""
+        self._check(doing, self._driver.cuCtxSetCurrent(self._context))
+        self._check(doing, function(*arguments))
 
-    def _call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the runtime and return what it returns besides its code, if anything."""
-        try:
-            code, *values = function(*arguments)
-        except RuntimeError as cause:  # older bindings raise where the driver cannot be loaded
-            raise UnavailableError(f"cannot {doing}", found=cause, fix="Run this on the device.") from cause
-        if int(code) != 0:
-            raise _error(self._cuda, doing, code)
-        return values[0] if values else None
+    def _check(self, doing: str, code: int) -> None:
+        if code in MACHINE_ERRORS:
+            fix = "See what nvidia-smi (Jetson: tegrastats) says."
+            raise UnavailableError(f"cannot {doing}", found=error_words(self._driver, code), fix=fix)
+        if code:
+            raise SamxError(f"cannot {doing}", found=error_words(self._driver, code), fix="Please report this.")
 
 
 class Buffers:
@@ -115,31 +121,6 @@ class Buffers:
     def total(self) -> int:
         """Return how many bytes are held."""
         return sum(size for _, size in self._kept.values())
-
-
-def cuda_runtime(extra: str) -> ModuleType:
-    """Import the CUDA runtime's bindings.
-
-    Raises: MissingExtraError.
-    """
-    return require(LIBRARY, extra, "running on a GPU")
-
-
-def _error(cuda: ModuleType, doing: str, code: Any) -> SamxError:
-    """Put a code into words."""
-    number = int(code)
-    if number == INSUFFICIENT_DRIVER:
-        _, driver = cuda.cudaDriverGetVersion()
-        _, bindings = cuda.cudaRuntimeGetVersion()
-        return UnavailableError(
-            f"cannot {doing}: the driver is older than the installed cuda-bindings", found=cuda_words(driver),
-            expected=cuda_words(bindings), fix=f"Run: pip install 'cuda-bindings=={driver // 1000}.*'",
-        )  # fmt: skip
-    _, words = cuda.cudaGetErrorString(code)
-    found = f"{bytes(words or b'unknown error').decode(errors='replace')} (CUDA error {number})"
-    if number in MACHINE_ERRORS:
-        return UnavailableError(f"cannot {doing}", found=found, fix="See what nvidia-smi (Jetson: tegrastats) says.")
-    return SamxError(f"cannot {doing}", found=found, fix="Please report this.")
 
 
 def _free_all(device: CudaDevice, kept: dict[str, tuple[int, int]]) -> None:

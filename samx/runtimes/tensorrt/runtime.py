@@ -15,14 +15,14 @@ from samx.artifacts.store import Artifact
 from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError
 from samx.formats.tensorrt.engine import check_engine, load_engine
-from samx.formats.tensorrt.gpu import Gpu, find_gpu
+from samx.formats.tensorrt.gpu import Gpu, describe_gpu, find_gpu, open_driver
 from samx.formats.tensorrt.library import Opened, first_error
 from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
 from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
-from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice, cuda_runtime
+from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -47,9 +47,10 @@ def open_artifact(
     name = engine_file(artifact)
     sha256 = artifact.manifest.files[name].sha256
     trust.require_trusted(sha256, artifact.path)
-    cuda, gpu = cuda_runtime(opened.library.extra), find_gpu()
+    driver = open_driver()
+    gpu = describe_gpu(driver)
     check_stamp(artifact, plan, sha256, Machine.here(opened.version, gpu))
-    memory, where = CudaDevice(cuda, gpu), str(artifact.path)
+    memory, where = CudaDevice(driver, gpu), str(artifact.path)
     runtime, engine = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
     check_engine(engine, opened, plan, where)
     parts = Parts(plan, opened, runtime, engine, *open_context(engine, opened, gpu, sha256, cuda_graph), memory)
@@ -57,25 +58,13 @@ def open_artifact(
     return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, padding)
 
 
-def devices(extra: str = "trt") -> list[str]:
-    """List the devices that engines can run on here.
-
-    Raises: MissingExtraError without cuda-bindings.
-    """
-    cuda_runtime(extra)
+def devices() -> list[str]:
+    """List the devices that engines can run on here."""
     try:
         find_gpu()
     except UnavailableError:
         return []
     return [DEVICE]
-
-
-def devices_rtx() -> list[str]:
-    """List the devices for TensorRT for RTX; its extra brings the same cuda-bindings.
-
-    Raises: MissingExtraError without cuda-bindings.
-    """
-    return devices("trt-rtx")
 
 
 def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine) -> None:
