@@ -147,10 +147,10 @@ def _precisions(*names: str) -> dict[str, str]:
 # Targets that are given ONNX files name the products in them alike.
 ONNX_GROUPS = "samx.quantization.groups:QUANTISABLE"
 TENSORRT: Mapping[str, Any] = {
-    "exporter": "samx.exporters.tensorrt.export", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
+    "exporter": "samx.exporters.tensorrt", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
     "precisions": _precisions("fp32", "fp16", "int8"), "quantiser": "samx.quantization.onnx:quantise_for_tensorrt",
     "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
-    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower", "kit": "samx.kits.places:engine_places",
+    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.build:lower", "kit": "samx.kits.places:engine_places",
 }  # fmt: skip
 
 BACKENDS: tuple[Backend, ...] = (

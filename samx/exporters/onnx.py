@@ -119,8 +119,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     simplified, equal = require("onnxsim", "export", "graph simplification").simplify(model)
     if not equal:
         raise SamxError("onnxsim changed what the graph computes", fix="Export with --no-simplify and report this.")
-    result: onnx.ModelProto = simplified
-    return result
+    return simplified
 
 
 def _finish(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
@@ -159,8 +158,7 @@ def to_onnx(
             input_names=list(inputs), output_names=list(outputs),
         )  # fmt: skip
     assert program is not None  # None is only returned when a file is written
-    model: onnx.ModelProto = program.model_proto
-    return model
+    return program.model_proto
 
 
 @contextlib.contextmanager

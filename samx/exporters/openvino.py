@@ -36,7 +36,7 @@ class OpenVinoOptions(ExportOptions):
 
         Raises: UnavailableError.
         """
-        from samx.formats.openvino.compiled import check_processor
+        from samx.formats.openvino.ir import check_processor
 
         check_processor(_openvino().Core(), precision)
 
@@ -88,7 +88,7 @@ def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, pr
 
 def _converted(model: bytes, role: str, precision: str) -> ir.Ir:
     from samx.formats.openvino import ir
-    from samx.formats.openvino.rules import broken_rules
+    from samx.formats.openvino.ir import broken_rules
 
     graph, is_bfloat16 = ir.convert(model), precision == "bf16"
     if is_bfloat16:

@@ -10,14 +10,14 @@ import numpy as np
 from samx import registry
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
-from samx.formats.coreml.functions import SINGLE_FUNCTION
+from samx.formats.coreml.contract import SINGLE_FUNCTION
 from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan
 from samx.models.spec import PADDED_POINT
 from samx.registry import GRAPH_DEVICE, backend, load
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, graph_roles
-from samx.runtimes.coreml.mac import CLASSES, MULTIFUNCTION_MACOS, PLAN_MACOS
+from samx.runtimes.coreml.compute_plan import CLASSES, MULTIFUNCTION_MACOS, PLAN_MACOS
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
 from samx.runtimes.coreml.runtime import MUST, UNITS
 from samx.runtimes.onnxruntime import PROVIDERS, usual_chunk

@@ -23,8 +23,7 @@ from samx.benchmarks.summary import (
 )
 from samx.devices.cpu import BUSY_LOAD
 from samx.validators.arrays import stored_form
-from samx.validators.bounds import AT_LEAST, bounds_for
-from samx.validators.metrics import LOW_PERCENTILE, Expected
+from samx.validators.metrics import AT_LEAST, LOW_PERCENTILE, Expected, bounds_for
 from samx.validators.suite import ParitySuite
 
 SCENARIOS: tuple[Scenario, ...] = (BY_NAME["click"], BY_NAME["batch8"])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from samx.artifacts.manifest import Manifest
 from samx.kits.places import Place
-from samx.validators.bounds import bounds_for
+from samx.validators.metrics import bounds_for
 
 TEXT = """\
 On-device kit of '{name}'

@@ -18,11 +18,9 @@ from samx.errors import InputError
 from samx.exporters.coreml import ONE_PROMPT
 from samx.exporters.coreml.convert import rewrite_package
 from samx.exporters.coreml.export import write_lint
-from samx.formats.coreml.contract import Arrays, contract_of
-from samx.formats.coreml.functions import Functions
-from samx.formats.coreml.library import parse_model
+from samx.formats.coreml.contract import Arrays, Functions, contract_of
 from samx.formats.coreml.package import PackageFiles, package_from_directory
-from samx.formats.coreml.program import Program, load_program
+from samx.formats.coreml.program import Program, load_program, parse_model
 from samx.models.shape_range import ShapeRange
 from samx.quantization.coreml_groups import Convolution, convolutions, half_convolutions, whole_plan
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges, arithmetic, rewrite

@@ -12,8 +12,17 @@ import numpy as np
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError
 from samx.extras import require
-from samx.formats.openvino.compiled import ARITHMETIC, PLUGIN, check_processor, check_products, devices_of, products
-from samx.formats.openvino.ir import WEIGHTS_ROLE, Ir, read
+from samx.formats.openvino.ir import (
+    ARITHMETIC,
+    PLUGIN,
+    WEIGHTS_ROLE,
+    Ir,
+    check_processor,
+    check_products,
+    devices_of,
+    products,
+    read,
+)
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec

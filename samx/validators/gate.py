@@ -11,9 +11,8 @@ import numpy as np
 from samx.artifacts.manifest import Level, utc_now
 from samx.artifacts.strict_json import plain
 from samx.models.session import Feed, Outputs, Placement, Session
-from samx.validators.bounds import Bounds
 from samx.validators.cases import Case
-from samx.validators.metrics import CaseMetrics, Expected, measure, suite_values
+from samx.validators.metrics import Bounds, CaseMetrics, Expected, measure, suite_values
 from samx.validators.report import CaseResult, ParityReport, environment
 from samx.validators.suite import ParitySuite, output_problems
 

@@ -20,7 +20,7 @@ from samx.commands.inspect import inspect
 from samx.errors import InputError, SamxError, UsageError
 from samx.exporters import openvino
 from samx.formats.openvino import ir
-from samx.formats.openvino.rules import broken_rules
+from samx.formats.openvino.ir import broken_rules
 from samx.models.fast.graphs import Needs
 from samx.models.graph import Graphs
 from samx.registry import backend

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from samx.errors import ArtifactError
-from samx.formats.coreml.functions import Functions
+from samx.formats.coreml.contract import Functions
 
 OPTIONS = {"functions": {"points_8": 8, "points_1": 1, "points_2": 2}, "points": [1, 2, 8]}
 

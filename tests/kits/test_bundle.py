@@ -21,8 +21,8 @@ from samx.commands.bundle import FOLDER, bundle
 from samx.errors import ArtifactError, ParityError, UsageError, WriteError
 from samx.kits.program import PARTS, RUNTIME_PARTS, program
 from samx.registry import BACKENDS
-from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
 

@@ -24,8 +24,8 @@ from samx.artifacts.store import Artifact
 from samx.benchmarks.results import BenchReport
 from samx.errors import ArtifactError
 from samx.runtimes.onnxruntime import open_artifact
-from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

@@ -18,8 +18,8 @@ from engine_toys import PROMPTS, SPEC, toy_masks
 from kits import call, copied, engine_artifact, kit_of, runner
 
 from samx.benchmarks.results import BenchReport
-from samx.formats.tensorrt.gpu import Gpu as Described
-from samx.formats.tensorrt.gpu import describe_gpu
+from samx.formats.tensorrt.stamp import Gpu as Described
+from samx.formats.tensorrt.stamp import describe_gpu
 from samx.validators.report import ParityReport
 
 

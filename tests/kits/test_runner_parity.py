@@ -14,9 +14,8 @@ from samx.kits.questions import parity_arrays, parity_rules
 from samx.kits.runner import parity
 from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.validators.bounds import BOUNDS, bounds_for
 from samx.validators.cases import Case, parity_cases
-from samx.validators.metrics import expect, measure, suite_values
+from samx.validators.metrics import BOUNDS, bounds_for, expect, measure, suite_values
 from samx.validators.suite import ParitySuite, output_problems
 
 SPECS = {

@@ -23,8 +23,8 @@ from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set,
 from samx.quantization.sources import HELD_OUT_SCENES
 from samx.quantization.user import KINDS, MOST_ROUNDS, Question, User
 from samx.runtimes.torch import reference_session
-from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
 SAM2 = calibration_spec(sam2_spec(image_size=128))

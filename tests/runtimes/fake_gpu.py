@@ -12,9 +12,9 @@ from engine_toys import SPEC, toy_masks
 from numpy.typing import NDArray
 
 from samx.errors import UnavailableError
-from samx.formats.tensorrt.gpu import Gpu
 from samx.formats.tensorrt.library import Message, Opened, library_of
 from samx.formats.tensorrt.plan import BuildPlan
+from samx.formats.tensorrt.stamp import Gpu
 from samx.models.session import Feed
 from samx.runtimes.base import Padding
 from samx.runtimes.tensorrt.cuda import CudaDevice

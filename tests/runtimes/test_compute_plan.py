@@ -15,8 +15,8 @@ from fake_mac import FakeMac, Line, block, doubling, operation, package, pretend
 from fake_mac import fake_mac as fake_mac
 
 from samx.errors import ArtifactError, SamxError, UnavailableError
+from samx.runtimes.coreml import compute_plan as mac
 from samx.runtimes.coreml import compute_plan as source
-from samx.runtimes.coreml import mac
 from samx.runtimes.coreml.compute_plan import SHOWS, ComputePlan, compute_plan
 
 LINES: list[Line] = [

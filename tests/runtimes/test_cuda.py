@@ -15,7 +15,7 @@ import pytest
 
 import samx
 from samx.errors import SamxError, UnavailableError
-from samx.formats.tensorrt.gpu import Gpu
+from samx.formats.tensorrt.stamp import Gpu
 from samx.runtimes.tensorrt.cuda import CudaDevice, cuda_runtime
 
 PACKAGE = Path(samx.__file__).parent

@@ -14,14 +14,14 @@ from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.openvino.compiled import check_processor, check_products
+from samx.formats.openvino.ir import check_processor, check_products
 from samx.models.session import Feed, Outputs
 from samx.registry import backend
 from samx.runtimes.openvino import CHUNK, open_artifact
 from samx.runtimes.torch import reference_session
-from samx.validators.bounds import bounds_for
 from samx.validators.cases import parity_cases
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
 SPEC = SPECS["split"]

@@ -6,23 +6,26 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError
 from samx.exporters.base import HALF, Exported, ExportJob
 from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, functions_of
-from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
 from samx.exporters.onnx import stored_notes
 from samx.formats.coreml.contract import (
     CONTRACTS,
     MASK_DECODER,
     PROMPT_ENCODER,
+    SINGLE_FUNCTION,
     Contract,
     Signature,
 )
 from samx.formats.coreml.package import DECODER
 from samx.models.shape_range import ShapeRange
+from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +34,52 @@ if TYPE_CHECKING:
     from samx.formats.coreml.program import Program
     from samx.models.graph import Graph, Graphs
     from samx.models.reference import ReferenceDecoder
+
+
+SWIFT_FILE = "SamxDecoder.swift"
+SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16", "int8": "Float16"}  # of what a package takes
+NAMED = "    configuration.functionName = function\n"
+PADDING = {False: "a prompt without a box ends with", True: "every prompt ends with"}  # by whether a box is padded
+APPLE_PADDING = "the prompt encoder adds itself"
+
+
+def swift_source(
+    spec: DecoderSpec, contract: str, precision: str, functions: Mapping[str, int], features: Sequence[TensorSpec]
+) -> str:
+    """Write the example for one export; `functions` gives each function's rows as the app counts them."""
+    padding = APPLE_PADDING if contract == "apple" else PADDING[spec.rules.pads_boxes]
+    words: dict[str, object] = {
+        "about": f"{spec.family}, {precision}, contract {contract}; up to {max(functions.values())} rows a prompt.",
+        "size": spec.image_size, "padding": padding, "scalar": SCALARS[precision],
+        "label": "Int32" if contract == "apple" else "Float",
+        "functions": ", ".join(f'({rows}, "{name}")' for name, rows in sorted(functions.items(), key=lambda f: f[1])),
+        "masks": spec.masks_out, "side": spec.mask_size, "empty": PADDED_POINT,
+        "scores": "scores" if contract == "apple" else "iou_predictions",
+        "features": ", ".join(f"{t.name} {t.dtype} {'x'.join(map(str, t.shape))}" for t in features),
+        "named": "" if SINGLE_FUNCTION in functions else NAMED,
+    }  # fmt: skip
+    words["fill"] = _filled("fill", words)
+    words["decode"] = _filled(f"decode_{contract}", words)
+    return _filled("decoder", words)
+
+
+def swift_example(spec: DecoderSpec, contract: Contract, precision: str, functions: Mapping[str, int]) -> str:
+    """Write the example of an export for what the app itself hands over: image tensors, points and, if any, masks."""
+    signature = contract.signatures(spec)[-1]
+    features = [
+        replace(tensor, shape=tuple(1 if size == "prompts" else size for size in tensor.shape))
+        for tensor in (signature if precision == "fp32" else signature.in_half()).inputs
+        if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
+    ]
+    points = {name: rows - contract.padding for name, rows in functions.items()}
+    return swift_source(spec, contract.name, precision, points, features)
+
+
+def _filled(name: str, words: Mapping[str, object]) -> str:
+    """Fill a template in; it is read as a resource, so that it may lie in an archive."""
+    template = files("samx.exporters.coreml") / "templates" / f"{name}.swift.in"
+    return Template(template.read_text(encoding="utf-8")).substitute(words)
+
 
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
@@ -55,8 +104,7 @@ def decoder(job: ExportJob) -> Graphs:
 
 
 def _modules() -> Mapping[str, Callable[[ReferenceDecoder], nn.Module]]:
-    from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
-    from samx.models.fixed.decoder import NeuralEngineDecoder
+    from samx.models.fixed.decoder import AppleMaskDecoder, ApplePromptEncoder, NeuralEngineDecoder
 
     return {DECODER: NeuralEngineDecoder, PROMPT_ENCODER: ApplePromptEncoder, MASK_DECODER: AppleMaskDecoder}
 
@@ -99,8 +147,7 @@ def _write(
     graph: Graph, options: CoreMLOptions, functions: Mapping[str, Mapping[str, int]], default: str, path: Path
 ) -> Program:
     """Write one package, and read it back from the disk."""
-    from samx.exporters.coreml.convert import write_package
-    from samx.exporters.coreml.weights import prepare
+    from samx.exporters.coreml.convert import prepare, write_package
     from samx.formats.coreml.package import package_from_directory
     from samx.formats.coreml.program import load_program
 

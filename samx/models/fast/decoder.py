@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from samx.errors import UsageError
 from samx.models.fast.image_tokens import ImageTokenTransformer
 from samx.models.fast.low_rank import LowRankTransformer
-from samx.models.fast.prompts import MaskEmbedding, PointEmbedding
-from samx.models.fast.select import TokenChoice, token_choice
+from samx.models.fast.prompts import MaskEmbedding, PointEmbedding, TokenChoice, token_choice
 from samx.models.fast.upscale import Grow, HyperNetworks, MaskHead
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
+import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,23 +19,73 @@ from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.coreml.contract import contract_of
-from samx.formats.coreml.functions import SINGLE_FUNCTION, Functions
-from samx.formats.coreml.library import open_coremltools, parse_model
+from samx.formats.coreml.contract import SINGLE_FUNCTION, Functions, contract_of
 from samx.formats.coreml.package import PackageFiles, package_from_directory, read_package, unpacked
-from samx.formats.coreml.program import operations
-from samx.runtimes.coreml.mac import (
-    DEVICES,
-    ENGINE,
-    PLAN_MACOS,
-    device_word,
-    machine_facts,
-    require_macos,
-    require_prediction,
-)
+from samx.formats.coreml.program import open_coremltools, operations, parse_model
 
 if TYPE_CHECKING:
     from coremltools.models import compute_plan as ct_plan
+
+
+PLAN_MACOS, MULTIFUNCTION_MACOS = (14, 4), (15, 0)  # the first that make compute plans; that have several functions
+SYSCTL = "/usr/sbin/sysctl"
+EVALUATE = "'samx validate DIR' (device cpu) evaluates the saved program here."
+ENGINE, GPU, CPU = "ANE", "GPU", "CPU"
+DEVICES = (ENGINE, GPU, CPU)
+CLASSES: Mapping[str, str] = {
+    "MLNeuralEngineComputeDevice": ENGINE,
+    "MLGPUComputeDevice": GPU,
+    "MLCPUComputeDevice": CPU,
+}
+
+
+def is_mac() -> bool:
+    """Tell whether Core ML can be here."""
+    return platform.system() == "Darwin"
+
+
+def require_macos(what: str, minimum: tuple[int, ...], instead: str) -> None:
+    """Check that this is a Mac, and new enough.
+
+    Raises: UnavailableError saying what there is instead.
+    """
+    version, found = ".".join(map(str, minimum)), platform.mac_ver()[0]
+    if not is_mac():
+        raise UnavailableError(f"{what} needs a Mac", found=platform.system(), expected=f"macOS {version}", fix=instead)
+    if tuple(map(int, re.findall(r"\d+", found))) < minimum:
+        raise UnavailableError(
+            f"{what} needs a newer macOS", found=f"macOS {found}", expected=f"{version} or newer", fix=instead
+        )
+
+
+def require_prediction(functions: Collection[str]) -> None:
+    """Check that Core ML can run a package with these functions here.
+
+    Raises: UnavailableError.
+    """
+    require_macos("a prediction by Core ML", PLAN_MACOS, EVALUATE)
+    if set(functions) != {SINGLE_FUNCTION}:
+        require_macos("a package of several functions", MULTIFUNCTION_MACOS, f"Export with --ios 16. {EVALUATE}")
+
+
+def chip() -> str:
+    """Name the processor, as the system does."""
+    try:
+        words = [SYSCTL, "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def device_word(device: object) -> str:
+    """Name a compute device by its class; coremltools has three."""
+    return CLASSES.get(type(device).__name__, "unknown")
+
+
+def machine_facts(library: ModuleType) -> dict[str, str]:
+    """Return what a plan or a run holds for."""
+    return {"chip": chip(), "macos": platform.mac_ver()[0] or "unknown", "coremltools": str(library.__version__)}
+
 
 PURPOSE = "a compute plan"
 INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."

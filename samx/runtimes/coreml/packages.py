@@ -11,8 +11,7 @@ import numpy as np
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError
-from samx.formats.coreml.contract import Arrays, Contract, contract_of
-from samx.formats.coreml.functions import Functions
+from samx.formats.coreml.contract import Arrays, Contract, Functions, contract_of
 from samx.formats.coreml.package import PackageFiles, read_package
 from samx.formats.coreml.program import Program, load_program
 from samx.models.session import Feed, Outputs

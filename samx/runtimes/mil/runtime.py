@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from samx.artifacts.store import Artifact
 from samx.extras import require
 from samx.formats.coreml.contract import Arrays
-from samx.formats.coreml.library import LIBRARY, open_coremltools
+from samx.formats.coreml.program import LIBRARY, open_coremltools
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import DEFAULT_CHUNK, check_device

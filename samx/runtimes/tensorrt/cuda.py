@@ -9,7 +9,7 @@ from typing import Any
 
 from samx.errors import SamxError, UnavailableError
 from samx.extras import require
-from samx.formats.tensorrt.gpu import FIRST_DEVICE, Gpu, cuda_words
+from samx.formats.tensorrt.stamp import FIRST_DEVICE, Gpu, cuda_words
 from samx.models.session import FloatArray
 
 LIBRARY = "cuda.bindings.runtime"

@@ -15,10 +15,9 @@ from samx.artifacts.store import Artifact
 from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError
 from samx.formats.tensorrt.engine import check_engine, load_engine
-from samx.formats.tensorrt.gpu import Gpu, find_gpu
 from samx.formats.tensorrt.library import Opened, first_error
 from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
-from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
+from samx.formats.tensorrt.stamp import STAMP_ROLE, Gpu, Machine, Stamp, differs, find_gpu
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
