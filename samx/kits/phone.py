@@ -34,7 +34,7 @@ def phone(artifact: Artifact, image: Feed, click: Feed) -> Phone:
     """
     opened = open_packages(artifact)
     filled = opened.padding.padded(dict(click))
-    function = opened.functions.name(filled["point_labels"].shape[1])
+    function = opened.functions[filled["point_labels"].shape[1]]
     known = {**opened.contract.image(image), **filled, **_without_padding(filled, opened.contract.padding)}
     inputs: dict[str, dict[str, NDArray[Any]]] = {}
     for folder, program in opened.programs.items():

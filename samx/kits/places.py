@@ -77,12 +77,12 @@ def engine_places(artifact: Artifact) -> dict[str, Place]:
 def coreml_places(artifact: Artifact) -> dict[str, Place]:
     """Describe the devices of a kit with Core ML packages."""
     opened = open_packages(artifact)
-    names = set(opened.functions.by_rows.values())
+    names = set(opened.functions.values())
     shared = {
         **_library("coreml", "coremltools", (9, 0), (10,), f"{PIP} 'coremltools>=9,<10'"),
         **_calls(artifact, opened.padding, DEFAULT_CHUNK),
         "macos": list(PLAN_MACOS if names == {SINGLE_FUNCTION} else MULTIFUNCTION_MACOS),
-        "functions": {str(rows): name for rows, name in opened.functions.by_rows.items()},
+        "functions": {str(rows): name for rows, name in opened.functions.items()},
         "steps": [_step(opened, folder) for folder in opened.programs], "words": dict(CLASSES),
     }  # fmt: skip
     return {device: {**shared, "units": units, "must": MUST.get(device)} for device, units in UNITS.items()}
@@ -90,7 +90,7 @@ def coreml_places(artifact: Artifact) -> dict[str, Place]:
 
 def _step(opened: OpenedPackages, folder: str) -> dict[str, Any]:
     """Say what a package takes, from where and in which type, and what it gives."""
-    program, function = opened.programs[folder], opened.functions.name(opened.functions.sizes[0])
+    program, function = opened.programs[folder], next(iter(opened.functions.values()))
     known = {**OTHER_NAMES, **{theirs: ours for ours, theirs in opened.contract.image_names.items()}}
     types = {tensor.name: np.dtype(tensor.array_type).name for tensor in program.inputs(function)}
     return {

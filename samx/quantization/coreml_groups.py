@@ -14,7 +14,7 @@ from typing import Any
 
 from samx.errors import SamxError, UsageError
 from samx.exporters.coreml.convert import SMALLEST
-from samx.formats.coreml.lint_program import multiply_adds, steps_of
+from samx.formats.coreml.lint_rules import multiply_adds, steps_of
 from samx.quantization.search import Plan
 
 CONVOLUTION = "conv"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from samx.exporters.coreml.convert import add_chosen
-from samx.formats.coreml.lint_program import multiply_adds, steps_of
+from samx.formats.coreml.lint_rules import multiply_adds, steps_of
 from samx.formats.coreml.program import open_coremltools, program_of, quiet
 from samx.quantization.coreml_groups import CONVOLUTION, Convolution, half_convolutions
 from samx.quantization.search import Plan

@@ -1,4 +1,4 @@
-"""What is measured of a case: what users see (masks, best mask, scores), next to the raw errors."""
+"""What is measured of a case (what users see, next to the raw errors), and how far it may be from the reference."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from samx.errors import UsageError
 from samx.models.session import FloatArray, Outputs
 from samx.models.spec import DecoderSpec
 
+BoolArray = NDArray[np.bool_]
+# Float32 rounding alone moves logits by about 1e-6 of the largest one and so flips, in a few hundred masks, about one
+# pixel that lies exactly on the threshold; one such pixel in a small mask costs more IoU than fp32 may lose. Pixels
+# this close to the threshold, relative to the mask's largest logit, have no side: neither mask's IoU counts them.
+TIE_BAND = 1e-5
+LOW_PERCENTILE = 5
+AT_LEAST = ("mask_iou_min", "mask_iou_case", "mask_iou_mean", "mask_iou_p05")
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bound every metric; the names are those of metrics.py. None: not judged at this precision, only reported."""
+    """Bound every metric; the names are those of measure(). None: not judged at this precision, only reported."""
 
     precision: str
     mask_iou_min: float | None  # of each mask
@@ -42,9 +50,6 @@ class Bounds:
         ]
 
 
-AT_LEAST = ("mask_iou_min", "mask_iou_case", "mask_iou_mean", "mask_iou_p05")
-
-
 def _is_good(name: str, value: float, limit: float) -> bool:
     return value >= limit if name in AT_LEAST else value <= limit
 
@@ -58,59 +63,22 @@ def _is_good(name: str, value: float, limit: float) -> bool:
 # - object_score_error: a logit of about 10, so as the mask logits.
 # bf16 has three bits of mantissa less than fp16, and is held to int8's mask IoU on the prompts that int8 is judged
 # on: with masks of ten pixels, which the other precisions' random prompts make, no eight bits reach a p05 of 0.95.
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+LIMITS: Mapping[str, tuple[Any, ...]] = {
+    "mask_iou_min":         (0.9999, 0.9,   None, None),  # a mask of ten pixels may lose two
+    "mask_iou_case":        (0.9999, 0.99,  None, None),
+    "mask_iou_mean":        (0.9999, 0.998, 0.98, 0.98),
+    "mask_iou_p05":         (0.9999, 0.99,  0.95, 0.95),
+    "flipped_share":        (1e-4,   2e-3,  0.02, 0.02),
+    "logit_error":          (1e-3,   None,  None, None),
+    "logit_error_relative": (1e-4,   0.05,  0.05, 0.5),
+    "iou_prediction_error": (1e-4,   0.01,  0.03, 0.03),
+    "object_score_error":   (1e-3,   0.1,   0.5,  0.5),
+    "forgiven_pixels":      (0,      1,     0,    0),
+}  # fmt: skip
 BOUNDS: Mapping[str, Bounds] = {
-    bounds.precision: bounds
-    for bounds in (
-        Bounds(
-            precision="fp32",
-            mask_iou_min=0.9999,
-            mask_iou_case=0.9999,
-            mask_iou_mean=0.9999,
-            mask_iou_p05=0.9999,
-            flipped_share=1e-4,
-            logit_error=1e-3,
-            logit_error_relative=1e-4,
-            iou_prediction_error=1e-4,
-            object_score_error=1e-3,
-        ),
-        Bounds(
-            precision="fp16",
-            mask_iou_min=0.9,
-            mask_iou_case=0.99,
-            mask_iou_mean=0.998,
-            mask_iou_p05=0.99,
-            flipped_share=2e-3,
-            logit_error=None,
-            logit_error_relative=0.05,
-            iou_prediction_error=0.01,
-            object_score_error=0.1,
-            forgiven_pixels=1,
-        ),
-        Bounds(
-            precision="bf16",
-            mask_iou_min=None,
-            mask_iou_case=None,
-            mask_iou_mean=0.98,
-            mask_iou_p05=0.95,
-            flipped_share=0.02,
-            logit_error=None,
-            logit_error_relative=0.05,
-            iou_prediction_error=0.03,
-            object_score_error=0.5,
-        ),
-        Bounds(
-            precision="int8",
-            mask_iou_min=None,  # a mask of ten pixels may lose two
-            mask_iou_case=None,
-            mask_iou_mean=0.98,
-            mask_iou_p05=0.95,
-            flipped_share=0.02,
-            logit_error=None,
-            logit_error_relative=0.5,
-            iou_prediction_error=0.03,
-            object_score_error=0.5,
-        ),
-    )
+    precision: Bounds(precision, **{name: limits[i] for name, limits in LIMITS.items()})
+    for i, precision in enumerate(PRECISIONS)
 }
 
 
@@ -122,14 +90,6 @@ def bounds_for(precision: str, options: Mapping[str, Any] | None = None) -> Boun
     if precision not in BOUNDS:
         raise UsageError("no parity bounds for this precision", found=precision, expected=" or ".join(BOUNDS))
     return BOUNDS["int8" if (options or {}).get("weights") else precision]
-
-
-BoolArray = NDArray[np.bool_]
-# Float32 rounding alone moves logits by about 1e-6 of the largest one and so flips, in a few hundred masks, about one
-# pixel that lies exactly on the threshold; one such pixel in a small mask costs more IoU than fp32 may lose. Pixels
-# this close to the threshold, relative to the mask's largest logit, have no side: neither mask's IoU counts them.
-TIE_BAND = 1e-5
-LOW_PERCENTILE = 5
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class CoreMLOptions(ExportOptions):
         if self.prompts not in (None, ONE_PROMPT):
             fix = "Call it in turn."
             raise UsageError("a function takes one prompt", found=f"--prompts {self.prompts}", fix=fix)
-        functions_of(self)
+        chosen_functions(self)
         if spec is not None:
             _check_contract(contract, spec)
 
@@ -64,7 +64,7 @@ def contract_named(name: str) -> Contract:
     return CONTRACTS[name]
 
 
-def functions_of(options: CoreMLOptions) -> tuple[dict[str, int], str]:
+def chosen_functions(options: CoreMLOptions) -> tuple[dict[str, int], str]:
     """Choose the functions with their rows, and the default one.
 
     Raises: UsageError for points that no package has room for.

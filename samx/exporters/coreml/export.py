@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError
 from samx.exporters.base import HALF, Exported, ExportJob
-from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, functions_of
+from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, chosen_functions
 from samx.exporters.onnx import stored_notes
 from samx.formats.coreml.contract import (
     CONTRACTS,
@@ -30,7 +30,6 @@ from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from samx.formats.coreml.lint import LintReport
     from samx.formats.coreml.program import Program
     from samx.models.graph import Graph, Graphs
     from samx.models.reference import ReferenceDecoder
@@ -115,7 +114,7 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     Raises: SamxError when a program has what no package may have.
     """
     options, contract = _options(job), CONTRACTS[_options(job).contract]
-    functions, default = functions_of(options)
+    functions, default = chosen_functions(options)
     sizes = {name: contract.sizes(rows) for name, rows in functions.items()}
     programs = {graph.role: _write(graph, options, sizes, default, directory / graph.role) for graph in graphs}
     files = {file: role for graph in graphs for file, role in _roles(directory, graph.role).items()}
@@ -137,10 +136,15 @@ def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -
 
     Raises: SamxError when a program has what no package may have.
     """
-    reports = {folder: _checked(program, folder) for folder, program in programs.items()}
-    lints = {folder: report.to_json() for folder, report in reports.items()}
-    (directory / LINT_FILE).write_text(json.dumps(lints, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
+    from samx.formats.coreml.lint import forbidden, lint, lint_json
+
+    for folder, program in programs.items():
+        if faults := forbidden(program.functions):
+            raise SamxError(f"{folder} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
+    found = {folder: lint(program.functions) for folder, program in programs.items()}
+    report = {folder: lint_json(lints) for folder, lints in found.items()}
+    (directory / LINT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return tuple(f"{NOTE} {folder}, {lints[default].lines(default)[0]}" for folder, lints in found.items())
 
 
 def _write(
@@ -159,16 +163,6 @@ def _write(
         metadata=stored_notes(graph.notes),
     )  # fmt: skip
     return load_program(package_from_directory(path), graph.role)
-
-
-def _checked(program: Program, name: str) -> LintReport:
-    """Lint a program that has nothing forbidden."""
-    from samx.formats.coreml.lint import forbidden, lint
-
-    faults = forbidden(program.functions)
-    if faults:
-        raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
-    return lint(program.functions)
 
 
 def _roles(directory: Path, folder: str) -> dict[str, str]:

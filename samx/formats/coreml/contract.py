@@ -35,40 +35,21 @@ def _check_name(name: str, where: str) -> None:
 BY_NAME = Mapping[Annotated[str, _check_name], Annotated[int, read.between(1, MOST)]]  # rows of points
 
 
-@dataclass(frozen=True)
-class Functions:
-    """Map rows of points to the functions that take them, fewest first."""
+def functions_of(options: Mapping[str, Any], where: str) -> dict[int, str]:
+    """Read the functions of an artifact's packages from its options, by their rows of points, fewest first.
 
-    by_rows: Mapping[int, str]
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], where: str) -> Functions:
-        """Read an artifact's options.
-
-        Raises: ArtifactError naming `where`.
-        """
-        rows: dict[str, int] = read.take(BY_NAME, options.get("functions"), f"{where}: functions")
-        if not rows or len(set(rows.values())) != len(rows):
-            expected = "at least one, each with its own number of points"
-            raise read.refusal(f"{where}: functions do not tell points apart", str(rows), expected)
-        functions = cls({count: name for name, count in sorted(rows.items(), key=lambda item: item[1])})
-        functions._check_span(options, where)
-        return functions
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Rows of points, fewest first."""
-        return tuple(self.by_rows)
-
-    def name(self, rows: int) -> str:
-        """Name the function that takes exactly so many rows."""
-        return self.by_rows[rows]
-
-    def _check_span(self, options: Mapping[str, Any], where: str) -> None:
-        points = ShapeRange.from_json(options.get("points"), f"{where}: points")
-        if (points.min, points.max) != (self.sizes[0], self.sizes[-1]):
-            expected = f"{self.sizes[0]} to {self.sizes[-1]}, as the functions take"
-            raise read.refusal(f"{where}: points and functions disagree", f"points {points}", expected)
+    Raises: ArtifactError naming `where`.
+    """
+    rows: dict[str, int] = read.take(BY_NAME, options.get("functions"), f"{where}: functions")
+    if not rows or len(set(rows.values())) != len(rows):
+        expected = "at least one, each with its own number of points"
+        raise read.refusal(f"{where}: functions do not tell points apart", str(rows), expected)
+    points = ShapeRange.from_json(options.get("points"), f"{where}: points")
+    least, most = min(rows.values()), max(rows.values())
+    if (points.min, points.max) != (least, most):
+        expected = f"{least} to {most}, as the functions take"
+        raise read.refusal(f"{where}: points and functions disagree", f"points {points}", expected)
+    return {count: name for name, count in sorted(rows.items(), key=lambda item: item[1])}
 
 
 FLOATS, INTEGER = ("fp16", "fp32"), "int32"
@@ -120,14 +101,16 @@ class Contract:
         """Rename the image's tensors to the packages' names."""
         return {self.image_names.get(name, name): value for name, value in image.items()}
 
-    def check(self, programs: Mapping[str, Program], functions: Functions, spec: DecoderSpec, prompts: int) -> None:
+    def check(
+        self, programs: Mapping[str, Program], functions: Mapping[int, str], spec: DecoderSpec, prompts: int
+    ) -> None:
         """Compare every function's inputs and outputs with what the contract says, for so many prompts a call.
 
         Raises: ArtifactError.
         """
         for signature in self.signatures(spec):
-            for rows in functions.sizes:
-                program, name, sizes = programs[signature.folder], functions.name(rows), self.sizes(rows, prompts)
+            for rows, name in functions.items():
+                program, sizes = programs[signature.folder], self.sizes(rows, prompts)
                 _check(program.inputs(name), signature.inputs, sizes, f"inputs of '{name}' in {program.where}")
                 _check(program.outputs(name), signature.outputs, sizes, f"outputs of '{name}' in {program.where}")
 

@@ -19,14 +19,21 @@ from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.coreml.contract import SINGLE_FUNCTION, Functions, contract_of
-from samx.formats.coreml.package import PackageFiles, package_from_directory, read_package, unpacked
+from samx.formats.coreml.contract import SINGLE_FUNCTION, contract_of, functions_of
+from samx.formats.coreml.package import PackageFiles, read_package, unpacked
 from samx.formats.coreml.program import open_coremltools, operations, parse_model
 
 if TYPE_CHECKING:
     from coremltools.models import compute_plan as ct_plan
 
 
+PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
+UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
+PURPOSE = "a compute plan"
+INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
+DIGITS = 4  # of a cost in percent
+KIND, SCHEMA_VERSION = "compute plan", 1
+SHOWS = "where Core ML means to run each operation on the named machine; planned before a run, not observed in one"
 PLAN_MACOS, MULTIFUNCTION_MACOS = (14, 4), (15, 0)  # the first that make compute plans; that have several functions
 SYSCTL = "/usr/sbin/sysctl"
 EVALUATE = "'samx validate DIR' (device cpu) evaluates the saved program here."
@@ -37,6 +44,8 @@ CLASSES: Mapping[str, str] = {
     "MLGPUComputeDevice": GPU,
     "MLCPUComputeDevice": CPU,
 }
+
+Progress = Callable[[str], None]
 
 
 def is_mac() -> bool:
@@ -87,14 +96,6 @@ def machine_facts(library: ModuleType) -> dict[str, str]:
     return {"chip": chip(), "macos": platform.mac_ver()[0] or "unknown", "coremltools": str(library.__version__)}
 
 
-PURPOSE = "a compute plan"
-INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
-COMPILED = ".mlmodelc"
-DIGITS = 4  # of a cost in percent
-KIND, SCHEMA_VERSION = "compute plan", 1
-SHOWS = "where Core ML means to run each operation on the named machine; planned before a run, not observed in one"
-
-
 @dataclass(frozen=True)
 class Planned:
     """Describe where one operation shall run, as WhisperKit's compute plan files do."""
@@ -133,14 +134,6 @@ class ComputePlan:
         share = self.dispatch[ENGINE] / self.total if self.total else 0.0
         return {"operations": share, "cost": on_engine / whole if whole else None}
 
-    def lines(self) -> list[str]:
-        """Summarise for a terminal."""
-        share = self.residency()
-        cost = "no estimated cost" if share["cost"] is None else f"{share['cost']:.1%} of the estimated cost"
-        counts = ", ".join(f"{device} {count}" for device, count in self.dispatch.items())
-        head = f"{self.function}: {share['operations']:.1%} of {self.total} operations and {cost} on the Neural Engine"
-        return [f"{head} ({counts})"]
-
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data. `operations` has the shape of WhisperKit's `*.mlcomputeplan.json`."""
         return {
@@ -158,23 +151,13 @@ class ComputePlan:
         }
 
 
-def compute_plan(path: Path, function: str, compute_units: str) -> ComputePlan:
-    """Get the plan of a function of a package, or of the default function of a compiled model.
+def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
+    """Get the plan of a function of a package.
 
     Raises: UnavailableError on anything but a Mac that makes plans; ArtifactError for what Core ML does not take.
     """
-    library = _open()
-    if path.suffix == COMPILED:
-        return _plan(library, path, function, compute_units)
-    return package_plan(package_from_directory(path), function, compute_units)
-
-
-def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
-    """Get the plan of a function of a package in memory.
-
-    Raises: as compute_plan().
-    """
-    library = _open()
+    require_macos(PURPOSE, PLAN_MACOS, INSTEAD)
+    library = open_coremltools(PURPOSE)
     with unpacked(_with_default(files, function)) as path, _compiled(library, path) as compiled:
         return _plan(library, compiled, function, compute_units)
 
@@ -194,15 +177,10 @@ def _with_default(files: PackageFiles, function: str) -> PackageFiles:
     return replace(files, files={**files.files, files.model_path: spec.SerializeToString()})
 
 
-def _open() -> ModuleType:
-    require_macos(PURPOSE, PLAN_MACOS, INSTEAD)
-    return open_coremltools(PURPOSE)
-
-
 @contextmanager
 def _compiled(library: ModuleType, path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="samx-", ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / f"model{COMPILED}"
+        target = Path(folder) / "model.mlmodelc"
         try:
             library.models.utils.compile_model(str(path), str(target))
         except RuntimeError as cause:
@@ -272,18 +250,12 @@ def _percent(cost: float | None, whole: float) -> float | None:
     return None if cost is None or not whole else round(100 * cost / whole, DIGITS)
 
 
-PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
-UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
-
-Progress = Callable[[str], None]
-
-
 def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
     """Compile every function of every package and write down the compute plans; the manifest lists what is there.
 
     Raises: UnavailableError off a Mac; ArtifactError for what Core ML does not take; WriteError.
     """
-    require_prediction(tuple(Functions.of(manifest.options, str(directory)).by_rows.values()))
+    require_prediction(functions_of(manifest.options, str(directory)).values())
     plans = list(_plans(Artifact(directory, manifest), progress))
     report = {
         "format": "samx-compute-plan", "schema_version": 1, "level": "lowered",
@@ -301,6 +273,6 @@ def _plans(artifact: Artifact, progress: Progress) -> Iterator[tuple[str, Comput
     options, where = artifact.manifest.options, str(artifact.path)
     for signature in contract_of(options, where).signatures(artifact.manifest.spec):
         files = read_package(artifact, signature.folder)
-        for function in Functions.of(options, where).by_rows.values():
+        for function in functions_of(options, where).values():
             progress(f"Compiling {signature.folder}, {function}")
             yield signature.folder, package_plan(files, function, UNITS)

@@ -12,7 +12,7 @@ import numpy as np
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, SamxError, UnavailableError
-from samx.formats.coreml.contract import SINGLE_FUNCTION, Arrays, Functions
+from samx.formats.coreml.contract import SINGLE_FUNCTION, Arrays, functions_of
 from samx.formats.coreml.package import PackageFiles, unpacked
 from samx.formats.coreml.program import open_coremltools
 from samx.models.session import Placement
@@ -54,8 +54,7 @@ def open_artifact(
     """
     check_device(device, UNITS, "Core ML has no such compute units")
     refuse_threads(threads, "Core ML takes no number of threads")
-    functions = Functions.of(artifact.manifest.options, str(artifact.path))
-    require_prediction(tuple(functions.by_rows.values()))
+    require_prediction(functions_of(artifact.manifest.options, str(artifact.path)).values())
     library = open_coremltools(PURPOSE)
     _require_device(device)
     return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device, chunk)
