@@ -52,8 +52,7 @@ def decoder(job: ExportJob) -> Graphs:
     """Build the decoder's graphs: the image's part and the prompts' part."""
     from samx.models.fast.graphs import USUAL_POINTS, USUAL_PROMPTS, Needs, fast_graphs
 
-    options = job.options
-    assert isinstance(options, AotiOptions)
+    options: AotiOptions = job.options
     exact = job.precision == "fp32"  # low-rank norms cancel large sums, which float16 does not survive
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, split=True, low_rank=exact,

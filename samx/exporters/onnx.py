@@ -69,8 +69,7 @@ def decoder(job: ExportJob) -> Graphs:
     """Build the decoder's graphs for ONNX Runtime."""
     from samx.models.fast.graphs import USUAL_POINTS, USUAL_PROMPTS, Needs, fast_graphs
 
-    options = job.options
-    assert isinstance(options, OnnxOptions)
+    options: OnnxOptions = job.options
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, options.split,
         low_rank=job.precision != "int8", fused=options.opset >= ATTENTION_OPSET,
@@ -83,7 +82,6 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_onnx().
     """
-    assert isinstance(job.options, OnnxOptions)
     return write_onnx(graphs, directory, opset=job.options.opset, simplify=job.options.simplify)
 
 

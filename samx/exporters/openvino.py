@@ -49,8 +49,8 @@ def decoder(job: ExportJob) -> Graphs:
     """
     from samx.models.fast.graphs import USUAL_PROMPTS, Needs, fast_graphs
 
-    options, rounded = job.options, job.precision == "int8"  # rounded factors do not survive low-rank norms
-    assert isinstance(options, OpenVinoOptions)
+    options: OpenVinoOptions = job.options
+    rounded = job.precision == "int8"  # rounded factors do not survive low-rank norms
     points, prompts = options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS
     needs = Needs(points, prompts, options.split, low_rank=not rounded, independent=rounded)
     return fast_graphs(job.loaded, job.spec, needs)
@@ -61,7 +61,6 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_onnx() and convert().
     """
-    assert isinstance(job.options, OpenVinoOptions)
     if job.precision == "int8":
         return write_onnx(graphs, directory, simplify=job.options.simplify)
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:

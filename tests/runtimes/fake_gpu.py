@@ -18,7 +18,7 @@ from samx.formats.tensorrt.stamp import Gpu
 from samx.models.session import Feed
 from samx.runtimes.base import Padding
 from samx.runtimes.tensorrt.cuda import CudaDevice
-from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime, open_context
+from samx.runtimes.tensorrt.runtime import TensorRTRuntime
 
 ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
 
@@ -187,9 +187,8 @@ def fake_runtime(
     engine = engine or FakeEngine(device, messages)
     if engine.context is not None:
         engine.context.messages = messages
-    executed = open_context(engine, opened, device.gpu, ENGINE_SHA256, cuda_graph)
-    parts = Parts(plan, opened, None, engine, *executed, device)
-    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, padding), engine
+    loaded, sha256 = (None, engine), ENGINE_SHA256
+    return TensorRTRuntime(SPEC, plan, opened, loaded, sha256, device, chunk, cuda_graph, padding), engine
 
 
 def image(seed: int = 0) -> Feed:

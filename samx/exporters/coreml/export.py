@@ -93,7 +93,7 @@ def decoder(job: ExportJob) -> Graphs:
     from samx.models.graph import Graph, Graphs
 
     graphs, modules = [], _modules()
-    for signature in CONTRACTS[_options(job).contract].signatures(job.spec):
+    for signature in CONTRACTS[job.options.contract].signatures(job.spec):
         module = modules[signature.folder](build_reference(replace(job.loaded, spec=job.spec)))
         if job.precision in HALF:  # int8 is made from float16 packages afterwards
             signature, module = signature.in_half(), to_half(module)
@@ -113,7 +113,8 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: SamxError when a program has what no package may have.
     """
-    options, contract = _options(job), CONTRACTS[_options(job).contract]
+    options: CoreMLOptions = job.options
+    contract = CONTRACTS[options.contract]
     functions, default = chosen_functions(options)
     sizes = {name: contract.sizes(rows) for name, rows in functions.items()}
     programs = {graph.role: _write(graph, options, sizes, default, directory / graph.role) for graph in graphs}
@@ -124,11 +125,6 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     chosen = {"ios": options.ios, "weights": options.weights, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
     return Exported(files, chosen, _tools(), max(functions.values()), notes)
-
-
-def _options(job: ExportJob) -> CoreMLOptions:
-    assert isinstance(job.options, CoreMLOptions)
-    return job.options
 
 
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:

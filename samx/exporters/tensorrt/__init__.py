@@ -1,4 +1,4 @@
-"""Write graphs for TensorRT and TensorRT for RTX, and build engines from them. Here: what can be asked for."""
+"""Write what TensorRT builds from: one ONNX file with its types in it, the build plan, and a script to repeat it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from samx.models.graph import Graph, Graphs
 
 
+POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
+SCRIPT_FILE, SCRIPT_ROLE = "reproduce.sh", "reproduce"
+# The vendor's runtime may order sums differently than ONNX Runtime; masks are compared as a whole.
+LEAST_COSINE = 0.999
+
+
 @dataclass(frozen=True)
 class TensorRTOptions(ExportOptions):
     """Declare the options of TensorRT's graphs."""
@@ -55,14 +61,11 @@ class RtxOptions(TensorRTOptions):
     turing: bool = option(False, "Build for Turing GPUs (SM 7.5) instead of Ampere and later.")
 
 
-POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
-
-
 def decoder(job: ExportJob) -> Graphs:
     """Build the decoder's graph in the types that the engine computes in."""
     from samx.models.fast.graphs import Needs, fast_graphs
 
-    options = _options(job)
+    options: TensorRTOptions = job.options
     points, prompts = _sizes(options)
     # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
     needs = Needs(
@@ -77,7 +80,7 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_onnx().
     """
-    options = _options(job)
+    options: TensorRTOptions = job.options
     exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
     write_plan(job, directory)
     files = {**exported.files, PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE}
@@ -86,7 +89,7 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
 def write_plan(job: ExportJob, directory: Path) -> None:
     """Write how the graph that lies in a directory is to be built, and a script that repeats it."""
-    options = _options(job)
+    options: TensorRTOptions = job.options
     points, prompts = _sizes(options)
     sha256 = hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
     turing = isinstance(options, RtxOptions) and options.turing
@@ -95,18 +98,8 @@ def write_plan(job: ExportJob, directory: Path) -> None:
     (directory / SCRIPT_FILE).write_text(reproduce_script(plan, job.spec.image_size), encoding="utf-8")
 
 
-def _options(job: ExportJob) -> TensorRTOptions:
-    assert isinstance(job.options, TensorRTOptions)
-    return job.options
-
-
 def _sizes(options: TensorRTOptions) -> tuple[ShapeRange, ShapeRange]:
     return options.points or POINTS, options.prompts or PROMPTS
-
-
-SCRIPT_FILE, SCRIPT_ROLE = "reproduce.sh", "reproduce"
-# The vendor's runtime may order sums differently than ONNX Runtime; masks are compared as a whole.
-LEAST_COSINE = 0.999
 
 
 class ShellTemplate(Template):

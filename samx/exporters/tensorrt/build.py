@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,33 +35,36 @@ if TYPE_CHECKING:
 
 
 REMEDY = "Export again with this version of samx; if it stays, please report it."
+REPORT_FILE, REPORT_ROLE = "lowering.json", "lowering_report"
+ROLES: Mapping[str, str] = {ENGINE_FILE: ENGINE_ROLE, STAMP_FILE: STAMP_ROLE, REPORT_FILE: REPORT_ROLE}
+HEADER = {
+    "format": "samx-lowering-report", "schema_version": 1, "level": "lowered",
+    "shows": "the library's compiler accepted the graph with these tensors and profiles; nothing was run",
+}  # fmt: skip
+
+Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Built:
-    """Hold an engine and what is known about its making."""
+def build_engine(
+    onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None = None
+) -> tuple[bytes, Understood, str | None]:
+    """Build an engine; return it with what the library understood before, and the state of its timing cache, if any.
 
-    engine: bytes
-    version: str  # of the library
-    understood: Understood  # read back before the build
-    messages: tuple[Message, ...]
-    seconds: float
-    timing_cache: str | None
-
-
-def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None = None) -> Built:
-    """Build an engine with the plan's library. Without a GPU only where the library can do that.
+    What the library said is in opened.messages. Without a GPU it builds only where it can do that.
 
     Raises: ArtifactError when the library refuses the file, understands something else than the plan says, or warns
     about precision or shapes; UnavailableError when it needs a GPU.
     """
     if gpu is None and not plan.library.builds_without_gpu:
         raise UnavailableError(f"{plan.library.title} builds only on the GPU that runs the engine", found="no GPU")
-    started = time.perf_counter()
     module, messages = opened.module, opened.messages
     messages.clear()
-    builder = _builder(opened)
-    network = _network(builder, module)
+    try:
+        builder: trt.Builder = module.Builder(opened.logger)
+    except TypeError as cause:  # the bindings' way to say that the library gave no builder
+        raise UnavailableError(f"{plan.library.title} cannot start here", found=first_error(messages)) from cause
+    flag = _strongly_typed(module)
+    network: trt.INetworkDefinition = builder.create_network(0 if flag is None else 1 << int(flag))
     parser: trt.OnnxParser = module.OnnxParser(network, opened.logger)  # owns the weights until the engine is there
     _parse(parser, onnx, plan, messages)
     config: trt.IBuilderConfig = builder.create_builder_config()
@@ -70,28 +72,16 @@ def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None =
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     _set_profile(profile, plan)
     understood = _understood(network, config, profile, module, plan)
-    _agree(understood, plan)
+    if wrong := mismatches(understood, plan):
+        what = f"{plan.library.title} understood '{plan.model}' otherwise than the plan says"
+        raise ArtifactError(what, found="; ".join(wrong), fix=REMEDY)
     if config.add_optimization_profile(profile) != 0 or config.num_optimization_profiles != 1:
         raise ArtifactError(f"{plan.library.title} refuses the profile", found=first_error(messages), fix=REMEDY)
     engine, cache = _built(builder, network, config, plan, module, gpu, messages)
-    if plan.library.warnings_fail:
-        _no_concerns(messages, plan)
-    seconds = time.perf_counter() - started
-    return Built(engine, str(module.__version__), understood, tuple(messages), seconds, cache)
-
-
-def _builder(opened: Opened) -> trt.Builder:
-    try:
-        builder: trt.Builder = opened.module.Builder(opened.logger)
-    except TypeError as cause:  # the bindings' way to say that the library gave no builder
-        title = opened.library.title
-        raise UnavailableError(f"{title} cannot start here", found=first_error(opened.messages)) from cause
-    return builder
-
-
-def _network(builder: trt.Builder, module: ModuleType) -> trt.INetworkDefinition:
-    flag = _strongly_typed(module)
-    return builder.create_network(0 if flag is None else 1 << int(flag))
+    if plan.library.warnings_fail and (warned := concerns(messages)):
+        what, expected = f"{plan.library.title} warns about '{plan.model}'", "no warning about precision or shapes"
+        raise ArtifactError(what, found=warned[0][:SHOWN_CHARACTERS], expected=expected, fix=REMEDY)
+    return engine, understood, cache
 
 
 def _strongly_typed(module: ModuleType) -> trt.NetworkDefinitionCreationFlag | None:
@@ -147,13 +137,6 @@ def _understood(
     )  # fmt: skip
 
 
-def _agree(understood: Understood, plan: BuildPlan) -> None:
-    wrong = mismatches(understood, plan)
-    if wrong:
-        what = f"{plan.library.title} understood '{plan.model}' otherwise than the plan says"
-        raise ArtifactError(what, found="; ".join(wrong), fix=REMEDY)
-
-
 def _built(
     builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, plan: BuildPlan,
     module: ModuleType, gpu: Gpu | None, messages: Sequence[Message],
@@ -174,15 +157,6 @@ def _built(
     return bytes(memoryview(engine)), cache
 
 
-def _no_concerns(messages: Sequence[Message], plan: BuildPlan) -> None:
-    found = concerns(messages)
-    if found:
-        what = f"{plan.library.title} warns about '{plan.model}'"
-        raise ArtifactError(
-            what, found=found[0][:SHOWN_CHARACTERS], expected="no warning about precision or shapes", fix=REMEDY
-        )
-
-
 def _attach(config: trt.IBuilderConfig, path: Path) -> str:
     """Let the builder start from the kept timing cache, or from an empty one; returns which."""
     for data, words in ((read_cached(path), "kept"), (b"", "new")):
@@ -199,13 +173,6 @@ def _keep(config: trt.IBuilderConfig, path: Path) -> str | None:
     return "the library gave none" if cache is None else write_cached(path, bytes(memoryview(cache.serialize())))
 
 
-REPORT_FILE, REPORT_ROLE = "lowering.json", "lowering_report"
-ROLES: Mapping[str, str] = {ENGINE_FILE: ENGINE_ROLE, STAMP_FILE: STAMP_ROLE, REPORT_FILE: REPORT_ROLE}
-SHOWS = "the library's compiler accepted the graph with these tensors and profiles; nothing was run"
-
-Progress = Callable[[str], None]
-
-
 def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
     """Build the engine that a directory's build.json describes; the manifest lists what is there before.
 
@@ -217,17 +184,27 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
     opened = plan.library.start()
     gpu = gpu_for(plan)
     progress(f"Building the {plan.library.title} {opened.version} engine")
-    built = build_engine(onnx, plan, opened, None if plan.library.builds_without_gpu else gpu)
-    engine_facts = _read_engine(built.engine, plan, opened, gpu, str(directory))
-    stamp = _stamp(plan, built, gpu)
-    report = {**_report(plan, built, stamp, len(onnx)), "engine": engine_facts}
-    write_file(directory / ENGINE_FILE, built.engine)
+    started = time.perf_counter()
+    engine, understood, cache = build_engine(onnx, plan, opened, None if plan.library.builds_without_gpu else gpu)
+    seconds, messages = time.perf_counter() - started, tuple(opened.messages)
+    engine_facts = _read_engine(engine, plan, opened, gpu, str(directory))
+    machine = Machine.here(opened.version, gpu if plan.library.binds else None)
+    sha256 = hashlib.sha256(engine).hexdigest()
+    stamp = Stamp(plan.target, plan.compute, machine, plan.onnx_sha256, sha256, utc_now())
+    report = {
+        **HEADER, "target": plan.target, "library": plan.library.title, "version": opened.version, "os": machine.os,
+        "gpu": machine.gpu, "compute": plan.compute, "seconds": round(seconds, 3), "onnx_bytes": len(onnx),
+        "engine_bytes": len(engine), "engine_sha256": sha256, "memory": figures(messages),
+        "network": understood.to_json(), "log": summary(messages), "timing_cache": cache, "engine": engine_facts,
+    }  # fmt: skip
+    write_file(directory / ENGINE_FILE, engine)
     write_file(directory / STAMP_FILE, stamp.to_bytes())
     write_file(directory / REPORT_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
-    trust.remember(stamp.engine_sha256, f"built from {plan.model} {plan.onnx_sha256}")
+    trust.remember(sha256, f"built from {plan.model} {plan.onnx_sha256}")
+    runtime, device = f"{plan.library.title} {opened.version}", machine.gpu or f"none, compiled for {plan.compute}"
     return Lowered(
-        files=ROLES, evidence=_evidence(plan, built, stamp), tools={plan.library.module: built.version},
-        seconds=built.seconds, warnings=tuple(concerns(built.messages)),
+        files=ROLES, evidence=Evidence("lowered", REPORT_FILE, True, runtime, device, stamp.created),
+        tools={plan.library.module: opened.version}, seconds=seconds, warnings=tuple(concerns(messages)),
         opened=engine_facts["read_back"] is not None,
     )  # fmt: skip
 
@@ -267,39 +244,3 @@ def _read_engine(engine: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None
             raise
         return {"read_back": None, "reason": f"the engine does not open on this GPU: {cause.found}"}
     return {"read_back": check_engine(loaded, opened, plan, where).to_json(), "reason": None}
-
-
-def _stamp(plan: BuildPlan, built: Built, gpu: Gpu | None) -> Stamp:
-    machine = Machine.here(built.version, gpu if plan.library.binds else None)
-    sha256 = hashlib.sha256(built.engine).hexdigest()
-    return Stamp(plan.target, plan.compute, machine, plan.onnx_sha256, sha256, utc_now())
-
-
-def _report(plan: BuildPlan, built: Built, stamp: Stamp, onnx_bytes: int) -> dict[str, Any]:
-    return {
-        "format": "samx-lowering-report",
-        "schema_version": 1,
-        "level": "lowered",
-        "shows": SHOWS,
-        "target": plan.target,
-        "library": plan.library.title,
-        "version": built.version,
-        "os": stamp.machine.os,
-        "gpu": stamp.machine.gpu,
-        "compute": plan.compute,
-        "seconds": round(built.seconds, 3),
-        "onnx_bytes": onnx_bytes,
-        "engine_bytes": len(built.engine),
-        "engine_sha256": stamp.engine_sha256,
-        "memory": figures(built.messages),
-        "network": built.understood.to_json(),
-        "log": summary(built.messages),
-        "timing_cache": built.timing_cache,
-    }
-
-
-def _evidence(plan: BuildPlan, built: Built, stamp: Stamp) -> Evidence:
-    return Evidence(
-        level="lowered", report=REPORT_FILE, passed=True, runtime=f"{plan.library.title} {built.version}",
-        device=stamp.machine.gpu or f"none, compiled for {plan.compute}", created=stamp.created,
-    )  # fmt: skip

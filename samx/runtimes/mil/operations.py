@@ -144,7 +144,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
     return torch.matmul(filled(filled(x, -1), -2), filled(filled(y, -1), -2))[..., :rows, :columns]
 
 
-def _reduced(reduce: Callable[[Tensor, Sequence[int], bool], Tensor]) -> Operation:
+def _reduced(reduce: Callable[..., Tensor]) -> Operation:
     """Reduce along some axes, or all."""
 
     def compute(x: Tensor, axes: Sequence[int] | None = None, keep_dims: bool = False) -> Tensor:
@@ -255,8 +255,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "conv": Operation(conv, ("strides", "pad_type", "pad", "dilations", "groups"), only={"pad_type": ("valid",)}),
     "matmul": Operation(matmul, ("transpose_x", "transpose_y"), ("x", "y"), NUMBERS),
     "einsum": Operation(lambda values, equation: torch.einsum(equation, *values), ("equation",), ("values",)),
-    "reduce_sum": _reduced(torch.sum),
-    "reduce_max": _reduced(torch.amax),
+    "reduce_sum": _reduced(Tensor.sum),
+    "reduce_max": _reduced(Tensor.amax),
     "reduce_argmax": Operation(reduce_argmax, ("axis", "keep_dims", "output_dtype"), types=NUMBERS),
     "softmax": Operation(softmax, ("axis",)),
     "layer_norm": Operation(layer_norm, ("axes", "epsilon")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +48,10 @@ def open_artifact(
     cuda, gpu = cuda_runtime(opened.library.extra), find_gpu()
     check_stamp(artifact, plan, sha256, Machine.here(opened.version, gpu))
     memory, where = CudaDevice(cuda, gpu), str(artifact.path)
-    runtime, engine = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
-    check_engine(engine, opened, plan, where)
-    parts = Parts(plan, opened, runtime, engine, *open_context(engine, opened, gpu, sha256, cuda_graph), memory)
+    loaded = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
+    check_engine(loaded[1], opened, plan, where)
     padding = Padding.of(artifact.manifest.options, where)
-    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, padding)
+    return TensorRTRuntime(artifact.manifest.spec, plan, opened, loaded, sha256, memory, chunk, cuda_graph, padding)
 
 
 def devices(extra: str = "trt") -> list[str]:
@@ -94,41 +92,30 @@ def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine)
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What running one engine takes."""
-
-    plan: BuildPlan
-    opened: Opened
-    runtime: trt.Runtime  # the engine lives in it
-    engine: trt.ICudaEngine
-    execution: trt.IExecutionContext
-    kernels: KernelCache | None
-    device: CudaDevice
-
-
 class TensorRTRuntime(CopiesOnly, Runtime):
     """Feed an engine by tensor name. Buffers stay; a repeated call with the same shapes only copies and runs."""
 
     def __init__(
-        self, spec: DecoderSpec, parts: Parts, chunk: int | None = None, cuda_graph: bool = False,
+        self, spec: DecoderSpec, plan: BuildPlan, opened: Opened, loaded: tuple[trt.Runtime, trt.ICudaEngine],
+        sha256: str, device: CudaDevice, chunk: int | None = None, cuda_graph: bool = False,
         padding: Padding | None = None,
     ) -> None:  # fmt: skip
-        most = parts.plan.prompts.max
+        most = plan.prompts.max
         super().__init__(spec, most if chunk is None else min(chunk, most), padding)
-        self._parts, self._device = parts, parts.device
-        self._context: trt.IExecutionContext = parts.execution
-        self._buffers = Buffers(parts.device)
+        self._plan, self._opened, self._device = plan, opened, device
+        self._lives_in, self._engine = loaded
+        self._context, self._kernels = open_context(self._engine, opened, device.gpu, sha256, cuda_graph)
+        self._buffers = Buffers(device)
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}  # what the context knows: address and shape
-        self._wants_graph = cuda_graph and not parts.opened.library.captures_graphs
+        self._wants_graph = cuda_graph and not opened.library.captures_graphs
         self._graphs: list[Any] = []  # at most one: a graph holds for the context's state when it was recorded
         self._runs = 0  # calls since the shapes or addresses changed
         self._cuda_graph = cuda_graph
-        weakref.finalize(self, _drop_all, parts.device, self._graphs)
+        weakref.finalize(self, _drop_all, device, self._graphs)
 
     def placement(self) -> Placement:
         """Count the engine's layers, as the library's inspector lists them; all of them run on the GPU."""
-        opened, device, kernels = self._parts.opened, self._device, self._parts.kernels
+        opened, device, kernels = self._opened, self._device, self._kernels
         details = {
             opened.library.module: opened.version,
             "gpu": device.gpu.name,
@@ -139,7 +126,7 @@ class TensorRTRuntime(CopiesOnly, Runtime):
             "buffer_bytes": self._buffers.total,
             "counted": "engine layers",
         }
-        layers = count_layers(self._parts.engine, opened)
+        layers = count_layers(self._engine, opened)
         return Placement(opened.library.module, DEVICE, {DEVICE: layers}, details)
 
     def _set_image(self, image: Feed) -> None:
@@ -159,12 +146,12 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         for name, value in outputs.items():
             self._device.download(self._bound[name][0], value)
         self._device.synchronise()
-        if self._runs == 1 and self._parts.kernels is not None:
-            self._parts.kernels.keep()  # a new shape has compiled new kernels
+        if self._runs == 1 and self._kernels is not None:
+            self._kernels.keep()  # a new shape has compiled new kernels
         return outputs
 
     def _check_limits(self, prompts: int, points: int) -> None:
-        plan = self._parts.plan
+        plan = self._plan
         for what, count, limits in (
             ("prompts a call", prompts, plan.prompts),
             ("points a prompt", points, plan.points),
@@ -212,13 +199,13 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         self._runs += 1
 
     def _enqueue(self) -> None:
-        self._parts.opened.messages.clear()
+        self._opened.messages.clear()
         if not self._context.execute_async_v3(self._device.stream):
             raise self._refusal("does not run the engine")
 
     def _refusal(self, what: str) -> SamxError:
-        title = self._parts.opened.library.title
-        return SamxError(f"{title} {what}", found=first_error(self._parts.opened.messages), fix="Please report this.")
+        title = self._opened.library.title
+        return SamxError(f"{title} {what}", found=first_error(self._opened.messages), fix="Please report this.")
 
 
 def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
