@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import Exported, ExportJob, ExportOptions, option
-from samx.extras import require
+from samx.extras import require, silent
 from samx.formats.onnx import broken_rules
 from samx.models.spec import DecoderSpec
 
@@ -150,24 +148,10 @@ def to_onnx(
     """Trace a module and convert it."""
     import torch
 
-    with _quiet(), torch.no_grad():
+    with silent("torch.onnx"), contextlib.redirect_stdout(None), torch.no_grad():
         program = torch.onnx.export(
             module.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=dynamic_shapes,
             input_names=list(inputs), output_names=list(outputs),
         )  # fmt: skip
     assert program is not None  # None is only returned when a file is written
     return program.model_proto
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's internal notices away from the user; its errors still come."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

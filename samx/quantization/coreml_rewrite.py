@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from samx.exporters.coreml.convert import add_chosen
+from samx.extras import silent
 from samx.formats.coreml.lint_rules import multiply_adds, steps_of
-from samx.formats.coreml.program import open_coremltools, program_of, quiet
+from samx.formats.coreml.program import LIBRARY, open_coremltools, program_of
 from samx.quantization.coreml_groups import CONVOLUTION, Convolution, half_convolutions
 from samx.quantization.search import Plan
 
@@ -82,5 +83,5 @@ def _shrink_weights(functions: Mapping[str, Any], weights: Sequence[str]) -> Non
 
     pipeline = open_coremltools(PURPOSE).PassPipeline.EMPTY
     add_chosen(pipeline, WEIGHTS, weights)
-    with quiet():
+    with silent(LIBRARY):
         PassPipelineManager.apply_pipeline(program_of(functions, PURPOSE), pipeline)

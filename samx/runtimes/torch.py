@@ -23,8 +23,8 @@ TORCH_CHUNK = 2
 class TorchRuntime(Runtime):
     """Run the reference or the fast form on a torch device, in float32."""
 
-    def __init__(self, module: ReferenceDecoder | FastDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK) -> None:
-        super().__init__(module.spec, chunk)
+    def __init__(self, module: ReferenceDecoder | FastDecoder, device: str = "cpu") -> None:
+        super().__init__(module.spec, TORCH_CHUNK)
         self._device = torch_device(device)
         self._module = module.eval().to(self._device)
         self._image: dict[str, Tensor] = {}

@@ -285,6 +285,6 @@ class TestLibrary:
     def test_warnings_come_back_afterwards(self) -> None:
         logger = logging.getLogger("coremltools")
         before = logger.level
-        with library.quiet():
+        with silent("coremltools"):
             assert not logger.isEnabledFor(logging.WARNING)
         assert logger.level == before

@@ -52,7 +52,6 @@ def runtime(**codes: int) -> tuple[ModuleType, list[str]]:
         cudaGetErrorString=lambda code: (0, b"what went wrong"),
         cudaStreamNonBlocking=1,
         cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
-        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal="own thread"),
         cudaSetDevice=lambda device: answer("cudaSetDevice"),
         cudaStreamCreateWithFlags=lambda flags: answer("cudaStreamCreateWithFlags", FakeStream(77)),
         cudaStreamDestroy=lambda stream: answer("cudaStreamDestroy"),
@@ -60,12 +59,6 @@ def runtime(**codes: int) -> tuple[ModuleType, list[str]]:
         cudaMalloc=allocate,
         cudaFree=lambda address: memory.pop(address) and answer("cudaFree"),
         cudaMemcpyAsync=copy,
-        cudaStreamBeginCapture=lambda stream, mode: answer("cudaStreamBeginCapture"),
-        cudaStreamEndCapture=lambda stream: answer("cudaStreamEndCapture", "recording"),
-        cudaGraphInstantiate=lambda graph, flags: answer("cudaGraphInstantiate", f"graph of {graph}"),
-        cudaGraphDestroy=lambda graph: answer("cudaGraphDestroy"),
-        cudaGraphLaunch=lambda graph, stream: answer("cudaGraphLaunch"),
-        cudaGraphExecDestroy=lambda graph: answer("cudaGraphExecDestroy"),
     )
     return cuda, log
 
@@ -82,33 +75,6 @@ def test_arrays_go_there_and_back() -> None:
     np.testing.assert_array_equal(back, there)
     assert log[2:] == ["cudaMalloc", "copy up", "copy down", "cudaStreamSynchronize", "cudaFree"]
     assert (device.stream, device.gpu.name) == (77, "Toy GPU")
-
-
-def test_work_is_recorded_and_run() -> None:
-    cuda, log = runtime()
-    device = CudaDevice(cuda, TOY)
-    graph = device.capture(lambda: log.append("work"))
-    device.launch(graph)
-    device.drop(graph)
-    assert log[2:] == [
-        "cudaStreamBeginCapture", "work", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphDestroy",
-        "cudaGraphLaunch", "cudaGraphExecDestroy",
-    ]  # fmt: skip
-
-
-def test_a_recording_that_fails_is_ended() -> None:
-    cuda, log = runtime()
-
-    def fail() -> None:
-        raise SamxError("planted")
-
-    with pytest.raises(SamxError, match="planted"):
-        CudaDevice(cuda, TOY).capture(fail)
-    assert "cudaStreamEndCapture" in log
-    cuda, log = runtime(cudaGraphInstantiate=801)
-    with pytest.raises(SamxError, match=r"cannot make a CUDA graph: found what went wrong \(CUDA error 801\)"):
-        CudaDevice(cuda, TOY).capture(lambda: None)
-    assert "cudaGraphDestroy" in log
 
 
 @pytest.mark.parametrize(

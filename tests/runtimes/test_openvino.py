@@ -193,7 +193,7 @@ def test_an_answer_stays_when_the_next_question_is_asked(split: Artifact) -> Non
 
 
 def test_many_prompts_are_those_one_by_one(split: Artifact) -> None:
-    session, feed = open_artifact(split, chunk=4), prompts(9)
+    session, feed = open_artifact(split), prompts(9)
     session.set_image(image(0))
     together = session.decode(feed)
     alone = [session.decode({name: value[i : i + 1] for name, value in feed.items()}) for i in range(9)]

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from samx.errors import UsageError
-from samx.extras import require
+from samx.extras import require, silent
 from samx.formats.coreml.contract import MULTIFUNCTION_IOS, SINGLE_FUNCTION, Signature, sized
-from samx.formats.coreml.program import open_coremltools, parse_model, program_of, quiet
+from samx.formats.coreml.program import LIBRARY, open_coremltools, parse_model, program_of
 
 PURPOSE, PALETTE_EXTRA = "exporting Core ML packages", "coreml-palettes"
 SMALLEST = 2048  # elements of a weight that is worth a scale or a palette
@@ -256,5 +256,5 @@ def _package_manifest(name: str) -> str:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keep the converter's notices from the user, and its progress bars, which know no other way to be silent."""
-    with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+    with silent(LIBRARY), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
         yield

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from samx.errors import ArtifactError, MissingExtraError, UnavailableError
-from samx.extras import require
+from samx.extras import require, silent
 from samx.formats.coreml.package import WEIGHTS, PackageFiles, unpacked
 from samx.formats.coreml.tensors import TensorType, check_described, tensor_type
 
@@ -38,20 +35,6 @@ def open_coremltools(purpose: str) -> ModuleType:
     if number is None or int(number[0]) < MINIMUM:
         raise UnavailableError("coremltools is too old", found=version, expected=f"{MINIMUM}.0 or newer", fix=UPDATE)
     return library
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep its log and its warnings from the user; its exceptions still come."""
-    logger = logging.getLogger(LIBRARY)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def parse_model(data: bytes, purpose: str) -> Any:
@@ -153,12 +136,12 @@ def _specification(library: ModuleType, data: bytes, where: str) -> Any:
 
 
 def _functions(spec: Any, package: PackageFiles, where: str) -> dict[str, Any]:
-    with quiet():
+    with silent(LIBRARY):
         from coremltools.converters.mil.frontend.milproto import load as milproto
 
     if milproto.BlobReader is None:  # its native part comes in the wheels for macOS and Linux only
         raise UnavailableError("this build of coremltools cannot read weights", fix="Use its wheel on Linux or macOS.")
-    with quiet(), unpacked(package) as path:
+    with silent(LIBRARY), unpacked(package) as path:
         try:
             read = milproto.load(spec, spec.specificationVersion, str(path / package.weights_folder))
         except Exception as cause:  # of many classes, assertions among them
@@ -175,7 +158,7 @@ def _default(spec: Any) -> str:
 
 def _check_operations(spec: Any, where: str) -> None:
     """Name an operation that coremltools does not have: its own words would not."""
-    with quiet():
+    with silent(LIBRARY):
         from coremltools.converters.mil.mil import Builder
 
     for operation in _declared(spec):
@@ -216,7 +199,7 @@ def _check_types(spec: Any, program: Program) -> None:
 @cache
 def _types() -> tuple[Any, Any]:
     """Import once what every operation asks for: being quiet takes longer than the comparison."""
-    with quiet():
+    with silent(LIBRARY):
         from coremltools.converters.mil.frontend.milproto.helper import proto_to_types
         from coremltools.converters.mil.mil import types
 

@@ -16,7 +16,7 @@ from samx.formats.coreml.package import PackageFiles, read_package
 from samx.formats.coreml.program import Program, load_program
 from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, Padding, Runtime
+from samx.runtimes.base import Padding, Runtime
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def _padding(options: Mapping[str, Any], where: str) -> Padding:
 class PackagesRuntime(Runtime):
     """Fill prompts up to fixed shapes and call the functions that take these; subclasses say how one is called."""
 
-    def __init__(self, spec: DecoderSpec, opened: OpenedPackages, chunk: int = DEFAULT_CHUNK) -> None:
-        super().__init__(spec, chunk, opened.padding)
+    def __init__(self, spec: DecoderSpec, opened: OpenedPackages) -> None:
+        super().__init__(spec, padding=opened.padding)
         self._opened = opened
         self._image: Arrays = {}
 

@@ -17,7 +17,7 @@ from samx.formats.coreml.package import PackageFiles, unpacked
 from samx.formats.coreml.program import open_coremltools
 from samx.models.session import Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, check_device, refuse_threads
+from samx.runtimes.base import check_device, refuse_threads
 from samx.runtimes.coreml.compute_plan import (
     CPU,
     DEVICES,
@@ -44,9 +44,7 @@ UNITS: Mapping[str, str] = {
 MUST: Mapping[str, str] = {DEFAULT_DEVICE: ENGINE, "cpu+gpu": GPU, "coreml-cpu": CPU}
 
 
-def open_artifact(
-    artifact: Artifact, device: str = DEFAULT_DEVICE, threads: int | None = None, chunk: int = DEFAULT_CHUNK
-) -> CoreMLRuntime:
+def open_artifact(artifact: Artifact, device: str = DEFAULT_DEVICE, threads: int | None = None) -> CoreMLRuntime:
     """Open a verified artifact.
 
     Raises: UnavailableError on anything but a Mac that has the device and a macOS that runs the package;
@@ -57,7 +55,7 @@ def open_artifact(
     require_prediction(functions_of(artifact.manifest.options, str(artifact.path)).values())
     library = open_coremltools(PURPOSE)
     _require_device(device)
-    return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device, chunk)
+    return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device)
 
 
 def devices() -> list[str]:
@@ -79,10 +77,8 @@ def devices() -> list[str]:
 class CoreMLRuntime(PackagesRuntime):
     """Fill prompts up to the next function's rows and let Core ML predict."""
 
-    def __init__(
-        self, spec: DecoderSpec, opened: OpenedPackages, library: ModuleType, device: str, chunk: int = DEFAULT_CHUNK
-    ) -> None:
-        super().__init__(spec, opened, chunk)
+    def __init__(self, spec: DecoderSpec, opened: OpenedPackages, library: ModuleType, device: str) -> None:
+        super().__init__(spec, opened)
         self._device, self._machine = device, machine_facts(library)
         self._predictors = {folder: Predictor(library, files, UNITS[device]) for folder, files in opened.files.items()}
 

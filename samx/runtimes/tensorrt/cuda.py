@@ -52,30 +52,6 @@ class CudaDevice:
         """Wait for all work of the stream; errors of that work are raised here."""
         self._call("finish the work on the GPU", self._cuda.cudaStreamSynchronize, self._stream)
 
-    def capture(self, work: Callable[[], None]) -> Any:
-        """Record the work that a function puts on the stream, without running it."""
-        cuda = self._cuda
-        mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("begin a CUDA graph", cuda.cudaStreamBeginCapture, self._stream, mode)
-        try:
-            work()
-        except SamxError:
-            cuda.cudaStreamEndCapture(self._stream)  # leave the mode; what went wrong is told by the work
-            raise
-        recorded = self._call("end a CUDA graph", cuda.cudaStreamEndCapture, self._stream)
-        try:
-            return self._call("make a CUDA graph", cuda.cudaGraphInstantiate, recorded, 0)
-        finally:
-            self._call("drop a recording", cuda.cudaGraphDestroy, recorded)
-
-    def launch(self, graph: Any) -> None:
-        """Run recorded work."""
-        self._call("run a CUDA graph", self._cuda.cudaGraphLaunch, graph, self._stream)
-
-    def drop(self, graph: Any) -> None:
-        """Forget recorded work."""
-        self._call("drop a CUDA graph", self._cuda.cudaGraphExecDestroy, graph)
-
     def _copy(self, doing: str, to: int, source: int, size: int, kind: str) -> None:
         way = getattr(self._cuda.cudaMemcpyKind, kind)
         self._call(doing, self._cuda.cudaMemcpyAsync, to, source, size, way, self._stream)
