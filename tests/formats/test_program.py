@@ -14,6 +14,7 @@ import pytest
 from mil_packages import ct, edited, function, join, mb, operation, save_function
 
 from samx.errors import ArtifactError, MissingExtraError, UnavailableError
+from samx.extras import silent
 from samx.formats.coreml import program as library
 from samx.formats.coreml.package import PackageFiles, package_from_directory
 from samx.formats.coreml.program import load_program, operations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -163,10 +162,9 @@ def _check_sizes(sizes: Mapping[str, int], where: str) -> None:
 def _bytes(path: Path, size: int) -> bytes:
     try:
         with os.fdopen(os.open(path, OPEN_FLAGS), "rb") as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            data = file.read(size + 1) if regular else b""
+            data = file.read(size + 1)
     except OSError as cause:
         raise ArtifactError(f"cannot read {path}", found=cause.strerror, fix=AGAIN) from cause
-    if not regular or len(data) != size:
+    if len(data) != size:
         raise ArtifactError(f"{path} changed while it was read", fix="Read it again when nobody writes it.")
     return data

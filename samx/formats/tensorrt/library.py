@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from samx.artifacts.strict_json import refusal
 from samx.errors import MissingExtraError, UnavailableError, UsageError
 from samx.extras import require
 
@@ -144,6 +145,16 @@ def library_of(target: str) -> Library:
     if target not in known:
         raise UsageError("this target has no engine to build", found=f"target '{target}'", expected=" or ".join(known))
     return known[target]
+
+
+def check_compute(target: str, compute: str, where: str) -> None:
+    """Refuse a file of a target that is unknown, or of GPUs that it has no engines for.
+
+    Raises: ArtifactError naming `where`.
+    """
+    known = {library.target: library.compute for library in LIBRARIES}
+    if compute not in known.get(target, ()):
+        raise refusal(f"{where} is of no known target", f"{target}, {compute}", fix="Export again.")
 
 
 def version_of(text: str) -> Version:

@@ -8,10 +8,14 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from samx.artifacts.strict_json import Document, Sha256, refusal
-from samx.errors import UnavailableError, UsageError
-from samx.formats.tensorrt.library import Library, library_of, version_of
+from samx.artifacts.strict_json import Document, Sha256
+from samx.errors import UnavailableError
+from samx.formats.tensorrt.library import Library, check_compute, library_of, version_of
 
+STAMP_FILE, STAMP_ROLE = "engine.json", "engine_stamp"
+WORDS = {"gpu": "GPU", "compute_capability": "compute capability", "driver": "driver", "os": "system"}
+AMPERE = (8, 0)
+# The driver's own library: building an engine needs nothing else.
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 FIRST_DEVICE = 0  # CUDA_VISIBLE_DEVICES says which one that is
 # Numbers of cuDeviceGetAttribute, part of the driver's interface.
@@ -35,7 +39,10 @@ def find_gpu() -> Gpu:
 
     Raises: UnavailableError when there is no driver or no GPU.
     """
-    return describe_gpu(_open_driver())
+    try:
+        return describe_gpu(ctypes.CDLL(DRIVER_LIBRARY))
+    except OSError as cause:
+        raise UnavailableError("no NVIDIA driver is here", found=cause, fix=REMEDY) from cause
 
 
 def describe_gpu(driver: Any) -> Gpu:
@@ -59,13 +66,6 @@ def cuda_words(version: int) -> str:
     return f"CUDA {version // 1000}.{version % 1000 // 10}"
 
 
-def _open_driver() -> Any:
-    try:
-        return ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError as cause:
-        raise UnavailableError("no NVIDIA driver is here", found=cause, fix=REMEDY) from cause
-
-
 def _number(driver: Any, function: Any, *arguments: int) -> int:
     answer = ctypes.c_int()
     _call(driver, function(ctypes.byref(answer), *arguments))
@@ -81,11 +81,6 @@ def _call(driver: Any, code: int) -> None:
     driver.cuGetErrorString(code, ctypes.byref(words))
     text = (words.value or b"unknown error").decode(errors="replace")
     raise UnavailableError("the NVIDIA driver does not work", found=f"{text} (CUDA error {code})", fix=REMEDY)
-
-
-STAMP_FILE, STAMP_ROLE = "engine.json", "engine_stamp"
-WORDS = {"gpu": "GPU", "compute_capability": "compute capability", "driver": "driver", "os": "system"}
-AMPERE = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -127,12 +122,7 @@ class Stamp(Document):
 
     def check(self, where: str) -> None:
         """Refuse a target that is unknown, and GPUs that it has no engines for."""
-        try:
-            known = self.compute in self.library.compute
-        except UsageError:
-            known = False
-        if not known:
-            raise refusal(f"{where} is of no known target", f"{self.target}, {self.compute}")
+        check_compute(self.target, self.compute, where)
 
 
 def differs(stamp: Stamp, here: Machine) -> list[str]:

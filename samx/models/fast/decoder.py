@@ -70,7 +70,7 @@ class FastDecoder(nn.Module):
     def _transformer(
         self, reference: ReferenceDecoder, form: Form, fused: bool, independent: bool
     ) -> ImageTokenTransformer | LowRankTransformer:
-        read = slice(self.choice.first, self.choice.last)
+        read = slice(0, self.choice.last)
         if form == "low_rank":
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")

@@ -81,9 +81,8 @@ STABILITY_LOGIT = 0.0  # SAM 2 tests stability around logit 0, whatever the mask
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """Choose which output tokens the export reads: positions `first` to `last` of all tokens, masks by token number."""
+    """Choose which output tokens the export reads: positions up to `last` of all tokens, masks by token number."""
 
-    first: int
     last: int
     iou: int  # the IoU token's place among the tokens read
     masks: range
@@ -102,7 +101,7 @@ def token_choice(spec: DecoderSpec) -> TokenChoice:
     iou = int(spec.object_score)
     only_first = spec.masks == "single" and not spec.stability_fallback
     masks = range(0, 1) if only_first else range(int(spec.masks == "multimask"), spec.mask_tokens)
-    return TokenChoice(first=0, last=iou + 1 + masks.stop, iou=iou, masks=masks)
+    return TokenChoice(last=iou + 1 + masks.stop, iou=iou, masks=masks)
 
 
 def stable_single(

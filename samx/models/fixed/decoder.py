@@ -111,7 +111,7 @@ class TokenDecoder(nn.Module):
         self.choice: TokenChoice = token_choice(self.spec)
         learned = source.learned_tokens().detach().t()
         self.register_buffer("learned_tokens", learned.reshape(1, learned.shape[0], 1, -1).clone())
-        read = slice(self.choice.first, self.choice.last)
+        read = slice(0, self.choice.last)
         self.transformer = Transformer(source, reference.prompt_encoder.pe_layer, read)
         self.planes, self.mask_weights = MaskPlanes(source), MaskWeights(source, self.choice.masks)
         self.iou_head = pointwise_mlp(source.iou_prediction_head)
