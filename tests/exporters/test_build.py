@@ -67,7 +67,7 @@ def test_a_file_that_is_no_graph_does_not_parse(rtx: Opened) -> None:
 
 
 def test_a_turing_engine_is_for_turing(rtx: Opened) -> None:
-    assert build_engine(toy_onnx(), toy_plan(turing=True), rtx)[1].capabilities == ("SM75",)
+    assert build_engine(toy_onnx(), toy_plan(turing=True), rtx)[1].compute_capabilities == ("SM75",)
 
 
 def test_what_the_compiler_refuses_is_one_line(demo_artifact: Path, rtx: Opened) -> None:

@@ -18,7 +18,7 @@ from samx.errors import ArtifactError, SamxError, UnavailableError
 from samx.formats.coreml.package import package_from_directory
 from samx.runtimes.coreml import compute_plan as mac
 from samx.runtimes.coreml import compute_plan as source
-from samx.runtimes.coreml.compute_plan import SHOWS, ComputePlan, package_plan
+from samx.runtimes.coreml.compute_plan import ComputePlan, package_plan
 
 LINES: list[Line] = [
     ("const", None, None),
@@ -66,20 +66,20 @@ def test_every_operation_has_its_device_and_its_share_of_the_cost(plan: ComputeP
 
 
 def test_residency_is_of_operations_and_of_cost(plan: ComputePlan) -> None:
-    assert plan.residency() == {"operations": 0.5, "cost": 0.875}
+    assert plan.residency == {"operations": 0.5, "cost": 0.875}
 
 
 def test_without_costs_there_is_no_share_of_cost(fake_mac: FakeMac, one: Path) -> None:
     fake_mac.plans = {"main": [("ios18.conv", "ANE", None), ("ios18.add", "CPU", None)]}
     plan = compute_plan(one, "main", UNITS)
-    assert plan.residency() == {"operations": 0.5, "cost": None}
+    assert plan.residency == {"operations": 0.5, "cost": None}
 
 
 def test_what_core_ml_says_nothing_of_counts_against_the_engine(fake_mac: FakeMac, one: Path) -> None:
     fake_mac.plans = {"main": [("ios18.conv", "ANE", 1.0), ("ios18.add", None, None)]}
     plan = compute_plan(one, "main", UNITS)
     assert (plan.unplanned, plan.total) == (("1_ios18.add_x_weight",), 2)
-    assert plan.residency()["operations"] == 0.5
+    assert plan.residency["operations"] == 0.5
 
 
 def test_a_plan_is_of_the_function_that_was_asked_for(fake_mac: FakeMac, two: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_plan_is_plain_data_and_says_what_it_is(plan: ComputePlan) -> None:
     data = json.loads(json.dumps(plan.to_json()))
     assert (data["kind"], data["shows"], data["residency"]) == (
         "compute plan",
-        SHOWS,
+        ComputePlan.HEADER["shows"],
         {"operations": 0.5, "cost": 0.875},
     )
     record = data["operations"]["2_ios18.conv_x_weight"]  # the shape of WhisperKit's files

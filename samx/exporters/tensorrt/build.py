@@ -14,6 +14,7 @@ from samx.artifacts import trust
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
+from samx.artifacts.strict_json import plain
 from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import ArtifactError, UnavailableError
 from samx.formats.tensorrt.engine import (
@@ -133,7 +134,7 @@ def _understood(
         profiles=(limits,),
         strongly_typed=flag is None or bool(network.get_flag(flag)),
         tf32=bool(config.get_flag(module.BuilderFlag.TF32)),
-        capabilities=tuple(config.get_compute_capability(i).name for i in range(count)),
+        compute_capabilities=tuple(config.get_compute_capability(i).name for i in range(count)),
     )  # fmt: skip
 
 
@@ -195,7 +196,7 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
         **HEADER, "target": plan.target, "library": plan.library.title, "version": opened.version, "os": machine.os,
         "gpu": machine.gpu, "compute": plan.compute, "seconds": round(seconds, 3), "onnx_bytes": len(onnx),
         "engine_bytes": len(engine), "engine_sha256": sha256, "memory": figures(messages),
-        "network": understood.to_json(), "log": summary(messages), "timing_cache": cache, "engine": engine_facts,
+        "network": plain(understood), "log": summary(messages), "timing_cache": cache, "engine": engine_facts,
     }  # fmt: skip
     write_file(directory / ENGINE_FILE, engine)
     write_file(directory / STAMP_FILE, stamp.to_bytes())
@@ -243,4 +244,4 @@ def _read_engine(engine: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None
         if not plan.library.builds_without_gpu:
             raise
         return {"read_back": None, "reason": f"the engine does not open on this GPU: {cause.found}"}
-    return {"read_back": check_engine(loaded, opened, plan, where).to_json(), "reason": None}
+    return {"read_back": plain(check_engine(loaded, opened, plan, where)), "reason": None}

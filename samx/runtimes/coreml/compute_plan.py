@@ -10,14 +10,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
+from samx.artifacts.strict_json import Document
 from samx.errors import ArtifactError, UnavailableError
 from samx.formats.coreml.contract import SINGLE_FUNCTION, contract_of, functions_of
 from samx.formats.coreml.package import PackageFiles, read_package, unpacked
@@ -32,8 +33,6 @@ UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made 
 PURPOSE = "a compute plan"
 INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
 DIGITS = 4  # of a cost in percent
-KIND, SCHEMA_VERSION = "compute plan", 1
-SHOWS = "where Core ML means to run each operation on the named machine; planned before a run, not observed in one"
 PLAN_MACOS, MULTIFUNCTION_MACOS = (14, 4), (15, 0)  # the first that make compute plans; that have several functions
 SYSCTL = "/usr/sbin/sysctl"
 EVALUATE = "'samx validate DIR' (device cpu) evaluates the saved program here."
@@ -106,8 +105,18 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class ComputePlan:
-    """Describe the plan of a function. Stored weights are no operations; of the unplanned ones Core ML says nothing."""
+class ComputePlan(Document):
+    """Describe the plan of a function. Stored weights are no operations; of the unplanned ones Core ML says nothing.
+
+    As JSON, `operations` has the shape of WhisperKit's `*.mlcomputeplan.json`.
+    """
+
+    HEADER = {
+        "kind": "compute plan", "schema_version": 1,
+        "shows": "where Core ML means to run each operation on the named machine; planned before a run, "
+        "not observed in one",
+    }  # fmt: skip
+    DERIVED = ("dispatch", "residency")
 
     function: str
     compute_units: str
@@ -127,28 +136,13 @@ class ComputePlan:
         """Count the operations, the unplanned too."""
         return len(self.operations) + len(self.unplanned)
 
+    @property
     def residency(self) -> dict[str, float | None]:
         """Return the Neural Engine's share of the operations, and of their cost; None where no cost is estimated."""
         costs = [(planned.dispatch, planned.cost) for planned in self.operations.values() if planned.cost is not None]
         whole, on_engine = (sum(cost for device, cost in costs if device in of) for of in (DEVICES, (ENGINE,)))
         share = self.dispatch[ENGINE] / self.total if self.total else 0.0
         return {"operations": share, "cost": on_engine / whole if whole else None}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain data. `operations` has the shape of WhisperKit's `*.mlcomputeplan.json`."""
-        return {
-            "kind": KIND,
-            "shows": SHOWS,
-            "schema_version": SCHEMA_VERSION,
-            "function": self.function,
-            "compute_units": self.compute_units,
-            "machine": dict(self.machine),
-            "dispatch": dict(self.dispatch),
-            "residency": self.residency(),
-            "constants": self.constants,
-            "unplanned": list(self.unplanned),
-            "operations": {name: asdict(planned) for name, planned in self.operations.items()},
-        }
 
 
 def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
@@ -259,7 +253,7 @@ def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: No
     plans = list(_plans(Artifact(directory, manifest), progress))
     report = {
         "format": "samx-compute-plan", "schema_version": 1, "level": "lowered",
-        "residency": {f"{folder}/{plan.function}": plan.residency()["operations"] for folder, plan in plans},
+        "residency": {f"{folder}/{plan.function}": plan.residency["operations"] for folder, plan in plans},
         "plans": [{"package": folder, **plan.to_json()} for folder, plan in plans],
     }  # fmt: skip
     write_file(directory / PLAN_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())

@@ -106,7 +106,7 @@ class CoreMLRuntime(PackagesRuntime):
             "compute_units": UNITS[self._device],
             "functions": list(plans),
             "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in DEVICES},
-            "residency": {name: plan.residency() for name, plan in plans.items()},
+            "residency": {name: plan.residency for name, plan in plans.items()},
             "counted": "operations of the compute plan",
         }
         return Placement("coreml", self._device, dict(operations), details)
