@@ -20,6 +20,28 @@ BoolArray = NDArray[np.bool_]
 TIE_BAND = 1e-5
 LOW_PERCENTILE = 5
 AT_LEAST = ("mask_iou_min", "mask_iou_case", "mask_iou_mean", "mask_iou_p05")
+# Starting points of the design (mask IoU, logit and predicted-IoU error), to be tightened when devices are measured.
+# The others follow from them:
+# - flipped_share: a mask IoU of 1 - e flips e of the pixels at most.
+# - logit_error_relative: error over the largest logit. fp32: float32 sums over 256 channels in another order differ by
+#   about 1e-6; TF32 (10 bits of mantissa, 1e-3) must show. fp16, int8: loose; they catch rescaled logits, which no
+#   thresholded mask shows.
+# - object_score_error: a logit of about 10, so as the mask logits.
+# bf16 has three bits of mantissa less than fp16, and is held to int8's mask IoU on the prompts that int8 is judged
+# on: with masks of ten pixels, which the other precisions' random prompts make, no eight bits reach a p05 of 0.95.
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+LIMITS: Mapping[str, tuple[Any, ...]] = {
+    "mask_iou_min":         (0.9999, 0.9,   None, None),  # a mask of ten pixels may lose two
+    "mask_iou_case":        (0.9999, 0.99,  None, None),
+    "mask_iou_mean":        (0.9999, 0.998, 0.98, 0.98),
+    "mask_iou_p05":         (0.9999, 0.99,  0.95, 0.95),
+    "flipped_share":        (1e-4,   2e-3,  0.02, 0.02),
+    "logit_error":          (1e-3,   None,  None, None),
+    "logit_error_relative": (1e-4,   0.05,  0.05, 0.5),
+    "iou_prediction_error": (1e-4,   0.01,  0.03, 0.03),
+    "object_score_error":   (1e-3,   0.1,   0.5,  0.5),
+    "forgiven_pixels":      (0,      1,     0,    0),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,28 +76,6 @@ def _is_good(name: str, value: float, limit: float) -> bool:
     return value >= limit if name in AT_LEAST else value <= limit
 
 
-# Starting points of the design (mask IoU, logit and predicted-IoU error), to be tightened when devices are measured.
-# The others follow from them:
-# - flipped_share: a mask IoU of 1 - e flips e of the pixels at most.
-# - logit_error_relative: error over the largest logit. fp32: float32 sums over 256 channels in another order differ by
-#   about 1e-6; TF32 (10 bits of mantissa, 1e-3) must show. fp16, int8: loose; they catch rescaled logits, which no
-#   thresholded mask shows.
-# - object_score_error: a logit of about 10, so as the mask logits.
-# bf16 has three bits of mantissa less than fp16, and is held to int8's mask IoU on the prompts that int8 is judged
-# on: with masks of ten pixels, which the other precisions' random prompts make, no eight bits reach a p05 of 0.95.
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-LIMITS: Mapping[str, tuple[Any, ...]] = {
-    "mask_iou_min":         (0.9999, 0.9,   None, None),  # a mask of ten pixels may lose two
-    "mask_iou_case":        (0.9999, 0.99,  None, None),
-    "mask_iou_mean":        (0.9999, 0.998, 0.98, 0.98),
-    "mask_iou_p05":         (0.9999, 0.99,  0.95, 0.95),
-    "flipped_share":        (1e-4,   2e-3,  0.02, 0.02),
-    "logit_error":          (1e-3,   None,  None, None),
-    "logit_error_relative": (1e-4,   0.05,  0.05, 0.5),
-    "iou_prediction_error": (1e-4,   0.01,  0.03, 0.03),
-    "object_score_error":   (1e-3,   0.1,   0.5,  0.5),
-    "forgiven_pixels":      (0,      1,     0,    0),
-}  # fmt: skip
 BOUNDS: Mapping[str, Bounds] = {
     precision: Bounds(precision, **{name: limits[i] for name, limits in LIMITS.items()})
     for i, precision in enumerate(PRECISIONS)

@@ -1,4 +1,7 @@
-"""PyTorch modules to Core ML packages: a program of fixed shapes a function, all of them over one set of weights."""
+"""PyTorch modules to Core ML packages: a program of fixed shapes a function, all of them over one set of weights.
+
+Weights may be smaller, 8-bit linear or palettes. Arithmetic stays float16.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,16 @@ COMPRESSIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "palette8": ("compression::palettize_weights", "OpPalettizerConfig", {"mode": "unique"}),
 }  # fmt: skip
 PALETTE_BITS: Mapping[str, int] = {"palette8": 8}  # of a palette's entries
+DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
+    "float32": (torch.float32, np.float32),
+    "float16": (torch.float16, np.float16),
+    "int32": (torch.int32, np.int32),
+}
+# The image tokens' positions are products of small tables; folded they would be 2 MiB a package.
+LARGEST_FOLDED = "10000"
+# Its batch norms mix float32 statistics with float16 tensors, which Core ML's own check refuses (coremltools 9.0).
+BROKEN_PASS = "common::fuse_elementwise_to_batchnorm"
+MODEL, WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 
 
 def check_compression(name: str) -> None:
@@ -99,18 +112,6 @@ def _append(pipeline: Any, name: str, choose: Callable[[Any], dict[str, Any]]) -
     config = getattr(optimize, kind)(weight_threshold=SMALLEST, **settings)
     pipeline.append_pass(graph_pass)
     pipeline.set_options(graph_pass, {"config": optimize.OptimizationConfig(**choose(config))})
-
-
-DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
-    "float32": (torch.float32, np.float32),
-    "float16": (torch.float16, np.float16),
-    "int32": (torch.int32, np.int32),
-}
-# The image tokens' positions are products of small tables; folded they would be 2 MiB a package.
-LARGEST_FOLDED = "10000"
-# Its batch norms mix float32 statistics with float16 tensors, which Core ML's own check refuses (coremltools 9.0).
-BROKEN_PASS = "common::fuse_elementwise_to_batchnorm"
-MODEL, WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 
 
 def write_package(

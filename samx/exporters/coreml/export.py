@@ -1,4 +1,4 @@
-"""Write Core ML packages for the Neural Engine: fixed shapes, a function for every usual number of points."""
+"""Write Core ML packages for the Neural Engine, a function for every usual number of points, and a Swift example."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16", "int8": "Float
 NAMED = "    configuration.functionName = function\n"
 PADDING = {False: "a prompt without a box ends with", True: "every prompt ends with"}  # by whether a box is padded
 APPLE_PADDING = "the prompt encoder adds itself"
+PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
+LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
+NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
 def swift_source(
@@ -78,11 +81,6 @@ def _filled(name: str, words: Mapping[str, object]) -> str:
     """Fill a template in; it is read as a resource, so that it may lie in an archive."""
     template = files("samx.exporters.coreml") / "templates" / f"{name}.swift.in"
     return Template(template.read_text(encoding="utf-8")).substitute(words)
-
-
-PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
-LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
-NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
 
 
 def decoder(job: ExportJob) -> Graphs:

@@ -25,6 +25,15 @@ from samx.models.spec import LABELS, DecoderSpec, TensorSpec
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
 MULTIFUNCTION_IOS = 18  # the first system that loads packages of several functions
 FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+FLOATS, INTEGER = ("fp16", "fp32"), "int32"
+FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one
+APPLE_FAMILY = "sam2"
+PROMPT_ENCODER, MASK_DECODER = "prompt_encoder.mlpackage", "mask_decoder.mlpackage"
+IMAGE_NAMES = {
+    "image_embeddings": "image_embedding",
+    "high_res_features_0": "feats_s0",
+    "high_res_features_1": "feats_s1",
+}
 
 
 def _check_name(name: str, where: str) -> None:
@@ -51,16 +60,6 @@ def functions_of(options: Mapping[str, Any], where: str) -> dict[int, str]:
         raise read.refusal(f"{where}: points and functions disagree", f"points {points}", expected)
     return {count: name for name, count in sorted(rows.items(), key=lambda item: item[1])}
 
-
-FLOATS, INTEGER = ("fp16", "fp32"), "int32"
-FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one
-APPLE_FAMILY = "sam2"
-PROMPT_ENCODER, MASK_DECODER = "prompt_encoder.mlpackage", "mask_decoder.mlpackage"
-IMAGE_NAMES = {
-    "image_embeddings": "image_embedding",
-    "high_res_features_0": "feats_s0",
-    "high_res_features_1": "feats_s1",
-}
 
 Arrays = Mapping[str, NDArray[Any]]
 Call = Callable[[str, str, Arrays], Arrays]  # package, function, feed -> its outputs

@@ -1,4 +1,7 @@
-"""The known rules of the Neural Engine, as far as anybody has published them: a table that the lint walks through."""
+"""The known rules of the Neural Engine, as far as anybody has published them: a table that the lint walks through.
+
+A rule looks at steps: a MIL function as plain data, one step an operation, with its shapes, types and small constants.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MIL program of a package, read back from its bytes, and what its file declares against what it is."""
+"""coremltools, and the MIL program of a package, read back from its bytes: what its file declares, and what it is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ from samx.formats.coreml.tensors import TensorType, check_described, tensor_type
 LIBRARY, EXTRA = "coremltools", "coreml"
 MINIMUM = 9  # the first release that reads and writes iOS 26 programs, and that runs with NumPy 2
 UPDATE = "Update it with: pip install --upgrade 'coremltools>=9'"
+PURPOSE = "reading a Core ML package"
+# What the specification version of an ML Program asks for at least.
+MINIMUM_OS: Mapping[int, str] = {
+    6: "iOS 15, macOS 12", 7: "iOS 16, macOS 13", 8: "iOS 17, macOS 14", 9: "iOS 18, macOS 15", 10: "iOS 26, macOS 26",
+}  # fmt: skip
+MODEL_PATH = "@model_path"  # MIL's name for the folder of the model's file
+AGAIN = "Export it again."
+SHOWN = 200  # characters of a library's own words
 
 
 def open_coremltools(purpose: str) -> ModuleType:
@@ -48,16 +56,6 @@ def program_of(functions: Mapping[str, Any], purpose: str) -> Any:
     for name, function in functions.items():
         program.add_function(name, function)
     return program
-
-
-PURPOSE = "reading a Core ML package"
-# What the specification version of an ML Program asks for at least.
-MINIMUM_OS: Mapping[int, str] = {
-    6: "iOS 15, macOS 12", 7: "iOS 16, macOS 13", 8: "iOS 17, macOS 14", 9: "iOS 18, macOS 15", 10: "iOS 26, macOS 26",
-}  # fmt: skip
-MODEL_PATH = "@model_path"  # MIL's name for the folder of the model's file
-AGAIN = "Export it again."
-SHOWN = 200  # characters of a library's own words
 
 
 @dataclass(frozen=True)

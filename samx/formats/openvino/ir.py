@@ -1,4 +1,8 @@
-"""OpenVINO IR: a graph in XML, its constants beside it. Made from ONNX, the same for the same graph byte by byte."""
+"""OpenVINO IR: a graph in XML, its constants beside it. Made from ONNX, the same for the same graph byte by byte.
+
+Also what such a graph must be (the ONNX graph that it comes from, seen from outside), and what the CPU plugin makes of
+it: which operations it runs, and in which arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,15 @@ STORAGE = ("Const", "Input", "Output")  # take no time of their own
 # What is not in integers is computed in; fp16 is what the files store. Left alone, the plugin takes bfloat16 wherever
 # the processor has it.
 ARITHMETIC: Mapping[str, str] = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": BFLOAT16}
+GRAPH_SUFFIX, WEIGHTS_SUFFIX, WEIGHTS_ROLE = ".xml", ".bin", "_weights"
+STATE_PREFIX = "image_"  # of what an image graph gives and a prompt graph takes
+METADATA_PLACE = "framework"  # where OpenVINO puts what an ONNX file says about itself
+PRECISE = "precise"
+NUMBERED = re.compile(r"[A-Z]\w*_\d+")
+DYNAMIC = -1
+FLOAT32 = "f32"
+# Loops and shapes that hang on values: none is in the ONNX graph, and a conversion must not bring any in.
+FORBIDDEN = frozenset({"If", "Loop", "TensorIterator", "NonZero", "Interpolate"})
 
 
 def operations(compiled: Any) -> Iterator[tuple[str, str]]:
@@ -83,13 +96,6 @@ def check_products(found: Mapping[str, int], precision: str) -> None:
             found=", ".join(f"{count} products in {name}" for name, count in found.items()), expected=arithmetic,
             fix="Please report this, with the output of 'samx doctor'.",
         )  # fmt: skip
-
-
-GRAPH_SUFFIX, WEIGHTS_SUFFIX, WEIGHTS_ROLE = ".xml", ".bin", "_weights"
-STATE_PREFIX = "image_"  # of what an image graph gives and a prompt graph takes
-METADATA_PLACE = "framework"  # where OpenVINO puts what an ONNX file says about itself
-PRECISE = "precise"
-NUMBERED = re.compile(r"[A-Z]\w*_\d+")
 
 
 @dataclass(frozen=True)
@@ -227,10 +233,6 @@ def _first_line(cause: Exception) -> str:
     return lines[-1] if lines else type(cause).__name__
 
 
-DYNAMIC = -1
-FLOAT32 = "f32"
-# Loops and shapes that hang on values: none is in the ONNX graph, and a conversion must not bring any in.
-FORBIDDEN = frozenset({"If", "Loop", "TensorIterator", "NonZero", "Interpolate"})
 Port = tuple[str, tuple[int, ...], str]  # name, shape, element type
 
 

@@ -1,4 +1,4 @@
-"""What an engine is bound to, written as engine.json beside it."""
+"""What an engine is bound to, written as engine.json beside it; and the GPU that is here, as the driver tells."""
 
 from __future__ import annotations
 

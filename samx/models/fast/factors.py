@@ -1,6 +1,16 @@
 """An image as factors: products with image tokens that are never formed, layer norms folded into what follows them.
 
-See low_rank.py for the letters.
+See low_rank.py for the letters. What tokens add to the image are values by head, spread over the factors that are
+independent: the weights of an attention sum to one over the tokens, so of the h*T that an image token has, h - 1 follow
+from the others. Every head but the last leaves out its last token: with w the weights that are kept,
+
+    sum over heads and tokens of weight * value = w^T spread
+
+where a kept row of `spread` is the difference to the last token's value in its head's channels, and in the last head,
+whose weights are all kept, the other heads' last values besides. R' = h*(T-1) + 1 factors do the work of R = h*T. Where
+products want even sizes, all are kept, and `spread` holds each value in its head's channels.
+
+Each head's values carry a one after their d channels, on which a constant of whatever is projected is a weight.
 """
 
 from __future__ import annotations

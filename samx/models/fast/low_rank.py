@@ -1,7 +1,7 @@
 """The transformer on factors: after layer 0 the image tokens are never formed again.
 
 With T tokens and h heads, an image-to-token attention adds a product of its weights, (L, R = h*T), and R rows of
-channels, of which R' = R - h + 1 are independent (values.py). Between layer norms the image tokens are then
+channels, of which R' = R - h + 1 are independent (factors.py). Between layer norms the image tokens are then
 
     x = s * (table + F^T rows) + constant
 

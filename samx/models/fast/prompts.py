@@ -1,4 +1,4 @@
-"""Prompts to tokens, as small matrix products over a table of labels."""
+"""Prompts to tokens, by a table of labels; and back: which tokens are read, and which masks are worth their pixels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from samx.models.spec import LABELS, PADDED_POINT, DecoderSpec
 
 # Added to a score: exp() of it is exactly zero in float16 and float32 alike, next to any score a decoder has.
 NEVER = -30000.0
+STABILITY_LOGIT = 0.0  # SAM 2 tests stability around logit 0, whatever the mask threshold
 
 
 class PointPosition(nn.Module):
@@ -74,9 +75,6 @@ class MaskEmbedding(nn.Module):
         """Shapes: (N, 1, 4G, 4G), (N,) -> (N, 1, L, C)."""
         present = self.downscaling(mask).flatten(2).transpose(1, 2).unsqueeze(1)
         return torch.where((has_mask > 0).reshape(-1, 1, 1, 1), present, self.absent)
-
-
-STABILITY_LOGIT = 0.0  # SAM 2 tests stability around logit 0, whatever the mask threshold
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The decoder in the Neural Engine's layout: every input of the spec in, every output out."""
+"""The decoder in the Neural Engine's layout: whole, or cut in two as the public Core ML SAM 2.1 apps expect it.
+
+Between those two, an embedding that is zero throughout stands for a padded point: no real token is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask Core ML, on a Mac, where it means to run each operation of a function, and what it estimates that to cost."""
+"""Ask Core ML which Mac this is, where it means to run each operation of a function, and what that is to cost."""
 
 from __future__ import annotations
 

@@ -21,6 +21,9 @@ from samx.formats.coreml.tensors import ARRAY_TYPES, TensorType, tensor_type
 from samx.runtimes.mil.operations import FLOATS, OPERATIONS, Operation, held, stored
 
 SHOWN = 3  # unknown operations that an error names
+ARITHMETIC = (
+    "float32, rounded to the program's storage types after each operation; not the Neural Engine's own arithmetic"
+)
 
 
 class UnknownOperationError(ArtifactError):
@@ -77,10 +80,6 @@ def check_types(operation: Operation, op: Any, where: str) -> None:
 def _types(given: Any) -> list[str]:
     return [tensor_type(var).dtype for var in (given if isinstance(given, (list, tuple)) else [given])]
 
-
-ARITHMETIC = (
-    "float32, rounded to the program's storage types after each operation; not the Neural Engine's own arithmetic"
-)
 
 Values = dict[int, Tensor]  # by the identity of coremltools' Var
 
