@@ -15,14 +15,7 @@ from samx.errors import SamxError
 from samx.exporters.base import HALF, Exported, ExportJob
 from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, chosen_functions
 from samx.exporters.onnx import stored_notes
-from samx.formats.coreml.contract import (
-    CONTRACTS,
-    MASK_DECODER,
-    PROMPT_ENCODER,
-    SINGLE_FUNCTION,
-    Contract,
-    Signature,
-)
+from samx.formats.coreml.contract import CONTRACTS, MASK_DECODER, PROMPT_ENCODER, SINGLE_FUNCTION, Contract, Signature
 from samx.formats.coreml.package import DECODER
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec

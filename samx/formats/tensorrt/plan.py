@@ -125,11 +125,7 @@ class BuildPlan(Document):
         if any(isinstance(size, str) and size not in spans for size in port.shape):
             raise ArtifactError(f"input {port.name} has an axis that no plan knows", found=port.shape, fix=REMEDY)
         sizes = [ShapeRange(size, size, size) if isinstance(size, int) else spans[size] for size in port.shape]
-        return (
-            tuple(size.min for size in sizes),
-            tuple(size.opt for size in sizes),
-            tuple(size.max for size in sizes),
-        )
+        return (tuple(size.min for size in sizes), tuple(size.opt for size in sizes), tuple(size.max for size in sizes))
 
 
 def _ports(tensors: Sequence[TensorSpec]) -> tuple[Port, ...]:
