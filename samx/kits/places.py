@@ -10,7 +10,7 @@ import numpy as np
 from samx import registry
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
-from samx.formats.coreml.contract import SINGLE_FUNCTION
+from samx.formats.coreml.package import SINGLE_FUNCTION
 from samx.formats.tensorrt.engine import CAPABILITIES
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import PLAN_ROLE, read_plan

@@ -16,8 +16,7 @@ from coreml_int8_toys import FEW, SPECS, excluding, float_job, leaving, opened, 
 from samx.errors import InputError, ParityError, UsageError
 from samx.exporters.coreml.convert import SMALLEST
 from samx.exporters.coreml.export import LINT_FILE
-from samx.formats.coreml.contract import SINGLE_FUNCTION
-from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.package import SINGLE_FUNCTION, package_from_directory
 from samx.formats.coreml.program import open_coremltools
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PADDED_POINT

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from samx.errors import UsageError
 from samx.exporters.base import ExportOptions, option
-from samx.formats.coreml.contract import MULTIFUNCTION_IOS, SINGLE_FUNCTION
+from samx.formats.coreml.package import MULTIFUNCTION_IOS, SINGLE_FUNCTION
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from samx.errors import UsageError
 from samx.extras import require, silent
-from samx.formats.coreml.contract import MULTIFUNCTION_IOS, SINGLE_FUNCTION, Signature, sized
+from samx.formats.coreml.contract import Signature, sized
+from samx.formats.coreml.package import MULTIFUNCTION_IOS, SINGLE_FUNCTION
 from samx.formats.coreml.program import LIBRARY, open_coremltools, parse_model, program_of
 
 PURPOSE, PALETTE_EXTRA = "exporting Core ML packages", "coreml-palettes"

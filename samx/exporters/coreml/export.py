@@ -15,8 +15,8 @@ from samx.errors import SamxError
 from samx.exporters.base import HALF, Exported, ExportJob
 from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, chosen_functions
 from samx.exporters.onnx import stored_notes
-from samx.formats.coreml.contract import CONTRACTS, MASK_DECODER, PROMPT_ENCODER, SINGLE_FUNCTION, Contract, Signature
-from samx.formats.coreml.package import DECODER
+from samx.formats.coreml.contract import CONTRACTS, MASK_DECODER, PROMPT_ENCODER, Contract, Signature
+from samx.formats.coreml.package import DECODER, SINGLE_FUNCTION
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 

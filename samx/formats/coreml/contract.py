@@ -22,8 +22,6 @@ from samx.models.session import Feed
 from samx.models.shape_range import MOST, ShapeRange
 from samx.models.spec import LABELS, DecoderSpec, TensorSpec
 
-SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
-MULTIFUNCTION_IOS = 18  # the first system that loads packages of several functions
 FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 FLOATS, INTEGER = ("fp16", "fp32"), "int32"
 FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one

@@ -16,6 +16,8 @@ from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, WriteError
 
 DECODER = "decoder.mlpackage"  # in an artifact, the folder of the whole decoder
+SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
+MULTIFUNCTION_IOS = 18  # the first system that loads packages of several functions
 MANIFEST, DATA, WEIGHTS = "Manifest.json", "Data", "weights"
 FORMAT_VERSION = "1.0.0"
 LEFTOVER = "executorch_debug_handle_mapping.json"  # coremltools 9 puts it beside the manifest; nothing reads it

@@ -20,8 +20,8 @@ from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
 from samx.artifacts.strict_json import Document
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.coreml.contract import SINGLE_FUNCTION, contract_of, functions_of
-from samx.formats.coreml.package import PackageFiles, read_package, unpacked
+from samx.formats.coreml.contract import contract_of, functions_of
+from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles, read_package, unpacked
 from samx.formats.coreml.program import open_coremltools, operations, parse_model
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, SamxError, UnavailableError
-from samx.formats.coreml.contract import SINGLE_FUNCTION, Arrays, functions_of
-from samx.formats.coreml.package import PackageFiles, unpacked
+from samx.formats.coreml.contract import Arrays, functions_of
+from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles, unpacked
 from samx.formats.coreml.program import open_coremltools
 from samx.models.session import Placement
 from samx.models.spec import DecoderSpec
