@@ -174,7 +174,7 @@ BACKENDS: tuple[Backend, ...] = (
         "samx.runtimes.openvino:open_artifact", "samx.runtimes.openvino:devices",
         _precisions("fp32", "fp16", "bf16", "int8"), "openvino", "openvino",
         opens=(*GRAPH_ROLES, *(f"{role}_weights" for role in GRAPH_ROLES)),
-        describes={".xml": "samx.formats.openvino.ir:describe"},
+        describes={".xml": "samx.formats.openvino:describe"},
         quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
     ),
     Backend(

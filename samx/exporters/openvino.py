@@ -17,7 +17,7 @@ from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
-    from samx.formats.openvino import ir
+    from samx.formats import openvino as ir
     from samx.models.graph import Graph, Graphs
 
 USUAL_POINTS = ShapeRange(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
@@ -36,7 +36,7 @@ class OpenVinoOptions(ExportOptions):
 
         Raises: UnavailableError.
         """
-        from samx.formats.openvino.ir import check_processor
+        from samx.formats.openvino import check_processor
 
         check_processor(_openvino().Core(), precision)
 
@@ -86,8 +86,8 @@ def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, pr
 
 
 def _converted(model: bytes, role: str, precision: str) -> ir.Ir:
-    from samx.formats.openvino import ir
-    from samx.formats.openvino.ir import broken_rules
+    from samx.formats import openvino as ir
+    from samx.formats.openvino import broken_rules
 
     graph, is_bfloat16 = ir.convert(model), precision == "bf16"
     if is_bfloat16:

@@ -12,7 +12,7 @@ import numpy as np
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError
 from samx.extras import require
-from samx.formats.openvino.ir import (
+from samx.formats.openvino import (
     ARITHMETIC,
     PLUGIN,
     WEIGHTS_ROLE,

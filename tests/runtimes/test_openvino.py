@@ -14,7 +14,7 @@ from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.openvino.ir import check_processor, check_products
+from samx.formats.openvino import check_processor, check_products
 from samx.models.session import Feed, Outputs
 from samx.registry import backend
 from samx.runtimes.openvino import CHUNK, open_artifact

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 from samx.errors import InputError, UnavailableError
 from samx.extras import require
 from samx.formats.onnx import own_metadata
-from samx.formats.openvino.rewrite import PERIODIC, rewrite
+from samx.formats.openvino_rewrite import PERIODIC, rewrite
 
 if TYPE_CHECKING:
     import onnx
