@@ -47,7 +47,7 @@ def network_ports(network: trt.INetworkDefinition) -> tuple[tuple[Port, ...], tu
 def shape_tensors(network: trt.INetworkDefinition) -> tuple[str, ...]:
     """Name the inputs whose values decide shapes."""
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
-    return tuple(str(tensor.name) for tensor in tensors if tensor.is_shape_tensor)
+    return tuple(name for tensor in tensors if (name := _shape_tensor(tensor)) is not None)
 
 
 def engine_ports(engine: trt.ICudaEngine, inputs: object) -> tuple[Port, ...]:
@@ -105,6 +105,10 @@ def _shapes(
 
 def _port(tensor: trt.ITensor) -> Port:
     return _port_of(tensor.name, tensor.shape, tensor.dtype.name)
+
+
+def _shape_tensor(tensor: trt.ITensor) -> str | None:
+    return str(tensor.name) if tensor.is_shape_tensor else None
 
 
 def _port_of(name: str, shape: Sequence[int], dtype: str) -> Port:

@@ -98,7 +98,8 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         super().__init__(spec, plan.prompts.max, padding)
         self._plan, self._opened, self._device = plan, opened, device
         self._lives_in, self._engine = loaded
-        self._context, self._kernels = open_context(self._engine, opened, device.gpu, sha256)
+        execution, self._kernels = open_context(self._engine, opened, device.gpu, sha256)
+        self._context: trt.IExecutionContext = execution
         self._buffers = Buffers(device)
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}  # what the context knows: address and shape
         self._runs = 0  # calls since the shapes or addresses changed
