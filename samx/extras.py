@@ -6,6 +6,7 @@ import importlib
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -63,6 +64,14 @@ def quiet(library: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def silent(library: str) -> Iterator[None]:
+    """Keep back what a library warns of, in its log and in Python; its errors still come."""
+    with quiet(library), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

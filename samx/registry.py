@@ -151,11 +151,11 @@ BUILD = "python3 samx.pyz build artifact"
 # Targets that are given ONNX files name the products in them alike.
 ONNX_GROUPS = "samx.quantization.groups:QUANTISABLE"
 TENSORRT: Mapping[str, Any] = {
-    "exporter": "samx.exporters.tensorrt.export", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
+    "exporter": "samx.exporters.tensorrt", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
     "devices": "samx.runtimes.tensorrt.runtime:devices",
     "precisions": _precisions("fp32", "fp16", "int8"), "quantiser": "samx.quantization.onnx:quantise_for_tensorrt",
     "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
-    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower",
+    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.build:lower",
 }  # fmt: skip
 
 BACKENDS: tuple[Backend, ...] = (
@@ -180,7 +180,7 @@ BACKENDS: tuple[Backend, ...] = (
         "samx.runtimes.openvino:open_artifact", "samx.runtimes.openvino:devices",
         _precisions("fp32", "fp16", "bf16", "int8"), "openvino", "openvino",
         opens=(*GRAPH_ROLES, *(f"{role}_weights" for role in GRAPH_ROLES)),
-        describes={".xml": "samx.formats.openvino.ir:describe"},
+        describes={".xml": "samx.formats.openvino:describe"},
         quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
         kit={"cpu": (f"{PIP} 'openvino>=2025.0'",)},
     ),

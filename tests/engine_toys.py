@@ -19,7 +19,7 @@ from samx.artifacts import trust
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.commands.build import build
-from samx.exporters.tensorrt.export import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
+from samx.exporters.tensorrt import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
 from samx.formats.tensorrt.plan import ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, TensorSpec, sam1_spec

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from coremltools.models import compute_device, compute_plan, model, utils
 
-from samx.runtimes.coreml import mac
+from samx.runtimes.coreml import compute_plan as mac
 
 Predict = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 CONSTANTS = ("const", "ios18.constexpr_blockwise_shift_scale")

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.formats.coreml.library import open_coremltools
 from samx.formats.coreml.package import DECODER, PackageFiles, package_from_directory
-from samx.formats.coreml.program import Program
+from samx.formats.coreml.program import Program, open_coremltools
 from samx.models.spec import DecoderSpec
 
 ct = open_coremltools("these tests")

@@ -423,11 +423,11 @@ def test_segment_takes_an_embedding_and_gives_the_same(
     from samx.artifacts.store import Artifact
     from samx.processing.frames import Frame
     from samx.processing.images import read_image, to_frame
-    from samx.runtimes.onnxruntime import run_encoder
+    from samx.runtimes.onnxruntime import open_encoder
 
     artifact, image = Artifact.open(demo_artifact), read_image(picture)
     frame = Frame.of(artifact.manifest.spec, image.shape[1], image.shape[0])
-    features = run_encoder(artifact.read("encoder.onnx"), "encoder", to_frame(image, frame))
+    features = open_encoder(artifact.read("encoder.onnx"), "encoder")(to_frame(image, frame))
     np.savez(tmp_path / "picture.npz", image_embeddings=features["image_embeddings"])
     prompt = ["--point", "120,90", "--background", "5,5", "--model", str(demo_artifact), "--json"]
     own = samx("segment", picture, *prompt, "-o", tmp_path / "a.png")

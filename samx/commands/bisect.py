@@ -11,8 +11,8 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError
 from samx.extras import require
 from samx.models.session import Session
-from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

@@ -11,7 +11,7 @@ from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError
-from samx.exporters.tensorrt.lower import REPORT_ROLE, gpu_for, lower
+from samx.exporters.tensorrt.build import REPORT_ROLE, gpu_for, lower
 from samx.formats import aoti as host
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import ENGINE_ROLE, BuildPlan, engine_file, read_plan

@@ -46,7 +46,7 @@ def _shown(artifact: Artifact) -> dict[str, str]:
 
 
 def _package_facts(path: Path) -> dict[str, Any]:
-    from samx.formats.coreml.lint import lint
+    from samx.formats.coreml.lint import lint, lint_lines
     from samx.formats.coreml.package import package_from_directory
     from samx.formats.coreml.program import load_program
 
@@ -63,5 +63,5 @@ def _package_facts(path: Path) -> dict[str, Any]:
             }
             for name in program.functions
         },
-        "lint": lint(program.functions).lines(),
+        "lint": lint_lines(lint(program.functions)),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from samx.exporters.base import (
     keep_float32_option,
     remedy_in_half,
 )
-from samx.extras import quiet
+from samx.extras import silent
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ def decoder(job: ExportJob) -> Graphs:
     """Build the decoder's graphs: the image's part and the prompts' part."""
     from samx.models.fast.graphs import USUAL_POINTS, USUAL_PROMPTS, Needs, fast_graphs
 
-    options = job.options
-    assert isinstance(options, AotiOptions)
+    options: AotiOptions = job.options
     exact = job.precision == "fp32"  # low-rank norms cancel large sums, which float16 does not survive
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, split=True, low_rank=exact,
@@ -125,10 +123,9 @@ def _compiling() -> Iterator[None]:
 
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="samx-aoti-") as folder, quiet("torch._inductor.utils"),
-            fresh_cache(dir=folder), torch.no_grad(), warnings.catch_warnings(),
+            tempfile.TemporaryDirectory(prefix="samx-aoti-") as folder, silent("torch._inductor.utils"),
+            fresh_cache(dir=folder), torch.no_grad(),
         ):  # fmt: skip
-            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
             yield
     except (CppCompileError, InductorError) as cause:
         lines = [line for line in str(cause).splitlines() if "error:" in line] or [str(cause).strip().splitlines()[-1]]

@@ -101,7 +101,7 @@ class ExportJob:
 
     loaded: LoadedDecoder
     spec: DecoderSpec
-    options: ExportOptions
+    options: Any  # of the class that the target's exporter declares
     precision: str = "fp32"
     target: str = ""
 

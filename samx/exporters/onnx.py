@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import Exported, ExportJob, ExportOptions, option
-from samx.extras import require
+from samx.extras import require, silent
 from samx.formats.onnx import broken_rules
 from samx.models.spec import DecoderSpec
 
@@ -69,8 +67,7 @@ def decoder(job: ExportJob) -> Graphs:
     """Build the decoder's graphs for ONNX Runtime."""
     from samx.models.fast.graphs import USUAL_POINTS, USUAL_PROMPTS, Needs, fast_graphs
 
-    options = job.options
-    assert isinstance(options, OnnxOptions)
+    options: OnnxOptions = job.options
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, options.split,
         low_rank=job.precision != "int8", fused=options.opset >= ATTENTION_OPSET,
@@ -83,7 +80,6 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_onnx().
     """
-    assert isinstance(job.options, OnnxOptions)
     return write_onnx(graphs, directory, opset=job.options.opset, simplify=job.options.simplify)
 
 
@@ -119,8 +115,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     simplified, equal = require("onnxsim", "export", "graph simplification").simplify(model)
     if not equal:
         raise SamxError("onnxsim changed what the graph computes", fix="Export with --no-simplify and report this.")
-    result: onnx.ModelProto = simplified
-    return result
+    return simplified
 
 
 def _finish(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
@@ -153,25 +148,10 @@ def to_onnx(
     """Trace a module and convert it."""
     import torch
 
-    with _quiet(), torch.no_grad():
+    with silent("torch.onnx"), contextlib.redirect_stdout(None), torch.no_grad():
         program = torch.onnx.export(
             module.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=dynamic_shapes,
             input_names=list(inputs), output_names=list(outputs),
         )  # fmt: skip
     assert program is not None  # None is only returned when a file is written
-    model: onnx.ModelProto = program.model_proto
-    return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's internal notices away from the user; its errors still come."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    return program.model_proto

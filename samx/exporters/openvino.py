@@ -17,7 +17,7 @@ from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
-    from samx.formats.openvino import ir
+    from samx.formats import openvino as ir
     from samx.models.graph import Graph, Graphs
 
 USUAL_POINTS = ShapeRange(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
@@ -36,7 +36,7 @@ class OpenVinoOptions(ExportOptions):
 
         Raises: UnavailableError.
         """
-        from samx.formats.openvino.compiled import check_processor
+        from samx.formats.openvino import check_processor
 
         check_processor(_openvino().Core(), precision)
 
@@ -49,8 +49,8 @@ def decoder(job: ExportJob) -> Graphs:
     """
     from samx.models.fast.graphs import USUAL_PROMPTS, Needs, fast_graphs
 
-    options, rounded = job.options, job.precision == "int8"  # rounded factors do not survive low-rank norms
-    assert isinstance(options, OpenVinoOptions)
+    options: OpenVinoOptions = job.options
+    rounded = job.precision == "int8"  # rounded factors do not survive low-rank norms
     points, prompts = options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS
     needs = Needs(points, prompts, options.split, low_rank=not rounded, independent=rounded)
     return fast_graphs(job.loaded, job.spec, needs)
@@ -61,7 +61,6 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_onnx() and convert().
     """
-    assert isinstance(job.options, OpenVinoOptions)
     if job.precision == "int8":
         return write_onnx(graphs, directory, simplify=job.options.simplify)
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
@@ -87,8 +86,8 @@ def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, pr
 
 
 def _converted(model: bytes, role: str, precision: str) -> ir.Ir:
-    from samx.formats.openvino import ir
-    from samx.formats.openvino.rules import broken_rules
+    from samx.formats import openvino as ir
+    from samx.formats.openvino import broken_rules
 
     graph, is_bfloat16 = ir.convert(model), precision == "bf16"
     if is_bfloat16:

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from samx.artifacts.store import Artifact
 from samx.benchmarks.scenarios import BY_NAME, Workload
-from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.formats.coreml.package import PackageFiles
+from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles
 from samx.kits.contents import filled
 from samx.kits.pyz import zipped
 from samx.models.session import Feed, FloatArray
@@ -47,7 +46,7 @@ def phone(artifact: Artifact, home: str) -> tuple[dict[str, bytes], dict[str, st
 def _clicks(opened: OpenedPackages, image: Feed, click: Feed) -> tuple[str, dict[str, Arrays]]:
     """Return the function that decodes a click, and each package's inputs: what another computes is drawn at random."""
     padded = opened.padding.padded(dict(click))
-    function = opened.functions.name(padded["point_labels"].shape[1])
+    function = opened.functions[padded["point_labels"].shape[1]]
     known = {**opened.contract.image(image), **padded, **_without_padding(padded, opened.contract.padding)}
     feeds: dict[str, Arrays] = {
         folder: {t.name: _value(known, t.name, t.shape).astype(t.array_type) for t in program.inputs(function)}

@@ -65,8 +65,7 @@ class MLPBlock(nn.Module):
         self.lin2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.lin2(F.relu(self.lin1(x)))
-        return out
+        return self.lin2(F.relu(self.lin1(x)))
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -156,8 +155,7 @@ class Attention(nn.Module):
         q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v))
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])  # (N, h, Tq, Tk)
         mixed = scores.softmax(dim=-1) @ v  # (N, h, Tq, d)
-        out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        return out
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -242,8 +240,7 @@ class MaskDecoder(nn.Module):
         grow1, norm, act1, grow2, act2 = self.output_upscaling
         fine, coarse = high_res if high_res is not None else (0, 0)
         image = act1(norm(grow1(image) + coarse))  # (N, C/4, 2G, 2G)
-        out: Tensor = act2(grow2(image) + fine)
-        return out
+        return act2(grow2(image) + fine)
 
     def forward(
         self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor] | None
@@ -322,10 +319,7 @@ class ReferenceDecoder(nn.Module):
         image_pe = self.prompt_encoder.pe_layer.grid(self.spec.grid)
         has_skips = high_res_features_0 is not None and high_res_features_1 is not None
         high_res = (high_res_features_0, high_res_features_1) if has_skips else None
-        out: tuple[Tensor, Tensor, Tensor | None] = self.mask_decoder(
-            image_embeddings, image_pe, sparse, dense, high_res
-        )
-        return out
+        return self.mask_decoder(image_embeddings, image_pe, sparse, dense, high_res)
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """Decode, and keep the masks of the spec. Shapes: as all_masks() takes them -> DecoderSpec.outputs."""

@@ -18,11 +18,9 @@ from samx.errors import InputError
 from samx.exporters.coreml import ONE_PROMPT
 from samx.exporters.coreml.convert import rewrite_package
 from samx.exporters.coreml.export import write_lint
-from samx.formats.coreml.contract import Arrays, contract_of
-from samx.formats.coreml.functions import Functions
-from samx.formats.coreml.library import parse_model
+from samx.formats.coreml.contract import Arrays, contract_of, functions_of
 from samx.formats.coreml.package import PackageFiles, package_from_directory
-from samx.formats.coreml.program import Program, load_program
+from samx.formats.coreml.program import Program, load_program, parse_model
 from samx.models.shape_range import ShapeRange
 from samx.quantization.coreml_groups import Convolution, convolutions, half_convolutions, whole_plan
 from samx.quantization.coreml_rewrite import PURPOSE, Ranges, arithmetic, rewrite
@@ -90,8 +88,7 @@ class FloatPackages:
     @property
     def largest(self) -> str:
         """The function that takes every prompt."""
-        functions = Functions.of(self.job.exported.options, WHERE)
-        return functions.name(functions.sizes[-1])
+        return list(functions_of(self.job.exported.options, WHERE).values())[-1]
 
     @property
     def size(self) -> int:
@@ -114,9 +111,9 @@ class FloatPackages:
 
     def opened(self, program: Program) -> OpenedPackages:
         """Open a changed program's largest function."""
-        rows = Functions.of(self.job.exported.options, WHERE).sizes[-1]
+        rows = max(functions_of(self.job.exported.options, WHERE))
         return OpenedPackages(
-            contract_of(self.job.exported.options, WHERE), Functions({rows: self.largest}),
+            contract_of(self.job.exported.options, WHERE), {rows: self.largest},
             Padding(ShapeRange(rows, rows, rows), ONE_PROMPT, (rows,)), self.files,
             {**self.programs, self.folder: program},
         )  # fmt: skip

@@ -13,8 +13,8 @@ from math import prod
 from typing import Any
 
 from samx.errors import SamxError, UsageError
-from samx.exporters.coreml.weights import SMALLEST
-from samx.formats.coreml.lint_program import multiply_adds, steps_of
+from samx.exporters.coreml.convert import SMALLEST
+from samx.formats.coreml.lint_rules import multiply_adds, steps_of
 from samx.quantization.search import Plan
 
 CONVOLUTION = "conv"

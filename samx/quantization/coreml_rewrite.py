@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from samx.exporters.coreml.weights import add_chosen
-from samx.formats.coreml.library import open_coremltools, program_of, quiet
-from samx.formats.coreml.lint_program import multiply_adds, steps_of
+from samx.exporters.coreml.convert import add_chosen
+from samx.extras import silent
+from samx.formats.coreml.lint_rules import multiply_adds, steps_of
+from samx.formats.coreml.program import LIBRARY, open_coremltools, program_of
 from samx.quantization.coreml_groups import CONVOLUTION, Convolution, half_convolutions
 from samx.quantization.search import Plan
 
 PURPOSE = "INT8 for Core ML"
-WEIGHTS = "linear8"  # of samx/exporters/coreml/weights.py: symmetric, a scale for each output
+WEIGHTS = "linear8"  # of samx/exporters/coreml/convert.py: symmetric, a scale for each output
 MOST = 127  # of a signed byte; -128 is left out, so that the range is symmetric
 DTYPE = "int8"
 Ranges = Mapping[str, float]  # largest magnitude of what a convolution takes, by its weight's name
@@ -82,5 +83,5 @@ def _shrink_weights(functions: Mapping[str, Any], weights: Sequence[str]) -> Non
 
     pipeline = open_coremltools(PURPOSE).PassPipeline.EMPTY
     add_chosen(pipeline, WEIGHTS, weights)
-    with quiet():
+    with silent(LIBRARY):
         PassPipelineManager.apply_pipeline(program_of(functions, PURPOSE), pipeline)

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from samx.exporters.tensorrt.export import write_plan
+from samx.exporters.tensorrt import write_plan
 from samx.extras import require
 from samx.models.session import Feed, Session
 from samx.quantization.groups import INTEGER, QUANTISABLE, check_groups, multiply_adds, products

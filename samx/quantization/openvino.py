@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from samx.exporters.openvino import convert
-from samx.formats.openvino import ir
+from samx.formats import openvino as ir
 from samx.models.shape_range import ShapeRange
 from samx.quantization import onnx
 from samx.quantization.search import QuantisationJob, Quantised

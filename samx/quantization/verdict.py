@@ -14,10 +14,9 @@ import numpy as np
 from samx.artifacts.strict_json import Document
 from samx.models.session import Feed, Outputs, Session
 from samx.quantization.search import Budget, Judged
-from samx.validators.bounds import Bounds, bounds_for
 from samx.validators.cases import Case
 from samx.validators.gate import run_gate
-from samx.validators.metrics import BoolArray, mask_iou
+from samx.validators.metrics import BoolArray, Bounds, bounds_for, mask_iou
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

@@ -28,9 +28,7 @@ AOTI_CHUNK = 2
 Model = Callable[..., "Sequence[Tensor]"]
 
 
-def open_artifact(
-    artifact: Artifact, device: str = DEVICE, threads: int | None = None, chunk: int = AOTI_CHUNK
-) -> AotiRuntime:
+def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None = None) -> AotiRuntime:
     """Open a verified artifact. `threads` holds for all of PyTorch in this process.
 
     Raises: MissingExtraError without PyTorch; UnavailableError for another device; ArtifactError for a package that is
@@ -45,7 +43,7 @@ def open_artifact(
     if threads is not None:
         torch.set_num_threads(threads)
     models = load_models(artifact.read(name), str(artifact.path / name))  # the bytes whose hash is the trusted one
-    return AotiRuntime(artifact.manifest.spec, models, chunk)
+    return AotiRuntime(artifact.manifest.spec, models)
 
 
 def devices() -> list[str]:
@@ -92,8 +90,8 @@ def load_models(package: bytes, where: str) -> Mapping[str, Model]:
 class AotiRuntime(Runtime):
     """Run the image model once an image and the prompt model on what it gave."""
 
-    def __init__(self, spec: DecoderSpec, models: Mapping[str, Model], chunk: int = AOTI_CHUNK) -> None:
-        super().__init__(spec, chunk)
+    def __init__(self, spec: DecoderSpec, models: Mapping[str, Model]) -> None:
+        super().__init__(spec, AOTI_CHUNK)
         self._models = models
         self._state: Sequence[Tensor] = ()
 

@@ -25,30 +25,28 @@ PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExec
 SPLIT_CHUNK = 2
 
 
-def open_artifact(
-    artifact: Artifact, device: str = "cpu", threads: int | None = None, chunk: int | None = None
-) -> OnnxRuntimeRuntime:
-    """Open a verified artifact; without a `chunk` of prompts decoded at a time, the one that suits it is taken.
+def open_artifact(artifact: Artifact, device: str = "cpu", threads: int | None = None) -> OnnxRuntimeRuntime:
+    """Open a verified artifact.
 
     Raises: UnavailableError when the device is not there; ArtifactError when a file cannot be loaded.
     """
     options = artifact.manifest.options
     files = {name: artifact.read(name) for name in map(artifact.file_with_role, graph_roles(options))}
-    return open_models(files, artifact.manifest.spec, options, device, threads, chunk, str(artifact.path))
+    return open_models(files, artifact.manifest.spec, options, device, threads, str(artifact.path))
 
 
 def open_models(
     models: Mapping[str, bytes], spec: DecoderSpec, options: Mapping[str, Any], device: str = "cpu",
-    threads: int | None = None, chunk: int | None = None, where: str = "the export",
+    threads: int | None = None, where: str = "the export",
 ) -> OnnxRuntimeRuntime:  # fmt: skip
     """Open a decoder's files, the image graph before the prompt graph; `options` are the export's.
 
     Raises: as open_artifact().
     """
     sessions = [_session(name, model, device, threads) for name, model in models.items()]
-    pooled = chunk is None and device == "cpu" and options.get("split")
+    pooled = device == "cpu" and options.get("split")
     return OnnxRuntimeRuntime(
-        spec, sessions, device, chunk or usual_chunk(options, device), Padding.of(options, where),
+        spec, sessions, device, usual_chunk(options, device), Padding.of(options, where),
         side_by_side=threads or usable_cpus() if pooled else 0,
         open_single=partial(_session, *list(models.items())[-1], device, threads=1),
     )  # fmt: skip
@@ -75,14 +73,6 @@ def open_encoder(model: bytes, name: str, threads: int | None = None) -> Callabl
         return dict(zip(outputs, session.run(None, {inputs[0].name: frame}), strict=True))
 
     return run
-
-
-def run_encoder(model: bytes, name: str, frame: FloatArray, threads: int | None = None) -> Feed:
-    """Run an image encoder on one prepared picture. Shapes: (1, 3, S, S) -> the encoder's outputs by name.
-
-    Raises: ArtifactError when it does not take one picture of that size.
-    """
-    return open_encoder(model, name, threads)(frame)
 
 
 class OnnxRuntimeRuntime(Runtime):

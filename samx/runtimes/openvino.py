@@ -12,8 +12,17 @@ import numpy as np
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError
 from samx.extras import require
-from samx.formats.openvino.compiled import ARITHMETIC, PLUGIN, check_processor, check_products, devices_of, products
-from samx.formats.openvino.ir import WEIGHTS_ROLE, Ir, read
+from samx.formats.openvino import (
+    ARITHMETIC,
+    PLUGIN,
+    WEIGHTS_ROLE,
+    Ir,
+    check_processor,
+    check_products,
+    devices_of,
+    products,
+    read,
+)
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
@@ -27,9 +36,7 @@ CHUNK = 4
 SETTINGS: Mapping[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "SNIPPETS_MODE": "DISABLE"}
 
 
-def open_artifact(
-    artifact: Artifact, device: str = DEVICE, threads: int | None = None, chunk: int = CHUNK
-) -> OpenVinoRuntime:
+def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None = None) -> OpenVinoRuntime:
     """Open a verified artifact.
 
     Raises: UnavailableError for another device, or for bfloat16 where the processor has none; ArtifactError when a file
@@ -39,12 +46,12 @@ def open_artifact(
     files = [_files(artifact, role) for role in graph_roles(manifest.options)]
     points = ShapeRange.from_json(manifest.options.get("points"), f"{artifact.path}: points")
     where = str(artifact.path)
-    return open_graphs(files, manifest.spec, manifest.precision, points.opt, device, threads, chunk, where)
+    return open_graphs(files, manifest.spec, manifest.precision, points.opt, device, threads, where)
 
 
 def open_graphs(
     files: Sequence[Ir], spec: DecoderSpec, precision: str, points: int, device: str = DEVICE,
-    threads: int | None = None, chunk: int = CHUNK, where: str = "the export",
+    threads: int | None = None, where: str = "the export",
 ) -> OpenVinoRuntime:  # fmt: skip
     """Open a decoder's files, the image graph before the prompt graph; `points` is how many a prompt usually has.
 
@@ -58,7 +65,7 @@ def open_graphs(
         graphs = [read(one) for one in files]
     except InputError as cause:
         raise ArtifactError(f"OpenVINO cannot load {where}", found=cause, fix="Export it again.") from cause
-    return OpenVinoRuntime(spec, graphs, compiler, precision, points, chunk)
+    return OpenVinoRuntime(spec, graphs, compiler, precision, points)
 
 
 class Request:
@@ -88,10 +95,9 @@ class OpenVinoRuntime(Runtime):
     """
 
     def __init__(
-        self, spec: DecoderSpec, graphs: Sequence[Any], compiler: Callable[[Any], Any], precision: str, points: int,
-        chunk: int = CHUNK,
+        self, spec: DecoderSpec, graphs: Sequence[Any], compiler: Callable[[Any], Any], precision: str, points: int
     ) -> None:  # fmt: skip
-        super().__init__(spec, chunk)
+        super().__init__(spec, CHUNK)
         self._library, self._compiler, self._precision, self._points = _openvino(), compiler, precision, points
         *first, self._graph = graphs
         self._image = [compiler(graph) for graph in first]

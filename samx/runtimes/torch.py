@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +22,8 @@ TORCH_CHUNK = 2
 class TorchRuntime(Runtime):
     """Run the reference or the fast form on a torch device, in float32."""
 
-    def __init__(self, module: ReferenceDecoder | FastDecoder, device: str = "cpu", chunk: int = TORCH_CHUNK) -> None:
-        super().__init__(module.spec, chunk)
+    def __init__(self, module: ReferenceDecoder | FastDecoder, device: str = "cpu") -> None:
+        super().__init__(module.spec, TORCH_CHUNK)
         self._device = torch_device(device)
         self._module = module.eval().to(self._device)
         self._image: dict[str, Tensor] = {}
@@ -48,10 +47,6 @@ class TorchRuntime(Runtime):
         return {name: torch.tensor(value, device=self._device) for name, value in feed.items()}
 
 
-def reference_session(
-    loaded: LoadedDecoder, spec: DecoderSpec, form: Literal["reference", "fast"] = "reference"
-) -> TorchRuntime:
+def reference_session(loaded: LoadedDecoder, spec: DecoderSpec) -> TorchRuntime:
     """Open a checkpoint's decoder in PyTorch, never through an exported file."""
-
-    reference = build_reference(replace(loaded, spec=spec))
-    return TorchRuntime(reference if form == "reference" else FastDecoder(reference))
+    return TorchRuntime(build_reference(replace(loaded, spec=spec)))

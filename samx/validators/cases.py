@@ -194,15 +194,13 @@ def _smooth(channels: int, height: int, width: int, key: list[int]) -> Integers:
     """Interpolate a coarse grid bilinearly, in integers."""
     nodes = _uniform((channels, height // CELL + 2, width // CELL + 2), SMOOTH, key)
     columns = _interpolate(nodes, height).swapaxes(1, 2)
-    smooth: Integers = _interpolate(columns, width).swapaxes(1, 2) // (CELL * CELL)
-    return smooth
+    return _interpolate(columns, width).swapaxes(1, 2) // (CELL * CELL)
 
 
 def _interpolate(nodes: Integers, length: int) -> Integers:
     position: Integers = np.arange(length, dtype=np.int64)
     node, step = position // CELL, (position % CELL)[:, None]
-    mixed: Integers = (CELL - step) * nodes[:, node] + step * nodes[:, node + 1]
-    return mixed
+    return (CELL - step) * nodes[:, node] + step * nodes[:, node + 1]
 
 
 def _uniform(shape: tuple[int, ...], half_width: int, key: list[int]) -> Integers:

@@ -20,8 +20,8 @@ from samx.artifacts.manifest import LEVELS, Level
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
 from samx.registry import backend, load
-from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

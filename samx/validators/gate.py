@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from samx.artifacts.manifest import Level, utc_now
 from samx.artifacts.strict_json import plain
 from samx.models.session import Feed, Outputs, Placement, Session
-from samx.validators.bounds import Bounds
+from samx.models.spec import DecoderSpec
 from samx.validators.cases import Case
-from samx.validators.metrics import CaseMetrics, Expected, measure, suite_values
+from samx.validators.metrics import Bounds, CaseMetrics, Expected, measure, suite_values
 from samx.validators.report import CaseResult, ParityReport, environment
 from samx.validators.suite import ParitySuite, output_problems
 
@@ -38,7 +38,9 @@ def run_gate(
     `keep` is handed the outputs of each case that could be compared.
     """
     failures = _preconditions(session, suite)
-    runs = [] if failures else _Run(session, suite, bounds, runtime, device, keep).all_cases()
+    ask, place = _asker(session, suite.images), partial(_place, session, runtime, device)
+    asked = [] if failures else zip(suite.cases, suite.expected, strict=True)
+    runs = [_judge(case, expected, ask, place, suite.spec, bounds, keep) for case, expected in asked]
     measured = [metrics for _, metrics, _ in runs if metrics is not None]
     totals = suite_values(measured) if measured else {}
     return ParityReport(
@@ -71,51 +73,47 @@ def _preconditions(session: Session, suite: ParitySuite) -> list[str]:
 Judged = tuple[CaseResult, CaseMetrics | None, Placement]
 
 
-@dataclass
-class _Run:
-    """Ask a session every case of a suite."""
+def _judge(
+    case: Case, expected: Expected, ask: Callable[[Case], Outputs], place: Callable[[], tuple[Placement, list[str]]],
+    spec: DecoderSpec, bounds: Bounds, keep: Callable[[Outputs], object] | None,
+) -> Judged:  # fmt: skip
+    """Ask one case and compare."""
+    metrics = None
+    try:
+        outputs = ask(case)
+    except Exception as error:
+        failures = [_message(error)]
+    else:
+        failures = output_problems(spec, outputs, len(case.prompts["point_coords"])) or _borrowed(outputs, expected)
+        metrics = None if failures else measure(spec, expected, outputs, bounds)
+    if metrics is not None:
+        failures = bounds.violations(metrics.values)
+        if keep is not None:
+            keep(outputs)
+    placement, misplaced = place()
+    return _result(case, [*failures, *misplaced], metrics), metrics, placement
 
-    session: Session
-    suite: ParitySuite
-    bounds: Bounds
-    runtime: str | None
-    device: str | None
-    keep: Callable[[Outputs], object] | None
-    image: int | None = None  # the one that the session holds
 
-    def all_cases(self) -> list[Judged]:
-        return [self._judge(*pair) for pair in zip(self.suite.cases, self.suite.expected, strict=True)]
+def _asker(session: Session, images: Sequence[Feed]) -> Callable[[Case], Outputs]:
+    """Return what decodes a case, on its image."""
+    held: list[int] = []  # the image that the session holds, or none
 
-    def _judge(self, case: Case, expected: Expected) -> Judged:
-        metrics = None
-        try:
-            outputs = self._ask(case)
-        except Exception as error:
-            failures = [_message(error)]
-        else:
-            failures = output_problems(self.suite.spec, outputs, len(case.prompts["point_coords"]))
-            failures = failures or _borrowed(outputs, expected)
-            metrics = None if failures else measure(self.suite.spec, expected, outputs, self.bounds)
-        if metrics is not None:
-            failures = self.bounds.violations(metrics.values)
-            if self.keep is not None:
-                self.keep(outputs)
-        placement, misplaced = self._placement()
-        return _result(case, [*failures, *misplaced], metrics), metrics, placement
+    def ask(case: Case) -> Outputs:
+        if held != [case.image]:
+            held.clear()  # whatever it holds if the next line fails
+            session.set_image(_copy(images[case.image]))
+            held.append(case.image)
+        return session.decode(_copy(case.prompts))
 
-    def _ask(self, case: Case) -> Outputs:
-        if case.image != self.image:
-            self.image = None  # whatever it holds if the next line fails
-            self.session.set_image(_copy(self.suite.images[case.image]))
-            self.image = case.image
-        return self.session.decode(_copy(case.prompts))
+    return ask
 
-    def _placement(self) -> tuple[Placement, list[str]]:
-        try:
-            placement = self.session.placement()
-        except Exception as error:
-            return UNKNOWN, [f"the session cannot say where it ran: {_message(error)}"]
-        return placement, _misplaced(placement, self.runtime, self.device)
+
+def _place(session: Session, runtime: str | None, device: str | None) -> tuple[Placement, list[str]]:
+    try:
+        placement = session.placement()
+    except Exception as error:
+        return UNKNOWN, [f"the session cannot say where it ran: {_message(error)}"]
+    return placement, _misplaced(placement, runtime, device)
 
 
 def _misplaced(placement: Placement, runtime: str | None, device: str | None) -> list[str]:

@@ -21,7 +21,7 @@ from samx.artifacts.manifest import Level
 from samx.artifacts.strict_json import Count, Document, refusal, take
 from samx.devices import cpu
 from samx.devices.files import Tree
-from samx.validators.bounds import AT_LEAST, Bounds
+from samx.validators.metrics import AT_LEAST, Bounds
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -176,8 +176,7 @@ def lattice(grid: int) -> NDArray[np.int64]:
     row, column = np.mgrid[:grid, :grid]
     inside = (ROW_STEP * row + COLUMN_STEP * column) % UPSCALING**2
     y, x = UPSCALING * row + inside // UPSCALING, UPSCALING * column + inside % UPSCALING
-    pixels: NDArray[np.int64] = (y * UPSCALING * grid + x).ravel()
-    return pixels
+    return (y * UPSCALING * grid + x).ravel()
 
 
 def _images(reader: ArrayReader, spec: DecoderSpec, header: dict[str, Any]) -> tuple[Feed, ...]:

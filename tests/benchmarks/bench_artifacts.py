@@ -13,8 +13,8 @@ from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest
 from samx.extras import require
 from samx.models.session import Feed, Outputs, Placement, Session
 from samx.models.spec import DecoderSpec, sam1_spec
-from samx.validators.bounds import BOUNDS
 from samx.validators.gate import run_gate
+from samx.validators.metrics import BOUNDS
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

@@ -14,7 +14,7 @@ from samx.commands.segment import segment_picture
 from samx.commands.validate import validate
 from samx.demo.picture import PICTURE_SIZE_PX, write_picture
 from samx.errors import ArtifactError
-from samx.exporters.coreml.swift import SWIFT_FILE
+from samx.exporters.coreml.export import SWIFT_FILE
 from samx.models.shape_range import ShapeRange
 from samx.processing.prompts import Prompt
 

@@ -15,7 +15,7 @@ from engine_toys import MODEL, float_shape_onnx, toy_onnx, toy_plan
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
 from samx.exporters.tensorrt import build
-from samx.exporters.tensorrt.build import Built, build_engine
+from samx.exporters.tensorrt.build import build_engine
 from samx.formats.tensorrt.library import Opened, concerns
 from samx.formats.tensorrt.plan import BuildPlan, Port
 from samx.models.shape_range import ShapeRange
@@ -33,13 +33,13 @@ def one_line(error: pytest.ExceptionInfo[ArtifactError]) -> str:
 
 
 def test_a_small_graph_is_built_and_read_back(rtx: Opened) -> None:
-    built = build_engine(toy_onnx(), toy_plan(), rtx)
-    assert len(built.engine) > 1000
-    assert built.understood.strongly_typed
-    assert not built.understood.tf32
-    assert built.understood.profiles == (dict(toy_plan().profile),)
-    assert [port.name for port in built.understood.outputs] == ["low_res_masks", "iou_predictions"]
-    assert built.timing_cache is None  # this library has none
+    engine, understood, cache = build_engine(toy_onnx(), toy_plan(), rtx)
+    assert len(engine) > 1000
+    assert understood.strongly_typed
+    assert not understood.tf32
+    assert understood.profiles == (dict(toy_plan().profile),)
+    assert [port.name for port in understood.outputs] == ["low_res_masks", "iou_predictions"]
+    assert cache is None  # this library has none
 
 
 def test_the_demo_decoder_is_built_without_a_warning_in_under_a_minute(demo_artifact: Path, rtx: Opened) -> None:
@@ -48,10 +48,10 @@ def test_the_demo_decoder_is_built_without_a_warning_in_under_a_minute(demo_arti
     sha256 = hashlib.sha256(onnx).hexdigest()
     plan = BuildPlan.of("trt-rtx", artifact.manifest.spec, MODEL, sha256, ShapeRange(1, 8, 64), ShapeRange(1, 2, 16))
     started = time.perf_counter()
-    built = build_engine(onnx, plan, rtx)
+    engine, *_ = build_engine(onnx, plan, rtx)
     assert time.perf_counter() - started < 60
-    assert {severity for severity, _ in built.messages} == {"INFO"}
-    assert len(built.engine) < 40 * 2**20  # float32; its weights are 20 MB
+    assert {severity for severity, _ in rtx.messages} == {"INFO"}
+    assert len(engine) < 40 * 2**20  # float32; its weights are 20 MB
 
 
 def test_a_shape_that_comes_in_as_float_does_not_parse(rtx: Opened) -> None:
@@ -67,7 +67,7 @@ def test_a_file_that_is_no_graph_does_not_parse(rtx: Opened) -> None:
 
 
 def test_a_turing_engine_is_for_turing(rtx: Opened) -> None:
-    assert build_engine(toy_onnx(), toy_plan(turing=True), rtx).understood.capabilities == ("SM75",)
+    assert build_engine(toy_onnx(), toy_plan(turing=True), rtx)[1].compute_capabilities == ("SM75",)
 
 
 def test_what_the_compiler_refuses_is_one_line(demo_artifact: Path, rtx: Opened) -> None:
@@ -133,15 +133,15 @@ def test_what_the_library_holds_is_read_back(
 
 def test_an_engine_of_fixed_sizes_is_built(rtx: Opened) -> None:
     plan = toy_plan(prompts=ShapeRange(2, 2, 2), points=ShapeRange(3, 3, 3))
-    built = build_engine(toy_onnx(), plan, rtx)
-    assert built.understood.profiles[0]["point_labels"] == ((2, 3), (2, 3), (2, 3))
+    _, understood, _ = build_engine(toy_onnx(), plan, rtx)
+    assert understood.profiles[0]["point_labels"] == ((2, 3), (2, 3), (2, 3))
 
 
 def test_a_library_that_dropped_the_flag_is_strongly_typed(rtx: Opened) -> None:
     module = ModuleType("later")
     module.__dict__.update({k: v for k, v in rtx.module.__dict__.items() if k != "NetworkDefinitionCreationFlag"})
     later = replace(rtx, module=module)
-    assert build_engine(toy_onnx(), toy_plan(), later).understood.strongly_typed
+    assert build_engine(toy_onnx(), toy_plan(), later)[1].strongly_typed
 
 
 def test_a_profile_that_was_not_set_is_seen(rtx: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,5 +175,5 @@ def test_one_warning_about_precision_stops_the_engine(rtx: Opened, monkeypatch: 
 
 def test_every_build_has_a_log_of_its_own(rtx: Opened) -> None:
     rtx.messages.append(("WARNING", "FP16 overflow of an earlier build"))
-    built: Built = build_engine(toy_onnx(), toy_plan(), rtx)
-    assert concerns(built.messages) == []
+    build_engine(toy_onnx(), toy_plan(), rtx)
+    assert concerns(rtx.messages) == []

@@ -23,22 +23,20 @@ from samx.commands.inspect import inspect
 from samx.commands.validate import validate
 from samx.errors import ArtifactError, PromptError, UnavailableError, UsageError
 from samx.exporters.base import Exported
-from samx.exporters.coreml.export import LINT_FILE
-from samx.exporters.coreml.swift import SWIFT_FILE
-from samx.exporters.coreml.weights import prepare, spared
-from samx.formats.coreml.library import open_coremltools
+from samx.exporters.coreml.convert import prepare, spared
+from samx.exporters.coreml.export import LINT_FILE, SWIFT_FILE
 from samx.formats.coreml.lint import forbidden
 from samx.formats.coreml.package import package_from_directory
-from samx.formats.coreml.program import Program, load_program, operations
+from samx.formats.coreml.program import Program, load_program, open_coremltools, operations
 from samx.models.session import FloatArray, Outputs
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
 from samx.registry import backend
 from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 from samx.runtimes.torch import reference_session
-from samx.validators.bounds import bounds_for
 from samx.validators.cases import parity_cases
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

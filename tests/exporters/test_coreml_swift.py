@@ -14,7 +14,7 @@ import tree_sitter
 import tree_sitter_swift
 
 import samx
-from samx.exporters.coreml.swift import swift_source
+from samx.exporters.coreml.export import swift_source
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
 FUNCTIONS = {"points_4": 4, "points_1": 1, "points_16": 16}
@@ -64,7 +64,7 @@ def test_the_templates_are_found_in_an_archive(tmp_path: Path) -> None:
             if path.suffix in (".py", ".in"):
                 archive.write(path, path.relative_to(package.parent))
     code = (
-        "from samx.exporters.coreml.swift import swift_source; from samx.models.spec import sam1_spec; import sys; "
+        "from samx.exporters.coreml.export import swift_source; from samx.models.spec import sam1_spec; import sys; "
         "sys.stdout.write(swift_source(sam1_spec(), 'samx', 'fp16', {'points_1': 1}, sam1_spec().image_inputs))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "samx.zip")}

@@ -17,7 +17,7 @@ from samx.errors import SamxError, UnavailableError, UsageError
 from samx.models.checkpoint import load_checkpoint
 from samx.quantization.int8 import given_set
 from samx.runtimes.openvino import open_artifact
-from samx.validators.bounds import BOUNDS
+from samx.validators.metrics import BOUNDS
 
 
 def request(out: Path, **changes: Any) -> ExportRequest:

@@ -19,8 +19,8 @@ from toys import arrays, image_tensors, prompt_tensors, toy_decoder
 from samx.commands.inspect import inspect
 from samx.errors import InputError, SamxError, UsageError
 from samx.exporters import openvino
-from samx.formats.openvino import ir
-from samx.formats.openvino.rules import broken_rules
+from samx.formats import openvino as ir
+from samx.formats.openvino import broken_rules
 from samx.models.fast.graphs import Needs
 from samx.models.graph import Graphs
 from samx.registry import backend

@@ -12,7 +12,7 @@ from openvino_toys import SPECS, exported, onnx_files
 from toys import toy_decoder
 
 from samx.extras import require
-from samx.formats.openvino import ir
+from samx.formats import openvino as ir
 from samx.models.session import FloatArray
 
 ROLE = {"whole": "decoder", "split": "prompt", "sam2": "prompt"}

@@ -25,7 +25,7 @@ from samx.commands.validate import validate
 from samx.errors import PromptError, UnavailableError, UsageError
 from samx.exporters.base import Exported
 from samx.exporters.onnx import DECODER_FILE
-from samx.exporters.tensorrt.export import POINTS, PROMPTS
+from samx.exporters.tensorrt import POINTS, PROMPTS
 from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
@@ -33,9 +33,9 @@ from samx.runtimes import base
 from samx.runtimes.base import Padding
 from samx.runtimes.onnxruntime import OnnxRuntimeRuntime, open_artifact
 from samx.runtimes.torch import reference_session
-from samx.validators.bounds import bounds_for
 from samx.validators.cases import parity_cases
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128, masks="single", mask_input=True)}

@@ -30,7 +30,7 @@ def half(*shape: int) -> Any:
 
 
 def report(made: Any) -> FunctionLint:
-    return lint({"main": made}).functions["main"]
+    return lint({"main": made})["main"]
 
 
 def broken(made: Any) -> dict[str, int]:

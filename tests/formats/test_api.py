@@ -122,7 +122,7 @@ def test_the_uses_are_really_found() -> None:
         ("IExecutionContext", "set_input_shape"), ("IExecutionContext", "set_tensor_address"),
         ("IExecutionContext", "get_tensor_shape"), ("EngineInspector", "get_engine_information"),
         ("IRuntimeConfig", "cuda_graph_strategy"), ("IRuntimeCache", "deserialize"), ("IRuntimeCache", "serialize"),
-        ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"), ("LayerInformationFormat", "JSON"),
+        ("CudaGraphStrategy", "DISABLED"), ("LayerInformationFormat", "JSON"),
         ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
     } <= found  # fmt: skip
 

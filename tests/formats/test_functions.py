@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 
 from samx.errors import ArtifactError
-from samx.formats.coreml.functions import Functions
+from samx.formats.coreml.contract import functions_of
 
 OPTIONS = {"functions": {"points_8": 8, "points_1": 1, "points_2": 2}, "points": [1, 2, 8]}
 
 
 def test_functions_come_smallest_first() -> None:
-    functions = Functions.of(OPTIONS, "toy")
-    assert functions.sizes == (1, 2, 8)
-    assert [functions.name(rows) for rows in functions.sizes] == ["points_1", "points_2", "points_8"]
+    found = functions_of(OPTIONS, "toy")
+    assert list(found.items()) == [(1, "points_1"), (2, "points_2"), (8, "points_8")]
 
 
 @pytest.mark.parametrize(
@@ -40,5 +39,5 @@ def test_functions_come_smallest_first() -> None:
 )
 def test_options_that_no_exporter_writes(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ArtifactError, match=words) as caught:
-        Functions.of({**OPTIONS, **change}, "toy")
+        functions_of({**OPTIONS, **change}, "toy")
     assert len(str(caught.value)) < 400

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from lint_faults import FAULTS, FULL, HALF, SMALL, SOUND, WIDE, Build, broken, conv, function, half, mb, relu, report
 
-from samx.formats.coreml.lint_program import multiply_adds, steps_of
-from samx.formats.coreml.lint_rules import FALLS_OFF, RULES
+from samx.formats.coreml.lint_rules import FALLS_OFF, RULES, multiply_adds, steps_of
 
 
 def test_every_rule_has_a_fault() -> None:

@@ -11,23 +11,23 @@ import pytest
 from coremltools.converters.mil.mil import types
 from lint_faults import FAULTS, FULL, HALF, SOUND, WIDE, broken, function, half, mb
 
-from samx.formats.coreml.lint import SHOWS, LintReport, forbidden, lint
+from samx.formats.coreml.lint import SHOWS, FunctionLint, forbidden, lint, lint_json, lint_lines
 from samx.formats.coreml.lint_rules import LARGE, RULES
 
 
-def both() -> LintReport:
+def both() -> dict[str, FunctionLint]:
     return lint({"points_1": FAULTS["float32"][0], "points_2": SOUND["a softmax over channels"]})
 
 
 def test_the_report_calls_itself_a_lint() -> None:
-    data = both().to_json()
+    data = lint_json(both())
     assert (data["kind"], data["shows"]) == ("lint", SHOWS)
     assert "nothing ran on a Neural Engine" in SHOWS
-    assert "lint, not a measurement" in both().lines()[0]
+    assert "lint, not a measurement" in lint_lines(both())[0]
 
 
 def test_the_report_is_plain_data_with_its_rules_and_shares() -> None:
-    data = json.loads(json.dumps(both().to_json()))
+    data = json.loads(json.dumps(lint_json(both())))
     assert set(data["rules"]) == {rule.name for rule in RULES}
     assert data["functions"]["points_1"]["share_of_operations"] == 0.0
     assert data["functions"]["points_1"]["findings"][0]["rule"] == "float32"
@@ -37,13 +37,13 @@ def test_the_report_is_plain_data_with_its_rules_and_shares() -> None:
 
 def test_the_summary_has_the_shares_and_the_gravest_rule_first() -> None:
     made = function(lambda x: mb.softmax(x=mb.sqrt(x=mb.cast(x=x, dtype="fp16")), axis=-1), WIDE, dtypes=(FULL,))
-    head, *rules = lint({"points_1": made}).function_lines("points_1")
+    head, *rules = lint({"points_1": made})["points_1"].lines("points_1")
     assert head.startswith("points_1: 3 of 3 operations (100.0 %)")
     assert [line.split(":")[0].strip() for line in rules] == ["slow", "watch"]
 
 
 def test_the_summary_counts_operations_and_groups() -> None:
-    lines = lint({"main": FAULTS["float32"][0]}).function_lines("main")
+    lines = lint({"main": FAULTS["float32"][0]})["main"].lines("main")
     assert lines[1:] == ["  falls off: float32, 1 operation in 1 group; runs on the CPU or the GPU"]
 
 
@@ -52,7 +52,7 @@ def test_a_share_that_is_not_whole_does_not_look_so() -> None:
         return mb.conv(x=x, weight=half(64, 64, 1, 1)), mb.conv(x=y, weight=np.ones((1, 1, 1, 1), np.float32))
 
     made = function(build, (1, 64, 1, 4096), (1, 1, 1, 1), dtypes=(HALF, FULL))
-    assert "99.9 % of the multiply-adds" in lint({"f": made}).function_lines("f")[0]
+    assert "99.9 % of the multiply-adds" in lint({"f": made})["f"].lines("f")[0]
 
 
 @pytest.mark.parametrize("rule", ["dynamic shape", "unknown rank"])

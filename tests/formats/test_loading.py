@@ -20,7 +20,7 @@ def rtx() -> Opened:
 
 
 def test_an_engine_does_not_open_without_a_driver(rtx: Opened) -> None:
-    engine = build_engine(toy_onnx(), toy_plan(), rtx).engine
+    engine, *_ = build_engine(toy_onnx(), toy_plan(), rtx)
     with pytest.raises(UnavailableError, match=r"finds no usable GPU: found .*driver") as caught:
         load_engine(engine, rtx, "toy")
     assert caught.value.exit_code == 5

@@ -18,7 +18,7 @@ from engine_toys import MODEL, POINTS, PROMPTS, SPEC, toy_artifact, toy_plan
 import samx
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UsageError
-from samx.exporters.tensorrt.export import reproduce_script
+from samx.exporters.tensorrt import reproduce_script
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec, sam2_spec
@@ -139,7 +139,7 @@ def test_the_script_is_written_from_a_zip_too(tmp_path: Path) -> None:
             archive.write(file, file.relative_to(package.parent))
     (tmp_path / "plan.json").write_bytes(toy_plan().to_bytes())
     code = (
-        "import sys; from pathlib import Path; from samx.exporters.tensorrt import export as reproduce\n"
+        "import sys; from pathlib import Path; from samx.exporters import tensorrt as reproduce\n"
         "plan = reproduce.BuildPlan.from_bytes(Path(sys.argv[1]).read_bytes(), 'plan')\n"
         "print(reproduce.__file__, reproduce.reproduce_script(plan, 1024), sep='\\n')"
     )

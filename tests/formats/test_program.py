@@ -14,7 +14,8 @@ import pytest
 from mil_packages import ct, edited, function, join, mb, operation, save_function
 
 from samx.errors import ArtifactError, MissingExtraError, UnavailableError
-from samx.formats.coreml import library
+from samx.extras import silent
+from samx.formats.coreml import program as library
 from samx.formats.coreml.package import PackageFiles, package_from_directory
 from samx.formats.coreml.program import load_program, operations
 from samx.formats.coreml.tensors import UNKNOWN, TensorType, tensor_type
@@ -285,6 +286,6 @@ class TestLibrary:
     def test_warnings_come_back_afterwards(self) -> None:
         logger = logging.getLogger("coremltools")
         before = logger.level
-        with library.quiet():
+        with silent("coremltools"):
             assert not logger.isEnabledFor(logging.WARNING)
         assert logger.level == before

@@ -131,7 +131,7 @@ def test_other_limits_are_refused() -> None:
         ({"strongly_typed": False}, "strongly typed: found False, expected True"),
         ({"tf32": True}, "TF32: found True, expected False"),
         ({"shape_tensors": ("x",)}, "shape tensors: found ('x',), expected ()"),
-        ({"capabilities": ("SM89",)}, "compute capabilities: found ('SM89',), expected ()"),
+        ({"compute_capabilities": ("SM89",)}, "compute capabilities: found ('SM89',), expected ()"),
     ],
 )
 def test_every_setting_is_compared(change: dict[str, Any], words: str) -> None:

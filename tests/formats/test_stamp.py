@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from samx.errors import ArtifactError
-from samx.formats.tensorrt.gpu import Gpu
-from samx.formats.tensorrt.stamp import Machine, Stamp, differs
+from samx.formats.tensorrt.stamp import Gpu, Machine, Stamp, differs
 
 ORIN = Machine("10.3.0", "Linux aarch64", "Orin", "8.7", "CUDA 12.6")
 TRT = Stamp("trt", "this_gpu", ORIN, "a" * 64, "b" * 64, "2026-01-01T00:00:00+00:00")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from samx.errors import UnavailableError
-from samx.formats.tensorrt import gpu
-from samx.formats.tensorrt.gpu import Gpu, describe_gpu, find_gpu
+from samx.formats.tensorrt import stamp
+from samx.formats.tensorrt.stamp import Gpu, describe_gpu, find_gpu
 
 
 def fake_driver(devices: int = 1, **codes: int) -> Any:
@@ -66,5 +66,5 @@ def test_this_machine_has_no_driver() -> None:
 
 
 def test_a_library_that_loads_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: fake_driver() if name == gpu.DRIVER_LIBRARY else None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: fake_driver() if name == stamp.DRIVER_LIBRARY else None)
     assert find_gpu().name == "Toy GPU"

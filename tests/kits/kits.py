@@ -27,10 +27,10 @@ from samx.commands.bundle import FOLDER, bundle
 from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
-from samx.validators.bounds import bounds_for
 from samx.validators.cases import Case
 from samx.validators.child import SUITE_ROLE
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

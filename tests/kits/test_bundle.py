@@ -18,8 +18,8 @@ from samx.artifacts.store import Artifact
 from samx.commands.bundle import FOLDER, bundle
 from samx.errors import ArtifactError, ParityError, UsageError, WriteError
 from samx.registry import BACKENDS, Backend
-from samx.validators.bounds import bounds_for
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 
 MOST_BYTES = 2 * 2**20  # of a kit for ONNX Runtime, beside its artifact
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from toys import image_tensors, prompt_tensors, toy_decoder
 
-from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
-from samx.models.fixed.decoder import NeuralEngineDecoder, to_half
+from samx.models.fixed.decoder import AppleMaskDecoder, ApplePromptEncoder, NeuralEngineDecoder, to_half
 from samx.models.fixed.layers import ChannelNorm, PointPosition
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec

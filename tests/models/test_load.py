@@ -18,9 +18,9 @@ from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.fast.decoder import FastDecoder
 from samx.models.spec import PADDED_POINT
 from samx.runtimes.torch import TorchRuntime, reference_session
-from samx.validators.bounds import BOUNDS
 from samx.validators.cases import default_frames, parity_cases
 from samx.validators.gate import run_gate
+from samx.validators.metrics import BOUNDS
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

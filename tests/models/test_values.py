@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samx.models.fast.values import Gram, Rows, TokenSide, independent_rows, with_ones
+from samx.models.fast.factors import Gram, Rows, TokenSide, independent_rows, with_ones
 from samx.models.reference import Attention
 
 HEADS, WIDTH, CHANNELS, CELLS = 4, 8, 12, 5

@@ -14,11 +14,10 @@ from calibration_toys import SPEC, click, features, toy_set
 from coreml_int8_toys import FEW, SPECS, excluding, float_job, leaving, opened, program
 
 from samx.errors import InputError, ParityError, UsageError
+from samx.exporters.coreml.convert import SMALLEST
 from samx.exporters.coreml.export import LINT_FILE
-from samx.exporters.coreml.weights import SMALLEST
-from samx.formats.coreml.functions import SINGLE_FUNCTION
-from samx.formats.coreml.library import open_coremltools
-from samx.formats.coreml.package import package_from_directory
+from samx.formats.coreml.package import SINGLE_FUNCTION, package_from_directory
+from samx.formats.coreml.program import open_coremltools
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PADDED_POINT
 from samx.quantization.calibration import calibration_spec

@@ -7,7 +7,7 @@ from pathlib import Path
 from int8_jobs import quantisation_job
 from saturation import saturates
 
-from samx.formats.openvino import ir
+from samx.formats import openvino as ir
 from samx.models.session import Feed, Session
 from samx.quantization import openvino as int8
 from samx.runtimes.openvino import open_graphs

@@ -15,16 +15,17 @@ from calibration_toys import CHECKPOINT, SPEC, DiscReference, image, scene, sour
 from samx.demo import demo_checkpoint
 from samx.demo.sampling import padded_prompt
 from samx.errors import InputError, ParityError, UsageError
-from samx.models.checkpoint import load_checkpoint
+from samx.models.checkpoint import build_reference, load_checkpoint
+from samx.models.fast.decoder import FastDecoder
 from samx.models.spec import LABELS, DecoderSpec, sam2_spec
 from samx.quantization.calibration import MIN_SAMPLES, SHARES, CalibrationSet, calibration_spec, prompt_key
 from samx.quantization.held_out import held_out
 from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set, calibration_reference, deal
 from samx.quantization.sources import HELD_OUT_SCENES
 from samx.quantization.user import KINDS, MOST_ROUNDS, Question, User
-from samx.runtimes.torch import reference_session
-from samx.validators.bounds import bounds_for
+from samx.runtimes.torch import TorchRuntime, reference_session
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
 SAM2 = calibration_spec(sam2_spec(image_size=128))
@@ -354,6 +355,8 @@ def test_what_is_held_out_goes_through_the_gate() -> None:
     found = build_set(reference, loaded.sha256, source(6), samples=24)
     judging = held_out(found, reference, Path("vit_b.pth"), spec)
     suite = ParitySuite.build(reference_session(loaded, spec), judging.images, judging.cases, judging.source)
-    report = run_gate(reference_session(loaded, spec, "fast"), suite, bounds_for("int8"), level="graph")
+    report = run_gate(
+        TorchRuntime(FastDecoder(build_reference(replace(loaded, spec=spec)))), suite, bounds_for("int8"), level="graph"
+    )
     assert report.passed, report.failures
     assert len(report.cases) == len(judging.cases)

@@ -15,8 +15,7 @@ from samx.models.session import Outputs, Placement
 from samx.quantization.held_out import HeldOut
 from samx.quantization.search import Budget
 from samx.quantization.verdict import MOST_ACCURACY_LOST, NO_TRUTH, Accuracy, best, int8_bounds, judge
-from samx.validators.bounds import BOUNDS
-from samx.validators.metrics import mask_iou
+from samx.validators.metrics import BOUNDS, mask_iou
 
 
 def test_the_same_masks_pass_both_comparisons() -> None:

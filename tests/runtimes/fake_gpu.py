@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,13 +11,13 @@ from engine_toys import SPEC, toy_masks
 from numpy.typing import NDArray
 
 from samx.errors import UnavailableError
-from samx.formats.tensorrt.gpu import Gpu
 from samx.formats.tensorrt.library import Message, Opened, library_of
 from samx.formats.tensorrt.plan import BuildPlan
+from samx.formats.tensorrt.stamp import Gpu
 from samx.models.session import Feed
 from samx.runtimes.base import Padding
 from samx.runtimes.tensorrt.cuda import CudaDevice
-from samx.runtimes.tensorrt.runtime import Parts, TensorRTRuntime, open_context
+from samx.runtimes.tensorrt.runtime import TensorRTRuntime
 
 ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
 
@@ -31,7 +30,6 @@ class FakeDevice(CudaDevice):
         self.memory: dict[int, bytearray] = {}
         self.log: list[str] = []
         self.room, self.next = room, 4096
-        self.recording: list[Callable[[], None]] | None = None
 
     def allocate(self, size: int) -> int:
         if size > self.room:
@@ -57,22 +55,6 @@ class FakeDevice(CudaDevice):
 
     def synchronise(self) -> None:
         self.log.append("synchronise")
-
-    def capture(self, work: Callable[[], None]) -> Any:
-        self.log.append("capture")
-        self.recording = []
-        work()
-        graph, self.recording = self.recording, None
-        return graph
-
-    def launch(self, graph: Any) -> None:
-        self.log.append("launch")
-        for step in graph:
-            step()
-
-    def drop(self, graph: Any) -> None:
-        self.log.append("drop")
-        graph.clear()
 
     def read(self, address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         count = int(np.prod(shape))
@@ -112,19 +94,11 @@ class FakeContext:
         if self.fails:
             self.messages.append(("ERROR", "planted: illegal memory access"))
             return False
-        shapes, addresses = dict(self.shapes), dict(self.addresses)  # a recorded graph keeps both for ever
-        step: Callable[[], None] = lambda: self._compute(shapes, addresses)  # noqa: E731
-        if self.device.recording is None:
-            step()
-        else:
-            self.device.recording.append(step)
-        return True
-
-    def _compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         self.device.log.append("compute")
-        feed = [self.device.read(addresses[t.name], shapes[t.name]) for t in SPEC.inputs]
+        feed = [self.device.read(self.addresses[t.name], self.shapes[t.name]) for t in SPEC.inputs]
         for name, value in toy_masks(*feed).items():
-            self.device.memory[addresses[name]][: value.nbytes] = value.tobytes()
+            self.device.memory[self.addresses[name]][: value.nbytes] = value.tobytes()
+        return True
 
 
 class FakeCache:
@@ -170,7 +144,7 @@ def fake_module() -> ModuleType:
     module = ModuleType("tensorrt_rtx")
     module.__dict__.update(
         __version__="1.7.1",
-        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="none"),
+        CudaGraphStrategy=SimpleNamespace(DISABLED="none"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         LayerInformationFormat=SimpleNamespace(JSON="json"),
     )
@@ -178,18 +152,16 @@ def fake_module() -> ModuleType:
 
 
 def fake_runtime(
-    plan: BuildPlan, device: FakeDevice, chunk: int | None = None, cuda_graph: bool = False,
-    engine: FakeEngine | None = None, padding: Padding | None = None,
-) -> tuple[TensorRTRuntime, FakeEngine]:  # fmt: skip
+    plan: BuildPlan, device: FakeDevice, engine: FakeEngine | None = None, padding: Padding | None = None
+) -> tuple[TensorRTRuntime, FakeEngine]:
     """Open the toy engine on a fake device."""
     messages: list[Message] = []
     opened = Opened(library_of(plan.target), fake_module(), None, messages)
     engine = engine or FakeEngine(device, messages)
     if engine.context is not None:
         engine.context.messages = messages
-    executed = open_context(engine, opened, device.gpu, ENGINE_SHA256, cuda_graph)
-    parts = Parts(plan, opened, None, engine, *executed, device)
-    return TensorRTRuntime(SPEC, parts, chunk, cuda_graph, padding), engine
+    loaded, sha256 = (None, engine), ENGINE_SHA256
+    return TensorRTRuntime(SPEC, plan, opened, loaded, sha256, device, padding), engine
 
 
 def image(seed: int = 0) -> Feed:

@@ -48,10 +48,10 @@ def artifact(path: Path, stamp: HostStamp | None = None) -> Artifact:
     return Artifact.open(path)
 
 
-def runtime(form: str = "low_rank", chunk: int = 2) -> tuple[FastDecoder, AotiRuntime]:
+def runtime(form: str = "low_rank") -> tuple[FastDecoder, AotiRuntime]:
     """Run the graphs that are compiled as they are, uncompiled."""
     decoder = FastDecoder(toy_decoder(SPEC), form)  # type: ignore[arg-type]
-    return decoder, AotiRuntime(SPEC, {graph.role: graph.module for graph in cut(decoder, split=True)}, chunk)
+    return decoder, AotiRuntime(SPEC, {graph.role: graph.module for graph in cut(decoder, split=True)})
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from samx.errors import ArtifactError, InputError
 from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program, operations
-from samx.runtimes.mil.checks import UnknownOperationError
-from samx.runtimes.mil.evaluate import Evaluator, limited_threads
-from samx.runtimes.mil.operations.base import held, stored
+from samx.runtimes.mil.evaluate import Evaluator, UnknownOperationError, limited_threads
+from samx.runtimes.mil.operations import held, stored
 
 FULL, HALF = np.float32, np.float16
 INPUT = {"x": ((2, 4), "fp32")}
@@ -118,7 +117,7 @@ def test_operations_are_counted_without_constants(full: Program) -> None:
 def test_what_depends_on_constants_alone_is_computed_once() -> None:
     made = program(lambda x: mb.add(x=x, y=mb.sin(x=mb.cos(x=np.array([1, 2, 3, 4], FULL)))), INPUT)
     evaluate = Evaluator(made, "main")
-    assert (evaluate.operations, len(evaluate._compiled.steps)) == (3, 1)
+    assert (evaluate.operations, len(evaluate._steps)) == (3, 1)
     (found,) = evaluate({"x": np.zeros((2, 4), FULL)}).values()
     np.testing.assert_allclose(found[0], np.sin(np.cos([1, 2, 3, 4])), rtol=1e-5)
 
@@ -129,13 +128,11 @@ def test_memory_is_given_back_after_the_last_use() -> None:
             x = mb.cos(x=x)
         return x
 
-    compiled = Evaluator(program(chain, INPUT), "main")._compiled
-    assert [len(step.done_with) for step in compiled.steps] == [1, 1, 1, 1]
-    values = list(compiled.values)
-    values[compiled.inputs[0]] = torch.zeros(2, 4)
-    for step in compiled.steps:
-        step.run(values)
-    assert [place for place, value in enumerate(values) if value is not None] == compiled.outputs
+    evaluate = Evaluator(program(chain, INPUT), "main")
+    assert [len(done_with) for done_with in evaluate._done_with] == [1, 1, 1, 1]
+    values = {evaluate._given[0]: torch.zeros(2, 4)}
+    evaluate._run(values)
+    assert list(values) == evaluate._returned
 
 
 def test_an_input_may_be_an_output_and_an_output_occur_twice() -> None:

@@ -27,9 +27,9 @@ from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec
 from samx.runtimes.base import Padding
 from samx.runtimes.coreml import packages
 from samx.runtimes.coreml.packages import OpenedPackages, open_packages
-from samx.runtimes.mil import checks
+from samx.runtimes.mil import evaluate
 from samx.runtimes.mil import runtime as mil
-from samx.runtimes.mil.checks import UnknownOperationError
+from samx.runtimes.mil.evaluate import UnknownOperationError
 from samx.runtimes.mil.operations import OPERATIONS
 from samx.runtimes.torch import TorchRuntime
 
@@ -250,7 +250,7 @@ class TestRefused:
         self, sealed: Artifact, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         known = {name: entry for name, entry in OPERATIONS.items() if name != "softmax"}
-        monkeypatch.setattr(checks, "OPERATIONS", known)
+        monkeypatch.setattr(evaluate, "OPERATIONS", known)
         session = mil.open_artifact(sealed)
         session.set_image(IMAGE)
         with pytest.raises(UnknownOperationError, match="found softmax 'softmax"):

@@ -14,14 +14,14 @@ from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.openvino.compiled import check_processor, check_products
+from samx.formats.openvino import check_processor, check_products
 from samx.models.session import Feed, Outputs
 from samx.registry import backend
 from samx.runtimes.openvino import CHUNK, open_artifact
 from samx.runtimes.torch import reference_session
-from samx.validators.bounds import bounds_for
 from samx.validators.cases import parity_cases
 from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
 SPEC = SPECS["split"]
@@ -193,7 +193,7 @@ def test_an_answer_stays_when_the_next_question_is_asked(split: Artifact) -> Non
 
 
 def test_many_prompts_are_those_one_by_one(split: Artifact) -> None:
-    session, feed = open_artifact(split, chunk=4), prompts(9)
+    session, feed = open_artifact(split), prompts(9)
     session.set_image(image(0))
     together = session.decode(feed)
     alone = [session.decode({name: value[i : i + 1] for name, value in feed.items()}) for i in range(9)]

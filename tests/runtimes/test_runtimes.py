@@ -109,7 +109,7 @@ def test_bad_prompts_are_refused(feed: Feed, words: str) -> None:
 @pytest.mark.parametrize("spec", [SPEC, sam2_spec(image_size=128, mask_input=True)], ids=["sam1", "sam2"])
 def test_torch_runs_reference_and_fast_form_alike(spec: DecoderSpec) -> None:
     image, feed = arrays(image_tensors(spec)), arrays(prompt_tensors(spec, 3, [1, -1]))
-    sessions = [TorchRuntime(toy_decoder(spec)), TorchRuntime(FastDecoder(toy_decoder(spec)), chunk=2)]
+    sessions = [TorchRuntime(toy_decoder(spec)), TorchRuntime(FastDecoder(toy_decoder(spec)))]
     for session in sessions:
         session.set_image(image)
     reference, fast = (session.decode(feed) for session in sessions)
@@ -147,4 +147,4 @@ def test_a_file_that_is_no_model_is_one_line() -> None:
 def test_an_encoder_must_take_the_picture(demo_artifact: Path) -> None:
     model = (demo_artifact / "encoder.onnx").read_bytes()
     with pytest.raises(ArtifactError, match="does not take this picture"):
-        onnxruntime.run_encoder(model, "encoder.onnx", np.zeros((1, 3, 64, 64), np.float32))
+        onnxruntime.open_encoder(model, "encoder.onnx")(np.zeros((1, 3, 64, 64), np.float32))

@@ -12,7 +12,7 @@ import pytest
 from samx.models.session import Feed
 from samx.models.spec import sam1_spec
 from samx.runtimes import onnxruntime
-from samx.runtimes.onnxruntime import SPLIT_CHUNK, OnnxRuntimeRuntime, open_models
+from samx.runtimes.onnxruntime import OnnxRuntimeRuntime, open_models
 
 PATIENCE_S = 20
 SPEC = sam1_spec(image_size=128)
@@ -82,12 +82,10 @@ def test_an_error_on_a_thread_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "chunk", "decoded"),
-    [({"split": True}, None, [1] * 6), ({"split": True}, SPLIT_CHUNK, [2, 2, 2]), ({}, None, [6])],
-    ids=["kept image", "a chunk was asked for", "one graph"],
+    ("options", "decoded"), [({"split": True}, [1] * 6), ({}, [6])], ids=["kept image", "one graph"]
 )
 def test_only_a_kept_image_gets_a_thread_pool(
-    options: dict[str, Any], chunk: int | None, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[tuple[str, int | None]] = []
     session = Session()
@@ -97,7 +95,7 @@ def test_only_a_kept_image_gets_a_thread_pool(
         return session
 
     monkeypatch.setattr(onnxruntime, "_session", open_one)
-    made = open_models({"prompt.onnx": b""}, SPEC, options, threads=3, chunk=chunk)
+    made = open_models({"prompt.onnx": b""}, SPEC, options, threads=3)
     made.set_image({"image_embeddings": np.zeros((1, SPEC.width, SPEC.grid, SPEC.grid), np.float32)})
     made.decode(prompts(6))
     assert session.calls == decoded

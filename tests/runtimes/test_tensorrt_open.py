@@ -16,7 +16,7 @@ from samx.artifacts.commit import seal
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, UnavailableError, UsageError
-from samx.formats.tensorrt.gpu import Gpu
+from samx.formats.tensorrt.stamp import Gpu
 from samx.runtimes.tensorrt import runtime as tensorrt
 
 pytestmark = pytest.mark.usefixtures("home")

@@ -14,8 +14,8 @@ from toy_sessions import ON_CPU, SPECS, FaultySession, ToySession, logits_of
 
 from samx.errors import ParityError
 from samx.models.session import Feed, Outputs, Placement
-from samx.validators.bounds import BOUNDS
 from samx.validators.gate import run_gate
+from samx.validators.metrics import BOUNDS
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 

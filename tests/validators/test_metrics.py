@@ -9,8 +9,16 @@ import pytest
 
 from samx.models.session import Outputs
 from samx.models.spec import sam1_spec, sam2_spec
-from samx.validators.bounds import BOUNDS
-from samx.validators.metrics import TIE_BAND, best_mask_changes, expect, mask_iou, measure, sign_flips, suite_values
+from samx.validators.metrics import (
+    BOUNDS,
+    TIE_BAND,
+    best_mask_changes,
+    expect,
+    mask_iou,
+    measure,
+    sign_flips,
+    suite_values,
+)
 
 SPEC = sam1_spec(image_size=16)  # one cell: masks of 4x4
 FP32 = BOUNDS["fp32"]

@@ -17,8 +17,8 @@ from stub_session import StubSession
 from samx.errors import ArtifactError
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import sam1_spec
-from samx.validators.bounds import BOUNDS, bounds_for
 from samx.validators.gate import run_gate
+from samx.validators.metrics import BOUNDS, bounds_for
 from samx.validators.report import ParityReport, to_junit, to_table
 from samx.validators.suite import ParitySuite
 

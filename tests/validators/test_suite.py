@@ -16,9 +16,9 @@ from samx.errors import ArtifactError
 from samx.models.session import Feed
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.validators import arrays
-from samx.validators.bounds import BOUNDS
 from samx.validators.cases import parity_cases, synthetic_images
 from samx.validators.gate import run_gate
+from samx.validators.metrics import BOUNDS
 from samx.validators.suite import ParitySuite, lattice
 
 SMALL = sam1_spec(image_size=128, mask_input=True)

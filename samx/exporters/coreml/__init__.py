@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from samx.errors import UsageError
 from samx.exporters.base import ExportOptions, option
-from samx.formats.coreml.functions import MULTIFUNCTION_IOS, SINGLE_FUNCTION
+from samx.formats.coreml.package import MULTIFUNCTION_IOS, SINGLE_FUNCTION
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
@@ -42,7 +42,7 @@ class CoreMLOptions(ExportOptions):
         if self.prompts not in (None, ONE_PROMPT):
             fix = "Call it in turn."
             raise UsageError("a function takes one prompt", found=f"--prompts {self.prompts}", fix=fix)
-        functions_of(self)
+        chosen_functions(self)
         if spec is not None:
             _check_contract(contract, spec)
 
@@ -64,7 +64,7 @@ def contract_named(name: str) -> Contract:
     return CONTRACTS[name]
 
 
-def functions_of(options: CoreMLOptions) -> tuple[dict[str, int], str]:
+def chosen_functions(options: CoreMLOptions) -> tuple[dict[str, int], str]:
     """Choose the functions with their rows, and the default one.
 
     Raises: UsageError for points that no package has room for.
@@ -80,7 +80,7 @@ def functions_of(options: CoreMLOptions) -> tuple[dict[str, int], str]:
 def _check_precision(options: CoreMLOptions, precision: str) -> None:
     """Refuse smaller weights beside another precision than float16, and activations that a system does not know."""
     if options.weights is not None:
-        from samx.exporters.coreml.weights import check_compression
+        from samx.exporters.coreml.convert import check_compression
 
         check_compression(options.weights)
         if precision != "fp16":

@@ -1,4 +1,4 @@
-"""Write Core ML packages for the Neural Engine: fixed shapes, a function for every usual number of points."""
+"""Write Core ML packages for the Neural Engine, a function for every usual number of points, and a Swift example."""
 
 from __future__ import annotations
 
@@ -6,35 +6,74 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError
 from samx.exporters.base import HALF, Exported, ExportJob
-from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, functions_of
-from samx.exporters.coreml.swift import SWIFT_FILE, swift_example
+from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, chosen_functions
 from samx.exporters.onnx import stored_notes
-from samx.formats.coreml.contract import (
-    CONTRACTS,
-    MASK_DECODER,
-    PROMPT_ENCODER,
-    Contract,
-    Signature,
-)
-from samx.formats.coreml.package import DECODER
+from samx.formats.coreml.contract import CONTRACTS, MASK_DECODER, PROMPT_ENCODER, Contract, Signature
+from samx.formats.coreml.package import DECODER, SINGLE_FUNCTION
 from samx.models.shape_range import ShapeRange
+from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from samx.formats.coreml.lint import LintReport
     from samx.formats.coreml.program import Program
     from samx.models.graph import Graph, Graphs
     from samx.models.reference import ReferenceDecoder
 
+
+SWIFT_FILE = "SamxDecoder.swift"
+SCALARS: Mapping[str, str] = {"fp32": "Float", "fp16": "Float16", "int8": "Float16"}  # of what a package takes
+NAMED = "    configuration.functionName = function\n"
+PADDING = {False: "a prompt without a box ends with", True: "every prompt ends with"}  # by whether a box is padded
+APPLE_PADDING = "the prompt encoder adds itself"
 PACKAGE_ROLE, SWIFT_ROLE = "package", "example"
 LINT_FILE, LINT_ROLE = "neural_engine_lint.json", "lint"
 NOTE = f"Neural Engine, a lint and no measurement ({LINT_FILE}):"
+
+
+def swift_source(
+    spec: DecoderSpec, contract: str, precision: str, functions: Mapping[str, int], features: Sequence[TensorSpec]
+) -> str:
+    """Write the example for one export; `functions` gives each function's rows as the app counts them."""
+    padding = APPLE_PADDING if contract == "apple" else PADDING[spec.rules.pads_boxes]
+    words: dict[str, object] = {
+        "about": f"{spec.family}, {precision}, contract {contract}; up to {max(functions.values())} rows a prompt.",
+        "size": spec.image_size, "padding": padding, "scalar": SCALARS[precision],
+        "label": "Int32" if contract == "apple" else "Float",
+        "functions": ", ".join(f'({rows}, "{name}")' for name, rows in sorted(functions.items(), key=lambda f: f[1])),
+        "masks": spec.masks_out, "side": spec.mask_size, "empty": PADDED_POINT,
+        "scores": "scores" if contract == "apple" else "iou_predictions",
+        "features": ", ".join(f"{t.name} {t.dtype} {'x'.join(map(str, t.shape))}" for t in features),
+        "named": "" if SINGLE_FUNCTION in functions else NAMED,
+    }  # fmt: skip
+    words["fill"] = _filled("fill", words)
+    words["decode"] = _filled(f"decode_{contract}", words)
+    return _filled("decoder", words)
+
+
+def swift_example(spec: DecoderSpec, contract: Contract, precision: str, functions: Mapping[str, int]) -> str:
+    """Write the example of an export for what the app itself hands over: image tensors, points and, if any, masks."""
+    signature = contract.signatures(spec)[-1]
+    features = [
+        replace(tensor, shape=tuple(1 if size == "prompts" else size for size in tensor.shape))
+        for tensor in (signature if precision == "fp32" else signature.in_half()).inputs
+        if not {"points", "tokens"} & set(map(str, tensor.shape)) and tensor.name != "dense_embedding"
+    ]
+    points = {name: rows - contract.padding for name, rows in functions.items()}
+    return swift_source(spec, contract.name, precision, points, features)
+
+
+def _filled(name: str, words: Mapping[str, object]) -> str:
+    """Fill a template in; it is read as a resource, so that it may lie in an archive."""
+    template = files("samx.exporters.coreml") / "templates" / f"{name}.swift.in"
+    return Template(template.read_text(encoding="utf-8")).substitute(words)
 
 
 def decoder(job: ExportJob) -> Graphs:
@@ -45,7 +84,7 @@ def decoder(job: ExportJob) -> Graphs:
     from samx.models.graph import Graph, Graphs
 
     graphs, modules = [], _modules()
-    for signature in CONTRACTS[_options(job).contract].signatures(job.spec):
+    for signature in CONTRACTS[job.options.contract].signatures(job.spec):
         module = modules[signature.folder](build_reference(replace(job.loaded, spec=job.spec)))
         if job.precision in HALF:  # int8 is made from float16 packages afterwards
             signature, module = signature.in_half(), to_half(module)
@@ -55,8 +94,7 @@ def decoder(job: ExportJob) -> Graphs:
 
 
 def _modules() -> Mapping[str, Callable[[ReferenceDecoder], nn.Module]]:
-    from samx.models.fixed.apple import AppleMaskDecoder, ApplePromptEncoder
-    from samx.models.fixed.decoder import NeuralEngineDecoder
+    from samx.models.fixed.decoder import AppleMaskDecoder, ApplePromptEncoder, NeuralEngineDecoder
 
     return {DECODER: NeuralEngineDecoder, PROMPT_ENCODER: ApplePromptEncoder, MASK_DECODER: AppleMaskDecoder}
 
@@ -66,8 +104,9 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: SamxError when a program has what no package may have.
     """
-    options, contract = _options(job), CONTRACTS[_options(job).contract]
-    functions, default = functions_of(options)
+    options: CoreMLOptions = job.options
+    contract = CONTRACTS[options.contract]
+    functions, default = chosen_functions(options)
     sizes = {name: contract.sizes(rows) for name, rows in functions.items()}
     programs = {graph.role: _write(graph, options, sizes, default, directory / graph.role) for graph in graphs}
     files = {file: role for graph in graphs for file, role in _roles(directory, graph.role).items()}
@@ -79,28 +118,27 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     return Exported(files, chosen, _tools(), max(functions.values()), notes)
 
 
-def _options(job: ExportJob) -> CoreMLOptions:
-    assert isinstance(job.options, CoreMLOptions)
-    return job.options
-
-
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
     """Write the lint of each package's program; return what people should read about it.
 
     Raises: SamxError when a program has what no package may have.
     """
-    reports = {folder: _checked(program, folder) for folder, program in programs.items()}
-    lints = {folder: report.to_json() for folder, report in reports.items()}
-    (directory / LINT_FILE).write_text(json.dumps(lints, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return tuple(f"{NOTE} {folder}, {report.function_lines(default)[0]}" for folder, report in reports.items())
+    from samx.formats.coreml.lint import forbidden, lint, lint_json
+
+    for folder, program in programs.items():
+        if faults := forbidden(program.functions):
+            raise SamxError(f"{folder} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
+    found = {folder: lint(program.functions) for folder, program in programs.items()}
+    report = {folder: lint_json(lints) for folder, lints in found.items()}
+    (directory / LINT_FILE).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return tuple(f"{NOTE} {folder}, {lints[default].lines(default)[0]}" for folder, lints in found.items())
 
 
 def _write(
     graph: Graph, options: CoreMLOptions, functions: Mapping[str, Mapping[str, int]], default: str, path: Path
 ) -> Program:
     """Write one package, and read it back from the disk."""
-    from samx.exporters.coreml.convert import write_package
-    from samx.exporters.coreml.weights import prepare
+    from samx.exporters.coreml.convert import prepare, write_package
     from samx.formats.coreml.package import package_from_directory
     from samx.formats.coreml.program import load_program
 
@@ -112,16 +150,6 @@ def _write(
         metadata=stored_notes(graph.notes),
     )  # fmt: skip
     return load_program(package_from_directory(path), graph.role)
-
-
-def _checked(program: Program, name: str) -> LintReport:
-    """Lint a program that has nothing forbidden."""
-    from samx.formats.coreml.lint import forbidden, lint
-
-    faults = forbidden(program.functions)
-    if faults:
-        raise SamxError(f"{name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
-    return lint(program.functions)
 
 
 def _roles(directory: Path, folder: str) -> dict[str, str]:

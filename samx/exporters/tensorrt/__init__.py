@@ -1,12 +1,39 @@
-"""Write graphs for TensorRT and TensorRT for RTX, and build engines from them. Here: what can be asked for."""
+"""Write what TensorRT builds from: one ONNX file with its types in it, the build plan, and a script to repeat it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
 
-from samx.exporters.base import ExportOptions, check_keep_float32, keep_float32_option, option, remedy_in_half
-from samx.exporters.onnx import check_opset, opset_option, simplify_option
+from samx.exporters.base import (
+    HALF,
+    Exported,
+    ExportJob,
+    ExportOptions,
+    check_keep_float32,
+    keep_float32_option,
+    option,
+    remedy_in_half,
+)
+from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, check_opset, opset_option, simplify_option, write_onnx
+from samx.formats.tensorrt.plan import BOUNDS, ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from samx.models.graph import Graph, Graphs
+
+
+POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
+SCRIPT_FILE, SCRIPT_ROLE = "reproduce.sh", "reproduce"
+# The vendor's runtime may order sums differently than ONNX Runtime; masks are compared as a whole.
+LEAST_COSINE = 0.999
 
 
 @dataclass(frozen=True)
@@ -32,3 +59,73 @@ class RtxOptions(TensorRTOptions):
     """Declare the options of TensorRT for RTX."""
 
     turing: bool = option(False, "Build for Turing GPUs (SM 7.5) instead of Ampere and later.")
+
+
+def decoder(job: ExportJob) -> Graphs:
+    """Build the decoder's graph in the types that the engine computes in."""
+    from samx.models.fast.graphs import Needs, fast_graphs
+
+    options: TensorRTOptions = job.options
+    points, prompts = _sizes(options)
+    # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
+    needs = Needs(
+        points, prompts, low_rank=False, padded_points=True, fused=options.opset >= ATTENTION_OPSET,
+        keep_fp32=options.keep_float32 if job.precision in HALF else None,
+    )  # fmt: skip
+    return fast_graphs(job.loaded, job.spec, needs)
+
+
+def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
+    """Write the typed graph and its plan into a directory.
+
+    Raises: as write_onnx().
+    """
+    options: TensorRTOptions = job.options
+    exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
+    write_plan(job, directory)
+    files = {**exported.files, PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE}
+    return replace(exported, files=files, most_points=_sizes(options)[0].max)
+
+
+def write_plan(job: ExportJob, directory: Path) -> None:
+    """Write how the graph that lies in a directory is to be built, and a script that repeats it."""
+    options: TensorRTOptions = job.options
+    points, prompts = _sizes(options)
+    sha256 = hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
+    turing = isinstance(options, RtxOptions) and options.turing
+    plan = BuildPlan.of(job.target, job.spec, DECODER_FILE, sha256, prompts, points, turing)
+    (directory / PLAN_FILE).write_bytes(plan.to_bytes())
+    (directory / SCRIPT_FILE).write_text(reproduce_script(plan, job.spec.image_size), encoding="utf-8")
+
+
+def _sizes(options: TensorRTOptions) -> tuple[ShapeRange, ShapeRange]:
+    return options.points or POINTS, options.prompts or PROMPTS
+
+
+class ShellTemplate(Template):
+    """A template that leaves the shell its dollars."""
+
+    delimiter = "@"
+
+
+def reproduce_script(plan: BuildPlan, frame_px: int) -> str:
+    """Return a shell script that repeats build and comparison with polygraphy or the vendor's tool."""
+    library, text = plan.library, (files("samx.exporters.tensorrt") / SCRIPT_FILE).read_text(encoding="utf-8")
+    usual = {port.name: plan.profile[port.name][1] if port.is_dynamic else port.shape for port in plan.inputs}
+    return ShellTemplate(text).substitute(
+        package="'tensorrt-rtx-cu13>=1.7,<1.8'" if library.builds_without_gpu else "  # and TensorRT 10.3 or newer",
+        without_gpu="; needs no GPU" if library.builds_without_gpu else "",
+        environment="export POLYGRAPHY_USE_TENSORRT_RTX=1\n" if library.module == "tensorrt_rtx" else "",
+        command=library.command, module=library.module, model=plan.model, sha256=plan.onnx_sha256, shapes=usual,
+        frame=frame_px, bounds=" \\\n    ".join(_bounds(plan)), least_cosine=LEAST_COSINE,
+        vendor=plan.command.replace(ENGINE_FILE, f'"$work/{ENGINE_FILE}"'),
+    )  # fmt: skip
+
+
+def _bounds(plan: BuildPlan) -> Iterator[str]:
+    """Yield polygraphy's arguments about shapes and GPUs."""
+    for i, bound in enumerate(BOUNDS):
+        shapes = [f"{name}:[{','.join(map(str, limits[i]))}]" for name, limits in plan.profile.items()]
+        yield f"--trt-{bound}-shapes {shlex.join(shapes)}"
+    if plan.compute == "sm75":
+        yield "--compute-capabilities 7.5"

@@ -2,51 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from samx.artifacts import trust
+from samx.artifacts.commit import write_file
+from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
+from samx.artifacts.store import Artifact
+from samx.artifacts.strict_json import plain
 from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.tensorrt.engine import CAPABILITIES, Understood, limits_of, mismatches, network_ports, shape_tensors
-from samx.formats.tensorrt.gpu import Gpu
-from samx.formats.tensorrt.library import SHOWN_CHARACTERS, Message, Opened, concerns, first_error
-from samx.formats.tensorrt.plan import BuildPlan
+from samx.formats.tensorrt.engine import (
+    CAPABILITIES,
+    Understood,
+    check_engine,
+    limits_of,
+    load_engine,
+    mismatches,
+    network_ports,
+    shape_tensors,
+)
+from samx.formats.tensorrt.library import SHOWN_CHARACTERS, Message, Opened, concerns, figures, first_error, summary
+from samx.formats.tensorrt.plan import ENGINE_FILE, ENGINE_ROLE, BuildPlan, read_plan
+from samx.formats.tensorrt.stamp import STAMP_FILE, STAMP_ROLE, Gpu, Machine, Stamp, find_gpu
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
 
+
 REMEDY = "Export again with this version of samx; if it stays, please report it."
+REPORT_FILE, REPORT_ROLE = "lowering.json", "lowering_report"
+ROLES: Mapping[str, str] = {ENGINE_FILE: ENGINE_ROLE, STAMP_FILE: STAMP_ROLE, REPORT_FILE: REPORT_ROLE}
+HEADER = {
+    "format": "samx-lowering-report", "schema_version": 1, "level": "lowered",
+    "shows": "the library's compiler accepted the graph with these tensors and profiles; nothing was run",
+}  # fmt: skip
+
+Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Built:
-    """Hold an engine and what is known about its making."""
+def build_engine(
+    onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None = None
+) -> tuple[bytes, Understood, str | None]:
+    """Build an engine; return it with what the library understood before, and the state of its timing cache, if any.
 
-    engine: bytes
-    version: str  # of the library
-    understood: Understood  # read back before the build
-    messages: tuple[Message, ...]
-    seconds: float
-    timing_cache: str | None
-
-
-def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None = None) -> Built:
-    """Build an engine with the plan's library. Without a GPU only where the library can do that.
+    What the library said is in opened.messages. Without a GPU it builds only where it can do that.
 
     Raises: ArtifactError when the library refuses the file, understands something else than the plan says, or warns
     about precision or shapes; UnavailableError when it needs a GPU.
     """
     if gpu is None and not plan.library.builds_without_gpu:
         raise UnavailableError(f"{plan.library.title} builds only on the GPU that runs the engine", found="no GPU")
-    started = time.perf_counter()
     module, messages = opened.module, opened.messages
     messages.clear()
-    builder = _builder(opened)
-    network = _network(builder, module)
+    try:
+        builder: trt.Builder = module.Builder(opened.logger)
+    except TypeError as cause:  # the bindings' way to say that the library gave no builder
+        raise UnavailableError(f"{plan.library.title} cannot start here", found=first_error(messages)) from cause
+    flag = _strongly_typed(module)
+    network: trt.INetworkDefinition = builder.create_network(0 if flag is None else 1 << int(flag))
     parser: trt.OnnxParser = module.OnnxParser(network, opened.logger)  # owns the weights until the engine is there
     _parse(parser, onnx, plan, messages)
     config: trt.IBuilderConfig = builder.create_builder_config()
@@ -54,29 +73,16 @@ def build_engine(onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None =
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     _set_profile(profile, plan)
     understood = _understood(network, config, profile, module, plan)
-    _agree(understood, plan)
+    if wrong := mismatches(understood, plan):
+        what = f"{plan.library.title} understood '{plan.model}' otherwise than the plan says"
+        raise ArtifactError(what, found="; ".join(wrong), fix=REMEDY)
     if config.add_optimization_profile(profile) != 0 or config.num_optimization_profiles != 1:
         raise ArtifactError(f"{plan.library.title} refuses the profile", found=first_error(messages), fix=REMEDY)
     engine, cache = _built(builder, network, config, plan, module, gpu, messages)
-    if plan.library.warnings_fail:
-        _no_concerns(messages, plan)
-    seconds = time.perf_counter() - started
-    return Built(engine, str(module.__version__), understood, tuple(messages), seconds, cache)
-
-
-def _builder(opened: Opened) -> trt.Builder:
-    try:
-        builder: trt.Builder = opened.module.Builder(opened.logger)
-    except TypeError as cause:  # the bindings' way to say that the library gave no builder
-        title = opened.library.title
-        raise UnavailableError(f"{title} cannot start here", found=first_error(opened.messages)) from cause
-    return builder
-
-
-def _network(builder: trt.Builder, module: ModuleType) -> trt.INetworkDefinition:
-    flag = _strongly_typed(module)
-    network: trt.INetworkDefinition = builder.create_network(0 if flag is None else 1 << int(flag))
-    return network
+    if plan.library.warnings_fail and (warned := concerns(messages)):
+        what, expected = f"{plan.library.title} warns about '{plan.model}'", "no warning about precision or shapes"
+        raise ArtifactError(what, found=warned[0][:SHOWN_CHARACTERS], expected=expected, fix=REMEDY)
+    return engine, understood, cache
 
 
 def _strongly_typed(module: ModuleType) -> trt.NetworkDefinitionCreationFlag | None:
@@ -128,15 +134,8 @@ def _understood(
         profiles=(limits,),
         strongly_typed=flag is None or bool(network.get_flag(flag)),
         tf32=bool(config.get_flag(module.BuilderFlag.TF32)),
-        capabilities=tuple(config.get_compute_capability(i).name for i in range(count)),
+        compute_capabilities=tuple(config.get_compute_capability(i).name for i in range(count)),
     )  # fmt: skip
-
-
-def _agree(understood: Understood, plan: BuildPlan) -> None:
-    wrong = mismatches(understood, plan)
-    if wrong:
-        what = f"{plan.library.title} understood '{plan.model}' otherwise than the plan says"
-        raise ArtifactError(what, found="; ".join(wrong), fix=REMEDY)
 
 
 def _built(
@@ -159,15 +158,6 @@ def _built(
     return bytes(memoryview(engine)), cache
 
 
-def _no_concerns(messages: Sequence[Message], plan: BuildPlan) -> None:
-    found = concerns(messages)
-    if found:
-        what = f"{plan.library.title} warns about '{plan.model}'"
-        raise ArtifactError(
-            what, found=found[0][:SHOWN_CHARACTERS], expected="no warning about precision or shapes", fix=REMEDY
-        )
-
-
 def _attach(config: trt.IBuilderConfig, path: Path) -> str:
     """Let the builder start from the kept timing cache, or from an empty one; returns which."""
     for data, words in ((read_cached(path), "kept"), (b"", "new")):
@@ -182,3 +172,76 @@ def _keep(config: trt.IBuilderConfig, path: Path) -> str | None:
     """Write what the builder learnt about this GPU's kernels; returns why it could not."""
     cache: trt.ITimingCache | None = config.get_timing_cache()
     return "the library gave none" if cache is None else write_cached(path, bytes(memoryview(cache.serialize())))
+
+
+def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
+    """Build the engine that a directory's build.json describes; the manifest lists what is there before.
+
+    Raises: MissingExtraError, UnavailableError, ArtifactError, WriteError. Nothing was written then that seal() takes.
+    """
+    artifact = Artifact(directory, manifest)
+    plan = read_plan(artifact)
+    onnx = _model(artifact, plan)
+    opened = plan.library.start()
+    gpu = gpu_for(plan)
+    progress(f"Building the {plan.library.title} {opened.version} engine")
+    started = time.perf_counter()
+    engine, understood, cache = build_engine(onnx, plan, opened, None if plan.library.builds_without_gpu else gpu)
+    seconds, messages = time.perf_counter() - started, tuple(opened.messages)
+    engine_facts = _read_engine(engine, plan, opened, gpu, str(directory))
+    machine = Machine.here(opened.version, gpu if plan.library.binds else None)
+    sha256 = hashlib.sha256(engine).hexdigest()
+    stamp = Stamp(plan.target, plan.compute, machine, plan.onnx_sha256, sha256, utc_now())
+    report = {
+        **HEADER, "target": plan.target, "library": plan.library.title, "version": opened.version, "os": machine.os,
+        "gpu": machine.gpu, "compute": plan.compute, "seconds": round(seconds, 3), "onnx_bytes": len(onnx),
+        "engine_bytes": len(engine), "engine_sha256": sha256, "memory": figures(messages),
+        "network": plain(understood), "log": summary(messages), "timing_cache": cache, "engine": engine_facts,
+    }  # fmt: skip
+    write_file(directory / ENGINE_FILE, engine)
+    write_file(directory / STAMP_FILE, stamp.to_bytes())
+    write_file(directory / REPORT_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+    trust.remember(sha256, f"built from {plan.model} {plan.onnx_sha256}")
+    runtime, device = f"{plan.library.title} {opened.version}", machine.gpu or f"none, compiled for {plan.compute}"
+    return Lowered(
+        files=ROLES, evidence=Evidence("lowered", REPORT_FILE, True, runtime, device, stamp.created),
+        tools={plan.library.module: opened.version}, seconds=seconds, warnings=tuple(concerns(messages)),
+        opened=engine_facts["read_back"] is not None,
+    )  # fmt: skip
+
+
+def gpu_for(plan: BuildPlan) -> Gpu | None:
+    """Look for the GPU; only a library that builds without one does without.
+
+    Raises: UnavailableError.
+    """
+    try:
+        return find_gpu()
+    except UnavailableError:
+        if plan.library.builds_without_gpu:
+            return None
+        raise
+
+
+def _model(artifact: Artifact, plan: BuildPlan) -> bytes:
+    onnx = artifact.read(plan.model)
+    found = artifact.manifest.files[plan.model].sha256  # of these very bytes: read() has compared them
+    if found != plan.onnx_sha256:
+        raise ArtifactError(
+            f"{artifact.path / plan.model} is not the file that was planned for", found=f"sha256 {found}",
+            expected=plan.onnx_sha256, fix="Export again.",
+        )  # fmt: skip
+    return onnx
+
+
+def _read_engine(engine: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None, where: str) -> dict[str, Any]:
+    """Read the engine back where a GPU lets us; where none is needed to build, say why it was not read."""
+    if gpu is None:
+        return {"read_back": None, "reason": "an engine is opened on a GPU only, and none is here"}
+    try:
+        _runtime, loaded = load_engine(engine, opened, where)  # the engine lives in the runtime
+    except (ArtifactError, UnavailableError) as cause:
+        if not plan.library.builds_without_gpu:
+            raise
+        return {"read_back": None, "reason": f"the engine does not open on this GPU: {cause.found}"}
+    return {"read_back": plain(check_engine(loaded, opened, plan, where)), "reason": None}

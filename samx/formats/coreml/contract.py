@@ -5,21 +5,24 @@ Data and NumPy only: the exporter and both runtimes read it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from samx.artifacts import strict_json as read
 from samx.errors import ArtifactError, PromptError
-from samx.formats.coreml.functions import Functions
 from samx.formats.coreml.package import DECODER
 from samx.formats.coreml.program import Program
 from samx.formats.coreml.tensors import TensorType
 from samx.models.session import Feed
+from samx.models.shape_range import MOST, ShapeRange
 from samx.models.spec import LABELS, DecoderSpec, TensorSpec
 
+FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 FLOATS, INTEGER = ("fp16", "fp32"), "int32"
 FLOAT32_INPUTS = ("point_coords", "point_labels", "points")  # a float16 pixel beyond 1024 is a whole one
 APPLE_FAMILY = "sam2"
@@ -29,6 +32,32 @@ IMAGE_NAMES = {
     "high_res_features_0": "feats_s0",
     "high_res_features_1": "feats_s1",
 }
+
+
+def _check_name(name: str, where: str) -> None:
+    if not FUNCTION_NAME.fullmatch(name):
+        raise read.refusal(f"{where} has a name that no function can have", repr(name[: read.SHOWN_CHARACTERS]))
+
+
+BY_NAME = Mapping[Annotated[str, _check_name], Annotated[int, read.between(1, MOST)]]  # rows of points
+
+
+def functions_of(options: Mapping[str, Any], where: str) -> dict[int, str]:
+    """Read the functions of an artifact's packages from its options, by their rows of points, fewest first.
+
+    Raises: ArtifactError naming `where`.
+    """
+    rows: dict[str, int] = read.take(BY_NAME, options.get("functions"), f"{where}: functions")
+    if not rows or len(set(rows.values())) != len(rows):
+        expected = "at least one, each with its own number of points"
+        raise read.refusal(f"{where}: functions do not tell points apart", str(rows), expected)
+    points = ShapeRange.from_json(options.get("points"), f"{where}: points")
+    least, most = min(rows.values()), max(rows.values())
+    if (points.min, points.max) != (least, most):
+        expected = f"{least} to {most}, as the functions take"
+        raise read.refusal(f"{where}: points and functions disagree", f"points {points}", expected)
+    return {count: name for name, count in sorted(rows.items(), key=lambda item: item[1])}
+
 
 Arrays = Mapping[str, NDArray[Any]]
 Call = Callable[[str, str, Arrays], Arrays]  # package, function, feed -> its outputs
@@ -69,14 +98,16 @@ class Contract:
         """Rename the image's tensors to the packages' names."""
         return {self.image_names.get(name, name): value for name, value in image.items()}
 
-    def check(self, programs: Mapping[str, Program], functions: Functions, spec: DecoderSpec, prompts: int) -> None:
+    def check(
+        self, programs: Mapping[str, Program], functions: Mapping[int, str], spec: DecoderSpec, prompts: int
+    ) -> None:
         """Compare every function's inputs and outputs with what the contract says, for so many prompts a call.
 
         Raises: ArtifactError.
         """
         for signature in self.signatures(spec):
-            for rows in functions.sizes:
-                program, name, sizes = programs[signature.folder], functions.name(rows), self.sizes(rows, prompts)
+            for rows, name in functions.items():
+                program, sizes = programs[signature.folder], self.sizes(rows, prompts)
                 _check(program.inputs(name), signature.inputs, sizes, f"inputs of '{name}' in {program.where}")
                 _check(program.outputs(name), signature.outputs, sizes, f"outputs of '{name}' in {program.where}")
 

@@ -6,8 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samx.formats.coreml.lint_program import Step, multiply_adds, steps_of, tensors_of
-from samx.formats.coreml.lint_rules import FALLS_OFF, RULES, SEVERITIES, Hit, Rule
+from samx.formats.coreml.lint_rules import (
+    FALLS_OFF,
+    RULES,
+    SEVERITIES,
+    Hit,
+    Rule,
+    Step,
+    multiply_adds,
+    steps_of,
+    tensors_of,
+)
 from samx.formats.coreml.tensors import UNRANKED, TensorType
 
 KIND, SCHEMA_VERSION = "lint", 2
@@ -52,46 +61,40 @@ class FunctionLint:
         """How much of the convolutions and products passes."""
         return _share(self.passing_multiply_adds, self.multiply_adds)
 
+    def lines(self, name: str) -> list[str]:
+        """Summarise the function for a terminal: its shares, then the rules it breaks, the gravest first."""
+        order = sorted(self.findings, key=lambda finding: SEVERITIES.index(BY_NAME[finding.rule].severity))
+        head = (
+            f"{name}: {self.passing} of {self.operations} operations ({_percent(self.share_of_operations)}) "
+            f"and {_percent(self.share_of_multiply_adds)} of the multiply-adds break no rule that keeps them off it"
+        )
+        return [head, *(f"  {_line(finding, self)}" for finding in order)]
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields and the shares as plain data."""
         shares = {name: getattr(self, name) for name in ("share_of_operations", "share_of_multiply_adds")}
         return {**asdict(self), **shares}
 
 
-@dataclass(frozen=True)
-class LintReport:
-    """Collect the findings of every function of a package."""
-
-    functions: Mapping[str, FunctionLint]
-
-    def lines(self) -> list[str]:
-        """Summarise for a terminal."""
-        return [TITLE, *(line for name in self.functions for line in self.function_lines(name))]
-
-    def function_lines(self, name: str) -> list[str]:
-        """Summarise one function for a terminal: its shares, then the rules it breaks, the gravest first."""
-        found = self.functions[name]
-        order = sorted(found.findings, key=lambda finding: SEVERITIES.index(BY_NAME[finding.rule].severity))
-        head = (
-            f"{name}: {found.passing} of {found.operations} operations ({_percent(found.share_of_operations)}) "
-            f"and {_percent(found.share_of_multiply_adds)} of the multiply-adds break no rule that keeps them off it"
-        )
-        return [head, *(f"  {_line(finding, found)}" for finding in order)]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain data that says what it is."""
-        return {
-            "kind": KIND,
-            "shows": SHOWS,
-            "schema_version": SCHEMA_VERSION,
-            "rules": {rule.name: {"severity": rule.severity, "why": rule.why, "source": rule.source} for rule in RULES},
-            "functions": {name: function.to_json() for name, function in self.functions.items()},
-        }
+def lint_lines(lints: Mapping[str, FunctionLint]) -> list[str]:
+    """Summarise a package for a terminal."""
+    return [TITLE, *(line for name, found in lints.items() for line in found.lines(name))]
 
 
-def lint(functions: Mapping[str, Any]) -> LintReport:
+def lint_json(lints: Mapping[str, FunctionLint]) -> dict[str, Any]:
+    """Return what was found in a package as plain data that says what it is."""
+    return {
+        "kind": KIND,
+        "shows": SHOWS,
+        "schema_version": SCHEMA_VERSION,
+        "rules": {rule.name: {"severity": rule.severity, "why": rule.why, "source": rule.source} for rule in RULES},
+        "functions": {name: found.to_json() for name, found in lints.items()},
+    }
+
+
+def lint(functions: Mapping[str, Any]) -> dict[str, FunctionLint]:
     """Check the MIL functions of a package against every rule."""
-    return LintReport({name: _lint_steps(steps_of(function)) for name, function in functions.items()})
+    return {name: _lint_steps(steps_of(function)) for name, function in functions.items()}
 
 
 def forbidden(functions: Mapping[str, Any]) -> list[str]:

@@ -1,18 +1,135 @@
-"""The known rules of the Neural Engine, as far as anybody has published them: a table that the lint walks through."""
+"""The known rules of the Neural Engine, as far as anybody has published them: a table that the lint walks through.
+
+A rule looks at steps: a MIL function as plain data, one step an operation, with its shapes, types and small constants.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
-from samx.formats.coreml.lint_program import Step
-from samx.formats.coreml.tensors import UNKNOWN, UNRANKED, TensorType
+import numpy as np
+from numpy.typing import NDArray
+
+from samx.formats.coreml.program import operations
+from samx.formats.coreml.tensors import UNKNOWN, UNRANKED, TensorType, tensor_type
+
+PARAMETER_ELEMENTS = 64  # a constant of at most so many says how an operation works: axes, flags, offsets
+LARGEST_FLOAT16 = 65504.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Describe an operation that computes something."""
+
+    name: str
+    operator: str
+    inputs: Mapping[str, tuple[TensorType, ...]]
+    outputs: tuple[TensorType, ...]
+    parameters: Mapping[str, NDArray[Any]]  # the small constants among its inputs
+
+    @property
+    def fed(self) -> tuple[TensorType, ...]:
+        """The inputs that are computed."""
+        return tuple(tensor for group in self.inputs.values() for tensor in group if not tensor.constant)
+
+    @property
+    def constants(self) -> tuple[TensorType, ...]:
+        """The inputs that are stored."""
+        return tuple(tensor for group in self.inputs.values() for tensor in group if tensor.constant)
+
+    @property
+    def flowing(self) -> tuple[TensorType, ...]:
+        """Everything that goes in or comes out, constants apart."""
+        return (*self.fed, *self.outputs)
+
+    def first(self, name: str) -> TensorType | None:
+        """Return the first tensor of an input."""
+        group = self.inputs.get(name, ())
+        return group[0] if group else None
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """Return a parameter as integers; none where it is computed or left out."""
+        return tuple(int(number) for number in self.parameters.get(name, np.empty(0)).reshape(-1))
+
+
+def steps_of(function: Any) -> list[Step]:
+    """List what a MIL function computes, in its order; constants and the unpacking of weights are no steps."""
+    return [
+        _step(op) for op in operations(function) if op.op_type != "const" and not op.op_type.startswith("constexpr_")
+    ]
+
+
+def tensors_of(function: Any) -> list[TensorType]:
+    """List every value of a MIL function: inputs, constants and what is computed."""
+    variables = [*function.inputs.values(), *(out for op in operations(function) for out in op.outputs)]
+    return [_tensor(variable) for variable in variables]
+
+
+def multiply_adds(step: Step) -> int:
+    """Count the multiply-adds of a convolution or product from its shapes; 0 for all else, and where none is fixed."""
+    out, weight = step.outputs[0].elements, step.first("weight")
+    if not all(tensor.fixed for group in step.inputs.values() for tensor in group):
+        return 0
+    if step.operator == "conv" and weight is not None:
+        return out * prod(weight.sizes[1:])
+    if step.operator == "conv_transpose" and weight is not None:
+        (x,) = step.inputs["x"]
+        return x.elements * prod(weight.sizes[1:])
+    if step.operator == "linear" and weight is not None:
+        return out * prod(weight.sizes[-1:])
+    if step.operator == "matmul":
+        return out * _contracted(step)
+    return _einsum_multiply_adds(step) if step.operator == "einsum" else 0
+
+
+def _contracted(step: Step) -> int:
+    (x,) = step.inputs["x"]
+    transposed = bool(step.parameters.get("transpose_x", np.False_))
+    return x.sizes[-2:][0] if transposed else x.sizes[-1]
+
+
+def _einsum_multiply_adds(step: Step) -> int:
+    equation = str(step.parameters["equation"].reshape(-1)[0])
+    labels = [letter for term in equation.split("->")[0].split(",") for letter in term.strip()]
+    sizes = [size for tensor in step.inputs["values"] for size in tensor.sizes]
+    return prod(dict(zip(labels, sizes, strict=False)).values())
+
+
+def _step(operation: Any) -> Step:
+    groups = {name: _group(value) for name, value in operation.inputs.items() if value is not None}
+    inputs = {name: tuple(map(_tensor, group)) for name, group in groups.items()}
+    parameters = {name: np.asarray(group[0].val) for name, group in groups.items() if _is_parameter(group)}
+    return Step(operation.name, operation.op_type, inputs, tuple(map(_tensor, operation.outputs)), parameters)
+
+
+def _group(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _is_parameter(group: tuple[Any, ...]) -> bool:
+    value = group[0].val if len(group) == 1 else None
+    return value is not None and np.size(value) <= PARAMETER_ELEMENTS
+
+
+def _tensor(variable: Any) -> TensorType:
+    constant = bool(variable.is_descendant_of_const)
+    return replace(tensor_type(variable), constant=constant, finite=not constant or _finite(variable.val))
+
+
+def _finite(value: Any) -> bool:
+    numbers = np.asarray(value)
+    if numbers.dtype.kind != "f":
+        return True
+    return bool(np.all(np.abs(numbers) <= LARGEST_FLOAT16))  # NaN is not below anything
+
 
 FALLS_OFF, SLOW, WATCH = "falls off", "slow", "watch"
 SEVERITIES = (FALLS_OFF, SLOW, WATCH)  # the gravest first
 
 LARGE = 65_536  # elements; what is smaller costs little however it lies
-MAX_RANK, NATIVE_RANK = 5, 4
 MAX_SIZE = 16_384
 MAX_ARGMAX = 2_048
 ROW_BYTES = 64  # the last axis is padded to a multiple of this
@@ -28,7 +145,7 @@ REPORTED = "reported: Bryngelson, 'Apple Neural Engine: Architecture, Programmin
 REPORTED_GATHER = "reported: github.com/apple/coremltools/issues/1103 and github.com/hollance/neural-engine"
 
 WIDE = frozenset({"fp32", "fp64"})
-ENGINE_TYPES = frozenset({"fp16", "int8", "uint8", "int16", "uint16"})
+KNOWN_TYPES = WIDE | {"bool", "fp16", "int8", "uint8", "int16", "uint16"}
 RECURRENT = frozenset({"gru", "lstm", "rnn"})
 BYTES = frozenset({"quantize"})
 NO_PATH = frozenset({
@@ -88,10 +205,6 @@ def _border(step: Step) -> Hit | None:
     return (f"{out.size_words} {x.dtype} to {out.dtype}", out.bytes) if crosses else None
 
 
-def _other_type(tensor: TensorType) -> bool:
-    return tensor.dtype not in ENGINE_TYPES | WIDE | {"bool"}
-
-
 def _computed_gather(step: Step) -> Hit | None:
     indices = step.first("indices")
     computed = step.operator in GATHERS and indices is not None and not indices.constant
@@ -103,7 +216,7 @@ def _stored_gather(step: Step) -> Hit | None:
 
 
 def _high_rank_product(step: Step) -> Hit | None:
-    high = next((t for t in step.flowing if t.rank > NATIVE_RANK), None)
+    high = next((t for t in step.flowing if t.rank > 4), None)
     return (high.size_words, 0) if high is not None and step.operator in ("matmul", "linear") else None
 
 
@@ -182,36 +295,24 @@ def _offset_slice(step: Step) -> Hit | None:
     return (f"{step.outputs[0].size_words} from {begin[-1]}", 0) if begin and begin[-1] != 0 else None
 
 
-def _unfixed(tensor: TensorType) -> bool:
-    return UNKNOWN in tensor.shape
-
-
-def _unranked(tensor: TensorType) -> bool:
-    return tensor.shape == UNRANKED
-
-
-def _ranked_above(rank: int) -> Callable[[TensorType], bool]:
-    return lambda tensor: tensor.rank > rank
-
-
-def _oversized(tensor: TensorType) -> bool:
-    return max(tensor.sizes, default=0) > MAX_SIZE
-
+_unfixed = _any(lambda tensor: UNKNOWN in tensor.shape)
+_oversized = _any(lambda tensor: max(tensor.sizes, default=0) > MAX_SIZE)
+_other_type = _any(lambda tensor: tensor.dtype not in KNOWN_TYPES)
 
 RULES: tuple[Rule, ...] = (
-    Rule("dynamic shape", FALLS_OFF, "runs there for its default size at most", APPLE_FORUM, _any(_unfixed)),
-    Rule("unknown rank", FALLS_OFF, "shapes must be static", APPLE_RULES, _any(_unranked)),
-    Rule("rank above 5", FALLS_OFF, "is rejected", APPLE_RULES, _any(_ranked_above(MAX_RANK))),
-    Rule("size above 16384", FALLS_OFF, "no axis may be longer before A16 and M4", REPORTED, _any(_oversized)),
+    Rule("dynamic shape", FALLS_OFF, "runs there for its default size at most", APPLE_FORUM, _unfixed),
+    Rule("unknown rank", FALLS_OFF, "shapes must be static", APPLE_RULES, _any(lambda t: t.shape == UNRANKED)),
+    Rule("rank above 5", FALLS_OFF, "is rejected", APPLE_RULES, _any(lambda t: t.rank > 5)),
+    Rule("size above 16384", FALLS_OFF, "no axis may be longer before A16 and M4", REPORTED, _oversized),
     Rule("float32", FALLS_OFF, "runs on the CPU or the GPU", TYPED, _float32),
-    Rule("other type", FALLS_OFF, "the engine takes float16, int8 and int16", APPLE_RULES, _any(_other_type)),
+    Rule("other type", FALLS_OFF, "the engine takes float16, int8 and int16", APPLE_RULES, _other_type),
     Rule("no such operation", FALLS_OFF, "the engine has no path for it", REPORTED, _operator(NO_PATH)),
     Rule("recurrent cell", FALLS_OFF, "is not supported on the engine", MAINTAINER, _operator(RECURRENT)),
     Rule("gather by computed indices", FALLS_OFF, "runs on the CPU", REPORTED_GATHER, _computed_gather),
     Rule("product of rank 5", FALLS_OFF, "matmul and linear take rank 4", REPORTED, _high_rank_product),
     Rule("computed kernel in a batch", FALLS_OFF, "does not compile for the engine", REPORTED, _computed_kernel),
     Rule("long argmax", FALLS_OFF, "the axis may have 2048 entries", REPORTED, _long_argmax),
-    Rule("rank above 4", SLOW, "the engine works on 4 axes, channels second", APPLE, _any(_ranked_above(NATIVE_RANK))),
+    Rule("rank above 4", SLOW, "the engine works on 4 axes, channels second", APPLE, _any(lambda t: t.rank > 4)),
     Rule("narrow last axis", SLOW, "each row is padded to 64 bytes", APPLE, _narrow),
     Rule("large tensor moved", SLOW, "reshapes and transposes are copies", APPLE, _moved),
     Rule("linear layer", SLOW, "a 1x1 convolution is faster", APPLE, _linear),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, WriteError
 
 DECODER = "decoder.mlpackage"  # in an artifact, the folder of the whole decoder
+SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
+MULTIFUNCTION_IOS = 18  # the first system that loads packages of several functions
 MANIFEST, DATA, WEIGHTS = "Manifest.json", "Data", "weights"
 FORMAT_VERSION = "1.0.0"
 LEFTOVER = "executorch_debug_handle_mapping.json"  # coremltools 9 puts it beside the manifest; nothing reads it
@@ -163,10 +164,9 @@ def _check_sizes(sizes: Mapping[str, int], where: str) -> None:
 def _bytes(path: Path, size: int) -> bytes:
     try:
         with os.fdopen(os.open(path, OPEN_FLAGS), "rb") as file:
-            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-            data = file.read(size + 1) if regular else b""
+            data = file.read(size + 1)
     except OSError as cause:
         raise ArtifactError(f"cannot read {path}", found=cause.strerror, fix=AGAIN) from cause
-    if not regular or len(data) != size:
+    if len(data) != size:
         raise ArtifactError(f"{path} changed while it was read", fix="Read it again when nobody writes it.")
     return data

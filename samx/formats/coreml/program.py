@@ -1,4 +1,4 @@
-"""The MIL program of a package, read back from its bytes, and what its file declares against what it is."""
+"""coremltools, and the MIL program of a package, read back from its bytes: what its file declares, and what it is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from samx.errors import ArtifactError, UnavailableError
-from samx.extras import require
-from samx.formats.coreml.library import EXTRA, UPDATE, open_coremltools, quiet
+from samx.errors import ArtifactError, MissingExtraError, UnavailableError
+from samx.extras import require, require_version, silent
 from samx.formats.coreml.package import WEIGHTS, PackageFiles, unpacked
 from samx.formats.coreml.tensors import TensorType, check_described, tensor_type
 
+LIBRARY, EXTRA = "coremltools", "coreml"
+MINIMUM = (9, 0)  # the first release that reads and writes iOS 26 programs, and that runs with NumPy 2
+UPDATE = "Update it with: pip install --upgrade 'coremltools>=9'"
 PURPOSE = "reading a Core ML package"
 # What the specification version of an ML Program asks for at least.
 MINIMUM_OS: Mapping[int, str] = {
@@ -22,6 +24,34 @@ MINIMUM_OS: Mapping[int, str] = {
 MODEL_PATH = "@model_path"  # MIL's name for the folder of the model's file
 AGAIN = "Export it again."
 SHOWN = 200  # characters of a library's own words
+
+
+def open_coremltools(purpose: str) -> ModuleType:
+    """Import coremltools and check its version.
+
+    Raises: MissingExtraError; UnavailableError when it does not load or is too old.
+    """
+    try:
+        library = require(LIBRARY, EXTRA, purpose)
+    except MissingExtraError:
+        raise
+    except (ImportError, OSError) as cause:
+        raise UnavailableError("coremltools does not load", found=cause, fix=UPDATE) from cause
+    require_version(LIBRARY, str(library.__version__), MINIMUM, UPDATE)
+    return library
+
+
+def parse_model(data: bytes, purpose: str) -> Any:
+    """Parse a package's specification, which is a protobuf."""
+    return open_coremltools(purpose).proto.Model_pb2.Model.FromString(data)
+
+
+def program_of(functions: Mapping[str, Any], purpose: str) -> Any:
+    """Join MIL functions to a program of coremltools'."""
+    program = open_coremltools(purpose).converters.mil.mil.Program()
+    for name, function in functions.items():
+        program.add_function(name, function)
+    return program
 
 
 @dataclass(frozen=True)
@@ -100,12 +130,12 @@ def _specification(library: ModuleType, data: bytes, where: str) -> Any:
 
 
 def _functions(spec: Any, package: PackageFiles, where: str) -> dict[str, Any]:
-    with quiet():
+    with silent(LIBRARY):
         from coremltools.converters.mil.frontend.milproto import load as milproto
 
     if milproto.BlobReader is None:  # its native part comes in the wheels for macOS and Linux only
         raise UnavailableError("this build of coremltools cannot read weights", fix="Use its wheel on Linux or macOS.")
-    with quiet(), unpacked(package) as path:
+    with silent(LIBRARY), unpacked(package) as path:
         try:
             read = milproto.load(spec, spec.specificationVersion, str(path / package.weights_folder))
         except Exception as cause:  # of many classes, assertions among them
@@ -122,7 +152,7 @@ def _default(spec: Any) -> str:
 
 def _check_operations(spec: Any, where: str) -> None:
     """Name an operation that coremltools does not have: its own words would not."""
-    with quiet():
+    with silent(LIBRARY):
         from coremltools.converters.mil.mil import Builder
 
     for operation in _declared(spec):
@@ -163,7 +193,7 @@ def _check_types(spec: Any, program: Program) -> None:
 @cache
 def _types() -> tuple[Any, Any]:
     """Import once what every operation asks for: being quiet takes longer than the comparison."""
-    with quiet():
+    with silent(LIBRARY):
         from coremltools.converters.mil.frontend.milproto.helper import proto_to_types
         from coremltools.converters.mil.mil import types
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from samx.artifacts.strict_json import plain
 from samx.errors import ArtifactError, UnavailableError
 from samx.formats.tensorrt.library import Opened, first_error
 from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
@@ -35,13 +34,7 @@ class Understood:
     shape_tensors: tuple[str, ...] = ()  # inputs whose values would decide shapes
     strongly_typed: bool = True
     tf32: bool = False
-    capabilities: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        names = ("inputs", "outputs", "profiles", "shape_tensors", "strongly_typed", "tf32")
-        facts = {name: plain(getattr(self, name)) for name in names}
-        return {**facts, "compute_capabilities": list(self.capabilities)}
+    compute_capabilities: tuple[str, ...] = ()
 
 
 def network_ports(network: trt.INetworkDefinition) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
@@ -81,7 +74,7 @@ def mismatches(found: Understood, plan: BuildPlan) -> list[str]:
         ("shape tensors", found.shape_tensors, ()),
         ("strongly typed", found.strongly_typed, True),
         ("TF32", found.tf32, False),
-        ("compute capabilities", found.capabilities, CAPABILITIES[plan.compute]),
+        ("compute capabilities", found.compute_capabilities, CAPABILITIES[plan.compute]),
     ]
     return [f"{what}: found {a}, expected {b}" for what, a, b in pairs if a != b]
 
@@ -159,7 +152,7 @@ def check_engine(engine: trt.ICudaEngine, opened: Opened, plan: BuildPlan, where
         {name: limits_of(engine.get_tensor_profile_shape(name, i)) for name in plan.profile}
         for i in range(engine.num_optimization_profiles)
     ]
-    found = Understood(inputs, outputs, tuple(profiles), capabilities=CAPABILITIES[plan.compute])
+    found = Understood(inputs, outputs, tuple(profiles), compute_capabilities=CAPABILITIES[plan.compute])
     wrong = mismatches(found, plan)
     if wrong:
         raise ArtifactError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from samx.artifacts.strict_json import refusal
 from samx.errors import MissingExtraError, UnavailableError, UsageError
 from samx.extras import require
 
@@ -54,7 +55,6 @@ class Library:
     builds_without_gpu: bool
     has_timing_cache: bool
     has_runtime_cache: bool
-    captures_graphs: bool  # the library itself, so that nobody else has to
     tells_validity: bool  # why it refuses an engine
     warnings_fail: bool  # about precision or shapes, where it is known to build our graphs without any
 
@@ -124,13 +124,13 @@ LIBRARIES: tuple[Library, ...] = (
         update="JetPack 6.1 or newer brings it to a Jetson; elsewhere: pip install --upgrade tensorrt",
         command="trtexec", compute=("this_gpu",), binds=("gpu", "compute_capability", "driver", "os"),
         engine_version_parts=4, builds_without_gpu=False, has_timing_cache=True, has_runtime_cache=False,
-        captures_graphs=False, tells_validity=False, warnings_fail=False,
+        tells_validity=False, warnings_fail=False,
     ),
     Library(
         target="trt-rtx", title="TensorRT for RTX", module="tensorrt_rtx", extra="trt-rtx", minimum=(1, 7),
         below=(1, 8), update="Install it with: pip install 'tensorrt-rtx-cu13>=1.7,<1.8'",
         command="tensorrt_rtx", compute=("ampere_plus", "sm75"), binds=(), engine_version_parts=2,
-        builds_without_gpu=True, has_timing_cache=False, has_runtime_cache=True, captures_graphs=True,
+        builds_without_gpu=True, has_timing_cache=False, has_runtime_cache=True,
         tells_validity=True, warnings_fail=True,
     ),
 )  # fmt: skip
@@ -145,6 +145,16 @@ def library_of(target: str) -> Library:
     if target not in known:
         raise UsageError("this target has no engine to build", found=f"target '{target}'", expected=" or ".join(known))
     return known[target]
+
+
+def check_compute(target: str, compute: str, where: str) -> None:
+    """Refuse a file of a target that is unknown, or of GPUs that it has no engines for.
+
+    Raises: ArtifactError naming `where`.
+    """
+    known = {library.target: library.compute for library in LIBRARIES}
+    if compute not in known.get(target, ()):
+        raise refusal(f"{where} is of no known target", f"{target}, {compute}", fix="Export again.")
 
 
 def version_of(text: str) -> Version:

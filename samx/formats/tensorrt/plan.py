@@ -8,9 +8,9 @@ from typing import Annotated
 
 from samx.artifacts.manifest import FileName
 from samx.artifacts.store import Artifact
-from samx.artifacts.strict_json import Document, Sha256, between, refusal
+from samx.artifacts.strict_json import Document, Sha256, between
 from samx.errors import ArtifactError, UsageError
-from samx.formats.tensorrt.library import Library, library_of
+from samx.formats.tensorrt.library import Library, check_compute, library_of
 from samx.models.shape_range import MOST, ShapeRange
 from samx.models.spec import DecoderSpec, TensorSpec
 
@@ -118,23 +118,14 @@ class BuildPlan(Document):
 
     def check(self, where: str) -> None:
         """Refuse a target that is unknown, and GPUs that it has no engines for."""
-        try:
-            known = self.library.compute
-        except UsageError as cause:
-            raise refusal(f"{where}: target is unknown", repr(self.target), fix=REMEDY) from cause
-        if self.compute not in known:
-            raise refusal(f"{where} is no plan of this target", self.compute, " or ".join(known), REMEDY)
+        check_compute(self.target, self.compute, where)
 
     def _limits(self, port: Port) -> Limits:
         spans = {"prompts": self.prompts, "points": self.points}
         if any(isinstance(size, str) and size not in spans for size in port.shape):
             raise ArtifactError(f"input {port.name} has an axis that no plan knows", found=port.shape, fix=REMEDY)
         sizes = [ShapeRange(size, size, size) if isinstance(size, int) else spans[size] for size in port.shape]
-        return (
-            tuple(size.min for size in sizes),
-            tuple(size.opt for size in sizes),
-            tuple(size.max for size in sizes),
-        )
+        return (tuple(size.min for size in sizes), tuple(size.opt for size in sizes), tuple(size.max for size in sizes))
 
 
 def _ports(tensors: Sequence[TensorSpec]) -> tuple[Port, ...]:

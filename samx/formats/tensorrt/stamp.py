@@ -1,18 +1,98 @@
-"""What an engine is bound to, written as engine.json beside it."""
+"""What an engine is bound to, written as engine.json beside it; and the GPU that is here, as the driver tells."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from dataclasses import dataclass
+from typing import Any
 
-from samx.artifacts.strict_json import Document, Sha256, refusal
-from samx.errors import UsageError
-from samx.formats.tensorrt.gpu import Gpu
-from samx.formats.tensorrt.library import Library, library_of, version_of
+from samx.artifacts.strict_json import Document, Sha256
+from samx.errors import UnavailableError
+from samx.formats.tensorrt.library import Library, check_compute, library_of, version_of
 
 STAMP_FILE, STAMP_ROLE = "engine.json", "engine_stamp"
 WORDS = {"gpu": "GPU", "compute_capability": "compute capability", "driver": "driver", "os": "system"}
 AMPERE = (8, 0)
+# The driver's own library: building an engine needs nothing else.
+DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+FIRST_DEVICE = 0  # CUDA_VISIBLE_DEVICES says which one that is
+# Numbers of cuDeviceGetAttribute, part of the driver's interface.
+MAJOR, MINOR = 75, 76
+NO_DEVICE = 100
+NAME_BYTES = 256
+REMEDY = "Run this on a machine with a GPU and its driver."
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Say which GPU this is and which CUDA its driver speaks."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def find_gpu() -> Gpu:
+    """Describe the first GPU.
+
+    Raises: UnavailableError when there is no driver or no GPU.
+    """
+    return describe_gpu(open_driver())
+
+
+def describe_gpu(driver: Any) -> Gpu:
+    """Describe the first GPU of a loaded driver library.
+
+    Raises: UnavailableError.
+    """
+    _call(driver, driver.cuInit(0))
+    if _number(driver, driver.cuDeviceGetCount) == 0:
+        raise UnavailableError("no GPU is here", fix=REMEDY)
+    device = _number(driver, driver.cuDeviceGet, FIRST_DEVICE)
+    name = ctypes.create_string_buffer(NAME_BYTES)
+    _call(driver, driver.cuDeviceGetName(name, NAME_BYTES, device))
+    major, minor = (_number(driver, driver.cuDeviceGetAttribute, fact, device) for fact in (MAJOR, MINOR))
+    version = cuda_words(_number(driver, driver.cuDriverGetVersion))
+    return Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", version)
+
+
+def cuda_words(version: int) -> str:
+    """Say a CUDA version that is written as one number."""
+    return f"CUDA {version // 1000}.{version % 1000 // 10}"
+
+
+def open_driver() -> Any:
+    """Load the driver's library.
+
+    Raises: UnavailableError when it is not there.
+    """
+    try:
+        return ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError as cause:
+        raise UnavailableError("no NVIDIA driver is here", found=cause, fix=REMEDY) from cause
+
+
+def _number(driver: Any, function: Any, *arguments: int) -> int:
+    answer = ctypes.c_int()
+    _call(driver, function(ctypes.byref(answer), *arguments))
+    return answer.value
+
+
+def _call(driver: Any, code: int) -> None:
+    if code == 0:
+        return
+    if code == NO_DEVICE:
+        raise UnavailableError("no GPU is here", fix=REMEDY)
+    raise UnavailableError("the NVIDIA driver does not work", found=error_words(driver, code), fix=REMEDY)
+
+
+def error_words(driver: Any, code: int) -> str:
+    """Put an error of the driver's into words."""
+    words = ctypes.c_char_p()
+    driver.cuGetErrorString(code, ctypes.byref(words))
+    return f"{(words.value or b'unknown error').decode(errors='replace')} (CUDA error {code})"
 
 
 @dataclass(frozen=True)
@@ -54,12 +134,7 @@ class Stamp(Document):
 
     def check(self, where: str) -> None:
         """Refuse a target that is unknown, and GPUs that it has no engines for."""
-        try:
-            known = self.compute in self.library.compute
-        except UsageError:
-            known = False
-        if not known:
-            raise refusal(f"{where} is of no known target", f"{self.target}, {self.compute}")
+        check_compute(self.target, self.compute, where)
 
 
 def differs(stamp: Stamp, here: Machine) -> list[str]:

@@ -101,8 +101,7 @@ class SelfAttention(nn.Module):
         k = split_heads(self.key(positioned), self.heads)
         v = split_heads(self.value(tokens), self.heads)
         bias = None if empty is None else empty.unsqueeze(1).unsqueeze(1)
-        out: Tensor = self.out(join_heads(attend(q, k, v, self.fused, bias)))
-        return out
+        return self.out(join_heads(attend(q, k, v, self.fused, bias)))
 
 
 class ImageProjection(nn.Module):
@@ -145,8 +144,7 @@ class CachedTokenToImage(nn.Module):
         n = tokens.shape[0]
         q = split_heads(self.query(tokens).flatten(0, 1).unsqueeze(0), self.heads)  # (1, h, N*T, d)
         mixed = (q @ keys).softmax(-1) @ values.transpose(-1, -2)
-        out: Tensor = self.out(join_heads(mixed).squeeze(0).unflatten(0, (n, -1)))
-        return out
+        return self.out(join_heads(mixed).squeeze(0).unflatten(0, (n, -1)))
 
 
 class AbsorbedTokenToImage(nn.Module):
@@ -174,8 +172,7 @@ class AbsorbedTokenToImage(nn.Module):
         q = split_heads(self.query(tokens), self.heads) @ self.key  # (N, h, T, C)
         mixed = attend(q.flatten(1, 2).unsqueeze(1), positioned, image, fused=False)  # (N, 1, h*T, C)
         by_head = mixed.squeeze(1).unflatten(1, (self.heads, -1)) @ self.value  # (N, h, T, d)
-        out: Tensor = self.out(join_heads(by_head))
-        return out
+        return self.out(join_heads(by_head))
 
 
 class LastTokenToImage(AbsorbedTokenToImage):
@@ -195,8 +192,7 @@ class LastTokenToImage(AbsorbedTokenToImage):
         scores = (q @ self.key).flatten(1, 2) @ image.squeeze(1).transpose(1, 2)  # (N, h*T, L)
         weights = (scores + (q @ self.positions).flatten(1, 2)).softmax(-1)
         by_head = (weights @ image.squeeze(1)).unflatten(1, (self.heads, -1)) @ self.value  # (N, h, T, d)
-        out: Tensor = self.out(join_heads(by_head))
-        return out
+        return self.out(join_heads(by_head))
 
 
 class DirectTokenToImage(nn.Module):
@@ -216,8 +212,7 @@ class DirectTokenToImage(nn.Module):
         q = split_heads(self.query(tokens), self.heads)
         k = split_heads(self.key(positioned).squeeze(1), self.heads)
         v = split_heads(self.value(image).squeeze(1), self.heads)
-        out: Tensor = self.out(join_heads(attend(q, k, v, self.fused)))
-        return out
+        return self.out(join_heads(attend(q, k, v, self.fused)))
 
 
 class TokenSide(nn.Module):
@@ -313,5 +308,4 @@ class DirectImageToToken(nn.Module):
         k = split_heads(self.key(positioned_tokens), self.heads)  # (N, h, T, d)
         v = split_heads(self.value(tokens), self.heads)
         weights = softmax_over_tokens(k @ q.transpose(-1, -2), empty)  # (N, h, T, L)
-        out: Tensor = self.out(join_heads(weights.transpose(-1, -2) @ v).unsqueeze(1))
-        return out
+        return self.out(join_heads(weights.transpose(-1, -2) @ v).unsqueeze(1))

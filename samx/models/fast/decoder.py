@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from samx.errors import UsageError
 from samx.models.fast.image_tokens import ImageTokenTransformer
 from samx.models.fast.low_rank import LowRankTransformer
-from samx.models.fast.prompts import MaskEmbedding, PointEmbedding
-from samx.models.fast.select import TokenChoice, token_choice
+from samx.models.fast.prompts import MaskEmbedding, PointEmbedding, TokenChoice, token_choice
 from samx.models.fast.upscale import Grow, HyperNetworks, MaskHead
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec
@@ -71,7 +70,7 @@ class FastDecoder(nn.Module):
     def _transformer(
         self, reference: ReferenceDecoder, form: Form, fused: bool, independent: bool
     ) -> ImageTokenTransformer | LowRankTransformer:
-        read = slice(self.choice.first, self.choice.last)
+        read = slice(0, self.choice.last)
         if form == "low_rank":
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")

@@ -84,8 +84,7 @@ class TokenPart(nn.Module):
             tokens = tokens + self.self_attention(tokens + token_pe, tokens, empty)
         tokens = self.norm1(tokens)
         tokens = self.norm2(tokens + to_image(tokens + token_pe))
-        out: Tensor = self.norm3(tokens + self.mlp(tokens))
-        return out
+        return self.norm3(tokens + self.mlp(tokens))
 
 
 class ImageTokenTransformer(nn.Module):

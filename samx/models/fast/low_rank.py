@@ -1,7 +1,7 @@
 """The transformer on factors: after layer 0 the image tokens are never formed again.
 
 With T tokens and h heads, an image-to-token attention adds a product of its weights, (L, R = h*T), and R rows of
-channels, of which R' = R - h + 1 are independent (values.py). Between layer norms the image tokens are then
+channels, of which R' = R - h + 1 are independent (factors.py). Between layer norms the image tokens are then
 
     x = s * (table + F^T rows) + constant
 
@@ -36,18 +36,23 @@ from samx.models.fast.attention import (
 from samx.models.fast.factors import (
     AfterOne,
     CentredImage,
+    Gram,
     Image,
     Scores,
+    TokenSide,
+    Values,
     centre,
     channel_mean,
     dot,
+    independent_rows,
     mix_values,
     products,
+    select,
     table,
+    with_ones,
 )
 from samx.models.fast.image_tokens import TokenPart
 from samx.models.fast.upscale import EXTRA, SUBROWS, Grow, GrowRows, centred_outputs, epsilon_bias
-from samx.models.fast.values import Gram, TokenSide, Values, independent_rows, select, with_ones
 from samx.models.reference import Attention, LayerNorm2d, MaskDecoder, ReferenceDecoder, TwoWayAttentionBlock
 
 
@@ -131,8 +136,7 @@ class LayerZero(nn.Module):
 
     def to_image(self, positioned: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Attend from tokens to the image. Shapes: (N, T, C) -> (N, T, C)."""
-        out: Tensor = self.to_image_attention(positioned, state["image_keys_0"], state["image_values_0"])
-        return out
+        return self.to_image_attention(positioned, state["image_keys_0"], state["image_values_0"])
 
     def forward(
         self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor], kept: Tensor | None
@@ -195,8 +199,7 @@ class LayerOne(nn.Module):
         q = split_heads(self.query(positioned), self.heads)
         weights = self.keys(q, state["image_keys_1"], self.key_rows(values.spread), image).softmax(-1)
         mixed = mix_values(weights, state["image_values_1"], self.value_rows(values.spread), image)
-        out: Tensor = self.out(join_heads(mixed))
-        return out
+        return self.out(join_heads(mixed))
 
     def forward(
         self, positioned: Tensor, tokens: Tensor, empty: Tensor | None, state: Mapping[str, Tensor],
@@ -249,8 +252,7 @@ class FinalAttention(nn.Module):
         q = split_heads(self.query(positioned), self.heads)
         weights = self.keys(q, state["image_keys_2"], self.key_rows(*spread), image).softmax(-1)
         mixed = mix_values(weights, state["image_values_2"], self.value_rows(*spread), image)
-        out: Tensor = self.out(join_heads(mixed))
-        return out
+        return self.out(join_heads(mixed))
 
 
 class GrowFactors(nn.Module):

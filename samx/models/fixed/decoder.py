@@ -1,4 +1,7 @@
-"""The decoder in the Neural Engine's layout: every input of the spec in, every output out."""
+"""The decoder in the Neural Engine's layout: whole, or cut in two as the public Core ML SAM 2.1 apps expect it.
+
+Between those two, an embedding that is zero throughout stands for a padded point: no real token is.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from samx.models.fast.select import TokenChoice, token_choice
+from samx.models.fast.prompts import NEVER, TokenChoice, token_choice
 from samx.models.fixed.layers import (
     FromImage,
     FromTokens,
@@ -24,6 +27,7 @@ from samx.models.fixed.layers import (
     pointwise_mlp,
 )
 from samx.models.reference import MLP, MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
+from samx.models.spec import LABELS
 
 
 class ImagePosition(nn.Module):
@@ -71,8 +75,7 @@ class TwoWayLayer(nn.Module):
 
     def _among_tokens(self, tokens: Tensor, token_pe: Tensor, empty: Tensor) -> Tensor:
         if self.first:  # replaces the tokens: no positional term, no residual
-            attended: Tensor = self.self_attention(tokens, tokens, tokens, empty)
-            return attended
+            return self.self_attention(tokens, tokens, tokens, empty)
         positioned = tokens + token_pe
         return tokens + self.self_attention(positioned, positioned, tokens, empty)
 
@@ -111,7 +114,7 @@ class TokenDecoder(nn.Module):
         self.choice: TokenChoice = token_choice(self.spec)
         learned = source.learned_tokens().detach().t()
         self.register_buffer("learned_tokens", learned.reshape(1, learned.shape[0], 1, -1).clone())
-        read = slice(self.choice.first, self.choice.last)
+        read = slice(0, self.choice.last)
         self.transformer = Transformer(source, reference.prompt_encoder.pe_layer, read)
         self.planes, self.mask_weights = MaskPlanes(source), MaskWeights(source, self.choice.masks)
         self.iou_head = pointwise_mlp(source.iou_prediction_head)
@@ -177,3 +180,56 @@ def to_half(module: nn.Module) -> nn.Module:
         if isinstance(part, PointPosition):
             part.float()
     return module
+
+
+class ApplePromptEncoder(nn.Module):
+    """Embed points, with SAM 2's padding token appended inside."""
+
+    no_mask: Tensor
+    nowhere: Tensor
+    padding: Tensor
+
+    def __init__(self, reference: ReferenceDecoder) -> None:
+        super().__init__()
+        reference = copy.deepcopy(reference)
+        self.grid = reference.spec.grid
+        self.points = PointTokens(reference.prompt_encoder)
+        no_mask = reference.prompt_encoder.no_mask_embed.weight.detach().reshape(1, -1, 1, 1)
+        self.register_buffer("no_mask", no_mask)
+        self.register_buffer("nowhere", torch.zeros(1, 1, 2, dtype=torch.int32))
+        self.register_buffer("padding", torch.full((1, 1), LABELS["padding"], dtype=torch.int32))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes: (1, P, 2) px, int32 (1, P) -> (1, P + 1, C), (1, C, G, G)."""
+        coords = torch.cat([points, self.nowhere.to(points.dtype)], dim=1)
+        codes = torch.cat([labels, self.padding], dim=1)
+        tokens = self.points(coords, codes.to(points.dtype))  # (1, C, 1, P + 1)
+        filled = (codes >= LABELS["padding"]).to(tokens.dtype).unsqueeze(-1)  # (1, P + 1, 1)
+        return tokens.squeeze(2).transpose(1, 2) * filled, self.no_mask.expand(-1, -1, self.grid, self.grid)
+
+
+class AppleMaskDecoder(nn.Module):
+    """Turn an image and the prompt encoder's embeddings into masks and scores."""
+
+    never: Tensor
+
+    def __init__(self, reference: ReferenceDecoder) -> None:
+        super().__init__()
+        self.decoder = TokenDecoder(copy.deepcopy(reference))
+        # A tensor, because a bare number would lift everything after it to float32.
+        self.register_buffer("never", torch.full((1, 1, 1, 1), NEVER))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(
+        self, image_embedding: Tensor, sparse_embedding: Tensor, dense_embedding: Tensor, feats_s0: Tensor,
+        feats_s1: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """Shapes: (1, C, G, G), (1, T, C), (1, C, G, G), (1, C/8, 4G, 4G), (1, C/4, 2G, 2G) -> DecoderSpec.outputs."""
+        image = image_embedding + dense_embedding
+        image_tokens = image.reshape(1, image.shape[1], 1, -1)  # (1, C, 1, L)
+        points = sparse_embedding.transpose(1, 2).unsqueeze(2)  # (1, C, 1, T)
+        empty = (points.abs().amax(1, keepdim=True) == 0).to(points.dtype) * self.never  # (1, 1, 1, T)
+        return self.decoder(image_tokens, points, empty, (feats_s0, feats_s1))

@@ -59,8 +59,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, S) -> (N, C, H, S)."""
-        out: Tensor = normalised(x, self.weight, self.bias, self.eps)
-        return out
+        return normalised(x, self.weight, self.bias, self.eps)
 
 
 def channel_norm(norm: nn.LayerNorm) -> ChannelNorm:
@@ -107,8 +106,7 @@ class HeadedAttention(nn.Module):
 
     def join(self, x: Tensor) -> Tensor:
         """Shapes: (N, h, d, S) -> (N, C, 1, S)."""
-        out: Tensor = self.out(x.reshape(x.shape[0], -1, 1, x.shape[-1]))
-        return out
+        return self.out(x.reshape(x.shape[0], -1, 1, x.shape[-1]))
 
 
 class FromTokens(HeadedAttention):

@@ -1,45 +1,98 @@
-"""Ask Core ML, on a Mac, where it means to run each operation of a function, and what it estimates that to cost."""
+"""Ask Core ML which Mac this is, where it means to run each operation of a function, and what that is to cost."""
 
 from __future__ import annotations
 
 import json
+import platform
+import re
+import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
 from samx.artifacts.store import Artifact
+from samx.artifacts.strict_json import Document
 from samx.errors import ArtifactError, UnavailableError
-from samx.formats.coreml.contract import contract_of
-from samx.formats.coreml.functions import SINGLE_FUNCTION, Functions
-from samx.formats.coreml.library import open_coremltools, parse_model
-from samx.formats.coreml.package import PackageFiles, package_from_directory, read_package, unpacked
-from samx.formats.coreml.program import operations
-from samx.runtimes.coreml.mac import (
-    DEVICES,
-    ENGINE,
-    PLAN_MACOS,
-    device_word,
-    machine_facts,
-    require_macos,
-    require_prediction,
-)
+from samx.formats.coreml.contract import contract_of, functions_of
+from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles, read_package, unpacked
+from samx.formats.coreml.program import open_coremltools, operations, parse_model
 
 if TYPE_CHECKING:
     from coremltools.models import compute_plan as ct_plan
 
+
+PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
+UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
 PURPOSE = "a compute plan"
 INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
-COMPILED = ".mlmodelc"
 DIGITS = 4  # of a cost in percent
-KIND, SCHEMA_VERSION = "compute plan", 1
-SHOWS = "where Core ML means to run each operation on the named machine; planned before a run, not observed in one"
+PLAN_MACOS, MULTIFUNCTION_MACOS = (14, 4), (15, 0)  # the first that make compute plans; that have several functions
+SYSCTL = "/usr/sbin/sysctl"
+EVALUATE = "'samx validate DIR' (device cpu) evaluates the saved program here."
+ENGINE, GPU, CPU = "ANE", "GPU", "CPU"
+DEVICES = (ENGINE, GPU, CPU)
+CLASSES: Mapping[str, str] = {
+    "MLNeuralEngineComputeDevice": ENGINE,
+    "MLGPUComputeDevice": GPU,
+    "MLCPUComputeDevice": CPU,
+}
+
+Progress = Callable[[str], None]
+
+
+def is_mac() -> bool:
+    """Tell whether Core ML can be here."""
+    return platform.system() == "Darwin"
+
+
+def require_macos(what: str, minimum: tuple[int, ...], instead: str) -> None:
+    """Check that this is a Mac, and new enough.
+
+    Raises: UnavailableError saying what there is instead.
+    """
+    version, found = ".".join(map(str, minimum)), platform.mac_ver()[0]
+    if not is_mac():
+        raise UnavailableError(f"{what} needs a Mac", found=platform.system(), expected=f"macOS {version}", fix=instead)
+    if tuple(map(int, re.findall(r"\d+", found))) < minimum:
+        raise UnavailableError(
+            f"{what} needs a newer macOS", found=f"macOS {found}", expected=f"{version} or newer", fix=instead
+        )
+
+
+def require_prediction(functions: Collection[str]) -> None:
+    """Check that Core ML can run a package with these functions here.
+
+    Raises: UnavailableError.
+    """
+    require_macos("a prediction by Core ML", PLAN_MACOS, EVALUATE)
+    if set(functions) != {SINGLE_FUNCTION}:
+        require_macos("a package of several functions", MULTIFUNCTION_MACOS, f"Export with --ios 16. {EVALUATE}")
+
+
+def chip() -> str:
+    """Name the processor, as the system does."""
+    try:
+        words = [SYSCTL, "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def device_word(device: object) -> str:
+    """Name a compute device by its class; coremltools has three."""
+    return CLASSES.get(type(device).__name__, "unknown")
+
+
+def machine_facts(library: ModuleType) -> dict[str, str]:
+    """Return what a plan or a run holds for."""
+    return {"chip": chip(), "macos": platform.mac_ver()[0] or "unknown", "coremltools": str(library.__version__)}
 
 
 @dataclass(frozen=True)
@@ -52,8 +105,18 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class ComputePlan:
-    """Describe the plan of a function. Stored weights are no operations; of the unplanned ones Core ML says nothing."""
+class ComputePlan(Document):
+    """Describe the plan of a function. Stored weights are no operations; of the unplanned ones Core ML says nothing.
+
+    As JSON, `operations` has the shape of WhisperKit's `*.mlcomputeplan.json`.
+    """
+
+    HEADER = {
+        "kind": "compute plan", "schema_version": 1,
+        "shows": "where Core ML means to run each operation on the named machine; planned before a run, "
+        "not observed in one",
+    }  # fmt: skip
+    DERIVED = ("dispatch", "residency")
 
     function: str
     compute_units: str
@@ -73,6 +136,7 @@ class ComputePlan:
         """Count the operations, the unplanned too."""
         return len(self.operations) + len(self.unplanned)
 
+    @property
     def residency(self) -> dict[str, float | None]:
         """Return the Neural Engine's share of the operations, and of their cost; None where no cost is estimated."""
         costs = [(planned.dispatch, planned.cost) for planned in self.operations.values() if planned.cost is not None]
@@ -80,48 +144,14 @@ class ComputePlan:
         share = self.dispatch[ENGINE] / self.total if self.total else 0.0
         return {"operations": share, "cost": on_engine / whole if whole else None}
 
-    def lines(self) -> list[str]:
-        """Summarise for a terminal."""
-        share = self.residency()
-        cost = "no estimated cost" if share["cost"] is None else f"{share['cost']:.1%} of the estimated cost"
-        counts = ", ".join(f"{device} {count}" for device, count in self.dispatch.items())
-        head = f"{self.function}: {share['operations']:.1%} of {self.total} operations and {cost} on the Neural Engine"
-        return [f"{head} ({counts})"]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain data. `operations` has the shape of WhisperKit's `*.mlcomputeplan.json`."""
-        return {
-            "kind": KIND,
-            "shows": SHOWS,
-            "schema_version": SCHEMA_VERSION,
-            "function": self.function,
-            "compute_units": self.compute_units,
-            "machine": dict(self.machine),
-            "dispatch": dict(self.dispatch),
-            "residency": self.residency(),
-            "constants": self.constants,
-            "unplanned": list(self.unplanned),
-            "operations": {name: asdict(planned) for name, planned in self.operations.items()},
-        }
-
-
-def compute_plan(path: Path, function: str, compute_units: str) -> ComputePlan:
-    """Get the plan of a function of a package, or of the default function of a compiled model.
+def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
+    """Get the plan of a function of a package.
 
     Raises: UnavailableError on anything but a Mac that makes plans; ArtifactError for what Core ML does not take.
     """
-    library = _open()
-    if path.suffix == COMPILED:
-        return _plan(library, path, function, compute_units)
-    return package_plan(package_from_directory(path), function, compute_units)
-
-
-def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
-    """Get the plan of a function of a package in memory.
-
-    Raises: as compute_plan().
-    """
-    library = _open()
+    require_macos(PURPOSE, PLAN_MACOS, INSTEAD)
+    library = open_coremltools(PURPOSE)
     with unpacked(_with_default(files, function)) as path, _compiled(library, path) as compiled:
         return _plan(library, compiled, function, compute_units)
 
@@ -141,15 +171,10 @@ def _with_default(files: PackageFiles, function: str) -> PackageFiles:
     return replace(files, files={**files.files, files.model_path: spec.SerializeToString()})
 
 
-def _open() -> ModuleType:
-    require_macos(PURPOSE, PLAN_MACOS, INSTEAD)
-    return open_coremltools(PURPOSE)
-
-
 @contextmanager
 def _compiled(library: ModuleType, path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="samx-", ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / f"model{COMPILED}"
+        target = Path(folder) / "model.mlmodelc"
         try:
             library.models.utils.compile_model(str(path), str(target))
         except RuntimeError as cause:
@@ -219,22 +244,16 @@ def _percent(cost: float | None, whole: float) -> float | None:
     return None if cost is None or not whole else round(100 * cost / whole, DIGITS)
 
 
-PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
-UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
-
-Progress = Callable[[str], None]
-
-
 def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
     """Compile every function of every package and write down the compute plans; the manifest lists what is there.
 
     Raises: UnavailableError off a Mac; ArtifactError for what Core ML does not take; WriteError.
     """
-    require_prediction(tuple(Functions.of(manifest.options, str(directory)).by_rows.values()))
+    require_prediction(functions_of(manifest.options, str(directory)).values())
     plans = list(_plans(Artifact(directory, manifest), progress))
     report = {
         "format": "samx-compute-plan", "schema_version": 1, "level": "lowered",
-        "residency": {f"{folder}/{plan.function}": plan.residency()["operations"] for folder, plan in plans},
+        "residency": {f"{folder}/{plan.function}": plan.residency["operations"] for folder, plan in plans},
         "plans": [{"package": folder, **plan.to_json()} for folder, plan in plans],
     }  # fmt: skip
     write_file(directory / PLAN_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
@@ -248,6 +267,6 @@ def _plans(artifact: Artifact, progress: Progress) -> Iterator[tuple[str, Comput
     options, where = artifact.manifest.options, str(artifact.path)
     for signature in contract_of(options, where).signatures(artifact.manifest.spec):
         files = read_package(artifact, signature.folder)
-        for function in Functions.of(options, where).by_rows.values():
+        for function in functions_of(options, where).values():
             progress(f"Compiling {signature.folder}, {function}")
             yield signature.folder, package_plan(files, function, UNITS)

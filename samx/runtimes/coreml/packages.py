@@ -11,13 +11,12 @@ import numpy as np
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError
-from samx.formats.coreml.contract import Arrays, Contract, contract_of
-from samx.formats.coreml.functions import Functions
+from samx.formats.coreml.contract import Arrays, Contract, contract_of, functions_of
 from samx.formats.coreml.package import PackageFiles, read_package
 from samx.formats.coreml.program import Program, load_program
 from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, Padding, Runtime
+from samx.runtimes.base import Padding, Runtime
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class OpenedPackages:
     """Collect the packages by folder, and what says how to call them."""
 
     contract: Contract
-    functions: Functions
+    functions: Mapping[int, str]  # by the rows of points that they take, fewest first
     padding: Padding
     files: Mapping[str, PackageFiles]
     programs: Mapping[str, Program]
@@ -33,7 +32,7 @@ class OpenedPackages:
     @property
     def image_place(self) -> tuple[str, str]:
         """A package and a function that take the image's tensors: all such functions take them alike."""
-        return list(self.files)[-1], self.functions.name(self.functions.sizes[0])
+        return list(self.files)[-1], next(iter(self.functions.values()))
 
     def typed(self, folder: str, function: str, feed: Arrays) -> Arrays:
         """Convert arrays to the types that a package declares for a function's inputs."""
@@ -48,11 +47,11 @@ def open_packages(artifact: Artifact) -> OpenedPackages:
     missing, altered, or no decoder of the artifact's spec.
     """
     options, where, spec = artifact.manifest.options, str(artifact.path), artifact.manifest.spec
-    contract, functions, padding = contract_of(options, where), Functions.of(options, where), _padding(options, where)
+    contract, functions, padding = contract_of(options, where), functions_of(options, where), _padding(options, where)
     files = {one.folder: read_package(artifact, one.folder) for one in contract.signatures(spec)}
     programs = {folder: load_program(package, f"{where}/{folder}") for folder, package in files.items()}
     contract.check(programs, functions, spec, padding.prompts.max)
-    return OpenedPackages(contract, functions, replace(padding, sizes=functions.sizes), files, programs)
+    return OpenedPackages(contract, functions, replace(padding, sizes=tuple(functions)), files, programs)
 
 
 def _padding(options: Mapping[str, Any], where: str) -> Padding:
@@ -68,8 +67,8 @@ def _padding(options: Mapping[str, Any], where: str) -> Padding:
 class PackagesRuntime(Runtime):
     """Fill prompts up to fixed shapes and call the functions that take these; subclasses say how one is called."""
 
-    def __init__(self, spec: DecoderSpec, opened: OpenedPackages, chunk: int = DEFAULT_CHUNK) -> None:
-        super().__init__(spec, chunk, opened.padding)
+    def __init__(self, spec: DecoderSpec, opened: OpenedPackages) -> None:
+        super().__init__(spec, padding=opened.padding)
         self._opened = opened
         self._image: Arrays = {}
 
@@ -82,7 +81,7 @@ class PackagesRuntime(Runtime):
         self._image = self._opened.typed(folder, function, self._opened.contract.image(image))
 
     def _decode(self, prompts: Feed) -> Outputs:
-        function = self._opened.functions.name(prompts["point_labels"].shape[1])
+        function = self._opened.functions[prompts["point_labels"].shape[1]]
         found = self._opened.contract.decode(self._typed_call, function, self._image, prompts)
         return {tensor.name: found[tensor.name].astype(np.float32) for tensor in self.spec.outputs}
 

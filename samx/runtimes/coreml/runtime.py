@@ -12,15 +12,24 @@ import numpy as np
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, SamxError, UnavailableError
-from samx.formats.coreml.contract import Arrays
-from samx.formats.coreml.functions import SINGLE_FUNCTION, Functions
-from samx.formats.coreml.library import open_coremltools
-from samx.formats.coreml.package import PackageFiles, unpacked
+from samx.formats.coreml.contract import Arrays, functions_of
+from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles, unpacked
+from samx.formats.coreml.program import open_coremltools
 from samx.models.session import Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, check_device, refuse_threads
-from samx.runtimes.coreml import mac
-from samx.runtimes.coreml.compute_plan import ComputePlan, package_plan
+from samx.runtimes.base import check_device, refuse_threads
+from samx.runtimes.coreml.compute_plan import (
+    CPU,
+    DEVICES,
+    ENGINE,
+    GPU,
+    ComputePlan,
+    device_word,
+    is_mac,
+    machine_facts,
+    package_plan,
+    require_prediction,
+)
 from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_packages
 
 if TYPE_CHECKING:
@@ -32,12 +41,10 @@ DEFAULT_DEVICE, FALLBACK = "cpu+ane", "cpu"
 UNITS: Mapping[str, str] = {
     DEFAULT_DEVICE: "CPU_AND_NE", "cpu+gpu": "CPU_AND_GPU", "all": "ALL", "coreml-cpu": "CPU_ONLY",
 }  # fmt: skip
-MUST: Mapping[str, str] = {DEFAULT_DEVICE: mac.ENGINE, "cpu+gpu": mac.GPU, "coreml-cpu": mac.CPU}
+MUST: Mapping[str, str] = {DEFAULT_DEVICE: ENGINE, "cpu+gpu": GPU, "coreml-cpu": CPU}
 
 
-def open_artifact(
-    artifact: Artifact, device: str = DEFAULT_DEVICE, threads: int | None = None, chunk: int = DEFAULT_CHUNK
-) -> CoreMLRuntime:
+def open_artifact(artifact: Artifact, device: str = DEFAULT_DEVICE, threads: int | None = None) -> CoreMLRuntime:
     """Open a verified artifact.
 
     Raises: UnavailableError on anything but a Mac that has the device and a macOS that runs the package;
@@ -45,11 +52,10 @@ def open_artifact(
     """
     check_device(device, UNITS, "Core ML has no such compute units")
     refuse_threads(threads, "Core ML takes no number of threads")
-    functions = Functions.of(artifact.manifest.options, str(artifact.path))
-    mac.require_prediction(tuple(functions.by_rows.values()))
+    require_prediction(functions_of(artifact.manifest.options, str(artifact.path)).values())
     library = open_coremltools(PURPOSE)
     _require_device(device)
-    return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device, chunk)
+    return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device)
 
 
 def devices() -> list[str]:
@@ -57,25 +63,23 @@ def devices() -> list[str]:
 
     Raises: MissingExtraError; UnavailableError when coremltools is too old.
     """
-    if not mac.is_mac():
+    if not is_mac():
         return []
     library = open_coremltools(PURPOSE)
     try:
         found = library.models.compute_device.MLComputeDevice.get_all_compute_devices()
     except (RuntimeError, AttributeError):  # a macOS, or a build of coremltools, that cannot tell also cannot run
         return []
-    words = {mac.device_word(device) for device in found}
+    words = {device_word(device) for device in found}
     return [device for device in UNITS if MUST.get(device) in (None, *words)]
 
 
 class CoreMLRuntime(PackagesRuntime):
     """Fill prompts up to the next function's rows and let Core ML predict."""
 
-    def __init__(
-        self, spec: DecoderSpec, opened: OpenedPackages, library: ModuleType, device: str, chunk: int = DEFAULT_CHUNK
-    ) -> None:
-        super().__init__(spec, opened, chunk)
-        self._device, self._machine = device, mac.machine_facts(library)
+    def __init__(self, spec: DecoderSpec, opened: OpenedPackages, library: ModuleType, device: str) -> None:
+        super().__init__(spec, opened)
+        self._device, self._machine = device, machine_facts(library)
         self._predictors = {folder: Predictor(library, files, UNITS[device]) for folder, files in opened.files.items()}
 
     @property
@@ -101,8 +105,8 @@ class CoreMLRuntime(PackagesRuntime):
             **self._machine,
             "compute_units": UNITS[self._device],
             "functions": list(plans),
-            "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in mac.DEVICES},
-            "residency": {name: plan.residency() for name, plan in plans.items()},
+            "planned": {device: sum(plan.dispatch[device] for plan in plans.values()) for device in DEVICES},
+            "residency": {name: plan.residency for name, plan in plans.items()},
             "counted": "operations of the compute plan",
         }
         return Placement("coreml", self._device, dict(operations), details)

@@ -5,9 +5,9 @@ This computes what the program says. It is not the Neural Engine's own arithmeti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,70 @@ from torch import Tensor
 from samx.errors import ArtifactError, InputError
 from samx.formats.coreml.program import Program, operations
 from samx.formats.coreml.tensors import ARRAY_TYPES, TensorType, tensor_type
-from samx.runtimes.mil.checks import check_known, check_parameters, check_types, words
-from samx.runtimes.mil.operations import OPERATIONS
-from samx.runtimes.mil.operations.base import FLOATS, Operation, Result, held, stored
+from samx.runtimes.mil.operations import FLOATS, OPERATIONS, Operation, held, stored
 
+SHOWN = 3  # unknown operations that an error names
 ARITHMETIC = (
     "float32, rounded to the program's storage types after each operation; not the Neural Engine's own arithmetic"
 )
 
 
-Place = int | list[int]  # of one value, or of several that come as one argument
-Values = list[Any]  # tensors, and None where there is none yet or no more
+class UnknownOperationError(ArtifactError):
+    """Report operations that the evaluator does not compute, or not in this way."""
+
+
+def words(op: Any) -> str:
+    """Name an operation."""
+    return f"{op.op_type} '{op.name}'"
+
+
+def check_known(ops: Iterable[Any], where: str) -> None:
+    """Refuse a function with an operation that has no entry in the table, nested blocks included.
+
+    Raises: UnknownOperationError.
+    """
+    unknown = [words(op) for op in ops if op.op_type != "const" and op.op_type not in OPERATIONS]
+    if unknown:
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        raise UnknownOperationError(
+            f"the MIL evaluator does not know an operation of {where}", found=", ".join(unknown[:SHOWN]) + more,
+            fix="Run the package on a Mac, or export it without this operation.",
+        )  # fmt: skip
+
+
+def check_parameters(operation: Operation, op: Any, parameters: Mapping[str, Any], where: str) -> None:
+    """Refuse a way of computing that the evaluator does not know.
+
+    Raises: UnknownOperationError.
+    """
+    for name, known in operation.only.items():
+        if name in parameters and parameters[name] not in known:
+            raise UnknownOperationError(
+                f"the MIL evaluator does not know a way of {words(op)} in {where}",
+                found=f"{name} = {parameters[name]!r}", expected=" or ".join(map(str, known)),
+            )  # fmt: skip
+
+
+def check_types(operation: Operation, op: Any, where: str) -> None:
+    """Refuse types that the evaluator does not know for an operation.
+
+    Raises: ArtifactError.
+    """
+    found = {name: _types(op.inputs[name]) for name in operation.alike if op.inputs.get(name) is not None}
+    kinds = {dtype for types in found.values() for dtype in types}
+    if len(kinds) != 1 or not kinds <= operation.types:
+        raise ArtifactError(
+            f"{words(op)} in {where} has inputs of types that do not go together",
+            found="; ".join(f"{name} {', '.join(types)}" for name, types in found.items()),
+            expected=f"{' and '.join(operation.alike)} alike, of {', '.join(sorted(operation.types))}",
+        )  # fmt: skip
+
+
+def _types(given: Any) -> list[str]:
+    return [tensor_type(var).dtype for var in (given if isinstance(given, (list, tuple)) else [given])]
+
+
+Values = dict[int, Tensor]  # by the identity of coremltools' Var
 
 
 @dataclass(frozen=True)
@@ -37,60 +90,59 @@ class Step:
 
     words: str  # name it in errors
     operation: Operation
-    arguments: Mapping[str, Place]
+    arguments: Mapping[str, int | list[int]]  # a value, or several that come as one argument
     parameters: Mapping[str, Any]
-    results: tuple[tuple[int, TensorType], ...]
-    done_with: list[int] = field(default_factory=list)  # what nobody needs afterwards
+    result: int
+    declared: TensorType
 
     @property
-    def places(self) -> list[int]:
-        """Where the arguments lie."""
-        return [place for some in self.arguments.values() for place in (some if isinstance(some, list) else [some])]
+    def read(self) -> set[int]:
+        """Name the values that it takes."""
+        return {one for some in self.arguments.values() for one in (some if isinstance(some, list) else [some])}
 
     def run(self, values: Values) -> None:
-        """Take the arguments from their places, put the results into theirs, clear what is done with.
+        """Take the arguments and add the result.
 
         Raises: ArtifactError when there is no result, or not the declared one.
         """
         try:
-            arguments = {name: _at(values, place) for name, place in self.arguments.items()}
-            computed = self.operation.compute(**arguments, **self.parameters)
-            self._put(values, computed)
+            arguments = {
+                name: [values[one] for one in some] if isinstance(some, list) else values[some]
+                for name, some in self.arguments.items()
+            }
+            found = self.operation.compute(**arguments, **self.parameters)
+            if tuple(found.shape) != self.declared.shape:
+                raise ValueError(f"it gives {tuple(found.shape)}, declared is {self.declared}")
+            as_it_is = self.operation.moves and found.is_floating_point() and self.declared.dtype in FLOATS
+            values[self.result] = found if as_it_is else stored(found, self.declared.dtype)
         except (ValueError, TypeError, RuntimeError, IndexError) as cause:
             raise ArtifactError(f"cannot evaluate {self.words}", found=cause) from cause
-        for place in self.done_with:
-            values[place] = None
-
-    def _put(self, values: Values, computed: Result) -> None:
-        parts = [computed] if isinstance(computed, Tensor) else computed
-        for part, (place, declared) in zip(parts, self.results, strict=True):
-            if tuple(part.shape) != declared.shape:
-                raise ValueError(f"it gives {tuple(part.shape)}, declared is {declared}")
-            as_it_is = self.operation.moves and part.is_floating_point() and declared.dtype in FLOATS
-            values[place] = part if as_it_is else stored(part, declared.dtype)
-
-
-def _at(values: Values, place: Place) -> Any:
-    return [values[one] for one in place] if isinstance(place, list) else values[place]
 
 
 class Evaluator:
     """Call one function of a program."""
 
-    def __init__(self, program: Program, function: str) -> None:
-        """Compile the function.
+    @torch.inference_mode()
+    def __init__(self, program: Program, name: str) -> None:
+        """Make every operation a step; compute at once what depends on constants alone.
 
         Raises: ArtifactError for shapes that are not fixed and for types that do not fit; UnknownOperationError.
         """
-        self.inputs, self.outputs = program.inputs(function), program.outputs(function)
-        self._where = f"function '{function}' of {program.where}"
-        with torch.inference_mode():
-            self._compiled = _Compiler(program, function, self._where)
-
-    @property
-    def operations(self) -> int:
-        """Count the operations of the function, without constants."""
-        return self._compiled.operations
+        self.inputs, self.outputs, function = program.inputs(name), program.outputs(name), program.function(name)
+        self._where = f"function '{name}' of {program.where}"
+        check_known(operations(function), self._where)
+        for tensor in self.inputs:
+            self._check_input(tensor)
+        self.operations = 0  # without constants
+        self._constants: Values = {}
+        self._steps: list[Step] = []
+        self._given = [id(var) for var in function.inputs.values()]
+        self._there = set(self._given)
+        for op in function.operations:
+            if op.op_type != "const":  # becomes a value where an operation wants it as one
+                self._add(op)
+        self._returned = [self._value(var, "its outputs") for var in function.outputs]
+        self._done_with = self._plan_release()
 
     @torch.inference_mode()
     def __call__(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -101,15 +153,18 @@ class Evaluator:
         if set(feed) != {tensor.name for tensor in self.inputs}:
             expected = ", ".join(tensor.name for tensor in self.inputs)
             raise InputError(f"wrong inputs for {self._where}", found=", ".join(sorted(feed)), expected=expected)
-        compiled = self._compiled
-        values = list(compiled.values)
-        for tensor, place in zip(self.inputs, compiled.inputs, strict=True):
-            values[place] = self._taken(feed[tensor.name], tensor)
-        for step in compiled.steps:
-            step.run(values)
-        found = zip(self.outputs, compiled.outputs, strict=True)
+        taken = [self._taken(feed[tensor.name], tensor) for tensor in self.inputs]
+        values = {**self._constants, **dict(zip(self._given, taken, strict=True))}
+        self._run(values)
+        found = zip(self.outputs, self._returned, strict=True)
         # What is returned shares no memory with what is kept.
-        return {tensor.name: np.array(values[at].numpy(), tensor.array_type, order="C") for tensor, at in found}
+        return {tensor.name: np.array(values[one].numpy(), tensor.array_type, order="C") for tensor, one in found}
+
+    def _run(self, values: Values) -> None:
+        for step, done_with in zip(self._steps, self._done_with, strict=True):
+            step.run(values)
+            for one in done_with:
+                del values[one]
 
     def _taken(self, array: NDArray[Any], tensor: TensorType) -> Tensor:
         if array.shape != tensor.shape or array.dtype != tensor.array_type:
@@ -119,64 +174,45 @@ class Evaluator:
             )  # fmt: skip
         return held(array, tensor.dtype)
 
-
-class _Compiler:
-    """Assign every value a place and every operation a step; compute at once what depends on constants alone."""
-
-    def __init__(self, program: Program, name: str, where: str) -> None:
-        self._where = where
-        function = program.function(name)
-        check_known(operations(function), where)
-        self.values: Values = []  # the constants; None where a call puts something
-        self.steps: list[Step] = []
-        self.operations = 0
-        self._places: dict[int, int] = {}  # by the identity of coremltools' Var
-        self.inputs = [self._new_place(var, self._input(var, given)) for given, var in function.inputs.items()]
-        for op in function.operations:
-            self._add(op)
-        self.outputs = [self._place_of(var, "its outputs") for var in function.outputs]
-        self._plan_release()
-
     def _add(self, op: Any) -> None:
-        if op.op_type == "const":
-            return  # becomes a value where an operation wants it as one
         self.operations += 1
         step = self._step(op)
-        if all(self.values[place] is not None for place in step.places):
-            step.run(self.values)
+        self._there.add(step.result)
+        if step.read <= self._constants.keys():
+            step.run(self._constants)
         else:
-            self.steps.append(step)
+            self._steps.append(step)
 
     def _step(self, op: Any) -> Step:
-        operation = OPERATIONS[op.op_type]
+        operation, (result,) = OPERATIONS[op.op_type], op.outputs
         inputs = {name: given for name, given in op.inputs.items() if given is not None}
         parameters = {name: self._parameter(inputs[name], op) for name in operation.values if name in inputs}
         check_parameters(operation, op, parameters, self._where)
         check_types(operation, op, self._where)
         arguments = {name: self._argument(inputs[name], op) for name in inputs if name not in operation.values}
-        results = tuple((self._new_place(var, None), self._fixed(tensor_type(var), words(op))) for var in op.outputs)
-        return Step(f"{words(op)} in {self._where}", operation, arguments, parameters, results)
+        declared = self._fixed(tensor_type(result), words(op))
+        return Step(f"{words(op)} in {self._where}", operation, arguments, parameters, id(result), declared)
 
     def _parameter(self, var: Any, op: Any) -> Any:
         """Return a constant as a plain Python value."""
-        if var.op is not None and var.op.op_type == "const":
+        if _is_constant(var):
             return var.val.tolist() if isinstance(var.val, (np.ndarray, np.generic)) else var.val
-        value = self.values[self._place_of(var, words(op))]
+        value = self._constants.get(self._value(var, words(op)))
         if value is None:
             raise ArtifactError(f"{words(op)} in {self._where} depends on a value of the call", found=str(var.name))
         return value.tolist()
 
-    def _argument(self, given: Any, op: Any) -> Place:
-        if isinstance(given, (list, tuple)):
-            return [self._place_of(var, words(op)) for var in given]
-        return self._place_of(given, words(op))
+    def _argument(self, given: Any, op: Any) -> int | list[int]:
+        several = isinstance(given, (list, tuple))
+        return [self._value(var, words(op)) for var in given] if several else self._value(given, words(op))
 
-    def _place_of(self, var: Any, reader: str) -> int:
-        if id(var) not in self._places and var.op is not None and var.op.op_type == "const":
-            self.values[self._new_place(var, None)] = self._constant(var)
-        if id(var) not in self._places:
+    def _value(self, var: Any, reader: str) -> int:
+        if _is_constant(var):
+            if id(var) not in self._constants:
+                self._constants[id(var)] = self._constant(var)
+        elif id(var) not in self._there:
             raise ArtifactError(f"{reader} in {self._where} reads what nothing before it gives", found=str(var.name))
-        return self._places[id(var)]
+        return id(var)
 
     def _constant(self, var: Any) -> Tensor:
         declared = self._fixed(tensor_type(var), f"const '{var.name}'")
@@ -185,16 +221,9 @@ class _Compiler:
         except (ValueError, TypeError) as cause:
             raise ArtifactError(f"const '{var.name}' in {self._where} cannot be used", found=cause) from cause
 
-    def _new_place(self, var: Any, declared: TensorType | None) -> int:
-        self._places[id(var)] = len(self.values)
-        self.values.append(None)
-        return self._places[id(var)]
-
-    def _input(self, var: Any, name: str) -> TensorType:
-        declared = self._fixed(tensor_type(var, name), "an input")
-        if declared.dtype not in ARRAY_TYPES:
+    def _check_input(self, declared: TensorType) -> None:
+        if self._fixed(declared, "an input").dtype not in ARRAY_TYPES:
             raise ArtifactError(f"an input of {self._where} has a type that is not evaluated", found=declared)
-        return declared
 
     def _fixed(self, declared: TensorType, what: str) -> TensorType:
         if not declared.fixed:
@@ -204,15 +233,19 @@ class _Compiler:
             )  # fmt: skip
         return declared
 
-    def _plan_release(self) -> None:
-        """Note after which step a value is done with; drop constants that were folded into others."""
-        needed = set(self.outputs)
-        for step in reversed(self.steps):
-            own = {*step.places, *(place for place, _ in step.results)}
-            step.done_with.extend(place for place in own - needed if self.values[place] is None)
+    def _plan_release(self) -> list[set[int]]:
+        """List what is done with after each step; drop constants that were folded into others."""
+        needed, done_with = set(self._returned), []
+        for step in reversed(self._steps):
+            own = {*step.read, step.result}
+            done_with.append(own - needed - self._constants.keys())
             needed |= own
-        for place in set(range(len(self.values))) - needed:
-            self.values[place] = None
+        self._constants = {one: value for one, value in self._constants.items() if one in needed}
+        return done_with[::-1]
+
+
+def _is_constant(var: Any) -> bool:
+    return var.op is not None and var.op.op_type == "const"
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from samx.artifacts.store import Artifact
 from samx.extras import require
 from samx.formats.coreml.contract import Arrays
-from samx.formats.coreml.library import LIBRARY, open_coremltools
+from samx.formats.coreml.program import LIBRARY, open_coremltools
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import DEFAULT_CHUNK, check_device
+from samx.runtimes.base import check_device
 from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_packages
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ DEVICE = "cpu"
 PURPOSE = "evaluating a Core ML package"
 
 
-def open_artifact(
-    artifact: Artifact, device: str = DEVICE, threads: int | None = None, chunk: int = DEFAULT_CHUNK
-) -> MilRuntime:
+def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None = None) -> MilRuntime:
     """Open a verified artifact.
 
     Raises: MissingExtraError and UnavailableError without the libraries, or for another device; ArtifactError when the
@@ -33,7 +31,7 @@ def open_artifact(
     library = open_coremltools(PURPOSE)
     torch = require("torch", "export", PURPOSE)
     versions = {LIBRARY: str(library.__version__), "torch": str(torch.__version__)}
-    return MilRuntime(artifact.manifest.spec, open_packages(artifact), versions, chunk, threads)
+    return MilRuntime(artifact.manifest.spec, open_packages(artifact), versions, threads)
 
 
 def devices() -> list[str]:
@@ -45,10 +43,9 @@ class MilRuntime(PackagesRuntime):
     """Fill prompts up to fixed shapes and evaluate the functions that take these; each is compiled once."""
 
     def __init__(
-        self, spec: DecoderSpec, opened: OpenedPackages, versions: Mapping[str, str], chunk: int = DEFAULT_CHUNK,
-        threads: int | None = None,
+        self, spec: DecoderSpec, opened: OpenedPackages, versions: Mapping[str, str], threads: int | None = None
     ) -> None:  # fmt: skip
-        super().__init__(spec, opened, chunk)
+        super().__init__(spec, opened)
         self._versions, self._threads = versions, threads
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
 

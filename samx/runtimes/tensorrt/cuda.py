@@ -8,7 +8,7 @@ from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from samx.errors import SamxError, UnavailableError
-from samx.formats.tensorrt.gpu import FIRST_DEVICE, Gpu, error_words
+from samx.formats.tensorrt.stamp import FIRST_DEVICE, Gpu, error_words
 from samx.models.session import FloatArray
 
 # Numbers of the driver's interface.
@@ -59,30 +59,6 @@ class CudaDevice:
     def synchronise(self) -> None:
         """Wait for all work of the stream; errors of that work are raised here."""
         self._call("finish the work on the GPU", self._driver.cuStreamSynchronize, self._stream)
-
-    def capture(self, work: Callable[[], None]) -> Any:
-        """Record the work that a function puts on the stream, without running it."""
-        driver, recorded, made = self._driver, c_void_p(), c_void_p()
-        self._call("begin a CUDA graph", driver.cuStreamBeginCapture_v2, self._stream, THREAD_LOCAL)
-        try:
-            work()
-        except SamxError:
-            driver.cuStreamEndCapture(self._stream, byref(recorded))  # leave the mode; the work tells what went wrong
-            raise
-        self._call("end a CUDA graph", driver.cuStreamEndCapture, self._stream, byref(recorded))
-        try:
-            self._call("make a CUDA graph", driver.cuGraphInstantiateWithFlags, byref(made), recorded, c_uint64(0))
-        finally:
-            self._call("drop a recording", driver.cuGraphDestroy, recorded)
-        return made
-
-    def launch(self, graph: Any) -> None:
-        """Run recorded work."""
-        self._call("run a CUDA graph", self._driver.cuGraphLaunch, graph, self._stream)
-
-    def drop(self, graph: Any) -> None:
-        """Forget recorded work."""
-        self._call("drop a CUDA graph", self._driver.cuGraphExecDestroy, graph)
 
     def _call(self, doing: str, function: Callable[..., int], *arguments: Any) -> None:
         """Call the driver, in the GPU's context: each thread has to take it for itself."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import weakref
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +13,9 @@ from samx.artifacts.store import Artifact
 from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError
 from samx.formats.tensorrt.engine import check_engine, load_engine
-from samx.formats.tensorrt.gpu import Gpu, describe_gpu, find_gpu, open_driver
 from samx.formats.tensorrt.library import Opened, first_error
 from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
-from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
+from samx.formats.tensorrt.stamp import STAMP_ROLE, Gpu, Machine, Stamp, describe_gpu, differs, find_gpu, open_driver
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
@@ -31,11 +28,8 @@ DEVICE = "cuda"
 ITEM_BYTES = np.dtype(np.float32).itemsize
 
 
-def open_artifact(
-    artifact: Artifact, device: str = DEVICE, threads: int | None = None, chunk: int | None = None,
-    cuda_graph: bool = False,
-) -> TensorRTRuntime:  # fmt: skip
-    """Open a verified artifact. Without `chunk` an engine takes as many prompts at a time as it was built for.
+def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None = None) -> TensorRTRuntime:
+    """Open a verified artifact. An engine takes as many prompts at a time as it was built for.
 
     Raises: MissingExtraError; UnavailableError without the library's version or the GPU; ArtifactError for an engine
     that is not built yet, not trusted, or not of this machine; UsageError.
@@ -51,11 +45,10 @@ def open_artifact(
     gpu = describe_gpu(driver)
     check_stamp(artifact, plan, sha256, Machine.here(opened.version, gpu))
     memory, where = CudaDevice(driver, gpu), str(artifact.path)
-    runtime, engine = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
-    check_engine(engine, opened, plan, where)
-    parts = Parts(plan, opened, runtime, engine, *open_context(engine, opened, gpu, sha256, cuda_graph), memory)
+    loaded = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
+    check_engine(loaded[1], opened, plan, where)
     padding = Padding.of(artifact.manifest.options, where)
-    return TensorRTRuntime(artifact.manifest.spec, parts, chunk, cuda_graph, padding)
+    return TensorRTRuntime(artifact.manifest.spec, plan, opened, loaded, sha256, memory, padding)
 
 
 def devices() -> list[str]:
@@ -84,52 +77,35 @@ def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine)
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What running one engine takes."""
-
-    plan: BuildPlan
-    opened: Opened
-    runtime: trt.Runtime  # the engine lives in it
-    engine: trt.ICudaEngine
-    execution: trt.IExecutionContext
-    kernels: KernelCache | None
-    device: CudaDevice
-
-
 class TensorRTRuntime(CopiesOnly, Runtime):
     """Feed an engine by tensor name. Buffers stay; a repeated call with the same shapes only copies and runs."""
 
     def __init__(
-        self, spec: DecoderSpec, parts: Parts, chunk: int | None = None, cuda_graph: bool = False,
-        padding: Padding | None = None,
+        self, spec: DecoderSpec, plan: BuildPlan, opened: Opened, loaded: tuple[trt.Runtime, trt.ICudaEngine],
+        sha256: str, device: CudaDevice, padding: Padding | None = None,
     ) -> None:  # fmt: skip
-        most = parts.plan.prompts.max
-        super().__init__(spec, most if chunk is None else min(chunk, most), padding)
-        self._parts, self._device = parts, parts.device
-        self._context: trt.IExecutionContext = parts.execution
-        self._buffers = Buffers(parts.device)
+        super().__init__(spec, plan.prompts.max, padding)
+        self._plan, self._opened, self._device = plan, opened, device
+        self._lives_in, self._engine = loaded
+        execution, self._kernels = open_context(self._engine, opened, device.gpu, sha256)
+        self._context: trt.IExecutionContext = execution
+        self._buffers = Buffers(device)
         self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}  # what the context knows: address and shape
-        self._wants_graph = cuda_graph and not parts.opened.library.captures_graphs
-        self._graphs: list[Any] = []  # at most one: a graph holds for the context's state when it was recorded
         self._runs = 0  # calls since the shapes or addresses changed
-        self._cuda_graph = cuda_graph
-        weakref.finalize(self, _drop_all, parts.device, self._graphs)
 
     def placement(self) -> Placement:
         """Count the engine's layers, as the library's inspector lists them; all of them run on the GPU."""
-        opened, device, kernels = self._parts.opened, self._device, self._parts.kernels
+        opened, device, kernels = self._opened, self._device, self._kernels
         details = {
             opened.library.module: opened.version,
             "gpu": device.gpu.name,
             "compute_capability": device.gpu.compute_capability,
             "driver": device.gpu.driver,
-            "cuda_graph": self._cuda_graph,
             "kernel_cache": None if kernels is None else kernels.state,
             "buffer_bytes": self._buffers.total,
             "counted": "engine layers",
         }
-        layers = count_layers(self._parts.engine, opened)
+        layers = count_layers(self._engine, opened)
         return Placement(opened.library.module, DEVICE, {DEVICE: layers}, details)
 
     def _set_image(self, image: Feed) -> None:
@@ -149,12 +125,12 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         for name, value in outputs.items():
             self._device.download(self._bound[name][0], value)
         self._device.synchronise()
-        if self._runs == 1 and self._parts.kernels is not None:
-            self._parts.kernels.keep()  # a new shape has compiled new kernels
+        if self._runs == 1 and self._kernels is not None:
+            self._kernels.keep()  # a new shape has compiled new kernels
         return outputs
 
     def _check_limits(self, prompts: int, points: int) -> None:
-        plan = self._parts.plan
+        plan = self._plan
         for what, count, limits in (
             ("prompts a call", prompts, plan.prompts),
             ("points a prompt", points, plan.points),
@@ -180,11 +156,10 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         return shape
 
     def _bind(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Give a tensor its memory; says whether anything changed, which ends a recorded graph."""
+        """Give a tensor its memory; says whether anything changed."""
         address = self._buffers.address(name, int(np.prod(shape)) * ITEM_BYTES)
         if self._bound.get(name) == (address, shape):
             return False
-        _drop_all(self._device, self._graphs)
         self._runs = 0
         if not self._context.set_tensor_address(name, address):
             raise self._refusal(f"refuses the memory of {name}")
@@ -192,23 +167,14 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         return True
 
     def _run(self) -> None:
-        """Run, from the second call with the same shapes as one recorded graph: the library settles in the first."""
-        if self._wants_graph and self._runs > 0 and not self._graphs:
-            self._graphs.append(self._device.capture(self._enqueue))
-        if self._graphs:
-            self._device.launch(self._graphs[0])
-        else:
-            self._enqueue()
         self._runs += 1
-
-    def _enqueue(self) -> None:
-        self._parts.opened.messages.clear()
+        self._opened.messages.clear()
         if not self._context.execute_async_v3(self._device.stream):
             raise self._refusal("does not run the engine")
 
     def _refusal(self, what: str) -> SamxError:
-        title = self._parts.opened.library.title
-        return SamxError(f"{title} {what}", found=first_error(self._parts.opened.messages), fix="Please report this.")
+        title = self._opened.library.title
+        return SamxError(f"{title} {what}", found=first_error(self._opened.messages), fix="Please report this.")
 
 
 def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
@@ -219,11 +185,6 @@ def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
         return len(json.loads(text)["Layers"])
     except (ValueError, KeyError, TypeError):
         return int(engine.num_layers)
-
-
-def _drop_all(device: CudaDevice, graphs: list[Any]) -> None:
-    while graphs:
-        device.drop(graphs.pop())
 
 
 class KernelCache:
@@ -248,7 +209,7 @@ class KernelCache:
 
 
 def open_context(
-    engine: trt.ICudaEngine, opened: Opened, gpu: Gpu, sha256: str, cuda_graph: bool
+    engine: trt.ICudaEngine, opened: Opened, gpu: Gpu, sha256: str
 ) -> tuple[trt.IExecutionContext, KernelCache | None]:
     """Make what executes an engine, and its kernels where the library compiles them on this machine.
 
@@ -258,7 +219,7 @@ def open_context(
     kernels = None
     execution: trt.IExecutionContext | None
     if opened.library.has_runtime_cache:
-        config = _config(engine, opened, cuda_graph)
+        config = _config(engine, opened)
         facts = (opened.version, gpu.name, gpu.compute_capability, gpu.driver, sha256)
         kernels = KernelCache(config, cache_path("kernels", opened.library.target, *facts))
         execution = engine.create_execution_context(config)
@@ -272,10 +233,9 @@ def open_context(
     return execution, kernels
 
 
-def _config(engine: trt.ICudaEngine, opened: Opened, cuda_graph: bool) -> trt.IRuntimeConfig:
+def _config(engine: trt.ICudaEngine, opened: Opened) -> trt.IRuntimeConfig:
     config: trt.IRuntimeConfig = engine.create_runtime_config()
     # Compile for a new shape before its first call returns: what is measured afterwards does not change any more.
     config.dynamic_shapes_kernel_specialization_strategy = opened.module.DynamicShapesKernelSpecializationStrategy.EAGER
-    strategies = opened.module.CudaGraphStrategy
-    config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graph else strategies.DISABLED
+    config.cuda_graph_strategy = opened.module.CudaGraphStrategy.DISABLED
     return config

@@ -1,26 +1,101 @@
-"""OpenVINO IR: a graph in XML, its constants beside it. Made from ONNX, the same for the same graph byte by byte."""
+"""OpenVINO IR: a graph in XML, its constants beside it. Made from ONNX, the same for the same graph byte by byte.
+
+Also what such a graph must be (the ONNX graph that it comes from, seen from outside), and what the CPU plugin makes of
+it: which operations it runs, and in which arithmetic.
+"""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from samx.errors import InputError
+from samx.errors import InputError, UnavailableError
 from samx.extras import require
 from samx.formats.onnx import own_metadata
-from samx.formats.openvino.rewrite import PERIODIC, rewrite
+from samx.formats.openvino_rewrite import PERIODIC, rewrite
 
+if TYPE_CHECKING:
+    import onnx
+
+
+PLUGIN = "CPU"
+BFLOAT16 = "bf16"
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Subgraph")  # the last: what the plugin fused, products too
+STORAGE = ("Const", "Input", "Output")  # take no time of their own
+# What is not in integers is computed in; fp16 is what the files store. Left alone, the plugin takes bfloat16 wherever
+# the processor has it.
+ARITHMETIC: Mapping[str, str] = {"fp32": "f32", "fp16": "f32", "int8": "f32", "bf16": BFLOAT16}
 GRAPH_SUFFIX, WEIGHTS_SUFFIX, WEIGHTS_ROLE = ".xml", ".bin", "_weights"
 STATE_PREFIX = "image_"  # of what an image graph gives and a prompt graph takes
 METADATA_PLACE = "framework"  # where OpenVINO puts what an ONNX file says about itself
 PRECISE = "precise"
 NUMBERED = re.compile(r"[A-Z]\w*_\d+")
+DYNAMIC = -1
+FLOAT32 = "f32"
+# Loops and shapes that hang on values: none is in the ONNX graph, and a conversion must not bring any in.
+FORBIDDEN = frozenset({"If", "Loop", "TensorIterator", "NonZero", "Interpolate"})
+
+
+def operations(compiled: Any) -> Iterator[tuple[str, str]]:
+    """Give kind and arithmetic of every operation that runs.
+
+    The arithmetic stands behind the name of the kernel; what is called the run-time precision is that of the weights.
+    """
+    for operation in compiled.get_runtime_model().get_ordered_ops():
+        facts = operation.get_rt_info()
+        kind = str(facts["layerType"].value)
+        if kind not in STORAGE:
+            yield kind, str(facts["primitiveType"].value).rpartition("_")[2].lower()
+
+
+def devices_of(models: Sequence[Any]) -> dict[str, int]:
+    """Count the operations on each device."""
+    counts: Counter[str] = Counter()
+    for compiled in models:
+        (device,) = compiled.get_property("EXECUTION_DEVICES")
+        counts[str(device).lower()] += sum(1 for _ in operations(compiled))
+    return dict(counts)
+
+
+def products(models: Sequence[Any]) -> dict[str, int]:
+    """Count the products in each arithmetic."""
+    found = Counter(arithmetic for compiled in models for kind, arithmetic in operations(compiled) if kind in PRODUCTS)
+    return dict(sorted(found.items()))
+
+
+def check_processor(core: Any, precision: str) -> None:
+    """Refuse bfloat16 where the processor lacks it: the plugin would compute in float32, and say nothing.
+
+    Raises: UnavailableError.
+    """
+    capabilities = core.get_property(PLUGIN, "OPTIMIZATION_CAPABILITIES")
+    if ARITHMETIC[precision] == BFLOAT16 and BFLOAT16.upper() not in capabilities:
+        raise UnavailableError(
+            "this processor does not compute in bfloat16", found=", ".join(capabilities),
+            expected="AVX-512 BF16 or AMX", fix="Use another precision, or such a processor.",
+        )  # fmt: skip
+
+
+def check_products(found: Mapping[str, int], precision: str) -> None:
+    """Refuse a graph that was compiled to another arithmetic than was asked for.
+
+    Raises: UnavailableError.
+    """
+    arithmetic = ARITHMETIC[precision]
+    halves = {BFLOAT16, "f16"} & set(found)
+    if halves - {arithmetic} or (arithmetic == BFLOAT16 and arithmetic not in found):
+        raise UnavailableError(
+            "OpenVINO computes in another arithmetic here",
+            found=", ".join(f"{count} products in {name}" for name, count in found.items()), expected=arithmetic,
+            fix="Please report this, with the output of 'samx doctor'.",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,3 +231,50 @@ def _first_line(cause: Exception) -> str:
     """Cut off where in its own sources the library found the mistake."""
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return lines[-1] if lines else type(cause).__name__
+
+
+Port = tuple[str, tuple[int, ...], str]  # name, shape, element type
+
+
+def broken_rules(graph: Any, model: bytes, role: str, *, half_state: bool) -> list[str]:
+    """List every rule that a graph breaks, in words; empty when it is in order.
+
+    `half_state`: what an image graph gives and a prompt graph takes is in bfloat16.
+    """
+    source = require("onnx", "export", "the OpenVINO export").load_from_string(model).graph
+    half = {port.get_any_name() for port in state(graph, role)} if half_state else set()
+    return [
+        *_ports("inputs", graph.inputs, source.input, half),
+        *_ports("outputs", graph.outputs, source.output, half),
+        *_operations(graph),
+        *_metadata(graph, role),
+    ]
+
+
+def _ports(
+    side: str, ports: Sequence[Any], expected: Sequence[onnx.ValueInfoProto], half: Collection[str]
+) -> Iterator[str]:
+    found, wanted = [_port(port) for port in ports], [_source_port(value, half) for value in expected]
+    if found != wanted:
+        yield f"{side} are {found}, not {wanted}"
+
+
+def _port(port: Any) -> Port:
+    shape = tuple(dim.get_length() if dim.is_static else DYNAMIC for dim in port.get_partial_shape())
+    return port.get_any_name(), shape, port.get_element_type().to_string()
+
+
+def _source_port(value: onnx.ValueInfoProto, half: Collection[str]) -> Port:
+    shape = tuple(DYNAMIC if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    return value.name, shape, BFLOAT16 if value.name in half else FLOAT32
+
+
+def _operations(graph: Any) -> Iterator[str]:
+    for kind in sorted({operation.get_type_name() for operation in graph.get_ops()} & FORBIDDEN):
+        yield f"operation {kind}"
+
+
+def _metadata(graph: Any, role: str) -> Iterator[str]:
+    found = metadata(graph).get("role")
+    if found != role:
+        yield f"its metadata gives it the role {found!r}, not {role!r}"
