@@ -40,37 +40,40 @@ SECONDS = 1.0  # for each of the two
 Peaks = Mapping[str, Any]  # threads, and the best of many tries by the names of UNITS
 
 
-def roofline(
+def rooflines(
     subjects: Sequence[Subject], workload: Workload, results: Sequence[Result], device: str, threads: int | None,
-    measure: Callable[[int | None], Peaks] | None = None,
-) -> Roofline | None:  # fmt: skip
-    """Count what was measured, and measure the peaks beside it; None where nothing was counted."""
+    measure: Callable[[int | None], Peaks] | None = None, precision: str = "fp32",
+) -> tuple[Roofline, ...]:  # fmt: skip
+    """Count what was measured, and measure the peaks beside it; none where nothing was counted."""
     by_name = {subject.name: subject for subject in subjects}
     needs = [need for result in results if (need := _need(by_name[result.subject], workload, result)) is not None]
     if not needs:
-        return None
+        return ()
     try:
-        found, reason = ({}, ELSEWHERE) if device != "cpu" else ((measure or peaks)(threads), "")
+        elsewhere = measure is None and device != "cpu"
+        found, reason = ({}, ELSEWHERE) if elsewhere else ((measure or peaks)(threads), "")
     except SamxError as error:  # what was measured is worth more than its context
         found, reason = {}, str(error)
     rates = {name: Reading(found[name], unit) if found else unread(reason, unit) for name, unit in UNITS.items()}
-    return Roofline(found.get("threads"), **{name: rate.to_json() for name, rate in rates.items()}, needs=tuple(needs))
+    read = {name: rate.to_json() for name, rate in rates.items()}
+    return (Roofline(found.get("threads"), **read, needs=tuple(needs), precision=precision),)
 
 
 def _need(subject: Subject, workload: Workload, result: Result) -> Need | None:
     """Count a result; None for what the counts do not cover: other forms, padded points, calls that differ."""
-    manifest, scenario = subject.artifact.manifest, BY_NAME[result.scenario]
-    options = manifest.options
-    counted = options.get("form") in FORMS and isinstance(options.get("cached"), bool) and not options.get("slots")
+    described, spec, scenario = subject.described, subject.session.spec, BY_NAME[result.scenario]
+    options, form_name = described.options, described.form or ""
+    counted = form_name in FORMS and isinstance(options.get("cached"), bool) and not options.get("slots")
     if not counted or scenario.kind not in SCENARIO_KINDS or result.phase != "steady":
         return None
     form = {"cached": options["cached"], "independent": options.get("independent") is not False}
-    work = [count(manifest.spec, options["form"], points, **form) for points in result.points]
+    work = [count(spec, form_name, points, **form) for points in result.points]
     afresh = scenario.kind == "image" or not options.get("split")
     adds = fmean(each.prompt * result.prompts + (each.image if afresh else 0) for each in work)
-    image = sum(prod(map(int, tensor.shape)) for tensor in manifest.spec.image_inputs) * FLOAT_BYTES
-    masks = result.prompts * manifest.spec.masks_out * manifest.spec.mask_size**2 * FLOAT_BYTES
-    moved = _weights(manifest, afresh) + (image if afresh else work[0].kept_bytes) + masks
+    image = sum(prod(map(int, tensor.shape)) for tensor in spec.image_inputs) * FLOAT_BYTES
+    masks = result.prompts * spec.masks_out * spec.mask_size**2 * FLOAT_BYTES
+    weights = described.bytes if subject.artifact is None else _weights(subject.artifact.manifest, afresh)
+    moved = weights + (image if afresh else work[0].kept_bytes) + masks
     return Need(subject.name, scenario.name, round(adds), moved)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from samx.benchmarks.report.runs import Entry, Run, all_entries, scenarios, short, spaced
+from samx.benchmarks.report.runs import Entry, Run, all_entries, plain, scenarios, short, spaced
 from samx.benchmarks.results import PHASES, Reading, Result
 
 MOVING = 2  # fewest different values that make a line
@@ -50,11 +50,12 @@ def energies(runs: Sequence[Run]) -> tuple[dict[str, list[tuple[Entry, Result, f
 def gaps(runs: Sequence[Run]) -> list[Gap]:
     """Return what was not measured, artifacts with the same reason together."""
     found: dict[tuple[str, str], list[str]] = {}
-    for entry in all_entries(runs):
-        for one in entry.run.report.not_measured:
-            if one.subject == entry.subject.name:
-                what = ", ".join(spaced(part) for part in (one.scenario, one.phase) if part) or "everything"
-                found.setdefault((what, one.reason), []).append(entry.label)
+    for run in runs:
+        labels = {entry.subject.name: entry.label for entry in run.entries}
+        for one in run.report.not_measured:
+            what = ", ".join(spaced(part) for part in (one.scenario, one.phase) if part) or "everything"
+            label = labels.get(one.subject, f"{run.key} \u00b7 {plain(one.subject)}")  # it did not open
+            found.setdefault((what, one.reason), []).append(label)
     return [(f"{what} of {_all_or(labels, runs)}", reason) for (what, reason), labels in found.items()]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samx.benchmarks.report.runs import NARROW, Entry, Run, all_entries, plain, precisions, scenarios, short, spaced
-from samx.benchmarks.results import Need, Result
+from samx.benchmarks.results import Need, Result, Roofline
 
 SHOWN_FIRST = "click"  # what a person waits for; another scenario only where none measured it
 MEGA, GIGA = 1e6, 1e9
@@ -85,16 +85,15 @@ class Limit:
                 f"{short(self.adds_per_s / GIGA)} G/s, {short(100 * self.share)}{NARROW}% of the roof")  # fmt: skip
 
 
-def limits(run: Run) -> list[Limit]:
+def limits(run: Run, line: Roofline) -> list[Limit]:
     """Return what has a need, a steady time and known peaks."""
-    line, entries = run.report.roofline, {entry.subject.name: entry for entry in run.entries}
-    pairs = [(need, entries[need.subject].find(need.scenario)) for need in (() if line is None else line.needs)]
+    entries = {entry.subject.name: entry for entry in run.entries}
+    pairs = [(need, entries[need.subject].find(need.scenario)) for need in line.needs]
     return [Limit(entries[need.subject], need, result, share) for need, result in pairs
-            if line is not None and result is not None
-            and (share := line.share(need, result.summary.median_ms)) is not None]  # fmt: skip
+            if result is not None and (share := line.share(need, result.summary.median_ms)) is not None]  # fmt: skip
 
 
 def unknown_limits(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return of which runs no peaks are known, and why."""
     return [(f"peaks of {run.key}", plain(str(line.bytes_per_s["reason"]))) for run in runs
-            if (line := run.report.roofline) is not None and not limits(run)]  # fmt: skip
+            for line in run.report.rooflines if not limits(run, line)]  # fmt: skip
