@@ -22,9 +22,8 @@ PACKAGE = Path(samx.__file__).parent
 # Top to bottom. A module may import from the lines below its own, and from its own unit; never from a neighbour on its
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    # Programs with command lines of their own.
-    ("samx.commands.meta_onnx", "samx.commands.compare", "samx.benchmarks.gpu"),
-    ("samx.commands.compare_decoders",),
+    # A program with a command line of its own.
+    ("samx.benchmarks.gpu",),
     ("samx.cli",),
     ("samx.cli_export", "samx.cli_measure"),
     ("samx.console",),
@@ -56,15 +55,11 @@ HEAVY = (
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
-    "samx.commands.compare",
-    "samx.commands.compare_decoders",
-    "samx.commands.meta_onnx",
-    "samx.benchmarks.contenders",
-    "samx.benchmarks.torch_agreement",
-    "samx.benchmarks.torch_measure",
-    "samx.benchmarks.torch_onnx",
-    "samx.benchmarks.torch_peaks",
+    "samx.benchmarks.contenders.huggingface",
+    "samx.benchmarks.contenders.meta",
+    "samx.benchmarks.contenders.onnx_bound",
     "samx.benchmarks.contenders.pytorch",
+    "samx.benchmarks.contenders.samexporter",
     "samx.runtimes.mil.checks",
     "samx.runtimes.mil.evaluate",
     "samx.runtimes.mil.operations",
@@ -203,7 +198,6 @@ OWN_NAMES = {"trt": "tensorrt", "trt-rtx": "tensorrt"}  # where files are not na
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("samx/extras.py", "onnx"): "a library that every export needs",
     ("samx/benchmarks/environment.py", "onnx"): "a library whose version is told",
-    ("samx/benchmarks/contenders/meta.py", "onnx"): "a made-up artifact around somebody else's file",
     ("samx/kits/contents.py", "coreml"): "a phone's kit",
     ("samx/kits/places.py", "coreml"): "a library's name in a kit",
     ("samx/kits/program.py", "coreml"): "the runner's modules by target",

@@ -20,8 +20,8 @@ IOU = {"mask_iou_mean": "IoU", "mask_iou_p05": "p05", "mask_iou_min": "least"}
 MARKS = {"noisy": "!", "unstable": "~"}
 LEGEND = (
     "ms a call (median); n/a: too few calls to say; !: noisy, ~: drifting while it was measured; IoU: mean, 5th "
-    "percentile and least mask IoU against PyTorch on this device; roof: time that the machine's products or copies would need at "
-    "best, as a share of the call's"
+    "percentile and least mask IoU against PyTorch on this device; roof: time that the machine's products or copies "
+    "would need at best, as a share of the call's"
 )
 NAMES = ("scenario", "subject")  # what is folded where a line is too narrow; numbers never are
 FOLDED_AT = 12

@@ -99,7 +99,7 @@ def product_rate(clock: Clock = now_ns, seconds: float = SECONDS, side: int = PR
     """Multiply two matrices again and again. Units: multiply-adds a second."""
     a, b = (np.full((side, side), value, np.float32) for value in (0.5, 0.25))
     out = np.empty_like(a)
-    return side**3 / _best_s(lambda: np.matmul(a, b, out=out), clock, seconds)
+    return side**3 / best_s(lambda: np.matmul(a, b, out=out), clock, seconds)
 
 
 def copy_rate(threads: int, clock: Clock = now_ns, seconds: float = SECONDS, size: int = COPIED_BYTES) -> float:
@@ -111,10 +111,11 @@ def copy_rate(threads: int, clock: Clock = now_ns, seconds: float = SECONDS, siz
         np.copyto(part[1], part[0])
 
     with ThreadPoolExecutor(threads) as pool:
-        return 2 * source.nbytes / _best_s(lambda: list(pool.map(copy, parts)), clock, seconds)
+        return 2 * source.nbytes / best_s(lambda: list(pool.map(copy, parts)), clock, seconds)
 
 
-def _best_s(work: Callable[[], object], clock: Clock, seconds: float) -> float:
+def best_s(work: Callable[[], object], clock: Clock, seconds: float) -> float:
+    """Return the shortest time of many tries."""
     work()
     began, best = clock(), float("inf")
     while True:

@@ -48,7 +48,7 @@ class Scenario:
 
 
 class OnDevice:
-    """A session whose prompts and answers can stay where it computes; with `resident`, the harness leaves them there."""
+    """A session whose prompts and answers can stay where it computes, and with `resident` do."""
 
     resident = False
 

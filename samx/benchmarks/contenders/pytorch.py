@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from samx.benchmarks.contenders import PLAIN_PRECISION, Opened, Setting
 from samx.benchmarks.contenders.meta import build_sam, unpadded
 from samx.benchmarks.interleave import Clock, now_ns
+from samx.benchmarks.roofline import Peaks, best_s
 from samx.benchmarks.scenarios import OnDevice
 from samx.devices.cpu import usable_cpus
 from samx.errors import PromptError, UnavailableError
@@ -32,6 +33,10 @@ Ask = Callable[[Feed], tuple[FloatArray, ...]]  # a feed as the decoder takes it
 TYPES = {PLAIN_PRECISION: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 USUAL_POINTS = 2  # that the fast form is chosen for: a click and its padding, or a box
 ALL_AT_ONCE = 1 << 30  # prompts
+MOST_COMPILED = 64
+PRODUCT_SIDE, COPIED_BYTES = {"cpu": 1536, "cuda": 8192}, {"cpu": 128 << 20, "cuda": 1 << 30}  # more than caches hold
+TINY = 64, 1 << 16  # the same two, where the program is proven and nothing is measured
+PEAK_S = 0.5
 WARM_UPS = 3  # before a graph is recorded: libraries choose kernels and reserve memory. Source: torch.cuda.graphs
 
 
@@ -159,7 +164,7 @@ def open_module(
     device = exact_arithmetic(setting)
     module.to(device)
     if compiled:
-        torch.compiler.reset()  # PyTorch counts compilations of a function, and gives up after eight
+        torch._dynamo.config.recompile_limit = MOST_COMPILED  # PyTorch gives up after eight versions of a function
         call = torch.compile(call, fullgraph=whole_graph, dynamic=True)
     pool = torch.cuda.graph_pool_handle() if graph else None
 
@@ -233,3 +238,16 @@ def clock_for(device: str) -> Clock:
         return now_ns()
 
     return synchronised_ns
+
+
+def peaks(setting: Setting, tiny: bool = False, threads: int | None = None, clock: Clock | None = None) -> Peaks:
+    """Multiply two matrices in a precision, and copy a tensor, again and again, on the device."""
+    device, dtype = torch_device(setting.device), TYPES[setting.precision]
+    side, size = TINY if tiny else (PRODUCT_SIDE[device.type], COPIED_BYTES[device.type])
+    a, b = (torch.full((side, side), value, dtype=dtype, device=device) for value in (0.5, 0.25))
+    product, source = torch.empty_like(a), torch.ones(size, dtype=torch.uint8, device=device)
+    target, read = torch.zeros_like(source), clock or clock_for(setting.device)
+    seconds = 0.0 if tiny else PEAK_S
+    product_s = best_s(lambda: torch.mm(a, b, out=product), read, seconds)
+    copy_s = best_s(lambda: target.copy_(source), read, seconds)
+    return {"threads": threads, "multiply_adds_per_s": side**3 / product_s, "bytes_per_s": 2 * size / copy_s}
