@@ -83,7 +83,7 @@ def test_what_is_not_counted_has_no_roof(
 
 
 def test_a_gpu_has_no_measured_peak_and_says_why(subject: Callable[[dict[str, Any]], Subject]) -> None:
-    line = found(subject(GOOD), device="cuda")
+    line = found(subject(GOOD), device="cuda", measure=None)
     assert line.bytes_per_s["value"] is None
     assert "processors only" in line.bytes_per_s["reason"]
     assert line.share(line.needs[0], 1.0) is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from report_toys import bench_report
 
-from samx.benchmarks.report.headline import limits, unknown_limits
+from samx.benchmarks.report.headline import Limit, limits, unknown_limits
 from samx.benchmarks.report.page import page
 from samx.benchmarks.report.pictures import pictures
 from samx.benchmarks.report.runs import Run
@@ -29,8 +29,12 @@ def run(*needs: Need, products: float | None = 2e9, copies: float | None = 1e9) 
     return Run("A", Path("a.json"), replace(REPORT, rooflines=(line,)))
 
 
+def found(one: Run) -> list[Limit]:
+    return limits(one, one.report.rooflines[0])
+
+
 def test_what_was_reached_is_a_share_of_the_roof() -> None:
-    (limit,) = limits(one := run(Need(B, "click", ADDS, BYTES)), *one.report.rooflines)
+    (limit,) = found(run(Need(B, "click", ADDS, BYTES)))
     took_ms = limit.result.summary.median_ms
     assert limit.share == pytest.approx(5.5 / took_ms)  # the products' peak would need 5.5 ms
     assert limit.adds_per_s == pytest.approx(ADDS / took_ms * 1e3)
@@ -60,4 +64,4 @@ def test_a_report_without_a_roofline_has_no_such_section() -> None:
 
 
 def test_a_scenario_without_a_steady_time_is_left_out() -> None:
-    assert limits(one := run(Need(B, "refine", ADDS, BYTES)), *one.report.rooflines) == []
+    assert found(run(Need(B, "refine", ADDS, BYTES))) == []
