@@ -17,6 +17,7 @@ from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_n
 from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Scenario, Workload, candidate, copying, finishing
 from samx.benchmarks.subjects import Subject, reason_of
+from samx.benchmarks.summary import RATIO_SAMPLES
 from samx.devices import adapter
 from samx.errors import PromptError
 from samx.models.session import Placement, Session
@@ -25,6 +26,7 @@ from samx.runtimes.base import CopiesOnly
 
 INTERRUPTED = "stopped by the user (Ctrl-C)"
 COLD_STARTS, QUICK_COLD_STARTS = 10, 3
+QUICK_CALLS, QUICK_WARM_UP_CALLS = RATIO_SAMPLES, 1  # of slow calls; quick ones fill their seconds
 SIDE_SHARE = 1 / 3  # of the seconds, for what is measured beside the calls themselves
 MESSAGE_CHARACTERS = 300  # of an exception, in a report
 NO_MASKS = "takes no mask prompt; export with --mask-input"
@@ -128,14 +130,19 @@ class Harness:
         """Measure calls in turns, then what belongs beside them."""
         for subject in subjects:
             subject.session.set_image(self.workload.images[0])
-        self._sample(scenario, "steady", subjects, candidate, scenario.effort(self.seconds))
-        side = replace(scenario.effort(self.seconds * SIDE_SHARE), warm_up_s=0.0)
+        self._sample(scenario, "steady", subjects, candidate, self._effort(scenario, self.seconds))
+        side = replace(self._effort(scenario, self.seconds * SIDE_SHARE), warm_up_s=0.0)
         able = [subject for subject in subjects if isinstance(subject.session, CopiesOnly)]
         if scenario.transfer and able:
             self._sample(scenario, "transfer", able, copying, side)
         made = [subject for subject in subjects if subject.artifact is not None]
         if scenario.post_processing and made:  # the same code for every subject
             self._sample(scenario, "post_processing", made, finishing, side)
+
+    def _effort(self, scenario: Scenario, seconds: float) -> Effort:
+        found = scenario.effort(seconds)
+        least, warm = min(found.least, QUICK_CALLS), min(found.warm_up_calls, QUICK_WARM_UP_CALLS)
+        return replace(found, least=least, warm_up_calls=warm) if self.quick else found
 
     def cold(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Start fresh processes in turns."""

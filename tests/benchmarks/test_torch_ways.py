@@ -76,6 +76,7 @@ def test_metas_onnx_export_agrees_one_prompt_a_call_and_with_a_thread_each(
     assert all(subject.session.placement().honoured for subject in found)
 
 
+@pytest.mark.slow
 def test_our_graph_on_bound_tensors_agrees(setting: Setting, suite: ParitySuite) -> None:
     (found,), missing = opened("onnx-bound", setting, suite)
     assert missing == []
