@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from report_toys import bench_report
 
-from samx.benchmarks.report.headline import Limit, limits, unknown_limits
 from samx.benchmarks.report.page import page
 from samx.benchmarks.report.pictures import pictures
 from samx.benchmarks.report.runs import Run
+from samx.benchmarks.report.tables import Limit, limits, unknown_limits
 from samx.benchmarks.results import BenchReport, Need, Roofline
 
 ADDS, BYTES = 11_000_000, 2_000_000

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samx.benchmarks.report.bars import Bar, Mark, bars, intervals, roof
 from samx.benchmarks.report.baseline import DOUBTFUL, FASTER, MARGIN, REGRESSED, SAME, UNCLEAR, Change
-from samx.benchmarks.report.charts.bars import Bar, Mark, bars, intervals, roof
-from samx.benchmarks.report.charts.distributions import distributions
-from samx.benchmarks.report.charts.svg import SERIES
-from samx.benchmarks.report.details import energies
-from samx.benchmarks.report.headline import limits
+from samx.benchmarks.report.distributions import distributions
 from samx.benchmarks.report.runs import (
     MIB,
     Run,
@@ -23,6 +20,8 @@ from samx.benchmarks.report.runs import (
     times,
     where_of,
 )
+from samx.benchmarks.report.svg import SERIES
+from samx.benchmarks.report.tables import energies, limits
 from samx.benchmarks.results import Comparison, Roofline
 from samx.benchmarks.scenarios import BY_NAME
 from samx.benchmarks.summary import counted
