@@ -61,7 +61,19 @@ def run(*arguments: str) -> int:
 
 
 def tiny(checkpoint: Path, output: Path, *arguments: str) -> int:
-    base = ["--device", "cpu", "--tiny", "--precision", "fp32", "--scenario", "click", "--part", "plain"]
+    base = [
+        "--device",
+        "cpu",
+        "--tiny",
+        "--threads",
+        "1",
+        "--precision",
+        "fp32",
+        "--scenario",
+        "click",
+        "--part",
+        "plain",
+    ]
     return run(*base, "--checkpoint", str(checkpoint), "--output", str(output), *arguments)
 
 

@@ -84,7 +84,7 @@ def test_our_graph_on_bound_tensors_agrees(setting: Setting, suite: ParitySuite)
 
 
 def test_hugging_face_agrees(setting: Setting, suite: ParitySuite) -> None:
-    pytest.importorskip("transformers.models.sam.modeling_sam", exc_type=RuntimeError)
+    pytest.importorskip("transformers")
     found, missing = opened("huggingface", setting, suite)
     assert [subject.name for subject in found] == ["huggingface"], missing
 
