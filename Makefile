@@ -18,6 +18,8 @@ INSTALLED := $(VENV)/.installed
 DEMO := demo-out
 COMPARE := .venv-compare
 COMPARED := compare-out
+AGAINST := meta,samexporter,huggingface,pytorch
+MEASURED := --scenario click --scenario box --scenario batch8 --scenario batch64
 POINT := 737,290
 BOX := 79,127,534,624
 
@@ -80,12 +82,23 @@ picture: $(INSTALLED) ## Write docs/images/demo.png anew with the demo model
 	@$(BIN)/samx segment $(DEMO)/scene.png --model $(DEMO)/sam1 --point $(POINT) --output docs/images/demo.png --force
 
 bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
-	@$(BIN)/python -m samx.commands.meta_onnx
+	@mkdir -p $(COMPARED)
+	@$(BIN)/samx export --output $(COMPARED)/one --force
+	@$(BIN)/samx export --split --output $(COMPARED)/split --force
+	@$(BIN)/samx bench $(COMPARED)/one $(COMPARED)/split --against meta $(MEASURED) --output $(COMPARED)/bench.json --force
 
 compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face too, in an environment of its own (half an hour)
 	@mkdir -p $(COMPARED)
-	@$(COMPARE)/bin/python -m samx.commands.compare --force --json $(COMPARED)/compare.json \
-		--markdown $(COMPARED)/compare.md
+	@for family in sam1 sam2; do \
+		out=$(COMPARED)/$$family; export="$(COMPARE)/bin/samx export --family $$family --force --output $$out"; \
+		$$export-one && $$export-many --prompts 16 && $$export-split --split && \
+		$$export-openvino --split --target openvino && $$export-openvino-int8 --split --target openvino --int8 && \
+		{ $$export-openvino-bf16 --split --target openvino --bf16 || echo "== NOT MEASURED: bfloat16 of OpenVINO"; } && \
+		$(COMPARE)/bin/samx bench $$(ls -d $$out-*) --against $(AGAINST) $(MEASURED) --output $$out.json --force \
+		|| exit 1; \
+	done
+	@$(COMPARE)/bin/samx report $(COMPARED)/sam1.json $(COMPARED)/sam2.json --output $(COMPARED)/compare.html \
+		--markdown $(COMPARED)/compare.md --force
 
 # Installs nothing: it takes the Python that it finds, with what a machine for PyTorch has, and this checkout.
 gpu: ## Show what a CUDA machine makes of the PyTorch forms, in 8 minutes (DEVICE=cpu, WHEELS=DIR, FLAGS=...)
@@ -123,7 +136,7 @@ $(COMPARE)/.installed: pyproject.toml requirements/dev.txt requirements/compare.
 	@$(PYTHON) -m venv --clear $(COMPARE)
 	@$(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt \
-		-e '.[bench]' openvino transformers setuptools wheel
+		-e '.[bench,openvino,report]' transformers setuptools wheel
 	@SAM2_BUILD_CUDA=0 $(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation -r requirements/compare.txt
 	@touch $@

@@ -26,6 +26,10 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Timed seconds of each artifact in each scenario.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     embedding: Annotated[Optional[list[Path]], typer.Option(help="Measure on your own embedding files.")] = None,
+    against: Annotated[
+        Optional[list[str]], typer.Option(help="Measure others beside: meta,samexporter,huggingface,pytorch.")
+    ] = None,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="What DIR was made from, for --against.")] = None,
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Write the report (JSON) here.")] = None,
     force: Force = False,
     json: Json = False,
@@ -35,8 +39,9 @@ def bench(
     from samx.commands.bench import bench as run
 
     request = BenchRequest(
-        tuple(paths), device, threads, scenario, quick, seconds, seed, output, force, tuple(embedding or ())
-    )
+        tuple(paths), device, threads, scenario, quick, seconds, seed, output, force, tuple(embedding or ()),
+        tuple(against or ()), checkpoint,
+    )  # fmt: skip
     with console.steps() as progress:
         report = run(request, progress)
     console.show((output, report), measured, as_json=json)
@@ -81,6 +86,7 @@ def bundle(
 
 COMMANDS: dict[Callable[..., None], str] = {
     bench: "samx bench sam1-demo-onnx --quick  ·  samx bench DIR OTHER --threads 1 -o cpu.json  ·  "
+    "samx bench sam1-demo-onnx --against meta,pytorch  ·  "
     "samx bench sam1-demo-trt --device cuda --scenario click --scenario everything",
     report: "samx report cpu.json orin.json -o report.html  ·  "
     "samx report cpu.json --baseline before.json --markdown comment.md",
@@ -101,7 +107,7 @@ def measured(result: tuple[Path | None, Any]) -> tuple[Any, console.Draw]:
     path, found = result
 
     def draw() -> None:
-        for part in tables(found):
+        for part in tables(found, console.out.width):
             console.out.print(part)
         _wrote([] if path is None else [path])
 

@@ -23,8 +23,7 @@ PACKAGE = Path(samx.__file__).parent
 # line. The longest matching name decides, so that a module can stand apart from its package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # Programs with command lines of their own.
-    ("samx.__main__", "samx.commands.meta_onnx", "samx.commands.compare", "samx.benchmarks.gpu"),
-    ("samx.commands.compare_decoders",),
+    ("samx.__main__", "samx.benchmarks.gpu"),
     ("samx.cli_plain",),
     ("samx.cli",),
     ("samx.cli_export", "samx.cli_measure"),
@@ -65,15 +64,11 @@ HEAVY = (
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
-    "samx.commands.compare",
-    "samx.commands.compare_decoders",
-    "samx.commands.meta_onnx",
-    "samx.benchmarks.contenders",
-    "samx.benchmarks.torch_agreement",
-    "samx.benchmarks.torch_measure",
-    "samx.benchmarks.torch_onnx",
-    "samx.benchmarks.torch_peaks",
+    "samx.benchmarks.contenders.huggingface",
+    "samx.benchmarks.contenders.meta",
+    "samx.benchmarks.contenders.onnx_bound",
     "samx.benchmarks.contenders.pytorch",
+    "samx.benchmarks.contenders.samexporter",
     "samx.runtimes.mil.evaluate",
     "samx.runtimes.mil.operations",
     "samx.models.checkpoint",
@@ -210,7 +205,6 @@ OWN_NAMES = {"trt": "tensorrt", "trt-rtx": "tensorrt"}  # where files are not na
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("samx/extras.py", "onnx"): "a library that every export needs",
     ("samx/benchmarks/environment.py", "onnx"): "a library whose version is told",
-    ("samx/benchmarks/contenders/meta.py", "onnx"): "a made-up artifact around somebody else's file",
 }
 
 

@@ -208,7 +208,7 @@ def test_a_kit_is_for_the_devices_of_its_entry(exported: samx.Artifact, tmp_path
 def test_the_files_that_it_opens_are_its_size(exported: samx.Artifact) -> None:
     [subject] = open_subjects([exported.path], "toybox", 1)
     files = exported.manifest.files
-    assert subject.record("toybox", None).bytes == files["decoder.toy"].bytes
+    assert subject.described.bytes == files["decoder.toy"].bytes
     assert BACKEND.opened(exported.manifest, "cpu") == [files["decoder.onnx"]]
     uncompiled = {"decoder.onnx": FileEntry("0" * 64, 7, "decoder")}
     assert BACKEND.opened(replace(exported.manifest, evidence=(), files=uncompiled), "toybox")[0].bytes == 7

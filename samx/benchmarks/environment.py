@@ -13,7 +13,7 @@ from samx.devices.adapter import Reading, unread
 from samx.devices.files import Tree
 from samx.validators.report import environment
 
-LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything")
+LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything", "samexporter", "sam2", "transformers")
 UNKNOWN = "unknown"
 HERE = Tree()
 STATUS = Path("/proc/self/status")

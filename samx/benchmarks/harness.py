@@ -16,7 +16,8 @@ from samx.benchmarks.cold_start import ColdStart, Starter, start
 from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_ns, step_ns
 from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Scenario, Workload, candidate, copying, finishing
-from samx.benchmarks.subjects import Subject
+from samx.benchmarks.subjects import Subject, reason_of
+from samx.benchmarks.summary import RATIO_SAMPLES
 from samx.devices import adapter
 from samx.errors import PromptError
 from samx.models.session import Placement, Session
@@ -25,10 +26,12 @@ from samx.runtimes.base import CopiesOnly
 
 INTERRUPTED = "stopped by the user (Ctrl-C)"
 COLD_STARTS, QUICK_COLD_STARTS = 10, 3
+QUICK_CALLS, QUICK_WARM_UP_CALLS = RATIO_SAMPLES, 1  # of slow calls; quick ones fill their seconds
 SIDE_SHARE = 1 / 3  # of the seconds, for what is measured beside the calls themselves
 MESSAGE_CHARACTERS = 300  # of an exception, in a report
 NO_MASKS = "takes no mask prompt; export with --mask-input"
 NO_COPIES = "the decoder runs in the host's memory: nothing is copied to a device"
+NO_PROCESS = "a contender is opened in this process alone"
 NOT_APART = "its runtime does not tell copies from work"
 IN_TURNS = "artifacts took turns, and power is not told apart; measure one alone"
 IN_CHILD = "measured in a process of its own, too short for power readings"
@@ -38,6 +41,11 @@ NOTHING_DECODED: dict[str, Any] = {"prompts": 0, "points": ()}
 
 OVERHEAD_CALLS = 20_000
 OVERHEAD_BOUND_US = 20.0
+
+
+class _ContenderError(Exception):
+    """Name the contender whose call failed while it was timed."""
+
 
 Bind = Callable[[str, Session, Scenario, Workload], Candidate]
 Energy = Callable[[int, int], adapter.Reading]  # what a device drew between two times of the clock
@@ -62,14 +70,14 @@ class Harness:
     flags: list[str] = field(default_factory=list)
     placements: dict[str, Placement] = field(default_factory=dict)  # by subject, after its last scenario
     partial: str | None = None
+    _begun: set[str] = field(default_factory=set)
     _doing: str = "start"
     _at: tuple[int, int] = (0, 0)  # the number of the scenario, of how many
 
     def run(self, scenarios: Sequence[Scenario]) -> None:
         """Measure. An interruption or a lost device ends it; what was measured stays, and `partial` says why."""
         try:
-            for subject in self.subjects:
-                self._begin(subject)
+            self._begin()
             for number, scenario in enumerate(scenarios):
                 self._at = (number, len(scenarios))
                 offered = [subject for subject in self.subjects if self._offers(subject, scenario)]
@@ -82,38 +90,59 @@ class Harness:
             words = " ".join(str(error).split())[:MESSAGE_CHARACTERS]
             self.partial = f"ended by an error in {self._doing}: {type(error).__name__}: {words}"
 
-    def _begin(self, subject: Subject) -> None:
-        self._do(f"the first image of {subject.name}")
-        subject.session.set_image(self.workload.images[0])
-        if not isinstance(subject.session, CopiesOnly):
-            reason = NO_COPIES if self.device == "cpu" else NOT_APART
-            self.not_measured.append(NotMeasured(subject.name, None, "transfer", reason))
+    def _begin(self) -> None:
+        """Set each subject's first image, once."""
+        for subject in (one for one in self.subjects if one.name not in self._begun):
+            self._do(f"the first image of {subject.name}")
+            subject.session.set_image(self.workload.images[0])
+            self._begun.add(subject.name)
+            if not isinstance(subject.session, CopiesOnly):
+                reason = NO_COPIES if self.device == "cpu" else NOT_APART
+                self.not_measured.append(NotMeasured(subject.name, None, "transfer", reason))
 
     def _offers(self, subject: Subject, scenario: Scenario) -> bool:
-        """Ask once, with the most points of the scenario, whether the artifact takes such prompts."""
+        """Ask once, with the most points of the scenario, whether the subject takes such prompts."""
         self._do(f"{scenario.name} of {subject.name}")
-        reason = NO_MASKS if scenario.kind == "refine" and not self.workload.spec.mask_input else None
-        if reason is None:
-            first = candidate(subject.name, subject.session, scenario, self.workload)
-            try:
-                first.call(first.inputs(scenario.cycle - 1))
-            except PromptError as refusal:
-                reason = str(refusal)
+        is_contender, reason = subject.artifact is None, None
+        if scenario.kind == "refine" and not self.workload.spec.mask_input:
+            reason = NO_MASKS
+        elif is_contender and scenario.kind in ("cold", "memory"):
+            reason = NO_PROCESS
+        else:
+            reason = self._refusal(subject, scenario)
         if reason is not None:
             self.not_measured.append(NotMeasured(subject.name, scenario.name, None, reason))
         return reason is None
+
+    def _refusal(self, subject: Subject, scenario: Scenario) -> str | None:
+        first = candidate(subject.name, subject.session, scenario, self.workload)
+        try:
+            first.call(first.inputs(scenario.cycle - 1))
+        except PromptError as refusal:
+            return str(refusal)
+        except Exception as cause:  # such as memory that is not enough; an artifact's ends the run
+            if subject.artifact is not None:
+                raise
+            return reason_of(cause)
+        return None
 
     def steady(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Measure calls in turns, then what belongs beside them."""
         for subject in subjects:
             subject.session.set_image(self.workload.images[0])
-        self._sample(scenario, "steady", subjects, candidate, scenario.effort(self.seconds))
-        side = replace(scenario.effort(self.seconds * SIDE_SHARE), warm_up_s=0.0)
+        self._sample(scenario, "steady", subjects, candidate, self._effort(scenario, self.seconds))
+        side = replace(self._effort(scenario, self.seconds * SIDE_SHARE), warm_up_s=0.0)
         able = [subject for subject in subjects if isinstance(subject.session, CopiesOnly)]
         if scenario.transfer and able:
             self._sample(scenario, "transfer", able, copying, side)
-        if scenario.post_processing:
-            self._sample(scenario, "post_processing", subjects, finishing, side)
+        made = [subject for subject in subjects if subject.artifact is not None]
+        if scenario.post_processing and made:  # the same code for every subject
+            self._sample(scenario, "post_processing", made, finishing, side)
+
+    def _effort(self, scenario: Scenario, seconds: float) -> Effort:
+        found = scenario.effort(seconds)
+        least, warm = min(found.least, QUICK_CALLS), min(found.warm_up_calls, QUICK_WARM_UP_CALLS)
+        return replace(found, least=least, warm_up_calls=warm) if self.quick else found
 
     def cold(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Start fresh processes in turns."""
@@ -138,13 +167,34 @@ class Harness:
                       warm_up_ns=found.first_call_ns, peak_bytes=found.peak)  # fmt: skip
 
     def _sample(self, scenario: Scenario, phase: str, subjects: Sequence[Subject], bind: Bind, effort: Effort) -> None:
+        """Measure in turns; where a contender fails, the others begin again without it."""
         self._do(f"{scenario.name}, {phase.replace('_', ' ')}")
-        bound = [bind(subject.name, subject.session, scenario, self.workload) for subject in subjects]
+        bound = [self._bound(bind, subject, scenario) for subject in subjects]
         sampling = Sampling(bound, effort, self.clock, self.workload.seed)
         try:
             sampling.run()
+        except _ContenderError as failure:
+            (name,) = failure.args
+            self.not_measured.append(NotMeasured(name, scenario.name, phase, reason_of(failure.__cause__ or failure)))
+            sampling.forget()
+            left = [subject for subject in subjects if subject.name != name]
+            if left:
+                self._sample(scenario, phase, left, bind, effort)
         finally:
             self._keep(scenario, phase, sampling, effort)
+
+    def _bound(self, bind: Bind, subject: Subject, scenario: Scenario) -> Candidate:
+        made = bind(subject.name, subject.session, scenario, self.workload)
+        if subject.artifact is not None:
+            return made
+
+        def call(argument: Any) -> Any:
+            try:
+                return made.call(argument)
+            except Exception as cause:
+                raise _ContenderError(subject.name) from cause
+
+        return replace(made, call=call)
 
     def _keep(self, scenario: Scenario, phase: str, sampling: Sampling, effort: Effort) -> None:
         for found in sampling.samples:
@@ -173,6 +223,7 @@ class Harness:
     def _start(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> ColdStart:
         self._do(f"{scenario.name} of {subject.name}")
         feed = {**self.workload.images[0], **self.workload.feed(scenario, number)}
+        assert subject.artifact is not None  # _offers()
         return self.starter(subject.artifact.path, self.device, self.threads, feed, calls)
 
     def _energy(self, sampling: Sampling, prompts: int) -> Reading:

@@ -107,6 +107,10 @@ class Sampling:
         """Return the timed calls of all finished rounds."""
         return [Samples(entry.name, entry.prompts, tuple(self._found[entry.name])) for entry in self._candidates]
 
+    def forget(self) -> None:
+        """Drop what was measured, because it is measured again."""
+        self._found = {name: [] for name in self._found}
+
     def warm_up(self, name: str) -> tuple[int, int]:
         """Return the calls and nanoseconds of a candidate's warm-up."""
         calls, spent_ns = self._warm_up[name]

@@ -16,7 +16,7 @@ from samx.benchmarks.summary import Summary, describe
 from samx.errors import ArtifactError
 
 FORMAT = "samx-benchmark-report"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What can be timed of an artifact. All but 'steady' and 'post_processing' happen once per start.
 PHASES: Mapping[str, str] = {
     "import": "import the runtime and its library, in a fresh process",
@@ -26,6 +26,7 @@ PHASES: Mapping[str, str] = {
     "transfer": "copy prompts to the device and outputs back, without the work between",
     "post_processing": "resize each prompt's best mask to the picture's size and threshold it",
 }
+DECODER = "decoder"
 FIX = "Measure again with 'samx bench'."
 SAME = 1e-9  # derived numbers are computed from the same samples, so only the last digit may differ
 Plain = Mapping[str, Any]
@@ -80,7 +81,7 @@ class ParityRecord(Document):
 
 @dataclass(frozen=True)
 class SubjectRecord:
-    """Name the artifact that was measured."""
+    """Name the artifact that was measured, or the contender beside it."""
 
     name: str  # unique in the report
     target: str
@@ -90,8 +91,8 @@ class SubjectRecord:
     mask_input: bool
     checkpoint: str
     checkpoint_sha256: str
-    manifest_sha256: str  # which names the hash of every file
-    bytes: Count  # of the files that the runtime opens
+    manifest_sha256: str | None  # which names the hash of every file; None: a contender, which is no artifact
+    bytes: Count  # of the files that the runtime opens, or of a contender's weights
     form: str | None
     options: Plain
     parity: ParityRecord
@@ -164,6 +165,7 @@ class NotMeasured:
     scenario: str | None
     phase: str | None
     reason: str
+    wrong: bool = False  # it computes something else
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,10 @@ class Roofline:
     """Record what calls need, beside the best that this machine reaches."""
 
     threads: Count | None
-    multiply_adds_per_s: Reading  # a large float32 product
+    multiply_adds_per_s: Reading  # a large product
     bytes_per_s: Reading  # a large copy, read and written
     needs: tuple[Need, ...]
+    precision: str = "fp32"  # of the product
 
     def share(self, need: Need, median_ms: float) -> float | None:
         """Return the least time that this machine could take, as a share of a time that was measured."""
@@ -216,7 +219,8 @@ class BenchReport(Document):
     ratios: tuple[Comparison, ...]
     not_measured: tuple[NotMeasured, ...]
     flags: tuple[str, ...]  # what makes the whole report or a comparison in it doubtful
-    roofline: Roofline | None = None  # a kit has none
+    rooflines: tuple[Roofline, ...] = ()  # a kit has none
+    contains: str = DECODER  # what a figure contains: no image encoder yet
 
     def find(self, subject: str, scenario: str, phase: str = "steady") -> Result | None:
         """Look a result up."""
@@ -243,8 +247,10 @@ class BenchReport(Document):
         """Refuse results of no subject, what comes twice, and ratios that the samples deny."""
         subjects = [subject.name for subject in self.subjects]
         results = [(result.subject, result.scenario, result.phase) for result in self.results]
-        named = {result.subject for result in self.results} | {entry.subject for entry in self.not_measured}
-        named |= {need.subject for need in (() if self.roofline is None else self.roofline.needs)}
+        named = {result.subject for result in self.results} | {
+            need.subject for line in self.rooflines for need in line.needs
+        }
+        named |= {entry.subject for entry in self.not_measured if entry.scenario or entry.phase}  # others did not open
         if len(set(subjects)) != len(subjects) or len(set(results)) != len(results):
             raise refusal(f"{where} has a subject or a result twice", fix=FIX)
         if unknown := sorted(named - set(subjects)):

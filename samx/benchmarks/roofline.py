@@ -41,37 +41,40 @@ SECONDS = 1.0  # for each of the two
 Peaks = Mapping[str, Any]  # threads, and the best of many tries by the names of UNITS
 
 
-def roofline(
+def rooflines(
     subjects: Sequence[Subject], workload: Workload, results: Sequence[Result], device: str, threads: int | None,
-    measure: Callable[[int | None], Peaks] | None = None,
-) -> Roofline | None:  # fmt: skip
-    """Count what was measured, and measure the peaks beside it; None where nothing was counted."""
+    measure: Callable[[int | None], Peaks] | None = None, precision: str = "fp32",
+) -> tuple[Roofline, ...]:  # fmt: skip
+    """Count what was measured, and measure the peaks beside it; none where nothing was counted."""
     by_name = {subject.name: subject for subject in subjects}
     needs = [need for result in results if (need := _need(by_name[result.subject], workload, result)) is not None]
     if not needs:
-        return None
+        return ()
     try:
-        found, reason = ({}, ELSEWHERE) if device != "cpu" else ((measure or peaks)(threads), "")
+        elsewhere = measure is None and device != "cpu"
+        found, reason = ({}, ELSEWHERE) if elsewhere else ((measure or peaks)(threads), "")
     except SamxError as error:  # what was measured is worth more than its context
         found, reason = {}, str(error)
     rates = {name: Reading(found[name], unit) if found else unread(reason, unit) for name, unit in UNITS.items()}
-    return Roofline(found.get("threads"), **{name: rate.to_json() for name, rate in rates.items()}, needs=tuple(needs))
+    read = {name: rate.to_json() for name, rate in rates.items()}
+    return (Roofline(found.get("threads"), **read, needs=tuple(needs), precision=precision),)
 
 
 def _need(subject: Subject, workload: Workload, result: Result) -> Need | None:
     """Count a result; None for what the counts do not cover: other forms, padded points, calls that differ."""
-    manifest, scenario = subject.artifact.manifest, BY_NAME[result.scenario]
-    options = manifest.options
-    counted = options.get("form") in FORMS and isinstance(options.get("cached"), bool) and not options.get("slots")
+    described, spec, scenario = subject.described, subject.session.spec, BY_NAME[result.scenario]
+    options, form_name = described.options, described.form or ""
+    counted = form_name in FORMS and isinstance(options.get("cached"), bool) and not options.get("slots")
     if not counted or scenario.kind not in SCENARIO_KINDS or result.phase != "steady":
         return None
     form = {"cached": options["cached"], "independent": options.get("independent") is not False}
-    work = [count(manifest.spec, options["form"], points, **form) for points in result.points]
+    work = [count(spec, form_name, points, **form) for points in result.points]
     afresh = scenario.kind == "image" or not options.get("split")
     adds = fmean(each.prompt * result.prompts + (each.image if afresh else 0) for each in work)
-    image = sum(prod(map(int, tensor.shape)) for tensor in manifest.spec.image_inputs) * FLOAT_BYTES
-    masks = result.prompts * manifest.spec.masks_out * manifest.spec.mask_size**2 * FLOAT_BYTES
-    moved = _weights(manifest, afresh) + (image if afresh else work[0].kept_bytes) + masks
+    image = sum(prod(map(int, tensor.shape)) for tensor in spec.image_inputs) * FLOAT_BYTES
+    masks = result.prompts * spec.masks_out * spec.mask_size**2 * FLOAT_BYTES
+    weights = described.bytes if subject.artifact is None else _weights(subject.artifact.manifest, afresh)
+    moved = weights + (image if afresh else work[0].kept_bytes) + masks
     return Need(subject.name, scenario.name, round(adds), moved)
 
 
@@ -97,7 +100,7 @@ def product_rate(clock: Clock = now_ns, seconds: float = SECONDS, side: int = PR
     """Multiply two matrices again and again. Units: multiply-adds a second."""
     a, b = (np.full((side, side), value, np.float32) for value in (0.5, 0.25))
     out = np.empty_like(a)
-    return side**3 / _best_s(lambda: np.matmul(a, b, out=out), clock, seconds)
+    return side**3 / best_s(lambda: np.matmul(a, b, out=out), clock, seconds)
 
 
 def copy_rate(threads: int, clock: Clock = now_ns, seconds: float = SECONDS, size: int = COPIED_BYTES) -> float:
@@ -109,10 +112,11 @@ def copy_rate(threads: int, clock: Clock = now_ns, seconds: float = SECONDS, siz
         np.copyto(part[1], part[0])
 
     with ThreadPoolExecutor(threads) as pool:
-        return 2 * source.nbytes / _best_s(lambda: list(pool.map(copy, parts)), clock, seconds)
+        return 2 * source.nbytes / best_s(lambda: list(pool.map(copy, parts)), clock, seconds)
 
 
-def _best_s(work: Callable[[], object], clock: Clock, seconds: float) -> float:
+def best_s(work: Callable[[], object], clock: Clock, seconds: float) -> float:
+    """Return the shortest time of many tries."""
     work()
     began, best = clock(), float("inf")
     while True:

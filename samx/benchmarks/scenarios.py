@@ -10,7 +10,7 @@ import numpy as np
 
 from samx.benchmarks.interleave import Candidate, Effort
 from samx.errors import UsageError
-from samx.models.session import Feed, FloatArray, Outputs, Session
+from samx.models.session import Feed, Outputs, Session
 from samx.models.spec import LABELS, DecoderSpec
 from samx.processing.frames import Frame
 from samx.processing.postprocess import best_indices, segment
@@ -21,8 +21,6 @@ MOST_POINTS = 7  # of the changing number; with padding eight, what an export ta
 REFINEMENTS = 4  # clicks on one object, each with the mask that the one before it gave
 GRID = 32  # points per side. Source: Meta's SamAutomaticMaskGenerator
 MIN_SIDE, MAX_SIDE = 1 / 64, 1 / 2  # of boxes, as a share of the picture
-BOX_SEED = 20
-MIN_SIDE_PX = 16  # one image token
 
 Kind = Literal["decode", "image", "refine", "cold", "memory"]
 Make = Callable[[np.random.Generator, Frame, int, int], PromptBatch]  # of frame, prompts, turn of the cycle
@@ -47,6 +45,20 @@ class Scenario:
     def effort(self, seconds: float) -> Effort:
         """Return how long to measure."""
         return Effort(seconds, max(self.least, self.cycle), warm_up_calls=self.warm_up_calls)
+
+
+class OnDevice:
+    """A session whose prompts and answers can stay where it computes, and with `resident` do."""
+
+    resident = False
+
+    def prepare(self, prompts: Feed) -> Any:
+        """Bring prompts to the device."""
+        raise NotImplementedError
+
+    def run(self, prepared: Any) -> Any:
+        """Decode prompts that are on the device; what comes out stays there."""
+        raise NotImplementedError
 
 
 def _extent(frame: Frame) -> Table:
@@ -139,7 +151,7 @@ def candidate(name: str, session: Session, scenario: Scenario, workload: Workloa
     if scenario.kind == "refine":
         return _refining(name, session, scenario, workload)
     if scenario.kind != "image":
-        return Candidate(name, scenario.prompts, session.decode, lambda number: workload.feed(scenario, number))
+        return _decoding(name, session, scenario, workload)
     images = workload.images
 
     def call(asked: tuple[Feed, Feed]) -> Outputs:
@@ -149,6 +161,13 @@ def candidate(name: str, session: Session, scenario: Scenario, workload: Workloa
     return Candidate(
         name, scenario.prompts, call, lambda number: (images[number % len(images)], workload.feed(scenario, number))
     )
+
+
+def _decoding(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
+    if isinstance(session, OnDevice) and session.resident:
+        prepare = session.prepare
+        return Candidate(name, scenario.prompts, session.run, lambda number: prepare(workload.feed(scenario, number)))
+    return Candidate(name, scenario.prompts, session.decode, lambda number: workload.feed(scenario, number))
 
 
 def _refining(name: str, session: Session, scenario: Scenario, workload: Workload) -> Candidate:
@@ -187,28 +206,3 @@ def finishing(name: str, session: Session, scenario: Scenario, workload: Workloa
             pass
 
     return Candidate(name, scenario.prompts, call, lambda _: workload.frame)
-
-
-def box_feed(spec: DecoderSpec, number: int, count: int) -> Feed:
-    """Draw boxes inside the frame, the same for everybody who asks for the same round.
-
-    Shapes: -> DecoderSpec.prompt_inputs without masks, two points a prompt.
-    """
-    rng = np.random.default_rng([BOX_SEED, number, count])
-    top_left = rng.uniform(0, spec.image_size - MIN_SIDE_PX, (count, 2))
-    bottom_right = rng.uniform(top_left + MIN_SIDE_PX, spec.image_size)
-    corners = [LABELS["box_top_left"], LABELS["box_bottom_right"]]
-    return {
-        "point_coords": np.stack([top_left, bottom_right], axis=1).astype(np.float32),
-        "point_labels": np.tile(np.array(corners, np.float32), (count, 1)),
-    }
-
-
-def object_boxes(seed: int, size_px: tuple[int, int]) -> FloatArray:
-    """Draw a box round every region of a scene that is not tiny. Shapes: -> (N, 2, 2), corners in px."""
-    from samx.demo.scenes import LEVELS, generate_scene  # needs Pillow
-
-    scene = generate_scene(seed, size_px)
-    places = [np.argwhere(mask) for level in LEVELS for mask in scene.masks(level)]  # (row, column)
-    corners = [np.stack([place.min(0), place.max(0) + 1])[:, ::-1] for place in places]
-    return np.array([box for box in corners if (box[1] - box[0]).min() >= MIN_SIDE_PX], np.float32)

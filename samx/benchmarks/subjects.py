@@ -1,53 +1,62 @@
-"""The artifacts that are measured: opened, proven on this device, and comparable with each other."""
+"""What is measured: artifacts and contenders, opened, proven on this device, and comparable with each other."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from samx.artifacts.store import Artifact, manifest_bytes
-from samx.benchmarks.results import ParityRecord, SubjectRecord
-from samx.errors import ParityError, UsageError
+from samx.benchmarks.contenders import Contender, Opened, Setting
+from samx.benchmarks.results import NotMeasured, ParityRecord, SubjectRecord
+from samx.benchmarks.scenarios import OnDevice
+from samx.errors import ParityError, SamxError, UsageError
 from samx.extras import require
 from samx.models.session import Placement, Session
 from samx.models.spec import DecoderSpec
 from samx.registry import Backend, backend, load
+from samx.validators.bounds import BOUNDS, Bounds
 from samx.validators.child import gate_in_child
+from samx.validators.gate import run_gate
 from samx.validators.report import ParityReport, environment
+from samx.validators.suite import ParitySuite
 
 SAME_MACHINE = ("machine", "cpu", "samx")  # what has to agree for a stored parity report to speak of this machine
+REASON_CHARACTERS = 300
+NOT_TAKEN = "PromptError: "  # begins what the gate says of a case that a contender refuses
+CONTENDER = "contender"
+# Half precision may go as far as Meta's own modules do under autocast: these bounds keep nonsense out of the table, and
+# what was found stands beside the times.
+ANYTHING: Mapping[str, Any] = {
+    "mask_iou_min": None, "mask_iou_case": None, "mask_iou_p05": 0.0, "flipped_share": 1.0, "logit_error": None,
+    "logit_error_relative": inf, "iou_prediction_error": inf, "object_score_error": inf, "object_score_flips": inf,
+    "best_mask_changes": inf,
+}  # fmt: skip
+CONTENDER_BOUNDS: Mapping[str, Bounds] = {
+    "fp32": BOUNDS["fp32"], "fp16": Bounds("fp16", mask_iou_mean=0.99, **ANYTHING),
+    "bf16": Bounds("bf16", mask_iou_mean=0.95, **ANYTHING),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """An opened artifact, and the proof that it computes what PyTorch computes."""
+    """Something opened, its description, and the artifact that it is; None: a contender, in this process alone."""
 
-    name: str
-    artifact: Artifact
     session: Session
-    parity: ParityRecord
+    described: SubjectRecord  # without its placement
+    artifact: Artifact | None = None
 
-    def record(self, device: str, placement: Placement | None) -> SubjectRecord:
+    @property
+    def name(self) -> str:
+        """Return its name, unique in the run."""
+        return self.described.name
+
+    def record(self, placement: Placement | None) -> SubjectRecord:
         """Describe it, with where its calls ran, if any did."""
-        manifest, options = self.artifact.manifest, dict(self.artifact.manifest.options)
-        return SubjectRecord(
-            name=self.name,
-            target=manifest.target,
-            precision=manifest.precision,
-            family=manifest.spec.family,
-            masks=manifest.spec.masks,
-            mask_input=manifest.spec.mask_input,
-            checkpoint=manifest.checkpoint.name,
-            checkpoint_sha256=manifest.checkpoint.sha256,
-            manifest_sha256=hashlib.sha256(manifest_bytes(self.artifact.path)).hexdigest(),
-            bytes=sum(file.bytes for file in backend(manifest.target).opened(manifest, device)),
-            form=options.get("form"),
-            options=options,
-            parity=self.parity,
-            placement=None if placement is None else asdict(placement),
-        )
+        return replace(self.described, placement=None if placement is None else asdict(placement))
 
 
 def open_subjects(paths: Sequence[Path], device: str, threads: int | None) -> list[Subject]:
@@ -65,10 +74,27 @@ def open_subjects(paths: Sequence[Path], device: str, threads: int | None) -> li
 
 def _open(name: str, artifact: Artifact, device: str, threads: int | None) -> Subject:
     """Open one artifact, after its parity was shown."""
-    entry = backend(artifact.manifest.target)
+    manifest, options = artifact.manifest, dict(artifact.manifest.options)
+    entry = backend(manifest.target)
     parity = _proven(artifact, entry, device, threads)
-    opener = load(entry.runner(device).runtime)
-    return Subject(name, artifact, opener(artifact, device=device, threads=threads), parity)
+    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+    described = SubjectRecord(
+        name=name,
+        target=manifest.target,
+        precision=manifest.precision,
+        family=manifest.spec.family,
+        masks=manifest.spec.masks,
+        mask_input=manifest.spec.mask_input,
+        checkpoint=manifest.checkpoint.name,
+        checkpoint_sha256=manifest.checkpoint.sha256,
+        manifest_sha256=hashlib.sha256(manifest_bytes(artifact.path)).hexdigest(),
+        bytes=sum(file.bytes for file in entry.opened(manifest, device)),
+        form=options.get("form"),
+        options=options,
+        parity=parity,
+        placement=None,
+    )
+    return Subject(session, described, artifact)
 
 
 def _proven(artifact: Artifact, entry: Backend, device: str, threads: int | None) -> ParityRecord:
@@ -85,17 +111,90 @@ def _proven(artifact: Artifact, entry: Backend, device: str, threads: int | None
             f"{artifact.path} is not measured, because it does not compute what PyTorch computes",
             found=found.summary(), fix="Speed without parity says nothing. Export again.", report=found,
         )  # fmt: skip
+    return _record(found, found.level, device, source)
+
+
+def _record(found: ParityReport, level: str, device: str, source: str) -> ParityRecord:
     worst = {name: value for name, (value, _) in found.worst().items()}
     runtime = str(found.placement["runtime"])
-    return ParityRecord("passed", found.level, device, runtime, found.created, source, len(found.cases), worst)
+    return ParityRecord("passed", level, device, runtime, found.created, source, len(found.cases), worst)
+
+
+def open_contenders(
+    asked: Sequence[Contender], setting: Setting, suite: ParitySuite, taken: Collection[str] = (),
+    resident: bool = False,
+) -> tuple[list[Subject], list[NotMeasured]]:  # fmt: skip
+    """Open contenders that compute what the suite expects; what cannot be opened, or computes something else, is named.
+
+    With `resident`, prompts and answers stay on the device between calls.
+    """
+    found: list[Subject] = []
+    missing: list[NotMeasured] = []
+    for entry in asked:
+        name = f"{entry.title} ({CONTENDER})" if entry.title in taken else entry.title
+        try:
+            found.append(_contend(entry, name, replace(setting, precision=entry.precision), suite, resident))
+        except Exception as cause:  # compilers, drivers and other people's modules raise nearly anything
+            wrong = isinstance(cause, ParityError)
+            missing.append(NotMeasured(name, None, None, reason_of(cause), wrong))
+    return found, missing
+
+
+def _contend(entry: Contender, name: str, setting: Setting, suite: ParitySuite, resident: bool) -> Subject:
+    """Open one contender, and show that it agrees."""
+    entry.require(setting.loaded.spec.family, setting.device)
+    opened: Opened = load(entry.open)(setting, **entry.options)
+    parity = judge(name, opened.session, suite, CONTENDER_BOUNDS[entry.precision], setting.device)
+    if isinstance(opened.session, OnDevice):
+        opened.session.resident = resident
+    spec = opened.session.spec
+    described = SubjectRecord(
+        name=name,
+        target=entry.name,
+        precision=entry.precision,
+        family=spec.family,
+        masks=spec.masks,
+        mask_input=spec.mask_input,
+        checkpoint=setting.loaded.name,
+        checkpoint_sha256=setting.loaded.sha256,
+        manifest_sha256=None,
+        bytes=opened.bytes,
+        form=opened.form,
+        options={**entry.options, "cached": opened.form != "reference", "split": opened.keeps_image},
+        parity=parity,
+        placement=None,
+    )
+    return Subject(opened.session, described)
+
+
+def judge(name: str, session: Session, suite: ParitySuite, bounds: Bounds, device: str) -> ParityRecord:
+    """Compare a contender with PyTorch's answers to the cases that it takes.
+
+    Raises: ParityError when it takes none, or computes something else.
+    """
+    judged = replace(suite, spec=session.spec)  # a contender may have fewer outputs
+    report = run_gate(session, judged, bounds, level="graph", subject=name, device=device)
+    taken = tuple(case for case in report.cases if not any(line.startswith(NOT_TAKEN) for line in case.failures))
+    report = replace(report, cases=taken, suite={**report.suite, "cases": len(taken)})
+    if not report.passed:
+        raise ParityError(
+            f"{name} does not compute what PyTorch computes", found=report.summary(), fix="It was not measured."
+        )
+    return _record(report, CONTENDER, device, "fresh")
+
+
+def reason_of(cause: BaseException) -> str:
+    """Return why something cannot be measured, in a line."""
+    words = " ".join(str(cause).split())
+    return (words if isinstance(cause, SamxError) else f"{type(cause).__name__}: {words}")[:REASON_CHARACTERS]
 
 
 def comparability_flags(subjects: Sequence[Subject]) -> list[str]:
     """Return what differs between artifacts besides their speed."""
-    checkpoints = {subject.artifact.manifest.checkpoint.sha256: subject for subject in subjects}
+    checkpoints = {subject.described.checkpoint_sha256: subject for subject in subjects}
     if len(checkpoints) < 2:
         return []
-    named = ", ".join(f"{one.name}: {one.artifact.manifest.checkpoint.name}" for one in checkpoints.values())
+    named = ", ".join(f"{one.name}: {one.described.checkpoint}" for one in checkpoints.values())
     return [f"the artifacts were made from different checkpoints ({named})"]
 
 

@@ -147,17 +147,6 @@ def _resampled_medians(times: Times, blocks: int, random: np.random.Generator) -
     return np.asarray(times[order][(middle * 2 + 1) * len(times) // (2 * bins)])
 
 
-def by_name(samples: Sequence[Samples]) -> dict[str, Samples]:
-    """Return samples by their candidate's name."""
-    return {entry.name: entry for entry in samples}
-
-
-def ratios(samples: Sequence[Samples], baseline: str) -> dict[str, Ratio]:
-    """Return how many times faster than the baseline each of the others is."""
-    named = by_name(samples)
-    return {name: speedup(named[baseline], entry) for name, entry in named.items() if name != baseline}
-
-
 def counted(count: int, what: str) -> str:
     """Return how many there are of something, in words."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -107,7 +107,7 @@ def harness(sessions: Sequence[TimedSession], *, seconds: float = 0.5, **changes
     """Bind sessions to a harness without an artifact behind them."""
     clock = sessions[0].clock
     artifact = Artifact(Path("toy"), None)  # type: ignore[arg-type]  # nothing here asks for its manifest
-    subjects = [Subject(session.name, artifact, session, PARITY) for session in sessions]
+    subjects = [Subject(session, toy_subject(session.name), artifact) for session in sessions]
     plain = Harness(
         subjects, workload(sessions[0].spec), "cpu", None, seconds, False, clock, energy_mj,
         silent, no_starter,

@@ -12,7 +12,8 @@ from bench_toys import MS, SPEC, CopyingSession, TimedSession, cold_start, harne
 from fake_candidates import FakeClock
 
 from samx.benchmarks.cold_start import ColdStart
-from samx.benchmarks.harness import COLD_STARTS, QUICK_COLD_STARTS
+from samx.benchmarks.harness import COLD_STARTS, QUICK_CALLS, QUICK_COLD_STARTS, Harness
+from samx.benchmarks.interleave import now_ns
 from samx.benchmarks.scenarios import BY_NAME, MOST_POINTS, NAMES, SCENARIOS, chosen
 from samx.commands.bench import comparisons
 from samx.errors import UsageError
@@ -89,6 +90,15 @@ def test_scenarios_ask_what_they_say(name: str, prompts: int, points: tuple[int,
     assert len(result.samples_ns) >= BY_NAME[name].least
 
 
+def test_in_haste_slow_calls_are_few_and_still_bear_a_ratio() -> None:
+    slow, quick = TimedSession(clock := FakeClock(), "slow", 400), TimedSession(clock, "quick", 200)
+    run = harness([slow, quick], quick=True)
+    results = measured(run, "batch8")
+    assert [len(result.samples_ns) for result in results.values()] == [QUICK_CALLS] * 2
+    assert [result.warm_up_calls for result in results.values()] == [1, 1]
+    assert comparisons(run.results, ["slow", "quick"])[0][0].value == 2.0
+
+
 def test_a_new_image_is_timed_with_the_click_on_it() -> None:
     session = TimedSession(FakeClock(), "a", 20)
     result = measured(harness([session]), "image")["a", "image", "steady"]
@@ -138,6 +148,41 @@ def test_an_artifact_whose_points_do_not_fit_says_so_and_the_others_are_measured
     (refused,) = [entry for entry in run.not_measured if entry.scenario == "points"]
     assert refused.subject == "quick"
     assert "found 8, expected 7" in refused.reason
+
+
+def as_contender(run: Harness, name: str) -> Harness:
+    """Take the artifact from one of the subjects."""
+    subjects = [replace(one, artifact=None) if one.name == name else one for one in run.subjects]
+    return replace(run, subjects=subjects)
+
+
+def test_a_contender_is_measured_in_turns_and_has_no_process_of_its_own() -> None:
+    run = as_contender(harness(pair(), starter=cold_start), "quick")
+    results = measured(run, "click", "cold", "memory")
+    assert results["slow", "click", "steady"].samples_ns[0] == 2 * results["quick", "click", "steady"].samples_ns[0]
+    assert {(entry.subject, entry.scenario) for entry in run.not_measured if entry.scenario} == {
+        ("quick", "cold"), ("quick", "memory"),
+    }  # fmt: skip
+    assert "in this process alone" in run.not_measured[-1].reason
+
+
+def test_post_processing_is_measured_of_artifacts_only() -> None:
+    run = as_contender(harness(pair(), clock=now_ns, seconds=1e-4), "quick")
+    run.run([BY_NAME["click"]])
+    assert [one.subject for one in run.results if one.phase == "post_processing"] == ["slow"]
+
+
+@pytest.mark.parametrize("call", [1, 20])
+def test_a_contender_that_fails_is_named_and_the_others_begin_again(call: int) -> None:
+    slow, quick = pair()
+    quick.fails = lambda number: MemoryError("too large") if number == call else None
+    run = as_contender(harness([slow, quick]), "quick")
+    results = measured(run, "click", "box") if call == 1 else measured(run, "click")
+    assert ("quick", "click", "steady") not in results
+    assert len(results["slow", "click", "steady"].samples_ns) >= BY_NAME["click"].least
+    (entry,) = [entry for entry in run.not_measured if entry.scenario]
+    assert (entry.subject, entry.scenario, entry.reason) == ("quick", "click", "MemoryError: too large")
+    assert call != 1 or ("quick", "box", "steady") in results  # only that scenario
 
 
 def test_post_processing_is_apart() -> None:

@@ -44,7 +44,7 @@ def test_says_what_the_samples_say() -> None:
     assert first["samples_ns"] == [20_000_000, 22_000_000, 24_000_000]
     assert (first["summary"]["median_ms"], first["summary"]["p90_ms"], first["summary"]["p99_ms"]) == (22, None, None)
     assert first["prompts_per_second"] == pytest.approx(3 / 0.066)
-    assert (document()["format"], document()["schema_version"]) == ("samx-benchmark-report", 1)
+    assert (document()["format"], document()["schema_version"]) == ("samx-benchmark-report", 2)
 
 
 def test_throughput_is_that_of_all_calls_and_not_of_the_median() -> None:
@@ -54,7 +54,7 @@ def test_throughput_is_that_of_all_calls_and_not_of_the_median() -> None:
     assert toy_result(prompts=0, points=()).prompts_per_second is None
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", 2.0, True, None])
 def test_other_schema_versions_are_refused(version: object) -> None:
     assert "another format" in refusal(lambda data: data.update(schema_version=version))
 

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
+from bench_toys import toy_report
 from safetensors.torch import save_file
 from toys import one_thread as one_thread
 from toys import toy_decoder
 
 from samx import console
-from samx.benchmarks import gpu, torch_measure, torch_plan
-from samx.benchmarks.contenders import pytorch as torch_ways
-from samx.benchmarks.contenders.pytorch import Prompts, Way, Work
-from samx.benchmarks.gpu import NO_TIME, enforce, file_names, measure, start
-from samx.benchmarks.gpu_report import markdown
+from samx.benchmarks import contenders, gpu
+from samx.benchmarks.gpu import KINDS, NO_GPU, NO_TIME, TINY, Part, file_name, in_budget, merged, plan, start
 from samx.benchmarks.processes import MARK, reports_of
-from samx.benchmarks.torch_plan import Task
+from samx.benchmarks.results import BenchReport, NotMeasured, Roofline
 from samx.benchmarks.wheels import unpack, wheels_on_path
 from samx.errors import InputError, UnavailableError, UsageError
 from samx.models.spec import sam1_spec
@@ -35,7 +31,7 @@ from samx.progress import silent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECOND_NS = 1_000_000_000
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+HAS_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +42,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def inside(task: Task, limit_s: float) -> gpu.Found:
+def inside(part: Part, limit_s: float) -> gpu.Found:
     """Measure in this process, where tests can plant faults."""
-    found = [result.to_json() for result in torch_measure.results(task)]
-    return json.loads(json.dumps(found)), None
+    return list(gpu.measured(part))[-1], None
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "start", inside)
-    monkeypatch.setattr(torch_plan, "TINY_IMAGE_PX", 128)
-    monkeypatch.setattr(torch_plan, "TINY_JUDGED", 1)
+    monkeypatch.setattr(gpu, "TINY_IMAGE_PX", 128)
 
 
 def run(*arguments: str) -> int:
@@ -67,92 +61,70 @@ def run(*arguments: str) -> int:
 
 
 def tiny(checkpoint: Path, output: Path, *arguments: str) -> int:
-    base = ["--device", "cpu", "--tiny", "--seconds", "0", "--least", "6", "--dtype", "float32"]
+    base = [
+        "--device",
+        "cpu",
+        "--tiny",
+        "--threads",
+        "1",
+        "--precision",
+        "fp32",
+        "--scenario",
+        "click",
+        "--part",
+        "plain",
+    ]
     return run(*base, "--checkpoint", str(checkpoint), "--output", str(output), *arguments)
 
 
-def report_in(folder: Path) -> tuple[dict[str, Any], str]:
-    """Read the two files, the only ones there."""
-    json_file, page = sorted(folder.iterdir())
-    assert (json_file.suffix, page.suffix, json_file.stem) == (".json", ".md", page.stem)
-    return json.loads(json_file.read_text()), page.read_text(encoding="utf-8")
+def report_in(folder: Path) -> BenchReport:
+    (file,) = folder.iterdir()
+    return BenchReport.load(file)
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_report_holds_raw_samples_and_says_that_it_is_of_a_processor(checkpoint: Path, tmp_path: Path) -> None:
-    parts = ("--part", "parity", "--part", "plain", "--prompts", "1", "--prompts", "2")
-    assert tiny(checkpoint, tmp_path, *parts) == 0
-    report, page = report_in(tmp_path)
-    assert all("-cpu-no-gpu-figures-tiny." in path.name for path in tmp_path.iterdir())
-    assert (report["schema"], report["device_kind"], report["tiny"]) == ("samx-benchmark-gpu/1", "cpu", True)
-    assert page.startswith("# PyTorch forms on a CPU: these are no GPU figures\n")
-    assert "**Tiny sizes: this proves that the program works." in page
-    assert [part["name"] for part in report["parts"]] == ["parity float32", "plain float32"]
-    first, second = report["parts"][1]["results"]
-    assert all(len(entry["call_ns"]) >= 6 for result in (first, second) for entry in result["samples"])
-    (line,) = (line for line in page.splitlines() if line.startswith("| 2 | samx eager |"))
-    median_us = 1e3 * second["samples"][1]["summary"]["median_ms"]
-    assert float(line.split("|")[3]) == pytest.approx(median_us, rel=0.01)
-    assert line.split("|")[5].split()[0] == f"{second['ratios']['samx eager']['value']:.2f}"
-    assert page.rstrip().endswith("Everything was measured.")
-    assert {"torch", "python", "triton", "nvidia-ml-py"} <= set(report["environment"])
-    assert report["telemetry"]["devices"]
+def test_the_report_is_that_of_samx_bench_and_says_that_it_is_of_a_processor(checkpoint: Path, tmp_path: Path) -> None:
+    assert tiny(checkpoint, tmp_path) == 0
+    report = report_in(tmp_path)
+    assert next(tmp_path.iterdir()).name.endswith("-pytorch-cpu-no-gpu-figures-tiny.json")
+    assert report.flags[:2] == (NO_GPU, TINY)
+    assert [subject.name for subject in report.subjects] == ["meta-pytorch", "reference", "pytorch", "pytorch-whole"]
+    assert all(len(report.find(subject.name, "click").samples_ns) >= 10 for subject in report.subjects)  # type: ignore[union-attr]
+    assert [ratio.candidate for ratio in report.ratios] == ["reference", "pytorch", "pytorch-whole"]
+    assert {ratio.baseline for ratio in report.ratios} == {"meta-pytorch"}
+    (line,) = report.rooflines
+    assert [need.subject for need in line.needs] == [subject.name for subject in report.subjects]
+    assert line.share(line.needs[0], 1.0) is not None
+    assert report.device.kinds
+    assert {"torch", "python", "threads"} <= set(report.device.environment)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert tiny(checkpoint, tmp_path, *parts) == 7
+    assert tiny(checkpoint, tmp_path) == 7
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert tiny(checkpoint, tmp_path, "--part", "parity", "--prompts", "1", "--force") == 0
-    assert len(report_in(tmp_path)[0]["parts"]) == 1
 
 
-Planted = Callable[[torch_ways.Setting, Prompts], tuple[torch.Tensor, ...]]
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, name: str, decode: Planted) -> None:
-    """Compare and measure this decoder beside the baseline."""
-
-    def makers(setting: torch_ways.Setting, task: Task) -> dict[str, torch_measure.Maker]:
-        way = Way(name, partial(decode, setting), Work("direct", keeps_image=True))
-        return {"baseline": partial(torch_ways.baseline, setting), name: lambda: way}
-
-    for kind in ("parity", "plain"):
-        monkeypatch.setitem(torch_measure.KINDS, kind, makers)
-
-
-def failing(setting: torch_ways.Setting, prompts: Prompts) -> tuple[torch.Tensor, ...]:
-    raise RuntimeError("no kernel image is available")
-
-
-def wrong(setting: torch_ways.Setting, prompts: Prompts) -> tuple[torch.Tensor, ...]:
-    masks, *others = torch_ways.reference_form(setting)(prompts)
-    return -masks, *others
+def plant(monkeypatch: pytest.MonkeyPatch, opener: str) -> None:
+    """Open another thing in the place of our fast form."""
+    entries = [
+        replace(entry, open=f"test_torch_ways:{opener}") if entry.name == "pytorch" else entry
+        for entry in contenders.CONTENDERS
+    ]
+    monkeypatch.setattr(contenders, "CONTENDERS", tuple(entries))
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_decoder_that_fails_is_named_and_stops_nothing(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("opener", "code"), [("broken", 0), ("shifted", 3)])
+def test_a_decoder_that_fails_is_named_and_one_that_is_wrong_ends_with_3_after_the_report_was_written(
+    opener: str, code: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant(monkeypatch, "samx failing", failing)
-    assert tiny(checkpoint, tmp_path, "--part", "parity", "--part", "plain", "--prompts", "1") == 0
-    report, page = report_in(tmp_path)
-    where = "parity float32, N = 1; plain float32, N = 1"
-    assert f"- {where}: samx failing: RuntimeError: no kernel image is available" in page
-    assert [entry["name"] for entry in report["parts"][1]["results"][0]["samples"]] == ["segment-anything eager"]
+    plant(monkeypatch, opener)
+    assert tiny(checkpoint, tmp_path) == code
+    report = report_in(tmp_path)
+    (entry,) = [entry for entry in report.not_measured if entry.scenario is None and entry.phase is None]
+    assert (entry.subject, entry.wrong) == ("pytorch", code == 3)
+    assert [subject.name for subject in report.subjects] == ["meta-pytorch", "reference", "pytorch-whole"]
 
 
-@pytest.mark.usefixtures("quick")
-def test_wrong_masks_end_with_3_after_the_report_was_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(monkeypatch, "samx wrong", wrong)
-    assert tiny(checkpoint, tmp_path, "--part", "parity", "--part", "plain", "--prompts", "1") == 3
-    report, page = report_in(tmp_path)
-    assert report["parts"][0]["results"][0]["wrong"] == ["samx wrong"]
-    assert "| float32 | samx wrong |  |  |  | **WRONG**, see below |" in page
-    assert "; plain float32, N = 1: samx wrong: samx wrong differs from the reference form in float32" in page
-    assert all(entry["name"] != "samx wrong" for part in report["parts"] for entry in part["results"][0]["samples"])
-
-
-@NO_GPU
+@HAS_NO_GPU
 def test_without_cuda_one_line_names_the_other_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--output", str(tmp_path)) == 5
     error = capsys.readouterr().err
@@ -166,60 +138,75 @@ def test_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -
     assert run("--device", "cpu", "--tiny", "--output", str(tmp_path / "none")) == 2
 
 
-def tasks(*kinds: str) -> list[Task]:
-    return [Task(kind, device="cpu", prompts=(1, 2)) for kind in kinds]
+PLAIN = Part("plain", "fp32", "cuda", "none")
+
+
+def test_what_matters_most_comes_first_and_what_is_not_offered_is_refused() -> None:
+    assert [part.name for part in plan(PLAIN, (), ())][:3] == ["plain fp16", "plain bf16", "plain fp32"]
+    assert {part.precision for part in plan(replace(PLAIN, device="cpu"), (), ())} == {"fp32"}
+    assert [part.name for part in plan(PLAIN, ["fp16"], ["plain"])] == ["plain fp16"]
+    for precisions, kinds, words in ((["fp16"], ["onnxruntime"], "nothing to measure"), (["fp64"], [], "found fp64"),
+                                     ([], ["fast"], "found fast")):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            plan(PLAIN, precisions, kinds)
+    with pytest.raises(UsageError, match="found tpu"):
+        plan(replace(PLAIN, device="tpu"), (), ())
+
+
+def test_every_part_begins_with_the_baseline_and_graphs_need_cuda() -> None:
+    for kind in KINDS:
+        names = [entry.title for entry in Part(kind, "fp32", "cuda", "none").contenders()]
+        assert names[:2] == ["meta-pytorch", "reference"]
+        assert names[2:] == list(KINDS[kind])
+    halves = Part("compiled", "bf16", "cpu", "none").contenders()
+    assert [entry.title for entry in halves[2:]] == ["meta-pytorch-compiled-bf16", "pytorch-compiled-bf16"]
+
+
+def parts(*kinds: str) -> list[Part]:
+    return [replace(PLAIN, kind=kind) for kind in kinds]
 
 
 def test_what_has_no_time_left_is_named() -> None:
-    """Of 480 s, the first takes its whole share and 400 s more, as one does that cannot be stopped at once."""
+    """Of 480 s, the first takes its whole share and 365 s more, as one does that cannot be stopped at once."""
     now, limits = [0], []
 
-    def slow(task: Task, limit_s: float) -> gpu.Found:
+    def slow(part: Part, limit_s: float) -> gpu.Found:
         limits.append(limit_s)
-        now[0] += int((limit_s + 400) * SECOND_NS)
-        return [], "it did not finish"
+        now[0] += int((limit_s + 365) * SECOND_NS)
+        return None, "it did not finish"
 
-    parts = list(measure(tasks("parity", "plain", "onnxruntime"), 480, 0, silent, slow, lambda: now[0]))
-    assert limits == [60.0, 5.0]
-    assert [part["failure"] for part in parts] == ["it did not finish", "it did not finish", NO_TIME]
-    assert parts[2]["limit_s"] == 0
-
-
-def blank(**changes: Any) -> dict[str, Any]:
-    """Make the report of a GPU on which nothing ran."""
-    parts = [{"name": "plain float16", "task": {"kind": "plain", "dtype": "float16", "prompts": [1, 64]},
-              "limit_s": 1.0, "spent_s": 1.0, "failure": NO_TIME, "results": []}]  # fmt: skip
-    facts = dict.fromkeys(("platform", "cpu", "cpus_usable", "load_1min", "python", "torch", "triton", "onnxruntime",
-                           "segment-anything"), "x")  # fmt: skip
-    base = {"device_kind": "cuda", "device": {"gpu": "NVIDIA H100 80GB HBM3"}, "tiny": False, "environment": facts,
-            "created": "2026-11-27T00:00:00+00:00", "embeddings": "synthetic", "image_size": 1024, "checkpoint": "c",
-            "checkpoint_sha256": "0" * 64, "wheels": [], "parts": parts,
-            "telemetry": {"flags": [], "samples": [{"readings": {"nvidia": {"clock_sm": 1980}}},
-                                                   {"readings": {"nvidia": {"clock_sm": 1755}}}]}}  # fmt: skip
-    return {**base, **changes}
+    found = list(in_budget(parts("plain", "compiled", "onnxruntime"), 480, 0, silent, slow, lambda: now[0]))
+    assert limits == [96.0, 4.0]
+    assert [failure for _, failure in found] == ["it did not finish", "it did not finish", NO_TIME]
 
 
 def test_a_report_of_nothing_ends_with_5() -> None:
-    page = markdown(blank())
-    assert f"- plain float16, N = 1, 64: {NO_TIME}" in page
-    assert "Nothing was timed." in page
-    with pytest.raises(UnavailableError, match=f"nothing could be measured here: found plain float16: {NO_TIME}"):
-        enforce(blank())
+    with pytest.raises(UnavailableError, match=f"nothing could be measured here: found plain fp32: {NO_TIME}"):
+        merged(parts("plain"), [(None, NO_TIME)])
 
 
-def test_parity_alone_is_no_measurement_where_one_was_asked_for() -> None:
-    (part,) = blank()["parts"]
-    compared = {**part, "results": [{"wrong": [], "differences": {"samx eager": {}}, "samples": []}]}
-    with pytest.raises(UnavailableError, match="nothing could be measured here"):
-        enforce(blank(parts=[compared]))
-    enforce(blank(parts=[{**compared, "task": {"kind": "parity"}}]))
+def test_parts_make_one_report_that_can_be_read_back() -> None:
+    line = Roofline(None, {"value": 1.0, "unit": "x", "reason": None}, {"value": 1.0, "unit": "x", "reason": None}, ())
+    one = toy_report(rooflines=(line,))
+    found = merged(
+        parts("plain", "compiled", "onnxruntime"), [(one, None), (replace(one, partial="lost"), None), (None, "died")]
+    )
+    assert BenchReport.from_bytes(found.to_bytes(), "report") == found
+    assert [subject.name for subject in found.subjects] == ["a", "b", "a (compiled)", "b (compiled)"]
+    assert [(ratio.baseline, ratio.candidate) for ratio in found.ratios] == [
+        ("a", "b"),
+        ("a (compiled)", "b (compiled)"),
+    ]
+    assert len(found.rooflines) == 2
+    assert NotMeasured("onnxruntime fp32", None, None, "died") in found.not_measured
+    assert NotMeasured("compiled fp32", None, None, "lost") in found.not_measured
 
 
-def test_a_gpus_report_is_named_after_it_and_shows_its_clocks() -> None:
-    stem = "2026-11-27-pytorch-nvidia-h100-80gb-hbm3"
-    assert file_names(blank()) == (f"{stem}.json", f"{stem}.md")
-    assert file_names(blank(tiny=True))[1] == f"{stem}-tiny.md"
-    assert "| GPU clock | 1755 to 1980 MHz |" in markdown(blank())
+def test_a_gpus_report_is_named_after_it() -> None:
+    facts, created = {"gpu": "NVIDIA H100 80GB HBM3"}, "2026-11-27T00:00:00+00:00"
+    assert file_name(created, facts, tiny=False) == "2026-11-27-pytorch-nvidia-h100-80gb-hbm3.json"
+    assert file_name(created, facts, tiny=True) == "2026-11-27-pytorch-nvidia-h100-80gb-hbm3-tiny.json"
+    assert "cpu-no-gpu-figures" in file_name(created, {}, tiny=False)
 
 
 def child(program: str, limit_s: float = 60.0) -> tuple[list[dict[str, Any]], str | None]:
@@ -262,12 +249,13 @@ def test_a_child_that_dies_is_named_with_what_it_had_reported() -> None:
     assert (found, failure) == ([{"n": 2}], "exit code -6")
 
 
-def test_a_task_runs_in_a_process_of_its_own(checkpoint: Path) -> None:
-    task = Task("parity", prompts=(1,), checkpoint=str(checkpoint), tiny=True, threads=1)
-    (result,), failure = start(task, 250)
+def test_a_part_runs_in_a_process_of_its_own(checkpoint: Path) -> None:
+    part = Part("plain", "fp32", "cpu", str(checkpoint), ("click",), 0.001, 1, tiny=True)
+    report, failure = start(part, 250)
     assert failure is None
-    assert list(result["differences"])[1:] == ["samx absorbed", "samx direct", "samx low_rank"]
-    _, failure = start(replace(task, checkpoint="nothing.safetensors"), 250)
+    assert report is not None
+    assert [subject.target for subject in report.subjects] == ["meta-pytorch", "reference", "pytorch", "pytorch-whole"]
+    _, failure = start(replace(part, checkpoint="nothing.safetensors"), 250)
     assert failure is not None
     assert "exit code 6; its last words: " in failure
     assert "Traceback" not in failure
@@ -325,7 +313,6 @@ def test_damaged_wheels_and_folders_without_any_are_refused(tmp_path: Path) -> N
 def test_the_whole_program_is_proven_on_a_processor(tmp_path: Path) -> None:
     """As a user runs it: every part in its own process, compiled ones too."""
     assert run("--device", "cpu", "--tiny", "--budget", "1500", "--output", str(tmp_path)) == 0
-    report, page = report_in(tmp_path)
-    assert [part["name"] for part in report["parts"] if part["task"]["kind"] == "compiled"] == ["compiled float32"]
-    assert [part["failure"] for part in report["parts"]] == [None] * 8
-    assert "Everything was measured." in page
+    report = report_in(tmp_path)
+    assert [entry for entry in report.not_measured if entry.phase is None] == []
+    assert {"pytorch-compiled", "onnx-bound", "pytorch-bf16"} <= {subject.name for subject in report.subjects}

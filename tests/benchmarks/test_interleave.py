@@ -8,7 +8,6 @@ import pytest
 from fake_candidates import FakeClock
 
 from samx.benchmarks.interleave import Candidate, Effort, Sampling, measure
-from samx.benchmarks.summary import by_name
 
 
 def effort(*, seconds: float = 0, least: int = 10, warm_up_calls: int = 3, warm_up_s: float = 0) -> Effort:
@@ -46,8 +45,8 @@ def test_only_the_call_is_timed() -> None:
 def test_measures_until_the_seconds_are_spent() -> None:
     clock = FakeClock()
     slow, quick = clock.candidate("slow", 300_000_000), clock.candidate("quick", 100_000_000)
-    found = by_name(measure([slow, quick], effort(seconds=2.0, least=1), clock))
-    assert len(found["slow"].call_ns) == len(found["quick"].call_ns) == 20  # 2 s of the quick one
+    found = measure([slow, quick], effort(seconds=2.0, least=1), clock)
+    assert [len(entry.call_ns) for entry in found] == [20, 20]  # 2 s of the quick one
 
 
 def test_time_per_prompt() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bench_artifacts import ROLES, SMALL, ConeSession, toy_parity, toy_suite
-from bench_toys import PARITY, toy_report, toy_result
+from bench_toys import toy_report, toy_result, toy_subject
 
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
@@ -20,7 +20,7 @@ from samx.artifacts.store import Artifact
 from samx.benchmarks import roofline as measuring
 from samx.benchmarks.operations import count
 from samx.benchmarks.results import BenchReport, Need, Roofline
-from samx.benchmarks.roofline import Peaks, copy_rate, peaks, product_rate, roofline
+from samx.benchmarks.roofline import Peaks, copy_rate, peaks, product_rate, rooflines
 from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.subjects import Subject
 from samx.errors import ArtifactError, SamxError
@@ -38,7 +38,8 @@ def subject(tmp_path: Path) -> Callable[[dict[str, Any]], Subject]:
             toy_parity(SMALL).save(directory / "parity_report.json")
             entry = CheckpointEntry("toy", "toy", "7" * 64, 3)
             seal(directory, Manifest("onnx", "fp32", SMALL, entry, options), ROLES)
-        return Subject("toy", Artifact.open(tmp_path / "toy"), ConeSession(SMALL), PARITY)
+        described = replace(toy_subject("toy"), form=options["form"], options=options)
+        return Subject(ConeSession(SMALL), described, Artifact.open(tmp_path / "toy"))
 
     return make
 
@@ -46,7 +47,7 @@ def subject(tmp_path: Path) -> Callable[[dict[str, Any]], Subject]:
 def found(subject: Subject, scenario: str = "batch8", device: str = "cpu", measure: Any = lambda _: PEAKS) -> Any:
     one = toy_result("toy", scenario=scenario, prompts=8 if scenario == "batch8" else 1, points=(2,))
     workload = Workload(SMALL, toy_suite(SMALL).images, "toy", 0)
-    return roofline([subject], workload, [one], device, 2, measure)
+    return next(iter(rooflines([subject], workload, [one], device, 2, measure)), None)
 
 
 def test_a_call_needs_its_products_and_its_bytes_once(subject: Callable[[dict[str, Any]], Subject]) -> None:
@@ -82,7 +83,7 @@ def test_what_is_not_counted_has_no_roof(
 
 
 def test_a_gpu_has_no_measured_peak_and_says_why(subject: Callable[[dict[str, Any]], Subject]) -> None:
-    line = found(subject(GOOD), device="cuda")
+    line = found(subject(GOOD), device="cuda", measure=None)
     assert line.bytes_per_s["value"] is None
     assert "processors only" in line.bytes_per_s["reason"]
     assert line.share(line.needs[0], 1.0) is None
@@ -135,14 +136,14 @@ def test_the_program_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_report_keeps_its_roofline(tmp_path: Path) -> None:
     reading = {"value": 1.5, "unit": "bytes/s", "reason": None}
     first = toy_report().subjects[0].name
-    report = replace(toy_report(), roofline=Roofline(None, reading, reading, (Need(first, "click", 3, 4),)))
+    report = replace(toy_report(), rooflines=(Roofline(None, reading, reading, (Need(first, "click", 3, 4),)),))
     report.save(tmp_path / "report.json")
     assert BenchReport.load(tmp_path / "report.json") == report
 
 
 def test_a_roofline_of_nobody_is_refused() -> None:
     reading = {"value": 1.5, "unit": "bytes/s", "reason": None}
-    report = replace(toy_report(), roofline=Roofline(None, reading, reading, (Need("nobody", "click", 3, 4),)))
+    report = replace(toy_report(), rooflines=(Roofline(None, reading, reading, (Need("nobody", "click", 3, 4),)),))
     with pytest.raises(ArtifactError, match="nobody"):
         BenchReport.from_bytes(report.to_bytes(), "report")
 
@@ -150,7 +151,9 @@ def test_a_roofline_of_nobody_is_refused() -> None:
 def test_counts_below_zero_are_refused() -> None:
     reading = {"value": 1.5, "unit": "bytes/s", "reason": None}
     first = toy_report().subjects[0].name
-    body = replace(toy_report(), roofline=Roofline(None, reading, reading, (Need(first, "click", -3, 4),))).to_json()
+    body = replace(
+        toy_report(), rooflines=(Roofline(None, reading, reading, (Need(first, "click", -3, 4),)),)
+    ).to_json()
     with pytest.raises(ArtifactError, match="multiply_adds"):
         BenchReport.from_bytes(json.dumps(body).encode(), "report")
 

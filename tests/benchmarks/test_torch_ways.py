@@ -1,329 +1,172 @@
-"""PyTorch's ways of decoding: compared before they are timed, when the device is done, left out by name."""
+"""PyTorch's ways of decoding, as sessions: exact in every form, when the device is done, on tensors that stay."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, ValueInfoProto, helper
 from safetensors.torch import save_file
-from toys import image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 from toys import one_thread as one_thread
+from toys import toy_decoder
 
-from samx.benchmarks import torch_measure, torch_peaks, torch_plan
+from samx.benchmarks.contenders import Contender, Setting, chosen
 from samx.benchmarks.contenders import pytorch as torch_ways
-from samx.benchmarks.contenders.pytorch import (
-    WARM_UPS,
-    Graphed,
-    Prompts,
-    Setting,
-    Work,
-    baseline,
-    clock_for,
-    reference_form,
-)
-from samx.benchmarks.operations import count
-from samx.benchmarks.torch_agreement import compare, mean_mask_iou
-from samx.benchmarks.torch_measure import GroupResult, results
-from samx.benchmarks.torch_onnx import Bound, open_session, refuse_fallback
-from samx.benchmarks.torch_peaks import Peaks
-from samx.benchmarks.torch_plan import Task, plan
-from samx.errors import ParityError, UnavailableError, UsageError
+from samx.benchmarks.contenders.onnx_bound import Bound, open_session, refuse_fallback
+from samx.benchmarks.contenders.pytorch import WARM_UPS, Graphed, Tensors, clock_for, peaks, split_prompts
+from samx.benchmarks.results import NotMeasured
+from samx.benchmarks.subjects import Subject, open_contenders
+from samx.errors import PromptError, UnavailableError
+from samx.models.checkpoint import load_checkpoint
 from samx.models.spec import sam1_spec
-from samx.validators.metrics import mask_iou
+from samx.runtimes.torch import reference_session
+from samx.validators.cases import parity_cases
+from samx.validators.suite import ParitySuite
 
-pytestmark = pytest.mark.usefixtures("one_thread", "small_effort")
+pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = sam1_spec(image_size=128)
-BASELINE = "segment-anything eager"
-WORK = {
-    BASELINE: Work("reference", keeps_image=False),
-    "samx eager": Work("low_rank", keeps_image=True),
-    "samx eager, image in every call": Work("low_rank", keeps_image=False),
-}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     path = tmp_path_factory.mktemp("checkpoint") / "toy.safetensors"
     save_file(toy_decoder(SPEC).state_dict(), path, {"image_size": str(SPEC.image_size)})
-    return path
-
-
-@pytest.fixture
-def small_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure what fits into a cache, and judge few prompts: quick, and good enough for a toy."""
-    monkeypatch.setitem(torch_peaks.PRODUCT_SIDE, "cpu", 64)
-    monkeypatch.setitem(torch_peaks.COPIED_BYTES, "cpu", 1 << 16)
-    monkeypatch.setattr(torch_plan, "JUDGED", 4)
-
-
-def quick(checkpoint: Path, kind: str = "plain", **changes: Any) -> list[GroupResult]:
-    """Measure as little as possible."""
-    base: dict[str, Any] = {"dtype": "float32", "prompts": (1,), "seconds": 0, "least": 1}
-    return list(results(Task(kind, checkpoint=str(checkpoint), **{**base, **changes})))
-
-
-def setting(half: torch.dtype | None = None) -> Setting:
-    return Setting(toy_checkpoint(SPEC), image_tensors(SPEC), half)
-
-
-def boxes(count: int = 3) -> Prompts:
-    return tuple(prompt_tensors(SPEC, count, [2, 3]).values())
+    loaded = load_checkpoint(path)
+    return Setting(path, replace(loaded, spec=SPEC), threads=1)
 
 
 @pytest.fixture(scope="module")
-def exact() -> tuple[torch.Tensor, ...]:
-    with torch.no_grad():
-        return reference_form(setting())(boxes())[:2]
+def suite(setting: Setting) -> ParitySuite:
+    cases = [case for case in parity_cases(SPEC) if len(case.prompts["point_labels"]) < 8]
+    return ParitySuite.build(reference_session(setting.loaded, SPEC), None, cases)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_every_way_is_compared_and_then_timed(dtype: str, checkpoint: Path) -> None:
-    (result,) = quick(checkpoint, dtype=dtype, prompts=(2,), least=6)
-    assert result.not_measured == {}
-    assert [entry.name for entry in result.samples] == list(result.work) == list(result.differences) == list(WORK)
-    assert [work.keeps_image for work in result.work.values()] == [work.keeps_image for work in WORK.values()]
-    assert list(result.ratios) == list(WORK)[1:]
-    assert all(len(entry.call_ns) >= 6 and entry.prompts == 2 for entry in result.samples)
-    assert list(result.shares) == list(WORK)
-    assert all(reached.multiply_adds > 0 and reached.bytes > 0 for reached in result.shares.values())
+def opened(
+    words: str, setting: Setting, suite: ParitySuite, resident: bool = False
+) -> tuple[list[Subject], list[NotMeasured]]:
+    return open_contenders(chosen([words]), setting, suite, resident=resident)
 
 
-def test_too_few_calls_give_no_ratio(checkpoint: Path) -> None:
-    (result,) = quick(checkpoint, least=5)
-    assert (result.work, result.points, result.ratios) == (WORK, 2, {})
-    assert max(found.logit_error for found in result.differences.values()) < 1e-3
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_form_is_judged_by_the_suite(precision: str, setting: Setting, suite: ParitySuite) -> None:
+    names = ("meta-pytorch", "reference", "pytorch", "pytorch-whole")
+    found, missing = opened(",".join(f"{name}:{precision}" for name in names), setting, suite)
+    assert missing == []
+    assert [subject.described.target for subject in found] == list(names)
+    assert {subject.described.precision for subject in found} == {precision}
+    assert [subject.described.options["split"] for subject in found] == [False, False, True, False]
+    assert {subject.described.form for subject in found[:2]} == {"reference"}
+    cases = [subject.described.parity.cases for subject in found]
+    assert cases[1:] == [len(suite.cases)] * 3
+    assert len(suite.cases) - 3 < cases[0] < len(suite.cases)  # Meta's predictor asks nothing without a click or a box
 
 
-@pytest.mark.parametrize(
-    ("dtype", "forms"), [("float32", ["absorbed", "direct", "low_rank"]), ("float16", ["absorbed", "direct"])]
-)
-def test_parity_compares_every_form_and_times_nothing(dtype: str, forms: list[str], checkpoint: Path) -> None:
-    (result,) = quick(checkpoint, "parity", dtype=dtype)
-    assert list(result.differences) == [BASELINE, *(f"samx {form}" for form in forms)]
-    assert (result.samples, result.shares, result.peaks, result.not_measured, result.wrong) == ([], {}, None, {}, [])
+def test_metas_onnx_export_agrees_one_prompt_a_call_and_with_a_thread_each(
+    setting: Setting, suite: ParitySuite
+) -> None:
+    found, missing = opened("meta,meta-threads", setting, suite)
+    assert missing == []
+    assert [subject.described.parity.cases for subject in found] == [len(suite.cases)] * 2
+    assert all(subject.session.placement().honoured for subject in found)
 
 
-def test_every_way_is_judged_on_enough_prompts(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """32 at least, however few a call has: as many calls, whose outputs are kept although the next overwrite them."""
-    monkeypatch.setattr(torch_plan, "JUDGED", 32)
-    judged = []
-
-    def keep(name: str, found: Any, wanted: Any, dtype: str) -> Any:
-        judged.append((len(found[0]), len(wanted[0])))
-        return compare(name, found, wanted, dtype)
-
-    monkeypatch.setattr(torch_measure, "compare", keep)
-    memory: list[torch.Tensor] = []
-
-    def reused(way: torch_ways.Way) -> torch_ways.Way:
-        def call(prompts: Prompts) -> tuple[torch.Tensor, ...]:
-            outputs = way.call(prompts)
-            memory.extend([] if memory else [tensor.clone() for tensor in outputs])
-            return tuple(kept.copy_(tensor) for kept, tensor in zip(memory, outputs, strict=True))
-
-        return replace(way, call=call)
-
-    first = torch_ways.baseline
-    monkeypatch.setattr(torch_ways, "baseline", lambda setting: reused(first(setting)))
-    (result,) = quick(checkpoint, "parity", prompts=(9,))
-    assert judged == [(36, 36)] * 4
-    assert result.not_measured == {}
+@pytest.mark.slow
+def test_our_graph_on_bound_tensors_agrees(setting: Setting, suite: ParitySuite) -> None:
+    (found,), missing = opened("onnx-bound", setting, suite)
+    assert missing == []
+    assert found.described.parity.metrics["mask_iou_min"] > 0.9999
 
 
-def test_the_plan_begins_with_parity_and_names_everything() -> None:
-    tasks = plan(Task(device="cuda"))
-    assert [task.name for task in tasks[:3]] == ["parity float32", "parity float16", "parity bfloat16"]
-    assert len(tasks) == 10
-    assert {task.prompts for task in tasks if task.kind != "parity"} == {(1, 16, 64, 256, 1024)}
-    assert {task.dtype for task in plan(Task(device="cpu"))} == {"float32"}
-    assert [task.name for task in plan(Task(), ["float16"], ["plain"])] == ["plain float16"]
-    with pytest.raises(UsageError, match="nothing to measure"):
-        plan(Task(), ["float16"], ["onnxruntime"])
+def test_hugging_face_agrees(setting: Setting, suite: ParitySuite) -> None:
+    pytest.importorskip("transformers")
+    found, missing = opened("huggingface", setting, suite)
+    assert [subject.name for subject in found] == ["huggingface"], missing
 
 
-def test_the_mask_iou_is_the_gates() -> None:
-    masks = torch.rand(2, 5, 3, 8, 8) > 0.6
-    masks[:, 0] = False  # two empty masks agree
-    found, wanted = masks
-    exact = mask_iou(found.flatten(2).numpy(), wanted.flatten(2).numpy())
-    assert mean_mask_iou(found, wanted) == pytest.approx(float(exact.mean()), abs=1e-12)
+def test_what_stays_on_the_device_is_what_decode_gives(setting: Setting, suite: ParitySuite) -> None:
+    (found,), _ = opened("pytorch-whole", setting, suite, resident=True)
+    session: Any = found.session
+    assert session.resident
+    prompts = suite.cases[0].prompts
+    session.set_image(suite.images[0])
+    masks, _ = session.run(session.prepare(prompts))
+    np.testing.assert_array_equal(masks.numpy(), session.decode(prompts)["low_res_masks"])
 
 
-def test_peaks_are_the_best_of_several_tries() -> None:
-    """A clock whose steps of the product are 4, 2 and 6 s, of the copy 1 s each."""
-    readings = iter(1_000_000_000 * second for second in (0, 0, 4, 4, 6, 6, 12, 12, 12, 12, 13, 13, 14, 14, 15, 15))
-    found = torch_peaks.peaks(torch.device("cpu"), torch.float32, lambda: next(readings), 0)
-    assert found == Peaks(multiply_adds_per_s=64**3 / 2, bytes_per_s=2 * (1 << 16))
+def shifted(setting: Setting, **options: Any) -> Any:
+    """Open Meta's modules with one weight moved."""
+    found = torch_ways.open_meta(setting)
+    session: Any = found.session
+    plain = session._decode
+    session._decode = lambda prompts: {name: value + np.float32(0.01) for name, value in plain(prompts).items()}
+    return found
 
 
-def test_a_call_is_divided_by_the_peaks() -> None:
-    """At N = 3 in 2 s: everything for each prompt, or the prompts' work on what is kept."""
-    best, weights = Peaks(1e6, 1e3), sum(tensor.numel() for tensor in setting().loaded.weights.values())
-    masks = 3 * 3 * SPEC.mask_size**2 * 4
-    kept = count(SPEC, "absorbed", 2, cached=True)
-    cases = {
-        Work("reference", keeps_image=False): (3 * count(SPEC, "reference", 2, cached=False).prompt, 256 * 8 * 8 * 4),
-        Work("absorbed", keeps_image=False): (3 * kept.prompt + kept.image, 256 * 8 * 8 * 4),
-        Work("absorbed", keeps_image=True): (3 * kept.prompt, kept.kept_bytes),
-    }
-    for work, (adds, read) in cases.items():
-        found = torch_peaks.shares(setting(), work, 3, 2, 2e9, best)
-        assert found.multiply_adds == pytest.approx(adds / 2 / 1e6)
-        assert found.bytes == pytest.approx((4 * weights + read + masks) / 2 / 1e3)
-    half = torch_peaks.shares(setting(torch.float16), work, 3, 2, 2e9, best)
-    assert half.bytes == pytest.approx(((4 * weights + read) / 2 + masks) / 2 / 1e3)
+def broken(setting: Setting, **options: Any) -> Any:
+    raise torch.OutOfMemoryError("too large\nby far")
 
 
-def test_without_metas_package_the_reference_form_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert baseline(setting()).name == BASELINE
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert baseline(setting()).name == "reference eager"
+def planted(opener: str) -> Contender:
+    return replace(chosen(["meta-pytorch"])[0], open=f"{__name__}:{opener}")
 
 
-FAULTS: dict[str, Any] = {
-    "shifted": lambda masks: masks.roll(3, dims=-1),
-    "slightly off": lambda masks: masks + 0.01,
-    "not finite": lambda masks: masks * torch.nan,
-    "fewer": lambda masks: masks[:, :1],
-}
+def test_what_computes_something_else_is_named_and_not_opened(setting: Setting, suite: ParitySuite) -> None:
+    found, (missing,) = open_contenders([planted("shifted")], setting, suite)
+    assert found == []
+    assert (missing.subject, missing.scenario, missing.wrong) == ("meta-pytorch", None, True)
+    assert "meta-pytorch does not compute what PyTorch computes: found parity failed" in missing.reason
 
 
-@pytest.mark.parametrize(
-    ("fault", "dtype"),
-    [(fault, "float32") for fault in FAULTS]
-    + [("shifted", "bfloat16"), ("not finite", "float16"), ("fewer", "float16")],
-)
-def test_a_planted_difference_is_found(fault: str, dtype: str, exact: tuple[torch.Tensor, ...]) -> None:
-    with pytest.raises(ParityError, match=r"spoiled (differs from|gives other shapes than) the reference form"):
-        compare("spoiled", [FAULTS[fault](exact[0]), exact[1]], exact, dtype)
+def test_what_cannot_be_opened_is_named_and_the_rest_stands(setting: Setting, suite: ParitySuite) -> None:
+    found, (missing,) = open_contenders([planted("broken"), *chosen(["reference"])], setting, suite)
+    assert [subject.name for subject in found] == ["reference"]
+    assert (missing.reason, missing.wrong) == ("OutOfMemoryError: too large by far", False)
 
 
-def test_half_precision_may_differ_by_what_it_costs(exact: tuple[torch.Tensor, ...]) -> None:
-    with torch.no_grad():
-        half = baseline(setting(torch.bfloat16)).call(boxes())[:2]
-    assert compare("half", half, exact, "bfloat16").logit_error > 1e-3
-    with pytest.raises(ParityError, match="half differs"):
-        compare("half", half, exact, "float32")
-
-
-ERRORS = {
-    ParityError("other masks"): ("other masks", ["broken"]),
-    torch.OutOfMemoryError("too large\nby far"): ("OutOfMemoryError: too large", []),
-    KeyError("a module of somebody else"): ("KeyError: 'a module of somebody else'", []),
-}
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, **makers: Any) -> None:
-    """Measure these beside the baseline instead of samx's own ways."""
-    monkeypatch.setitem(
-        torch_measure.KINDS, "plain", lambda setting, task: {"baseline": lambda: baseline(setting), **makers}
+@pytest.mark.parametrize("fault", [np.nan, 0.01])
+def test_half_precision_is_judged_in_masks(
+    fault: float, setting: Setting, suite: ParitySuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch_ways, "_autocast", lambda setting, call: lambda *given: (call(*given)[0] * fault, call(*given)[1])
     )
+    found, missing = opened("reference:bf16", setting, suite)
+    assert [entry.wrong for entry in missing] == (
+        [True] if np.isnan(fault) else []
+    )  # scaled logits have the same masks
+    assert len(found) == 1 - len(missing)
 
 
-def broken(error: Exception, good_calls: int = 0) -> torch_ways.Way:
-    """Make a way that fails from one call on; before that it computes what the reference form does."""
-    exact, calls = reference_form(setting()), iter(range(good_calls))
-
-    def call(prompts: Prompts) -> tuple[torch.Tensor, ...]:
-        if next(calls, None) is None:
-            raise error
-        return exact(prompts)
-
-    return torch_ways.Way("broken", call, WORK["samx eager"])
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_what_cannot_be_measured_is_left_out_by_name(
-    error: Exception, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plant(monkeypatch, broken=lambda: broken(error))
-    (result,) = quick(checkpoint)
-    reason, wrong = ERRORS[error]
-    assert (result.not_measured, result.wrong) == ({"broken": reason}, wrong)
-    assert [entry.name for entry in result.samples] == [BASELINE]
+def test_prompts_that_others_do_not_take_are_refused() -> None:
+    coords, labels = np.zeros((1, 3, 2), np.float32), np.array([[1, 0, -1]], np.float32)
+    clicks, kinds, boxes = split_prompts({"point_coords": coords, "point_labels": labels})
+    assert (clicks.shape, kinds.tolist(), boxes.shape) == ((1, 2, 2), [[1, 0]], (1, 0))
+    box = {"point_coords": coords, "point_labels": np.array([[2, 3, 1]], np.float32)}
+    assert [part.shape for part in split_prompts(box)] == [(1, 1, 2), (1, 1), (1, 4)]
+    for change in ({"point_labels": np.full((1, 3), -1, np.float32)}, {"has_mask_input": np.ones(1, np.float32)}):
+        with pytest.raises(PromptError):
+            split_prompts({"point_coords": coords, "point_labels": labels, **change})
 
 
-def test_what_cannot_be_made_is_left_out_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make() -> torch_ways.Way:
-        raise ImportError("no such library")
-
-    plant(monkeypatch, unmade=make)
-    (result,) = quick(checkpoint)
-    assert result.not_measured == {"unmade": "ImportError: no such library"}
-    assert [entry.name for entry in result.samples] == [BASELINE]
-
-
-def test_one_that_fails_while_it_is_timed_leaves_the_others(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_measure, "image_of", lambda *given: setting().image)
-    plant(monkeypatch, broken=lambda: broken(torch.OutOfMemoryError("too large"), good_calls=4))
-    (result,) = quick(checkpoint, least=6)
-    assert result.not_measured == {"broken": "OutOfMemoryError: too large"}
-    assert list(result.differences) == [BASELINE, "broken"]
-    assert [(entry.name, len(entry.call_ns) >= 6) for entry in result.samples] == [(BASELINE, True)]
-
-
-def test_a_device_that_is_lost_while_timing_ends_the_group_alone(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*arguments: object) -> None:
-        raise RuntimeError("illegal memory access")
-
-    monkeypatch.setattr(torch_measure, "measure", fail)
-    (result,) = quick(checkpoint)
-    assert result.samples == []
-    assert result.not_measured == dict.fromkeys(WORK, "RuntimeError: illegal memory access")
-
-
-def test_without_metas_package_the_report_says_what_stands_in(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch_ways, "has_peer", lambda loaded: False)
-    (result,) = quick(checkpoint, "parity")
-    assert next(iter(result.differences)) == "reference eager"
-    assert "not run: segment-anything is not here" in result.not_measured["segment-anything"]
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        ({"device": "tpu"}, UsageError, "found tpu, expected cpu or cuda"),
-        ({"dtype": "float64"}, UsageError, "found float64"),
-        pytest.param(
-            {"device": "cuda"}, UnavailableError, "no CUDA device",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
-        ),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_meant_is_refused(
-    change: dict[str, Any], error: type[Exception], words: str, checkpoint: Path
-) -> None:
-    with pytest.raises(error, match=words):
-        quick(checkpoint, **change)
+def test_peaks_are_the_best_of_several_tries(setting: Setting) -> None:
+    """A clock whose steps of the product and of the copy are 2 and 1 s."""
+    readings = iter(1_000_000_000 * second for second in (0, 0, 2, 2, 2, 3))
+    found = peaks(setting, tiny=True, threads=1, clock=lambda: next(readings))
+    assert found == {"threads": 1, "multiply_adds_per_s": 64**3 / 2, "bytes_per_s": 2 * (1 << 16)}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_compiled_ways_agree_too(checkpoint: Path) -> None:
-    (result,) = quick(checkpoint, "compiled", prompts=(2,))
-    compiled = [name.replace("eager", "compiled") for name in (BASELINE, "samx eager")]
-    assert list(result.differences) == [BASELINE, *compiled, "samx aoti"]
-    assert result.not_measured == {}
-
-
-@pytest.mark.slow
-def test_the_onnx_export_is_measured_too(checkpoint: Path) -> None:
-    for result in quick(checkpoint, "onnxruntime", prompts=(2, 3), least=2):
-        assert result.not_measured == {}
-        assert list(result.differences) == [BASELINE, "samx ONNX, CPUExecutionProvider"]
-        assert all(len(entry.call_ns) >= 2 for entry in result.samples)
+def test_compiled_forms_agree_too(setting: Setting, suite: ParitySuite) -> None:
+    found, missing = opened("pytorch-compiled,meta-pytorch-compiled", setting, suite)
+    assert missing == []
+    assert len(found) == 2
 
 
 def shifted_graph() -> bytes:
@@ -351,14 +194,15 @@ def shifted_graph() -> bytes:
 
 def test_a_graph_reads_and_writes_tensors_that_stay() -> None:
     side = SPEC.mask_size
-    bound = Bound(open_session(shifted_graph(), "cpu"), {"state": torch.ones(1, 3, side, side)}, setting())
-    masks, scores = bound((torch.full((2, 2, 2), 4.0), torch.tensor([[2.0, 3.0]] * 2)))
+    session, state = open_session(shifted_graph(), "cpu"), {"state": torch.ones(1, 3, side, side)}
+    bound = Bound(session, state, SPEC, torch.device("cpu"))
+    masks, scores = bound(torch.full((2, 2, 2), 4.0), torch.tensor([[2.0, 3.0]] * 2))
     assert torch.equal(masks, torch.full((2, 3, side, side), 5.0))
     assert torch.equal(scores, torch.tensor([[2.0, 3.0, 2.5]] * 2))
-    again, _ = bound((torch.zeros(2, 2, 2), torch.zeros(2, 2)))
+    again, _ = bound(torch.zeros(2, 2, 2), torch.zeros(2, 2))
     assert again is masks
     assert torch.equal(masks, torch.ones(2, 3, side, side))
-    (other, _) = bound((torch.zeros(3, 2, 2), torch.zeros(3, 2)))
+    (other, _) = bound(torch.zeros(3, 2, 2), torch.zeros(3, 2))
     assert other.shape == (3, 3, side, side)
 
 
@@ -406,45 +250,23 @@ def test_shapes_may_be_computed_on_the_processor() -> None:
         refuse_fallback(session, CPU)
 
 
-def test_a_way_is_made_once_for_itself_and_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else everything would be compiled twice."""
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the pool")
-    made = []
-
-    def make() -> torch_ways.Way:
-        made.append(broken(KeyError()))
-        return made[-1]
-
-    monkeypatch.setattr(torch_ways, "compiled", lambda way: make())
-    makers = torch_measure.compiled(setting(), Task("compiled", device="cuda", checkpoint="none"))
-    assert list(makers) == [
-        "baseline", "baseline compiled", "samx compiled", "baseline compiled, CUDA graph",
-        "samx compiled, CUDA graph",
-    ]  # fmt: skip
-    way, graph = makers["baseline compiled"](), makers["baseline compiled, CUDA graph"]()
-    assert len(made) == 1
-    assert way is made[0]
-    assert graph.name == "broken, CUDA graph"
-    assert isinstance(graph.call, Graphed)
-
-
 def test_time_is_read_when_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[object] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    clock = clock_for(torch.device("cuda"))
+    clock = clock_for("cuda")
     assert clock() < clock()
-    assert waited == [torch.device("cuda")] * 2
+    assert waited == ["cuda"] * 2
 
 
 @dataclass
 class FakeCuda:
     """Record nothing, and run the call again at every replay: what a graph does with the same memory."""
 
-    calls: list[Prompts] = field(default_factory=list)
+    calls: list[Tensors] = field(default_factory=list)
     replays: int = 0
     pools: list[object] = field(default_factory=list)
 
-    def call(self, given: Prompts) -> tuple[torch.Tensor, ...]:
+    def call(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self.calls.append(given)
         return (given[0] * 2,)
 
@@ -474,10 +296,10 @@ def test_a_graph_is_fed_through_tensors_that_stay(monkeypatch: pytest.MonkeyPatc
     cuda.install(monkeypatch)
     first = (torch.ones(2, 2, 2), torch.zeros(2, 2))
     graphed = Graphed(cuda.call, "the pool")
-    outputs = graphed(first)
+    outputs = graphed(*first)
     assert (len(cuda.calls), cuda.pools, cuda.replays) == (WARM_UPS + 1, ["the pool"], 1)
     kept = cuda.calls[-1]
-    assert outputs is graphed((torch.full((2, 2, 2), 7.0), torch.ones(2, 2)))
+    assert outputs is graphed(torch.full((2, 2, 2), 7.0), torch.ones(2, 2))
     assert (len(cuda.calls), cuda.replays) == (WARM_UPS + 1, 2)
     assert torch.equal(kept[0], torch.full((2, 2, 2), 7.0))
     assert torch.equal(first[0], torch.ones(2, 2, 2))  # a copy was recorded
@@ -488,6 +310,6 @@ def test_another_shape_is_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None
     cuda.install(monkeypatch)
     graphed = Graphed(cuda.call, "the pool")
     for prompts in (2, 3):
-        (outputs,) = graphed((torch.ones(prompts, 2, 2), torch.zeros(prompts, 2)))
+        (outputs,) = graphed(torch.ones(prompts, 2, 2), torch.zeros(prompts, 2))
         assert len(outputs) == prompts
     assert cuda.pools == ["the pool"] * 2

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from report_toys import bench_report
 
-from samx.benchmarks.report.charts.bars import Mark, bars, intervals, roof, spark
-from samx.benchmarks.report.charts.distributions import distributions
+from samx.benchmarks.report.bars import Mark, bars, intervals, roof, spark
+from samx.benchmarks.report.distributions import distributions
 
 REPORT = bench_report()
 RESULT = REPORT.results[0]

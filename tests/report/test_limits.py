@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from report_toys import bench_report
 
-from samx.benchmarks.report.headline import limits, unknown_limits
 from samx.benchmarks.report.page import page
 from samx.benchmarks.report.pictures import pictures
 from samx.benchmarks.report.runs import Run
+from samx.benchmarks.report.tables import Limit, limits, unknown_limits
 from samx.benchmarks.results import BenchReport, Need, Roofline
 
 ADDS, BYTES = 11_000_000, 2_000_000
@@ -26,11 +26,15 @@ def reading(value: float | None, unit: str) -> dict[str, Any]:
 
 def run(*needs: Need, products: float | None = 2e9, copies: float | None = 1e9) -> Run:
     line = Roofline(1, reading(products, "multiply-adds/s"), reading(copies, "bytes/s"), needs)
-    return Run("A", Path("a.json"), replace(REPORT, roofline=line))
+    return Run("A", Path("a.json"), replace(REPORT, rooflines=(line,)))
+
+
+def found(one: Run) -> list[Limit]:
+    return limits(one, one.report.rooflines[0])
 
 
 def test_what_was_reached_is_a_share_of_the_roof() -> None:
-    (limit,) = limits(run(Need(B, "click", ADDS, BYTES)))
+    (limit,) = found(run(Need(B, "click", ADDS, BYTES)))
     took_ms = limit.result.summary.median_ms
     assert limit.share == pytest.approx(5.5 / took_ms)  # the products' peak would need 5.5 ms
     assert limit.adds_per_s == pytest.approx(ADDS / took_ms * 1e3)
@@ -60,4 +64,4 @@ def test_a_report_without_a_roofline_has_no_such_section() -> None:
 
 
 def test_a_scenario_without_a_steady_time_is_left_out() -> None:
-    assert limits(run(Need(B, "refine", ADDS, BYTES))) == []
+    assert found(run(Need(B, "refine", ADDS, BYTES))) == []

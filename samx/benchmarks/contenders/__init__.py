@@ -1,49 +1,132 @@
-"""Other people's decoders, built from their own code and filled with our checkpoint, to be measured beside ours."""
+"""What is measured beside artifacts: other people's decoders, and PyTorch forms of ours. One line each in CONTENDERS.
+
+Each is opened as a session, so that the harness asks it what it asks an artifact. Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from types import ModuleType
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from samx.errors import UnavailableError, UsageError
+from samx.models.session import Session
 
-from samx.errors import CheckpointError, UnavailableError
-from samx.models.checkpoint import LoadedDecoder
-from samx.models.families.base import TABLES
+if TYPE_CHECKING:
+    from samx.models.checkpoint import LoadedDecoder
 
-POINT_ROWS = [f"prompt_encoder.point_embeddings.{i}.weight" for i in range(4)]  # one table in Hugging Face's SAM 2
+PLAIN_PRECISION = "fp32"
+INSTALL = {
+    "torch": "pip install 'samx[export]'", "segment_anything": "pip install 'samx[bench]'",
+    "onnxruntime": "pip install 'samx[onnxruntime]'", "samexporter": "make compare", "transformers": "make compare",
+}  # fmt: skip
 
 
-def require_peer(library: str) -> ModuleType:
-    """Import somebody else's package.
+@dataclass(frozen=True)
+class Contender:
+    """Name a decoder, how it is opened, and what it needs."""
 
-    Raises: UnavailableError naming the command that sets all of them up.
+    name: str
+    open: str  # "module:function" of a Setting and the options; returns Opened
+    library: str  # that has to be importable
+    families: tuple[str, ...] = ("sam1", "sam2")
+    devices: tuple[str, ...] = ("cpu",)
+    precisions: tuple[str, ...] = (PLAIN_PRECISION,)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    group: str = ""  # a word of --against that asks for it too
+    precision: str = PLAIN_PRECISION  # the one that was asked for
+
+    @property
+    def title(self) -> str:
+        """Return its name in a report."""
+        return self.name if self.precision == PLAIN_PRECISION else f"{self.name}-{self.precision}"
+
+    def require(self, family: str, device: str) -> None:
+        """Check that it can be opened here.
+
+        Raises: UnavailableError.
+        """
+        if importlib.util.find_spec(self.library) is None:
+            raise UnavailableError(f"its package '{self.library}' is not installed", fix=f"{INSTALL[self.library]}.")
+        for what, found, known in (("family", family, self.families), ("device", device, self.devices)):
+            if found not in known:
+                raise UnavailableError(f"it has no such {what}", found=found, expected=" or ".join(known))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is decoded, where, and in which arithmetic."""
+
+    checkpoint: Path
+    loaded: LoadedDecoder  # its spec has the masks and inputs of the artifact
+    device: str = "cpu"
+    threads: int | None = None
+    precision: str = PLAIN_PRECISION
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A contender that can be asked, and what its work is."""
+
+    session: Session
+    bytes: int  # of its weights or its graph
+    form: str = "reference"  # of operations.FORMS
+    keeps_image: bool = False  # the image's work is done when it is set, and not in every call
+
+
+# How a decoder in PyTorch may run: compiled, and recorded as a CUDA graph.
+WAYS: Mapping[str, Mapping[str, bool]] = {
+    "": {}, "-compiled": {"compiled": True}, "-graph": {"graph": True},
+    "-compiled-graph": {"compiled": True, "graph": True},
+}  # fmt: skip
+META, TORCH = f"{__name__}.meta:open_meta", f"{__name__}.pytorch"
+
+
+def _in_torch(name: str, opener: str, library: str = "torch", **options: Any) -> tuple[Contender, ...]:
+    """List a decoder of PyTorch in every way."""
+    families = ("sam1",) if library == "segment_anything" else ("sam1", "sam2")
+    return tuple(
+        Contender(
+            f"{name}{suffix}", f"{TORCH}:{opener}", library, families, ("cuda",) if "graph" in way else ("cpu", "cuda"),
+            (PLAIN_PRECISION, "fp16", "bf16"), {**options, **way}, "pytorch" if not suffix and not options else "",
+        )
+        for suffix, way in WAYS.items()
+    )  # fmt: skip
+
+
+CONTENDERS: tuple[Contender, ...] = (
+    Contender("meta", META, "segment_anything", ("sam1",)),
+    Contender("meta-threads", META, "segment_anything", ("sam1",), options={"pooled": True}),
+    Contender("samexporter", f"{__name__}.samexporter:open_samexporter", "samexporter"),
+    Contender("huggingface", f"{__name__}.huggingface:open_hugging_face", "transformers"),
+    Contender("huggingface-compiled", f"{__name__}.huggingface:open_hugging_face", "transformers",
+              options={"compiled": True}),
+    *_in_torch("pytorch", "open_fast"),
+    *_in_torch("pytorch-whole", "open_fast", whole=True),
+    *_in_torch("reference", "open_reference"),
+    *_in_torch("meta-pytorch", "open_meta", "segment_anything", peer=True),
+    Contender("onnx-bound", f"{__name__}.onnx_bound:open_bound", "onnxruntime", devices=("cpu", "cuda")),
+)  # fmt: skip
+
+
+def chosen(against: Iterable[str]) -> list[Contender]:
+    """Return the contenders that words of --against ask for, in the order of asking.
+
+    Words are separated by commas. Each is a name or a group, and may end in a precision: pytorch:fp16.
+    Raises: UsageError for a word that asks for none.
     """
-    if importlib.util.find_spec(library) is None:
-        raise UnavailableError(
-            f"comparing with '{library}' needs its package, which is not installed",
-            fix="'make compare' installs it into an environment of its own.",
-        )  # fmt: skip
-    return importlib.import_module(library)
-
-
-def fill(model: nn.Module, loaded: LoadedDecoder) -> None:
-    """Copy every decoder weight into somebody else's modules, whatever they call it.
-
-    Raises: CheckpointError when the model has one that the checkpoint has not, or leaves one over.
-    """
-    state = model.state_dict()
-    family = loaded.spec.rules
-    found = family.decoder_names(state, "").items()
-    names = {key: name for key, name in found if not name.startswith(family.left_out)}
-    rows = {key: POINT_ROWS if name in TABLES else [name] for key, name in names.items()}
-    missing = [key for key, parts in rows.items() if not set(parts) <= set(loaded.weights)]
-    left = set(loaded.weights) - {part for parts in rows.values() for part in parts}
-    if missing or left:
-        raise CheckpointError("the peer's decoder has other weights", found=", ".join([*missing, *sorted(left)][:4]))
-    with torch.no_grad():
-        for key, parts in rows.items():
-            weights = [loaded.weights[part] for part in parts]
-            state[key].copy_(torch.cat(weights) if len(weights) > 1 else weights[0])
+    found: dict[str, Contender] = {}
+    for word in (part.strip() for words in against for part in words.split(",")):
+        name, _, precision = word.partition(":")
+        asked = [entry for entry in CONTENDERS if name and name in (entry.group, entry.name)]
+        fits = [entry for entry in asked if (precision or PLAIN_PRECISION) in entry.precisions]
+        if not fits:
+            names = ", ".join(entry.name for entry in CONTENDERS)
+            expected = names if not asked else f"{name}:{' or '.join(asked[0].precisions)}"
+            raise UsageError("nobody of that name to measure against", found=repr(word), expected=expected)
+        for entry in fits:
+            one = replace(entry, precision=precision or PLAIN_PRECISION)
+            found.setdefault(one.title, one)
+    return list(found.values())

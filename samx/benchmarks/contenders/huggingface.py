@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from samx.benchmarks.contenders import fill, require_peer
+from samx.benchmarks.contenders import Opened, Setting
+from samx.benchmarks.contenders.meta import fill
+from samx.benchmarks.contenders.pytorch import Tensors, open_module, split_prompts
+from samx.errors import UnavailableError
 from samx.models.checkpoint import LoadedDecoder
-from samx.models.session import Feed
 from samx.models.spec import DecoderSpec
 
 META_NORM_EPS = 1e-5  # SamModel writes 1e-6 by default; Meta's LayerNorm, which the weights were trained with, has this
@@ -26,32 +28,34 @@ SAM2_VISION: dict[str, Any] = {
 }  # fmt: skip
 
 
-class BoxDecoder(torch.nn.Module):
-    """Decode boxes on one image: what is left of a model call when the embedding is given."""
+def open_hugging_face(setting: Setting, compiled: bool = False) -> Opened:
+    """Open the family's model as its users call it: all prompts of a call at once, with the embedding given.
 
-    def __init__(self, model: Any, image: Feed) -> None:
-        super().__init__()
-        self.model = model
-        embedding, *high = (torch.from_numpy(value.copy()) for value in image.values())
-        self.embeddings = [*high, embedding] if high else embedding
-
-    @torch.inference_mode()
-    def forward(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return three masks a box. Shapes: boxes (N, 4), px of the frame -> (N, 3, S, S), (N, 3)."""
-        result = self.model(image_embeddings=self.embeddings, input_boxes=boxes[None], multimask_output=True)
-        return result.pred_masks[0], result.iou_scores[0]
-
-
-def build(loaded: LoadedDecoder, image: Feed) -> BoxDecoder:
-    """Fill the family's model, and give it an image.
-
-    Raises: UnavailableError without transformers.
+    Raises: UnavailableError where it has not the masks that are asked for.
     """
-    transformers: Any = require_peer("transformers")
+    spec = setting.loaded.spec
+    if spec.masks != "multimask":
+        raise UnavailableError("it has other masks", found="multimask", expected=spec.masks)
+    model = build(setting.loaded)
+
+    def call(image: Tensors, coords: Tensor, labels: Tensor, boxes: Tensor) -> Tensors:
+        points = {"input_points": coords[None], "input_labels": labels[None].int()} if coords.shape[1] else {}
+        corners = {"input_boxes": boxes[None]} if boxes.shape[1] else {}
+        embeddings = [*image[1:], image[0]] if len(image) > 1 else image[0]
+        result = model(image_embeddings=embeddings, multimask_output=True, **points, **corners)
+        scores = (result.object_score_logits[0],) if spec.object_score else ()
+        return result.pred_masks[0], result.iou_scores[0], *scores
+
+    return open_module(setting, model, call, ask=split_prompts, compiled=compiled, whole_graph=False)
+
+
+def build(loaded: LoadedDecoder) -> Any:
+    """Fill the family's model."""
+    transformers = importlib.import_module("transformers")
     name, config = MODELS[loaded.spec.family]
     model = getattr(transformers, name)(config(transformers, loaded.spec))
     fill(model, loaded)
-    return BoxDecoder(model.requires_grad_(False).eval(), image)
+    return model.requires_grad_(False).eval()
 
 
 def _sam_config(transformers: Any, spec: DecoderSpec) -> Any:

@@ -1,14 +1,14 @@
-"""Meta's own SAM 1 ONNX decoder, from 'segment-anything' with our weights, and the decoders measured beside it."""
+"""Meta's own SAM 1 decoder, from 'segment-anything' with our weights: as modules, and as its ONNX export."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,25 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samx.artifacts.commit import seal
-from samx.artifacts.manifest import CheckpointEntry, Manifest
-from samx.artifacts.store import Artifact
-from samx.benchmarks.agreement import Parts, one_by_one
-from samx.benchmarks.interleave import Candidate, Effort
-from samx.benchmarks.scenarios import GRID, box_feed
-from samx.errors import UsageError
-from samx.exporters import onnx as onnx_exporter
-from samx.exporters.base import ExportJob, export_decoder
-from samx.exporters.onnx import OnnxOptions
+from samx.benchmarks.contenders import Opened, Setting
+from samx.errors import CheckpointError, PromptError, UnavailableError, UsageError
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
-from samx.models.session import Feed
-from samx.models.shape_range import ShapeRange
-from samx.models.spec import DecoderSpec
-from samx.processing.frames import Frame
-from samx.processing.prompts import point_grid
-from samx.runtimes.base import Runtime
-from samx.runtimes.onnxruntime import open_artifact
+from samx.models.families.base import TABLES
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.spec import LABELS, DecoderSpec
+from samx.runtimes.onnxruntime import open_models
 
 EXTRA, FAMILY = "bench", "sam1"
 OPSET = 17  # the default of Meta's export script
@@ -43,6 +32,8 @@ EXAMPLE_POINTS = 5  # of the trace; any number, it is a dynamic axis
 INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
 OUTPUTS = ("masks", "iou_predictions", "low_res_masks")
 DECODER_INPUTS, DECODER_OUTPUTS = INPUTS[:-1], ("low_res_masks", "iou_predictions")
+MASKS = {"all": slice(0, None), "multimask": slice(1, None), "single": slice(0, 1)}  # of the four that Meta's graph has
+POINT_ROWS = [f"prompt_encoder.point_embeddings.{i}.weight" for i in range(4)]  # one table in Hugging Face's SAM 2
 
 # The package imports these names when it is imported; its decoder uses none of them.
 STUBS: dict[str, tuple[str, ...]] = {
@@ -53,25 +44,66 @@ STUBS: dict[str, tuple[str, ...]] = {
     "torchvision.ops.boxes": ("batched_nms", "box_area"),
 }
 
-MANY, MORE = 16, 64
 
-META_WHOLE = "Meta, as exported"  # resizes the masks to the picture inside the graph
-META = "Meta, decoder only"  # the same graph, cut before the resizing: what ours computes
-ONE_GRAPH = "samx, one graph"
-IMAGE_KEPT = "samx, image part kept"
-MASK_INPUT = "samx, with mask input"  # as Meta's graph, which always has one
-META_MANY = f"Meta, {MANY} calls, N=1"
-META_POOL = f"Meta, {MANY} calls, a thread each"  # a user's own way to what samx's runtime does with a batch
-ONE_GRAPH_MANY = f"samx, one graph, N={MANY}"
-RUNTIME_MANY = f"samx, image part kept, N={MANY}"
-RUNTIME_MORE = f"samx, image part kept, N={MORE}"
-META_GRID = f"Meta, {GRID**2} calls"
-RUNTIME_GRID = f"samx, image part kept, N={GRID**2}"
+def open_meta(setting: Setting, pooled: bool = False) -> Opened:
+    """Open Meta's ONNX export, cut before its resizing; with `pooled`, prompts of a call have a thread each."""
+    with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as folder:
+        model = export_meta(setting.loaded, Path(folder))[1].read_bytes()
+    return open_graph(setting, model, "all", pooled=pooled)
 
-# How many times faster than Meta's decoder (same weights, same machine, same threads) samx claims to be.
-CLAIMS = {ONE_GRAPH: 1.8, IMAGE_KEPT: 2.5, ONE_GRAPH_MANY: 2.1, RUNTIME_MANY: 2.8, RUNTIME_MORE: 2.8}
-Call = Callable[[Feed], Parts]
-GRID_EFFORT = Effort(0, least=3, wanted=3, warm_up_s=0, warm_up_calls=1)  # a call takes up to a minute
+
+def open_graph(setting: Setting, model: bytes, masks: Any, *, pads: bool = False, pooled: bool = False) -> Opened:
+    """Open somebody's ONNX decoder of one prompt a call, with samx's own session options.
+
+    Raises: UnavailableError where it has not the masks that are asked for.
+    """
+    spec = setting.loaded.spec
+    if masks not in ("all", spec.masks):
+        raise UnavailableError("it has other masks", found=masks, expected=spec.masks)
+    theirs = replace(spec, masks=masks, mask_input=True, object_score=spec.object_score and masks == "all")
+    how: dict[str, Any] = {"options": {"split": True}} if pooled else {"options": {}, "chunk": 1}
+    inner = open_models({"decoder": model}, theirs, threads=setting.threads, **how)
+    return Opened(OnePrompt(replace(spec, object_score=theirs.object_score), inner, pads), len(model))
+
+
+class OnePrompt:
+    """Decode with a graph that takes one prompt a call, and always a mask prompt; its runtime cuts larger calls."""
+
+    def __init__(self, spec: DecoderSpec, inner: Any, pads: bool) -> None:
+        self.spec, self._inner, self._pads = spec, inner, pads
+        self._cut = MASKS[spec.masks] if inner.spec.masks == "all" else slice(None)
+
+    def set_image(self, image: Feed) -> None:
+        """Take one image's features."""
+        self._inner.set_image(image)
+
+    def decode(self, prompts: Feed) -> Outputs:
+        """Decode prompts; the masks that were not asked for are cut off."""
+        given = unpadded(prompts) if self._pads else prompts
+        outputs = self._inner.decode({**_no_masks(self.spec, len(prompts["point_labels"])), **given})
+        return {name: value[:, self._cut] for name, value in outputs.items()}
+
+    def placement(self) -> Placement:
+        """Count the graph nodes that each execution provider took."""
+        found: Placement = self._inner.placement()
+        return found
+
+
+def _no_masks(spec: DecoderSpec, prompts: int) -> Feed:
+    size = (prompts, 1, spec.mask_size, spec.mask_size)
+    return {"mask_input": np.zeros(size, np.float32), "has_mask_input": np.zeros(prompts, np.float32)}
+
+
+def unpadded(prompts: Feed) -> Feed:
+    """Take the padding token off prompts, for code that adds its own.
+
+    Raises: PromptError for prompts of nothing else, or of different kinds.
+    """
+    coords, labels = prompts["point_coords"], prompts["point_labels"]
+    kept = labels[0] != LABELS["padding"]
+    if not kept.any() or (labels != labels[:1]).any():
+        raise PromptError("it takes prompts of one kind, with a point or a box each")
+    return {**prompts, "point_coords": coords[:, kept], "point_labels": labels[:, kept]}
 
 
 def export_meta(loaded: LoadedDecoder, directory: Path) -> tuple[Path, Path]:
@@ -177,152 +209,21 @@ def _examples(spec: DecoderSpec) -> tuple[Tensor, ...]:
     return tuple(named[name] for name in INPUTS)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Candidates that take turns, and the one that the others are compared with."""
+def fill(model: nn.Module, loaded: LoadedDecoder) -> None:
+    """Copy every decoder weight into somebody else's modules, whatever they call it.
 
-    title: str
-    baseline: str
-    candidates: tuple[Candidate, ...]
-    effort: Effort | None = None  # None: as long as was asked for
-
-
-@dataclass(frozen=True)
-class Sessions:
-    """Every decoder, opened with the same session options: graphs by name, and samx's runtime."""
-
-    spec: DecoderSpec
-    threads: int
-    graphs: Mapping[str, Any]
-    runtime: Runtime
-
-
-def export_samx(loaded: LoadedDecoder, opset: int, directory: Path) -> dict[str, Artifact]:
-    """Export a graph for clicks, one for batches, one in two parts, one with mask prompts; all with four masks."""
-    many = ShapeRange.parse(str(MANY), "prompts")
-    ways: dict[str, dict[str, Any]] = {"whole": {}, "batch": {"prompts": many}, "split": {"split": True}}
-    found = {name: _artifact(loaded, directory / name, opset=opset, **options) for name, options in ways.items()}
-    return {**found, "mask_input": _artifact(loaded, directory / "mask_input", mask_input=True, opset=opset)}
-
-
-def _artifact(loaded: LoadedDecoder, directory: Path, *, mask_input: bool = False, **options: Any) -> Artifact:
-    directory.mkdir(parents=True)
-    spec = replace(loaded.spec, masks="all", mask_input=mask_input)
-    exported = export_decoder(onnx_exporter, ExportJob(loaded, spec, OnnxOptions(**options)), directory)
-    checkpoint = CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes)
-    manifest = Manifest("onnx", "fp32", spec, checkpoint, exported.options, exported.tools)
-    seal(directory, manifest, exported.files)
-    return Artifact.open(directory)
-
-
-def open_sessions(meta: tuple[Path, Path], exports: Mapping[str, Artifact], threads: int) -> Sessions:
-    """Load every graph in ONNX Runtime on the CPU."""
-    whole, decoder = (path.read_bytes() for path in meta)
-    roles = {"whole": "decoder", "batch": "decoder", "mask_input": "decoder"}
-    models = {name: _read(exports[name], role) for name, role in roles.items()}
-    models |= {role: _read(exports["split"], role) for role in ("image", "prompt")}
-    models |= {"meta_whole": whole, "meta": decoder}
-    graphs = {name: open_session(model, threads) for name, model in models.items()}
-    graphs["meta_alone"] = open_session(decoder, 1)  # with a single thread
-    runtime = open_artifact(exports["split"], threads=threads)
-    return Sessions(exports["whole"].manifest.spec, threads, graphs, runtime)
-
-
-def _read(artifact: Artifact, role: str) -> bytes:
-    return artifact.read(artifact.file_with_role(role))
-
-
-def open_session(model: bytes, threads: int) -> Any:
-    """Load a graph on the CPU, with threads that rest between calls."""
-    ort = require("onnxruntime", "onnxruntime", "measuring ONNX files")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    # Else a session's idle threads spin on into the next candidate's time.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def groups(sessions: Sessions, image: Feed, grid: bool = False) -> list[Group]:
-    """Bind the decoders to one image; with `grid`, to everything mode too. Shapes: image DecoderSpec.image_inputs."""
-    spec, graphs, meta = sessions.spec, sessions.graphs, meta_call(sessions, image)
-    sessions.runtime.set_image(image)
-    unmasked = {**image, **no_mask_feed(spec)}
-    original_size = {"orig_im_size": np.full(2, spec.image_size, np.float32)}
-    kept = _named(graphs["image"])(image)
-    one = {
-        META_WHOLE: _call(graphs["meta_whole"], {**unmasked, **original_size}),
-        META: meta,
-        ONE_GRAPH: _call(graphs["whole"], image),
-        IMAGE_KEPT: _call(graphs["prompt"], kept),
-        MASK_INPUT: _call(graphs["mask_input"], unmasked),
-    }
-    through = _parts(sessions.runtime.decode)
-    many = {
-        META_MANY: _one_at_a_time(meta),
-        META_POOL: _side_by_side(_call(graphs["meta_alone"], unmasked), sessions.threads),
-        ONE_GRAPH_MANY: _call(graphs["batch"], image),
-        RUNTIME_MANY: through,
-    }
-    more = _candidates(spec, MORE, {RUNTIME_MORE: through})
-    found = [
-        Group("one prompt", META, _candidates(spec, 1, one)),
-        Group("many prompts", META_MANY, (*_candidates(spec, MANY, many), *more)),
-    ]
-    if grid:
-        frame = Frame.of(spec, spec.image_size, spec.image_size)
-        points = point_grid(GRID, frame).feed(spec, frame)
-        calls = {META_GRID: _one_at_a_time(meta), RUNTIME_GRID: through}
-        bound = tuple(Candidate(name, GRID**2, call, lambda _: points) for name, call in calls.items())
-        found.append(Group("everything mode's grid", META_GRID, bound, GRID_EFFORT))
-    return found
-
-
-def _candidates(spec: DecoderSpec, prompts: int, calls: Mapping[str, Call]) -> tuple[Candidate, ...]:
-    def boxes(number: int) -> Feed:
-        return box_feed(spec, number, prompts)
-
-    return tuple(Candidate(name, prompts, call, boxes) for name, call in calls.items())
-
-
-def _one_at_a_time(call: Call) -> Call:
-    return lambda prompts: [part for row in one_by_one(prompts) for part in call(row)]
-
-
-def _side_by_side(call: Call, threads: int) -> Call:
-    def pooled(prompts: Feed) -> Parts:
-        with ThreadPoolExecutor(threads) as pool:
-            return [part for parts in pool.map(call, one_by_one(prompts)) for part in parts]
-
-    return pooled
-
-
-def meta_call(sessions: Sessions, image: Feed) -> Call:
-    """Return Meta's decoder on one image: what everything is compared with."""
-    return _call(sessions.graphs["meta"], {**image, **no_mask_feed(sessions.spec)})
-
-
-def no_mask_feed(spec: DecoderSpec) -> Feed:
-    """Return the graph's own inputs that say that there is no mask prompt."""
-    size = spec.mask_size
-    return {"mask_input": np.zeros((1, 1, size, size), np.float32), "has_mask_input": np.zeros(1, np.float32)}
-
-
-def _call(session: Any, fixed: Feed) -> Call:
-    """Run one graph with what stays and what changes."""
-    run = _named(session)
-    return _parts(lambda prompts: run({**fixed, **prompts}))
-
-
-def _named(session: Any) -> Callable[[Feed], Feed]:
-    """Run one graph; every output is computed, as its users get it."""
-    names = [tensor.name for tensor in session.get_outputs()]
-    return lambda feed: dict(zip(names, session.run(None, feed), strict=True))
-
-
-def _parts(run: Callable[[Feed], Feed]) -> Call:
-    def call(prompts: Feed) -> Parts:
-        outputs = run(prompts)
-        return [[outputs[name] for name in DECODER_OUTPUTS]]
-
-    return call
+    Raises: CheckpointError when the model has one that the checkpoint has not, or leaves one over.
+    """
+    state = model.state_dict()
+    family = loaded.spec.rules
+    found = family.decoder_names(state, "").items()
+    names = {key: name for key, name in found if not name.startswith(family.left_out)}
+    rows = {key: POINT_ROWS if name in TABLES else [name] for key, name in names.items()}
+    missing = [key for key, parts in rows.items() if not set(parts) <= set(loaded.weights)]
+    left = set(loaded.weights) - {part for parts in rows.values() for part in parts}
+    if missing or left:
+        raise CheckpointError("the peer's decoder has other weights", found=", ".join([*missing, *sorted(left)][:4]))
+    with torch.no_grad():
+        for key, parts in rows.items():
+            weights = [loaded.weights[part] for part in parts]
+            state[key].copy_(torch.cat(weights) if len(weights) > 1 else weights[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samx.benchmarks.contenders import fill, require_peer
-from samx.benchmarks.contenders.meta import build_sam, decoder_parts, stub_modules, torchvision_stubs
+from samx.benchmarks.contenders import Opened, Setting
+from samx.benchmarks.contenders.meta import (
+    DECODER_INPUTS,
+    DECODER_OUTPUTS,
+    build_sam,
+    decoder_parts,
+    fill,
+    open_graph,
+    stub_modules,
+    torchvision_stubs,
+)
+from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.spec import DecoderSpec
 
@@ -39,10 +50,41 @@ SAM21 = dict.fromkeys(  # as its configurations have it
 )  # fmt: skip
 
 
+def open_samexporter(setting: Setting) -> Opened:
+    """Open its decoder: of SAM 1 cut before its resizing, of SAM 2 as it is; that fails for more than one prompt."""
+    onnx = require("onnx", "export", "reading samexporter's files")
+    loaded = setting.loaded
+    with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as folder:
+        path, cut = Path(folder, "whole.onnx"), Path(folder, "cut.onnx")
+        if loaded.spec.family == "sam2":
+            export_sam2(loaded, path)
+            model = onnx.load(path)
+            _rename(model.graph, _names(loaded.spec))
+            return open_graph(setting, model.SerializeToString(), "multimask", pads=True)
+        export_sam1(loaded, path)
+        onnx.utils.extract_model(str(path), str(cut), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
+        return open_graph(setting, cut.read_bytes(), "all")
+
+
+def _names(spec: DecoderSpec) -> dict[str, str]:
+    """Return our names of the SAM 2 graph's inputs and outputs."""
+    ours = [*(tensor.name for tensor in spec.image_inputs), *DECODER_INPUTS[1:]]
+    return dict(zip((*SAM2_INPUTS, *SAM2_OUTPUTS), (*ours, *DECODER_OUTPUTS), strict=True))
+
+
+def _rename(graph: Any, names: dict[str, str]) -> None:
+    """Rename what goes in and out of an ONNX graph."""
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+
+
 def export_sam1(loaded: LoadedDecoder, path: Path) -> None:
     """Let its own function write the SAM 1 decoder.
 
-    Raises: UnavailableError without the package.
+    Raises: ImportError without the package.
     """
     script = _script("export_decoder")
     script.sam_model_registry = {"sam1": lambda checkpoint: build_sam(loaded)}
@@ -67,10 +109,9 @@ def export_sam2(loaded: LoadedDecoder, path: Path) -> None:
 def build_sam2(loaded: LoadedDecoder) -> Any:
     """Put the weights into the decoder of Meta's package 'sam2'; return what its exporters read of a whole model.
 
-    Raises: UnavailableError without the package.
+    Raises: ImportError without the package.
     """
     with torchvision_stubs():
-        require_peer("sam2")
         modules = [importlib.import_module(f"sam2.modeling.sam.{name}") for name in ("prompt_encoder", "mask_decoder")]
         modules.append(importlib.import_module("sam2.modeling.sam.transformer"))
     classes = SimpleNamespace(**{name: found for module in modules for name, found in vars(module).items()})
@@ -94,7 +135,6 @@ def _examples(spec: DecoderSpec) -> tuple[Tensor, ...]:
 
 def _script(name: str) -> Any:
     with torchvision_stubs(), stub_modules(NOT_NEEDED):
-        require_peer("samexporter")
         return importlib.import_module(f"samexporter.{name}")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from samx.benchmarks.bench_table import markdown_table
 from samx.benchmarks.report.baseline import RULE, BaselineComparison, Change
-from samx.benchmarks.report.headline import headline, title
 from samx.benchmarks.report.runs import Entry, Run, all_entries, percent, plain, short, spaced, times
+from samx.benchmarks.report.tables import headline, title
 from samx.benchmarks.results import Result
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&@])")

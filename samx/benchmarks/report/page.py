@@ -8,12 +8,12 @@ from typing import Any
 
 import samx
 from samx.artifacts.manifest import utc_now
-from samx.benchmarks.report import details, runs
+from samx.benchmarks.report import runs, tables
+from samx.benchmarks.report.bars import spark
 from samx.benchmarks.report.baseline import RULE, BaselineComparison
-from samx.benchmarks.report.charts.bars import spark
-from samx.benchmarks.report.charts.svg import EXTRA, SERIES
-from samx.benchmarks.report.headline import headline, title, unknown_limits
 from samx.benchmarks.report.pictures import pictures
+from samx.benchmarks.report.svg import EXTRA, SERIES
+from samx.benchmarks.report.tables import headline, title, unknown_limits
 from samx.benchmarks.summary import counted
 from samx.extras import require
 
@@ -55,7 +55,8 @@ def _content(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -
         "comparison": comparison,
         "rule": RULE,
         "why": runs.WHY_NO_PERCENTILE,
-        "details": details,
+        "details": tables,
+        "contains": f"A figure contains the {' or '.join(sorted({run.report.contains for run in shown}))} only.",
         "unknown": unknown_limits(shown),
         "pictures": pictures(shown, () if comparison is None else comparison.changes),
     }

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from samx.benchmarks.report.bars import Bar, Mark, bars, intervals, roof
 from samx.benchmarks.report.baseline import DOUBTFUL, FASTER, MARGIN, REGRESSED, SAME, UNCLEAR, Change
-from samx.benchmarks.report.charts.bars import Bar, Mark, bars, intervals, roof
-from samx.benchmarks.report.charts.distributions import distributions
-from samx.benchmarks.report.charts.svg import SERIES
-from samx.benchmarks.report.details import energies
-from samx.benchmarks.report.headline import limits
+from samx.benchmarks.report.distributions import distributions
 from samx.benchmarks.report.runs import (
     MIB,
     Run,
@@ -23,7 +20,9 @@ from samx.benchmarks.report.runs import (
     times,
     where_of,
 )
-from samx.benchmarks.results import Comparison
+from samx.benchmarks.report.svg import SERIES
+from samx.benchmarks.report.tables import energies, limits
+from samx.benchmarks.results import Comparison, Roofline
 from samx.benchmarks.scenarios import BY_NAME
 from samx.benchmarks.summary import counted
 
@@ -55,7 +54,7 @@ def pictures(runs: Sequence[Run], changes: Sequence[Change]) -> dict[str, list[P
         "changes": _changes(changes),
         "phases": [*_phases(runs), *_memory(runs)],
         "energy": _energy(runs, colours),
-        "roofs": [picture for run in runs for picture in _roof(run, colours)],
+        "roofs": [picture for run in runs for line in run.report.rooflines for picture in _roof(run, line, colours)],
     }
 
 
@@ -148,15 +147,15 @@ def _energy(runs: Sequence[Run], colours: dict[str, str]) -> list[Picture]:
     return found
 
 
-def _roof(run: Run, colours: dict[str, str]) -> list[Picture]:
+def _roof(run: Run, line: Roofline, colours: dict[str, str]) -> list[Picture]:
     """Draw how near each artifact came to what its machine reaches."""
-    line, needs = run.report.roofline, limits(run)
-    if line is None or not needs:
+    needs = limits(run, line)
+    if not needs:
         return []
     calls = [Mark(str(i), (limit.adds_per_byte, limit.adds_per_s), colours[limit.entry.precision],
                   f"{i} {limit.words}") for i, limit in enumerate(needs, 1)]  # fmt: skip
     threads = "" if line.threads is None else f", {counted(line.threads, 'thread')}"
-    caption = "float32 multiply-adds a second, over multiply-adds for each byte that a call needs"
+    caption = f"{line.precision} multiply-adds a second, over multiply-adds for each byte that a call needs"
     svg = roof(f"{run.key}, {caption}.", line.multiply_adds_per_s["value"], line.bytes_per_s["value"], calls)
     legend = tuple((call.colour, call.words) for call in calls)
     return [Picture(f"{run.key} \u00b7 {plain(run.device)}{threads}", caption, svg, legend=legend)]

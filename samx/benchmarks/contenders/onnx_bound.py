@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samx.benchmarks.contenders.pytorch import Outputs, Prompts, Setting, Way, Work
+from samx.benchmarks.contenders import Opened, Setting
+from samx.benchmarks.contenders.pytorch import Tensors, TorchSession, exact_arithmetic, in_order
 from samx.errors import UnavailableError
 from samx.exporters import onnx as exporter
 from samx.exporters.base import ExportJob, export_decoder
 from samx.exporters.onnx import OnnxOptions
 from samx.extras import require
 from samx.models.shape_range import ShapeRange
+from samx.models.spec import DecoderSpec
 from samx.runtimes.onnxruntime import PROVIDERS
 
 PROMPTS = ShapeRange(1, 64, 1024)  # a call's; any number works
@@ -31,24 +33,27 @@ ARITHMETIC = frozenset(
 )  # fmt: skip
 
 
-def onnx_runtime(setting: Setting) -> Way:
+def open_bound(setting: Setting) -> Opened:
     """Export image and prompt graph in float32, and run them on the setting's device.
 
     Raises: MissingExtraError without the export's libraries; UnavailableError where ONNX Runtime does not use it.
     """
     simplify = importlib.util.find_spec("onnxsim") is not None
     options = OnnxOptions(split=True, simplify=simplify, prompts=PROMPTS)
-    device = setting.device.type
+    device, spec = exact_arithmetic(setting), setting.loaded.spec
     with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as folder:
-        exported = export_decoder(exporter, ExportJob(setting.loaded, setting.loaded.spec, options), Path(folder))
-        image, prompt = (
-            open_session(Path(folder, f"{role}.onnx").read_bytes(), device) for role in ("image", "prompt")
-        )
+        exported = export_decoder(exporter, ExportJob(setting.loaded, spec, options), Path(folder))
+        models = [Path(folder, f"{role}.onnx").read_bytes() for role in ("image", "prompt")]
+    image, prompt = (open_session(model, device.type) for model in models)
     names = [output.name for output in image.get_outputs()]
-    values = image.run(None, {name: tensor.cpu().numpy() for name, tensor in setting.image.items()})
-    state = {name: torch.tensor(value, device=setting.device) for name, value in zip(names, values, strict=True)}
-    name = f"samx ONNX, {PROVIDERS[device]}{'' if simplify else ', not simplified'}"
-    return Way(name, Bound(prompt, state, setting), Work(exported.options["form"], keeps_image=True))
+
+    def bind(tensors: Tensors) -> Bound:
+        given = {tensor.name: value.cpu().numpy() for tensor, value in zip(spec.image_inputs, tensors, strict=True)}
+        values = zip(names, image.run(None, given), strict=True)
+        return Bound(prompt, {name: torch.tensor(value, device=device) for name, value in values}, spec, device)
+
+    session = TorchSession(spec, device, bind, {device.type: arithmetic(prompt)}, in_order(spec))
+    return Opened(session, sum(map(len, models)), exported.options["form"], keeps_image=True)
 
 
 def open_session(model: bytes, device: str) -> Any:
@@ -84,20 +89,25 @@ def refuse_fallback(session: Any, provider: str) -> None:
         raise UnavailableError(f"{provider} did not take all of the graph", found=", ".join(left))
 
 
+def arithmetic(session: Any) -> int:
+    """Count a graph's operations that compute, all of which its provider took."""
+    parts = session.get_provider_graph_assignment_info()
+    return sum(node.op_type in ARITHMETIC for part in parts for node in part.get_nodes())
+
+
 class Bound:
     """A prompt graph whose inputs and outputs are PyTorch's tensors, bound when prompts come in a new shape.
 
     The next call overwrites the outputs.
     """
 
-    def __init__(self, session: Any, state: Mapping[str, Tensor], setting: Setting) -> None:
-        self._session, self._state = session, state
-        self._spec, self._device = setting.loaded.spec, setting.device
-        self._given: Prompts = ()
-        self._outputs: Outputs = ()
+    def __init__(self, session: Any, state: Mapping[str, Tensor], spec: DecoderSpec, device: torch.device) -> None:
+        self._session, self._state, self._spec, self._device = session, state, spec, device
+        self._given: Tensors = ()
+        self._outputs: Tensors = ()
         self._binding: Any = None
 
-    def __call__(self, prompts: Prompts) -> Outputs:
+    def __call__(self, *prompts: Tensor) -> Tensors:
         """Copy the prompts in, and run."""
         if [x.shape for x in self._given] != [x.shape for x in prompts]:
             self._bind(prompts)
@@ -108,7 +118,7 @@ class Bound:
         self._session.run_with_iobinding(self._binding)
         return self._outputs
 
-    def _bind(self, prompts: Prompts) -> None:
+    def _bind(self, prompts: Tensors) -> None:
         self._given = tuple(tensor.clone() for tensor in prompts)
         sizes = {"prompts": len(prompts[0])}
         shapes = [[sizes[d] if isinstance(d, str) else d for d in output.shape] for output in self._spec.outputs]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samx.benchmarks.report.charts.svg import COLOURS, EXTRA, PURPOSE, Floats, dots, draw_rows, limits, time_axis
 from samx.benchmarks.report.runs import elide, short
+from samx.benchmarks.report.svg import COLOURS, EXTRA, PURPOSE, Floats, dots, draw_rows, limits, time_axis
 from samx.benchmarks.results import Result
 from samx.benchmarks.summary import counted
 from samx.extras import require

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samx.benchmarks.report.charts.svg import COLOURS, EXTRA, PURPOSE, WIDE, WIDTH, dots, draw, draw_rows, label_axis
 from samx.benchmarks.report.runs import elide, short
+from samx.benchmarks.report.svg import COLOURS, EXTRA, PURPOSE, WIDE, WIDTH, dots, draw, draw_rows, label_axis
 from samx.extras import require
 
 if TYPE_CHECKING:

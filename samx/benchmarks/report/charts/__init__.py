@@ -1,1 +1,0 @@
-"""Charts as inline SVG that takes its colours and its font from the page."""
