@@ -73,7 +73,7 @@ HEAVY_MODULES = (
     "samx.models.fixed",
     "samx.models.reference",
     "samx.models.weight_files",
-    "samx.demo.encoder",
+    "samx.demo.model",
     "samx.demo.model",
     "samx.demo.sampling",
     "samx.exporters.coreml.convert",
