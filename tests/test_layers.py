@@ -79,7 +79,7 @@ HEAVY_MODULES = (
     "samx.exporters.coreml.convert",
     "samx.exporters.coreml.weights",
     "samx.models.graph",
-    "samx.quantization.coreml_groups",
+    "samx.quantization.coreml_rewrite",
     "samx.quantization.coreml_rewrite",
     "samx.quantization.groups",
     "samx.quantization.held_out",

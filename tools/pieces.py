@@ -43,7 +43,8 @@ def cut(file: Path, folder: Path, piece_bytes: int) -> None:
     if not file.is_file():
         raise UsageError(f"'{file}' is no file", fix="Name the one to cut.")
     _check_free(folder)
-    pieces, whole = [], hashlib.sha256()
+    pieces: list[dict[str, Any]] = []
+    whole = hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as hidden, file.open("rb") as source:
         staged = Path(hidden, folder.name)
         staged.mkdir()

@@ -15,6 +15,7 @@ from samx.artifacts.store import Artifact
 from samx.errors import UsageError
 from samx.models.session import Session
 from samx.progress import Progress
+from samx.quantization.search import Budget, QuantisationJob, Quantised, check_groups
 from samx.registry import GRAPH_DEVICE, Backend, load
 
 if TYPE_CHECKING:
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
     from samx.quantization.calibration import CalibrationSet
     from samx.quantization.held_out import HeldOut
     from samx.quantization.report import Int8Report
-    from samx.quantization.search import Budget, Quantised
 
 HELD_OUT = ("int8", "bf16")  # judged on prompts that a calibration set holds out
-NOTEBOOK_SUFFIX = ".int8-search.json"
+CACHE_SUFFIX = ".int8-search.json"
 REPORT_FILE, REPORT_ROLE = "int8_report.json", "int8_report"
 LEAST_IOU = 0.98  # the gate's; --min-iou may ask for more
 P05_SHARE = 2.5  # the 5th percentile may lose so many times what the mean may: 0.95 beside 0.98
@@ -49,7 +49,7 @@ class Int8:
     calibration: CalibrationSet
     budget: Budget
     excluded: tuple[str, ...]  # groups that the user leaves in floating point
-    notebook: Path  # in which the search remembers what it judged, until the export is done
+    cache_file: Path  # in which the search remembers what it judged, until the export is done
     progress: Progress
     quantised: Quantised | None = None
     held: HeldOut | None = None
@@ -61,19 +61,17 @@ class Int8:
     ) -> Int8:  # fmt: skip
         """Take the calibration set that was given, or roll one out over demo scenes."""
         found = given or _roll_out(job.loaded, checkpoint, progress)
-        notebook = out.with_name(out.name + NOTEBOOK_SUFFIX)
-        return cls(backend, job, checkpoint, found, _budget(min_iou), excluded, notebook, progress)
+        cache_file = out.with_name(out.name + CACHE_SUFFIX)
+        return cls(backend, job, checkpoint, found, _budget(min_iou), excluded, cache_file, progress)
 
     def quantise(self, exported: Exported, directory: Path) -> Exported:
         """Quantise an export in floating point as much as the budget allows.
 
         Raises: ParityError when it allows nothing.
         """
-        from samx.quantization.search import QuantisationJob
-
         assert self.backend.quantiser is not None
         job = QuantisationJob(
-            self.job, exported, directory, self.calibration, self.budget, self.excluded, self.notebook, self.progress
+            self.job, exported, directory, self.calibration, self.budget, self.excluded, self.cache_file, self.progress
         )
         self.quantised = load(self.backend.quantiser)(job)
         done = self.quantised.exported
@@ -110,7 +108,7 @@ class Int8:
         verdict = judge(session, self._reference(), self.held, self.budget, made.subject)
         report = Int8Report(self.calibration.summary(), self.budget, self.quantised, verdict, (), None)
         report.enforce()
-        self.notebook.unlink(missing_ok=True)
+        self.cache_file.unlink(missing_ok=True)
         report = self._timed(report, artifact)
         report.save(made.directory / REPORT_FILE)
         made.add({REPORT_FILE: REPORT_ROLE}, notes=report.sentences())
@@ -192,20 +190,11 @@ def check_options(
             fix="Calibrate on them: samx calibrate CHECKPOINT --embeddings DIR -o set.npz",
         )  # fmt: skip
     _budget(min_iou)
-    _check_excluded(entry, exclude)
-
-
-def _check_excluded(entry: Backend, groups: Sequence[str]) -> None:
-    """Refuse a group that the target's graphs never have, before minutes of work."""
-    known: Any = load(entry.groups) if entry.groups and groups else ()
-    unknown = [group for group in groups if group not in known]
-    if unknown:
-        raise UsageError("unknown group of products", found=", ".join(unknown), expected=" or ".join(known))
+    if exclude and entry.groups:
+        check_groups(exclude, load(entry.groups))  # before minutes of work
 
 
 def _budget(min_iou: float | None) -> Budget:
-    from samx.quantization.search import Budget
-
     mean = LEAST_IOU if min_iou is None else min_iou
     if not LEAST_IOU <= mean < 1:
         raise UsageError("this mean mask IoU cannot be asked for", found=f"--min-iou {mean:g}",

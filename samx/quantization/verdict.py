@@ -1,21 +1,17 @@
-"""What masks come to: a plan's on calibration prompts; an INT8 export's on held-out prompts, which is the verdict.
-
-Held-out prompts are compared with PyTorch, and with what is known to be right.
-"""
+"""What an INT8 export's masks come to on held-out prompts: beside PyTorch's, and beside what is known to be right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samx.artifacts.strict_json import Document
-from samx.models.session import Feed, Outputs, Session
-from samx.quantization.search import Budget, Judged
+from samx.models.session import Outputs, Session
+from samx.quantization.search import Budget
 from samx.validators.bounds import Bounds, bounds_for
-from samx.validators.cases import Case
 from samx.validators.gate import run_gate
 from samx.validators.metrics import BoolArray, mask_iou
 from samx.validators.report import ParityReport
@@ -112,20 +108,3 @@ def _accuracy(suite: ParitySuite, chosen: Sequence[BoolArray], truth: Sequence[B
 
 def _right(masks: BoolArray, target: BoolArray) -> float:
     return float(mask_iou(masks, target.reshape(len(target), -1)).mean())
-
-
-def masks(session: Session, images: Sequence[Feed], cases: Sequence[Case]) -> Iterator[BoolArray]:
-    """Decode cases, image by image. Shapes: -> (N, M, H*W) each, in the order of their images."""
-    held: int | None = None
-    for case in sorted(cases, key=lambda case: case.image):
-        if case.image != held:
-            session.set_image(images[case.image])
-            held = case.image
-        logits = session.decode(case.prompts)["low_res_masks"]
-        yield (logits > session.spec.mask_threshold).reshape(*logits.shape[:2], -1)
-
-
-def judged(found: Iterator[BoolArray], expected: Sequence[BoolArray], size: int) -> Judged:
-    """Sum up how masks agree with the expected ones, in files of so many bytes."""
-    pairs = zip(found, expected, strict=True)
-    return Judged.of([float(iou) for a, b in pairs for iou in mask_iou(a, b).ravel()], size)

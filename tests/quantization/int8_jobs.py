@@ -129,10 +129,10 @@ def prompts(spec: DecoderSpec, seed: int) -> tuple[Feed, Feed]:
 def counted(judge: Callable[..., Any], asked: list[Any], stop_at: int | None = None) -> Callable[..., Any]:
     """Remember which plans are judged, and break off at one."""
 
-    def counting(desk: Any, plan: Any) -> Any:
+    def counting(trial: Any, plan: Any) -> Any:
         if len(asked) == stop_at:
             raise KeyboardInterrupt
         asked.append(plan)
-        return judge(desk, plan)
+        return judge(trial, plan)
 
     return counting
