@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from samx.commands.calibrate import CalibrateResult
     from samx.commands.export import ExportResult
     from samx.commands.segment import Segmentation
-    from samx.quantization.report import Int8Report
+    from samx.quantization.verdict import Int8Report
     from samx.validators.report import ParityReport
 
 Draw = Callable[[], None]

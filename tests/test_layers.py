@@ -82,7 +82,6 @@ HEAVY_MODULES = (
     "samx.quantization.coreml_rewrite",
     "samx.quantization.coreml_rewrite",
     "samx.quantization.groups",
-    "samx.quantization.held_out",
     "samx.quantization.onnx_qdq",
     "samx.quantization.rollout",
     "samx.quantization.sources",

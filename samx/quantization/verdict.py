@@ -1,16 +1,23 @@
-"""What an INT8 export's masks come to on held-out prompts: beside PyTorch's, and beside what is known to be right."""
+"""What an INT8 export's masks come to on held-out prompts: beside PyTorch's, and beside what is known to be right.
+
+Int8Report is everything that is known about an INT8 export, as one JSON file of the artifact.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samx.artifacts.strict_json import Document
+from samx.artifacts.commit import write_file
+from samx.artifacts.strict_json import Document, plain
+from samx.errors import ParityError
 from samx.models.session import Outputs, Session
-from samx.quantization.search import Budget
+from samx.quantization.search import Budget, Quantised, Row, worst
 from samx.validators.bounds import Bounds, bounds_for
 from samx.validators.gate import run_gate
 from samx.validators.metrics import BoolArray, mask_iou
@@ -18,7 +25,7 @@ from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
-    from samx.quantization.held_out import HeldOut
+    from samx.quantization.rollout import HeldOut
 
 MOST_ACCURACY_LOST = 0.01  # of mean IoU with what is known to be right
 NO_TRUTH = "these images come without regions that are known to be right"
@@ -70,7 +77,7 @@ class Verdict(Document):
         return found
 
 
-def judge(session: Session, reference: Session, held: HeldOut, budget: Budget, subject: str) -> Verdict:
+def verdict(session: Session, reference: Session, held: HeldOut, budget: Budget, subject: str) -> Verdict:
     """Ask an INT8 session every held-out prompt, once, for both comparisons."""
     suite = ParitySuite.build(reference, held.images, held.cases, held.source)
     chosen: list[BoolArray] = []
@@ -108,3 +115,76 @@ def _accuracy(suite: ParitySuite, chosen: Sequence[BoolArray], truth: Sequence[B
 
 def _right(masks: BoolArray, target: BoolArray) -> float:
     return float(mask_iou(masks, target.reshape(len(target), -1)).mean())
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """Record the search's table, the verdict on held-out prompts, and what INT8 gains here."""
+
+    calibration: Mapping[str, Any]
+    budget: Budget
+    quantised: Quantised
+    verdict: Verdict
+    speed: tuple[Mapping[str, Any], ...] = ()  # measured here; empty with a reason
+    no_speed: str | None = None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """List what each group costs alone."""
+        return self.quantised.found.rows
+
+    def enforce(self) -> None:
+        """Refuse an export that is not good enough.
+
+        Raises: ParityError naming the worst group and what to exclude.
+        """
+        failures = self.verdict.failures()
+        if failures:
+            raise ParityError(
+                "INT8 is not good enough on held-out prompts", found="; ".join(failures[:2]),
+                fix=remedy(self.quantised, self.budget), report=self.verdict.parity,
+            )  # fmt: skip
+
+    def sentences(self) -> list[str]:
+        """Return what people should know."""
+        found, metrics = self.quantised.found, self.verdict.parity.metrics
+        return [
+            f"INT8: mean mask IoU {metrics['mask_iou_mean']:.4f}, 5th percentile {metrics['mask_iou_p05']:.4f} on "
+            f"{len(self.verdict.parity.cases)} held-out prompts ({self.verdict.parity.suite['image_source']})",
+            f"Size: {found.judged.bytes / found.float_bytes:.0%} of the float32 graph; "
+            f"integers for {', '.join(found.plan.integer) or 'nothing'}; "
+            f"8-bit weights for {', '.join(found.plan.stored) or 'nothing'}",
+            self.verdict.accuracy.sentence(),
+            *(str(measured["sentence"]) for measured in self.speed),
+            *([self.no_speed] if self.no_speed else []),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        body = {
+            "format": "samx-int8-report",
+            "schema_version": 1,
+            "calibration": self.calibration,
+            "budget": self.budget,
+            "search": self.quantised.found,
+            "arithmetic": self.quantised.arithmetic,
+            "held_out": self.verdict,
+            "speed": {"measured": self.speed, "reason": self.no_speed},
+            "sentences": self.sentences(),
+        }
+        return {name: plain(value) for name, value in body.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the report whole or not at all."""
+        write_file(path, (json.dumps(self.to_json(), indent=2, allow_nan=False, default=str) + "\n").encode())
+
+
+def remedy(quantised: Quantised, budget: Budget) -> str:
+    """Return what to leave in floating point, as a sentence."""
+    row = worst(quantised.found.plan, quantised.found.rows, budget)
+    if row is None:
+        return "Nothing was written."
+    return (
+        f"Nothing was written. '{row.group}' costs most ({row.mean_iou_lost:.4f} of mean IoU alone, {row.how}): "
+        f"leave it in floating point with --exclude '{row.group}', or calibrate on more images."
+    )

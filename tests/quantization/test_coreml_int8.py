@@ -21,7 +21,7 @@ from samx.formats.coreml.library import open_coremltools
 from samx.formats.coreml.package import package_from_directory
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PADDED_POINT
-from samx.quantization.calibration import calibration_spec
+from samx.quantization.calibration import calibration_spec, fitted
 from samx.quantization.coreml import FloatPackages, quantise, watched_ranges
 from samx.quantization.coreml_rewrite import INTEGER, Convolution, group_of
 from samx.quantization.search import JUDGED_EVERY, Budget, Judged, Plan, QuantisationJob, Quantised, Ranges, masks
@@ -163,7 +163,7 @@ def places_of(spec: Any, function: str) -> set[tuple[str, int]]:
 
 def test_a_padded_point_still_changes_no_bit(done: Done) -> None:
     job, quantised = done
-    session, feed = opened(job, quantised), click(1, 4).feed(job.export.spec)
+    session, feed = opened(job, quantised), fitted(click(1, 4).prompts, job.export.spec)
     session.set_image(job.calibration.images[1])
     more = {
         **feed,
@@ -259,7 +259,7 @@ def test_apple_s_mask_decoder_is_quantised_and_its_prompt_encoder_left(tmp_path:
     assert quantised.arithmetic["integer_convolutions"] == 4
     session = opened(job, quantised)
     session.set_image(calibration.images[0])
-    assert np.isfinite(session.decode(calibration.samples[0].feed(job.export.spec))["low_res_masks"]).all()
+    assert np.isfinite(session.decode(fitted(calibration.samples[0].prompts, job.export.spec))["low_res_masks"]).all()
     assert set(json.loads((tmp_path / LINT_FILE).read_text())) == {"prompt_encoder.mlpackage", "mask_decoder.mlpackage"}
 
 

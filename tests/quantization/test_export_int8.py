@@ -374,6 +374,6 @@ def test_a_target_without_int8() -> None:
 
 
 def test_a_budget_asks_more_of_the_worst_masks_too() -> None:
-    assert module._budget(None) == module._budget(0.98)
-    assert module._budget(0.98).p05_iou == pytest.approx(0.95)
-    assert module._budget(0.99).p05_iou == pytest.approx(0.975)
+    assert module.budget(None) == module.budget(0.98)
+    assert module.budget(0.98).p05_iou == pytest.approx(0.95)
+    assert module.budget(0.99).p05_iou == pytest.approx(0.975)

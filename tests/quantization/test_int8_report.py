@@ -17,8 +17,8 @@ from samx.artifacts import strict_json
 from samx.benchmarks.summary import SpeedReport
 from samx.errors import ParityError, WriteError
 from samx.exporters.base import Exported
-from samx.quantization.report import Int8Report, remedy
 from samx.quantization.search import Budget, Found, Judged, Plan, Quantised, Row
+from samx.quantization.verdict import Int8Report, remedy
 
 PLAN = Plan(integer=("upscaling 1",), stored=("token MLP", "IoU head"))
 ROWS = (
