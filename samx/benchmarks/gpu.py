@@ -27,8 +27,7 @@ from samx.benchmarks.processes import reports_of
 from samx.benchmarks.torch_plan import DTYPES, PARITY, SHARES, Task, plan
 from samx.benchmarks.wheels import wheels_on_path
 from samx.demo import demo_checkpoint
-from samx.devices.find import adapters
-from samx.devices.monitor import Monitor
+from samx.devices.monitor import Monitor, adapters
 from samx.errors import ParityError, SamxError, UnavailableError, UsageError
 from samx.extras import require
 from samx.processing.images import check_free

@@ -17,8 +17,7 @@ from samx.benchmarks.roofline import roofline
 from samx.benchmarks.scenarios import Workload, chosen
 from samx.benchmarks.subjects import Subject, comparability_flags, open_subjects
 from samx.benchmarks.summary import RATIO_SAMPLES, speedup
-from samx.devices.find import adapters
-from samx.devices.monitor import Monitor
+from samx.devices.monitor import Monitor, adapters
 from samx.errors import BenchmarkError, UsageError
 from samx.processing.images import check_free, read_embedding
 from samx.progress import Progress, silent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Prompt:
     answers: Array
     weights: Array
     present: bool = True
-    mask: Tensor | None = field(default=None)
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ WARM_UP_STEPS = 60
 WEIGHT_DECAY = 0.02
 MOST_GRADIENT = 1.0
 HINT_WEIGHT = 0.3
+PARTS = ("model", "averaged", "hints", "optimiser")  # of a trainer, that a stopped run goes on with
 ENCODER_RATE = 2.5  # the encoder learns this much faster than the decoder
 
 
@@ -146,17 +147,13 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Collect everything that a stopped run needs to go on."""
         return {
-            "model": self.model.state_dict(), "averaged": self.averaged.state_dict(),
-            "hints": self.hints.state_dict(), "optimiser": self.optimiser.state_dict(),
-            "step": self.step, "minutes": self.minutes,
+            **{part: getattr(self, part).state_dict() for part in PARTS}, "step": self.step, "minutes": self.minutes,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a collected state."""
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.hints.load_state_dict(state["hints"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for part in PARTS:
+            getattr(self, part).load_state_dict(state[part])
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng = np.random.default_rng((self.step, 1, distributed.get_rank()))
 
