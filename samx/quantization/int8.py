@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samx.artifacts.commit import seal
+from samx.artifacts.commit import seal, write_file
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
@@ -127,7 +127,7 @@ def quantise(backend: Backend, job: QuantisationJob) -> Quantised:
     facts = {
         "integer": list(done.found.plan.integer), "stored": list(done.found.plan.stored),
         "gave_way": list(done.found.gave_way), "min_iou": job.budget.mean_iou,
-        "calibration": job.calibration.summary(), "remedy": remedy(done, job.budget),
+        "calibration": job.calibration.summary(), "remedy": remedy(done.found, job.budget),
     }  # fmt: skip
     return replace(done, exported=replace(done.exported, options={**done.exported.options, "int8": facts}))
 
@@ -144,25 +144,26 @@ def judge(backend: Backend, job: QuantisationJob, done: Quantised, held: HeldOut
     session = load(backend.runner(GRAPH_DEVICE).runtime)(artifact)
     reference = reference_session(job.export.loaded, job.export.spec)
     found = verdict(session, reference, held, job.budget, made.subject)
-    report = Int8Report(job.calibration.summary(), job.budget, done, found)
+    report = Int8Report(
+        job.calibration.summary(), job.budget, done.found, done.arithmetic, found, {"measured": [], "reason": None}
+    )
     report.enforce()
     if job.cache_file is not None:
         job.cache_file.unlink(missing_ok=True)
-    if backend.graph is None:
-        job.progress("Measuring against the float export")
-        report = replace(report, speed=tuple(_speeds(backend, job, artifact)))
-    else:
-        reason = f"Speed was not measured: this export runs on {backend.needs}, not on what compared it here."
-        report = replace(report, no_speed=reason)
-    report.save(made.directory / REPORT_FILE)
-    made.add({REPORT_FILE: REPORT_ROLE}, notes=report.sentences())
+    report = replace(report, speed=_speed(backend, job, artifact))
+    write_file(made.directory / REPORT_FILE, report.to_bytes())
+    made.add({REPORT_FILE: REPORT_ROLE}, notes=report.sentences)
     return report
 
 
-def _speeds(backend: Backend, job: QuantisationJob, artifact: Artifact) -> list[Mapping[str, Any]]:
+def _speed(backend: Backend, job: QuantisationJob, artifact: Artifact) -> dict[str, Any]:
     """Measure beside what the same command writes without --int8, on a box: two corners, as most prompts have."""
     from samx.benchmarks.summary import compare_speed
 
+    if backend.graph is not None:
+        reason = f"Speed was not measured: this export runs on {backend.needs}, not on what compared it here."
+        return {"measured": [], "reason": reason}
+    job.progress("Measuring against the float export")
     with tempfile.TemporaryDirectory(prefix="samx-float-") as folder:
         exported = _floating(backend, job.export, Path(folder), artifact.manifest)
         artifacts = {"float": exported, "int8": artifact}
@@ -175,7 +176,8 @@ def _speeds(backend: Backend, job: QuantisationJob, artifact: Artifact) -> list[
     runs = {name: session.decode for name, session in sessions.items()}
     prompts = fitted(case.prompts, job.export.spec)
     feeds = ({name: value.repeat(n, axis=0) for name, value in prompts.items()} for n in SPEED_PROMPTS)
-    return [compare_speed(runs, feed, sizes, threads=threads, seconds=SPEED_SECONDS).to_json() for feed in feeds]
+    compared = [compare_speed(runs, feed, sizes, threads=threads, seconds=SPEED_SECONDS) for feed in feeds]
+    return {"measured": [one.to_json() for one in compared], "reason": None}
 
 
 def _floating(backend: Backend, job: ExportJob, directory: Path, like: Manifest) -> Artifact:
