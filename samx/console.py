@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from samx.commands.calibrate import CalibrateResult
     from samx.commands.export import ExportResult
     from samx.commands.segment import Segmentation
-    from samx.quantization.report import Int8Report
+    from samx.quantization.verdict import Int8Report
     from samx.validators.report import ParityReport
 
 Draw = Callable[[], None]
@@ -130,10 +130,10 @@ def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
 
 def _groups(report: Int8Report) -> Table:
     """Show what each group costs alone, and which way was chosen."""
-    plan = report.quantised.found.plan
+    plan = report.search.plan
     chosen = {*((group, "integer") for group in plan.integer), *((group, "stored") for group in plan.stored)}
     table = Table("group", "how", "mean IoU", "5th pct.", "KiB saved", "chosen", title="INT8: what a group costs alone")
-    for row in report.rows:
+    for row in report.search.rows:
         cost = f"{-row.mean_iou_lost:+.4f}", f"{-row.p05_iou_lost:+.4f}", f"{row.bytes_saved / 1024:.0f}"
         table.add_row(row.group, row.how, *cost, "yes" if (row.group, row.how) in chosen else "")
     return table

@@ -188,7 +188,7 @@ BACKENDS: tuple[Backend, ...] = (
         "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml:CoreMLOptions",
         "samx.runtimes.coreml.runtime:open_artifact", "samx.runtimes.coreml.runtime:devices",
         _precisions("fp16", "fp32", "int8"), "coremltools", "coreml",  # the Neural Engine computes in float16
-        quantiser="samx.quantization.coreml:quantise", groups="samx.quantization.coreml_groups:QUANTISABLE",
+        quantiser="samx.quantization.coreml:quantise", groups="samx.quantization.coreml_rewrite:QUANTISABLE",
         graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.compute_plan:lower",
         finish=FINISH_ON_MAC, opens=("package",), kit_files="samx.kits.phone:phone",
         kit=dict.fromkeys(("cpu+ane", "cpu+gpu", "all", "coreml-cpu"), (f"{PIP} 'coremltools>=9,<10'",)),

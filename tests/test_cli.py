@@ -83,14 +83,15 @@ SMALL = ("--image-size", str(SMALL_PX))
 def calibration_of(tmp_path_factory: pytest.TempPathFactory) -> SetMaker:
     """Make files of calibration sets that belong to no checkpoint."""
     from samx.models.spec import sam1_spec, sam2_spec
-    from samx.quantization.calibration import CalibrationSet, Sample, calibration_spec
+    from samx.quantization.calibration import CalibrationSet, calibration_spec
+    from samx.validators.cases import Case
 
     def make(family: str = "sam1", image_size: int = SMALL_PX) -> Path:
         spec = calibration_spec({"sam1": sam1_spec, "sam2": sam2_spec}[family](image_size=image_size))
         images = tuple(noise(seed, spec) for seed in range(4))
         labels = np.array([[1, -1]], np.float32)
         samples = tuple(
-            Sample("click", i % 4, {"point_coords": np.array([[[i, 2], [0, 0]]], np.float32), "point_labels": labels})
+            Case("click", i % 4, {"point_coords": np.array([[[i, 2], [0, 0]]], np.float32), "point_labels": labels})
             for i in range(24)
         )
         found = CalibrationSet(spec, images, samples, (), (), "noise", 0, "c" * 64)

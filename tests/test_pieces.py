@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parents[1] / "tools" / "pieces.py"
-main: Callable[[list[str]], int] = runpy.run_path(str(PROGRAM))["main"]
+from tools.pieces import main
+
 DATA = bytes(range(256)) * 10  # 2560 bytes: two pieces of 1000, and one of 560
 
 
@@ -67,17 +66,17 @@ def change(key: str, value: object) -> Callable[[Path], None]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
-    "truncated": (lambda p: (p / "001.piece").write_bytes(DATA[:999]), 6, "has 999 bytes, expected 1000"),
+    "truncated": (lambda p: (p / "001.piece").write_bytes(DATA[:999]), 6, "has 999 bytes: expected 1000"),
     "altered": (lambda p: (p / "001.piece").write_bytes(DATA[1:1001]), 6, "has another SHA-256"),
     "missing": (lambda p: (p / "002.piece").unlink(), 6, "is missing"),
     "no index": (lambda p: (p / "index.json").unlink(), 2, "cannot be read"),
-    "no JSON": (lambda p: (p / "index.json").write_text("{"), 6, "is no index of pieces"),
-    "a list": (lambda p: (p / "index.json").write_text("[]"), 6, "is no index of pieces"),
-    "another format": (change("format", "x"), 6, "is no sound index"),
-    "leads elsewhere": (change("pieces.name", "../001.piece"), 6, "it names '../001.piece'"),
-    "is written elsewhere": (change("name", "/tmp/x"), 6, "it names '/tmp/x'"),
+    "no JSON": (lambda p: (p / "index.json").write_text("{"), 6, "is not valid JSON"),
+    "a list": (lambda p: (p / "index.json").write_text("[]"), 6, "has the wrong type"),
+    "another format": (change("format", "x"), 6, "has another format"),
+    "leads elsewhere": (change("pieces.name", "../001.piece"), 6, "leads elsewhere: found '../001.piece'"),
+    "is written elsewhere": (change("name", "/tmp/x"), 6, "leads elsewhere: found '/tmp/x'"),
     "other whole": (change("sha256", "0" * 64), 6, "do not make 'big.whl'"),
-    "a size in words": (change("pieces.bytes", "1000"), 6, "is no sound index"),
+    "a size in words": (change("pieces.bytes", "1000"), 6, "bytes has the wrong type"),
 }
 
 

@@ -176,7 +176,7 @@ def test_int8_is_calibrated_judged_and_compiled(
     exported: samx.Artifact, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("samx.quantization.rollout.HELD_OUT_SAMPLES", 16)
-    monkeypatch.setattr("samx.quantization.onnx.JUDGED_EVERY", 4)
+    monkeypatch.setattr("samx.quantization.search.JUDGED_EVERY", 4)
     embeddings, prompts = tmp_path / "embeddings", tmp_path / "set.npz"
     embeddings.mkdir()
     for i in range(6):

@@ -53,15 +53,10 @@ def code_lines(source: Source) -> set[int]:
 
 def docstrings(tree: ast.Module) -> Iterator[range]:
     """Yield the lines of each docstring."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                yield range(first.lineno, (first.end_lineno or first.lineno) + 1)
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            yield range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
 
 
 def function_lengths(source: Source) -> dict[str, int]:

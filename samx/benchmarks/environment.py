@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from samx.devices import cpu
-from samx.devices.adapter import Reading, unread
-from samx.devices.files import Tree
+from samx.devices.adapter import Reading, Tree, unread
 from samx.validators.report import environment
 
 LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything", "samexporter", "sam2", "transformers")

@@ -37,8 +37,7 @@ from samx.benchmarks.wheels import wheels_on_path
 from samx.commands.bench import BenchRequest, device_record, require_complete, summarised
 from samx.demo import demo_checkpoint
 from samx.devices.adapter import unread
-from samx.devices.find import adapters
-from samx.devices.monitor import Monitor
+from samx.devices.monitor import Monitor, adapters
 from samx.errors import SamxError, UnavailableError, UsageError
 from samx.extras import require
 from samx.processing.images import check_free

@@ -18,9 +18,9 @@ from samx.extras import require
 from samx.models.session import Placement, Session
 from samx.models.spec import DecoderSpec
 from samx.registry import Backend, backend, load
-from samx.validators.bounds import BOUNDS, Bounds
 from samx.validators.child import gate_in_child
 from samx.validators.gate import run_gate
+from samx.validators.metrics import BOUNDS, Bounds
 from samx.validators.report import ParityReport, environment
 from samx.validators.suite import ParitySuite
 

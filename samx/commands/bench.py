@@ -20,8 +20,7 @@ from samx.benchmarks.scenarios import Workload, chosen
 from samx.benchmarks.subjects import Subject, comparability_flags, open_contenders, open_subjects
 from samx.benchmarks.summary import RATIO_SAMPLES, speedup
 from samx.demo import demo_checkpoint
-from samx.devices.find import adapters
-from samx.devices.monitor import Monitor
+from samx.devices.monitor import Monitor, adapters
 from samx.errors import BenchmarkError, ParityError, UsageError
 from samx.extras import require_export
 from samx.processing.images import check_free, read_embedding

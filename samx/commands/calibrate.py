@@ -67,15 +67,17 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
     require_export("calibration")
     from samx.models.checkpoint import load_checkpoint
     from samx.quantization.rollout import DEFAULT_SAMPLES, build_set, calibration_reference
-    from samx.quantization.sources import SourceOptions, open_source
+    from samx.quantization.sources import open_source
 
     started = time.monotonic()
     _check(request)
     checkpoint = request.checkpoint or demo_checkpoint(request.family)
-    options = SourceOptions(request.embeddings, request.pictures, request.encoder, request.pixels, request.images)
     progress(f"Reading {checkpoint.name}")
     loaded = load_checkpoint(checkpoint, image_size=request.image_size)
-    source = open_source(options, checkpoint, loaded.spec, request.seed)
+    source = open_source(
+        checkpoint, loaded.spec, request.seed, embeddings=request.embeddings, pictures=request.pictures,
+        encoder=request.encoder, pixels=request.pixels, images=request.images,
+    )  # fmt: skip
     samples = DEFAULT_SAMPLES if request.samples is None else request.samples
     reference = calibration_reference(loaded)
     found = build_set(reference, loaded.sha256, source, samples=samples, seed=request.seed, progress=progress)

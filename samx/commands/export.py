@@ -19,6 +19,7 @@ from samx.models.spec import MaskChoice
 from samx.processing.images import read_embedding
 from samx.progress import Progress, silent
 from samx.quantization import int8
+from samx.quantization.search import QuantisationJob
 from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, Backend, backend, load
 from samx.validators.cases import default_frames, parity_cases
 from samx.validators.child import SUITE_ROLE, gate_in_child
@@ -27,14 +28,13 @@ from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
     from samx.exporters.base import Exported, ExportJob, ExportOptions
-    from samx.quantization.calibration import CalibrationSet
-    from samx.quantization.report import Int8Report
+    from samx.quantization.rollout import HeldOut
+    from samx.quantization.verdict import Int8Report
 
 SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
 DEVICE_REPORT_FILE = "device_parity_report.json"
 # Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
 MOST_EMBEDDINGS = 4
-INT8 = "int8"
 NOTHING = "Nothing was written."
 
 
@@ -133,8 +133,11 @@ class _Export:
         self.checkpoint = _checkpoint(request)
         self.images = [read_embedding(path, job.spec) for path in request.embeddings]  # told before minutes of work
         self.judged_as = entry.precisions[job.precision]
-        self.calibration = self._calibration()
-        self.int8 = self._int8() if self.judged_as == INT8 else None
+        self.on_held_out = self.judged_as in int8.HELD_OUT
+        self.calibration = (
+            int8.calibration_set(job, self.judged_as, self.checkpoint, request.calibration, progress)
+            if self.on_held_out else None
+        )  # fmt: skip
         self.int8_report: Int8Report | None = None
 
     def fill(self) -> ParityReport:
@@ -142,66 +145,52 @@ class _Export:
 
         Raises: ParityError when it computes something else.
         """
-        exported = self._write()
-        suite = self._suite(exported)
+        self.progress(f"Exporting the {self.entry.title} graph")
+        from samx.exporters.base import export_decoder
+
+        exported = export_decoder(importlib.import_module(self.entry.exporter), self.job, self.made.directory)
+        job = self._quantisation(exported)
+        quantised = None if job is None else int8.quantise(self.entry, job)
+        exported = exported if quantised is None else quantised.exported
+        held = self._held_out(exported.most_points) if self.on_held_out else None
+        suite = self._suite(exported.most_points, held)
         suite.save(self.made.directory / SUITE_FILE)
         self.made.add({**exported.files, **self._encoder(), SUITE_FILE: SUITE_ROLE}, notes=exported.notes)
         self.made.seal(self._manifest(exported))
         self.progress("Comparing the export with PyTorch")
         report = prove(self.made, "graph", GRAPH_DEVICE, REPORT_FILE, self.remedy())
-        if self.int8 is not None:
-            self.int8_report = self.int8.judge(self.made)
+        if job is not None and quantised is not None and held is not None:
+            self.int8_report = int8.judge(self.entry, job, quantised, held, self.made)
         return report
 
-    def _write(self) -> Exported:
-        self.progress(f"Exporting the {self.entry.title} graph")
-        from samx.exporters.base import export_decoder
-
-        exported = export_decoder(importlib.import_module(self.entry.exporter), self.job, self.made.directory)
-        return exported if self.int8 is None else self.int8.quantise(exported, self.made.directory)
-
-    def _calibration(self) -> CalibrationSet | None:
-        """Read the user's calibration set; None for a demo model without one.
-
-        Raises: UsageError where there is none and no scenes are known for the checkpoint; InputError for a set of
-        another decoder.
-        """
-        if self.judged_as not in int8.HELD_OUT:
+    def _quantisation(self, exported: Exported) -> QuantisationJob | None:
+        """Return what INT8 is made from; None for another precision."""
+        if self.judged_as != int8.INT8 or self.calibration is None:
             return None
-        return int8.given_set(self.job.loaded, self.checkpoint, self.request.calibration)
-
-    def _int8(self) -> int8.Int8:
         request = self.request
-        return int8.Int8.prepare(
-            self.entry, self.job, self.checkpoint, self.calibration, request.exclude, request.min_iou, request.out,
-            self.progress,
+        cache_file = request.out.with_name(request.out.name + int8.CACHE_SUFFIX)
+        return QuantisationJob(
+            self.job, exported, self.made.directory, self.calibration, int8.budget(request.min_iou), request.exclude,
+            cache_file, self.progress,
         )  # fmt: skip
 
-    def _suite(self, exported: Exported) -> ParitySuite:
+    def _held_out(self, most_points: int | None) -> HeldOut:
+        return int8.held_out_prompts(
+            self.job, self.checkpoint, self.calibration, MOST_EMBEDDINGS, most_points, self.progress
+        )
+
+    def _suite(self, most_points: int | None, held: HeldOut | None) -> ParitySuite:
         """Ask the reference about prompts of every kind that the export takes, or about those that a set holds out."""
         from samx.runtimes.torch import reference_session
 
-        most, spec = exported.most_points, self.job.spec
-        if self.judged_as in int8.HELD_OUT:
-            return self._held_out(most)
         self.progress("Asking the PyTorch reference")
+        reference = reference_session(self.job.loaded, self.job.spec)
+        if held is not None:
+            return ParitySuite.build(reference, *held.stored(MOST_EMBEDDINGS), held.source)
         images, source = self._images()
-        frames = default_frames(spec, len(images)) if images else None
-        cases = parity_cases(spec, frames=frames, most_points=most)
-        return ParitySuite.build(reference_session(self.job.loaded, spec), images, cases, source)
-
-    def _held_out(self, most_points: int | None) -> ParitySuite:
-        from samx.runtimes.torch import reference_session
-
-        if self.int8 is not None:
-            held = self.int8.hold_out(most_points)
-        else:
-            held = int8.held_out_prompts(
-                self.job, self.checkpoint, self.calibration, MOST_EMBEDDINGS, most_points, self.progress
-            )
-        self.progress("Asking the PyTorch reference")
-        images, cases = held.stored(MOST_EMBEDDINGS)
-        return ParitySuite.build(reference_session(self.job.loaded, self.job.spec), images, cases, held.source)
+        frames = default_frames(self.job.spec, len(images)) if images else None
+        cases = parity_cases(self.job.spec, frames=frames, most_points=most_points)
+        return ParitySuite.build(reference, images, cases, source)
 
     def _images(self) -> tuple[list[Feed] | None, str | None]:
         """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""

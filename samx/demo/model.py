@@ -1,9 +1,10 @@
-"""The demo model as one module, and the names under which its weights are stored."""
+"""The demo model: a small convolutional U-Net, a full-size decoder, and the names under which weights are stored."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -12,9 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from samx.demo import demo_checkpoint
-from samx.demo.encoder import DemoEncoder
 from samx.demo.scenes import generate_scene
 from samx.models.graph import Graph
 from samx.models.reference import Attention, ReferenceDecoder
@@ -24,6 +25,13 @@ from samx.processing.frames import Frame
 from samx.processing.images import to_frame
 
 FORMAT_TAG = "samx_demo"
+
+PICTURE_POOL = 4  # the frame is averaged 4 x 4 first: a 1024 px frame is seen as a 256 px picture
+EMBEDDING_WIDTH = 256
+WIDTHS = (16, 32, 64, 96, 128, 128)  # at 1, 1/2, 1/4, 1/8, 1/16 and 1/32 of the picture
+HIGH_RES_CHANNELS = (32, 64)  # what SAM 2's decoder expects at 1 and 1/2 of the picture
+NORM_GROUPS = 8
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 
 # The head start below. Chosen so that attention scores are a few units where a click meets its own cell. In a short
 # trial plain weights learned to follow clicks far more slowly.
@@ -47,9 +55,70 @@ STORED_PARTS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def demo_spec(family: str, grid: int = 64) -> DecoderSpec:
-    """Describe the demo decoder, every mask token kept, at a grid."""
-    return family_spec(family, image_size=16 * grid, masks="all")
+class ConvNorm(nn.Sequential):
+    """Convolve, normalise in groups of channels, rectify."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int = 1, kernel: int = 3) -> None:
+        super().__init__(
+            nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2, bias=False),
+            nn.GroupNorm(NORM_GROUPS, width_out),
+            nn.ReLU(),
+        )
+
+
+class Residual(nn.Module):
+    """Add a convolution's result to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = ConvNorm(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.body(x)
+        return out
+
+
+class DemoEncoder(nn.Module):
+    """Encode a frame into the image embedding and, for SAM 2, the two high-resolution features.
+
+    The frame's side must be a multiple of 128 px; its values are RGB from 0 to 1, padding is 0.
+    """
+
+    def __init__(self, high_res: bool = False) -> None:
+        super().__init__()
+        w = WIDTHS
+        self.stem = ConvNorm(3, w[0])
+        self.down = nn.ModuleList(ConvNorm(a, b, stride=2) for a, b in pairwise(w))
+        self.blocks = nn.ModuleList(
+            [nn.Identity(), nn.Identity(), Residual(w[2]), Residual(w[3]), Residual(w[4]), nn.Identity()]
+        )
+        self.lateral = nn.ModuleList(ConvNorm(b, a, kernel=1) for a, b in pairwise(w[2:]))
+        self.fuse = nn.ModuleList([Residual(w[2]), Residual(w[3]), nn.Identity()])
+        self.neck = nn.Sequential(nn.Conv2d(w[2], EMBEDDING_WIDTH, 1, bias=False), nn.GroupNorm(1, EMBEDDING_WIDTH))
+        self.conv_s0 = nn.Conv2d(w[0], HIGH_RES_CHANNELS[0], 1) if high_res else None
+        self.conv_s1 = nn.Conv2d(w[1], HIGH_RES_CHANNELS[1], 1) if high_res else None
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """Encode a frame.
+
+        Shapes: (B, 3, 16G, 16G) -> image_embeddings (B, 256, G, G)
+            [, high_res_features_0 (B, 32, 4G, 4G), high_res_features_1 (B, 64, 2G, 2G)].
+        """
+        return self.encode_picture(F.avg_pool2d(frame, PICTURE_POOL))
+
+    def encode_picture(self, picture: Tensor) -> tuple[Tensor, ...]:
+        """Encode an already averaged frame. Shapes: (B, 3, 4G, 4G) -> as forward."""
+        levels = [self.stem((picture - PIXEL_MEAN) / PIXEL_STD)]
+        for down, block in zip(self.down, self.blocks[1:], strict=True):
+            levels.append(block(down(levels[-1])))
+        x = levels[5]
+        for index in (2, 1, 0):
+            grown = F.interpolate(self.lateral[index](x), scale_factor=2.0, mode="nearest")
+            x = self.fuse[index](levels[index + 2] + grown)
+        embedding = self.neck(x)
+        if self.conv_s0 is None or self.conv_s1 is None:
+            return (embedding,)
+        return embedding, self.conv_s0(levels[0]), self.conv_s1(levels[1])
 
 
 class DemoModel(nn.Module):
@@ -58,7 +127,7 @@ class DemoModel(nn.Module):
     def __init__(self, family: str, grid: int = 64) -> None:
         super().__init__()
         self.family = family
-        self.spec = demo_spec(family, grid)
+        self.spec = family_spec(family, image_size=16 * grid, masks="all")
         self.encoder = DemoEncoder(high_res=self.spec.high_res_features)
         self.decoder = ReferenceDecoder(self.spec)
 

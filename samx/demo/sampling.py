@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.demo.encoder import PICTURE_POOL
+from samx.demo.model import PICTURE_POOL
 from samx.models.families import find
 
 Array = NDArray[Any]

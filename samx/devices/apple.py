@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from samx.devices.adapter import Reading, Readings, numbers, texts, unread
-from samx.devices.files import CommandError, Run, answer, run
+from samx.devices.adapter import Adapter, CommandError, Reading, Readings, Run, answer, numbers, run, texts, unread
 
 SW_VERS, PMSET = ("/usr/bin/sw_vers", "-productVersion"), ("/usr/bin/pmset", "-g", "therm")
 POWERMETRICS = ("/usr/bin/powermetrics", "--samplers", "cpu_power,thermal", "-i", "200", "-n", "1")
@@ -40,7 +39,7 @@ LEVELS = ("nominal", "moderate", "heavy", "trapping", "sleeping")
 Pressure = Callable[[], int | None]
 
 
-class AppleAdapter:
+class AppleAdapter(Adapter):
     """Read a Mac through its commands, and its thermal pressure through its C library."""
 
     kind = "apple"

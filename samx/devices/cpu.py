@@ -1,4 +1,7 @@
-"""The processor: what it is, what may be used of it, its clocks, load, heat and energy."""
+"""The processor: what it is, what may be used of it, its clocks, load, heat and energy (RAPL).
+
+Source: the kernel's documentation of powercap (energy_uj wraps at max_energy_range_uj; root alone reads it since 5.10).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from statistics import fmean
 
-from samx.devices.adapter import Reading, Readings, risen, unread
+from samx.devices.adapter import Adapter, Reading, Readings, Run, Tree, finite, risen, run, scaled, unread
 from samx.devices.apple import mac_isa, mac_memory, sysctls
-from samx.devices.files import Run, Tree, finite, run, scaled
-from samx.devices.sensors import Rapl, celsius, cpu_sensor
 
 MOST_CLOCKS = 16  # of so many cores the clock is read: a sample must stay cheap on a server
 POLICY = "/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq"
@@ -30,6 +31,7 @@ ISA_FLAGS = (
 )  # fmt: skip
 NAME_KEYS = ("model name", "Model", "Hardware")  # on x86 and on ARM boards
 FLAG_KEYS = ("flags", "Features")
+
 CPUINFO, LOADAVG, STATUS, MEMINFO = "/proc/cpuinfo", "/proc/loadavg", "/proc/self/status", "/proc/meminfo"
 GOVERNORS = "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
 BOARD_FILES = (
@@ -41,6 +43,13 @@ BUSY_LOAD = 0.5  # load average per usable CPU
 # Words by which machines that are none call themselves.
 VIRTUAL = ("qemu", "kvm", "vmware", "virtualbox", "innotek", "xen", "virtual machine", "amazon ec2", "google compute",
            "parallels", "bochs", "openstack", "digitalocean")  # fmt: skip
+DOMAINS, PACKAGE = "/sys/class/powercap/intel-rapl:*", "package"  # AMD processors appear under this name too
+JOULES = scaled(1e-6)
+SCOPE = "processor packages by RAPL, without memory"
+NO_RAPL = "this machine shows no RAPL counters in /sys/class/powercap"
+# What a processor's temperature is called, best first: drivers of hwmon (their first sensor), types of thermal zones.
+CPU_DRIVERS = ("coretemp", "k10temp", "zenpower")
+CPU_ZONES = ("x86_pkg_temp", "cpu-thermal", "cpu_thermal", "CPU-therm", "soc_thermal")
 MHZ = scaled(1e-3)  # the kernel keeps kHz
 TICKS = 100  # of /proc/stat in a second, on every Linux that samx runs on
 STOLEN_FIELD = 8
@@ -49,7 +58,42 @@ MEMBERSHIP, MOUNT = "/proc/self/cgroup", "/sys/fs/cgroup"
 STOPS, NO_COUNT = "nr_throttled", "no CPU limit is counted for this process"
 
 
-class CpuAdapter:
+class Rapl:
+    """Count the energy of all processor packages from the first call on, across the counters' ends."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        names = {path: str(tree.reading(f"{path}/name").value) for path in tree.find(DOMAINS)}
+        self._domains = [path for path, name in names.items() if name.startswith(PACKAGE)]
+        self._last: dict[str, float] = {}
+        self._total = 0.0
+
+    def scope(self) -> Reading:
+        """Return what is counted, if anything."""
+        energy = self.energy()
+        return Reading(SCOPE) if energy.value is not None else unread(energy.reason)
+
+    def energy(self) -> Reading:
+        """Read the energy since the first call."""
+        if not self._domains:
+            return unread(NO_RAPL, "J")
+        now = {path: self._tree.reading(f"{path}/energy_uj", JOULES, "J") for path in self._domains}
+        for reading in now.values():
+            if reading.value is None:
+                return reading
+        for path, reading in now.items():
+            self._add(path, float(reading.value or 0))
+        return Reading(self._total, "J")
+
+    def _add(self, path: str, value: float) -> None:
+        step = value - self._last.get(path, value)
+        if step < 0:  # the counter began anew
+            step += float(self._tree.reading(f"{path}/max_energy_range_uj", JOULES).value or -step)
+        self._total += step
+        self._last[path] = value
+
+
+class CpuAdapter(Adapter):
     """Read the processor of this machine, or of a recorded one. Energy only where the processor is what is measured."""
 
     kind = "cpu"
@@ -82,7 +126,7 @@ class CpuAdapter:
         return {
             **clocks(self._tree, self._clock_files),
             "load_1min": load_1min(self._tree, is_mac=self._is_mac),
-            "temperature": celsius(self._tree, self._sensor),
+            "temperature": self._tree.celsius(self._sensor),
             "energy": energy,
             "power": self._power(energy),
             "heat_stops": self._tree.reading(HEAT_STOPS, int, "times"),
@@ -132,6 +176,13 @@ class CpuAdapter:
             cpus = []
         paths = (POLICY.format(cpu=cpu) for cpu in cpus[:MOST_CLOCKS])
         return [path for path in paths if self._tree.find(path)]
+
+
+def cpu_sensor(tree: Tree) -> str | None:
+    """Find the file of the processor's temperature."""
+    known = tree.zones()
+    found = [f"{sensor}/temp1_input" for driver in CPU_DRIVERS for sensor in reversed(tree.sensors(driver))]
+    return next(iter([*found, *(known[name] for name in CPU_ZONES if name in known)]), None)
 
 
 def cpuinfo(tree: Tree) -> dict[str, str]:

@@ -1,19 +1,28 @@
-"""Watch devices while something is measured on them, from one thread beside it."""
+"""Find what can be read on this machine, and watch it while something is measured, from one thread beside it."""
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from samx.devices.adapter import Adapter, Reading, Readings, number, unread
-from samx.devices.cpu import busy
+from samx.devices.adapter import Adapter, Reading, Readings, Run, number, run, unread
+from samx.devices.apple import AppleAdapter
+from samx.devices.cpu import CpuAdapter, busy
+from samx.devices.jetson import JetsonAdapter
+from samx.devices.nvidia import NvidiaAdapter
+from samx.errors import UnavailableError
 
+CPU, CUDA = "cpu", "cuda"
+MAC = "Darwin"
 INTERVAL_S = 0.2
 STOP_S = 5.0  # a driver that hangs must not hold the program up
 STEADY_GOVERNOR = "performance"
@@ -24,6 +33,33 @@ NO_POWER = "has no power reading"
 
 Sample = tuple[int, Readings]  # time in ns
 Floats = npt.NDArray[np.float64]
+
+
+def adapters(
+    device: str, root: Path = Path("/"), run: Run = run, system: str = platform.system(),
+    nvidia: Callable[[], Adapter] = NvidiaAdapter,
+) -> list[Adapter]:  # fmt: skip
+    """Open an adapter for each kind of device that is here and matters when `device` is measured: cpu, cuda, cpu+ane.
+
+    In the order in which their power counts: what measures a whole module goes before the processor's own counter. The
+    processor always matters. A GPU that is measured and cannot be read is there too, and says why.
+    """
+    gpu, mac = device.partition(":")[0] == CUDA, system == MAC
+    makers: list[Callable[[], Adapter]] = [
+        *([nvidia] if gpu else []),
+        lambda: JetsonAdapter(root, run),
+        *([lambda: AppleAdapter(run, root_user=os.geteuid() == 0)] if mac else []),
+        lambda: CpuAdapter(root, run, is_mac=mac, measured=device == CPU),
+    ]
+    found, reasons = list[Adapter](), list[str]()
+    for make in makers:
+        try:
+            found.append(make())
+        except UnavailableError as cause:
+            reasons.append(str(cause))
+    if gpu and not {NvidiaAdapter.kind, JetsonAdapter.kind} & {adapter.kind for adapter in found}:
+        return [Adapter(NvidiaAdapter.kind, reasons[0]), *found]
+    return found
 
 
 class Monitor:
@@ -86,15 +122,15 @@ class Monitor:
 
         The first device that tells its power counts; what it covers is its fact `power_scope`.
         """
-        found = {kind: energy_mj(self._of(kind), start_ns, end_ns, self._slack_ns) for kind in self._kinds}
-        known = [reading for reading in found.values() if reading.value is not None]
+        found = self._energies(start_ns, end_ns)
         reasons = "; ".join(f"{kind}: {reading.reason}" for kind, reading in found.items())
-        return known[0] if known else unread(reasons or "no device was watched", UNIT)
+        known = (reading for reading in found.values() if reading.value is not None)
+        return next(known, unread(reasons or "no device was watched", UNIT))
 
     def energy_scope(self, start_ns: int, end_ns: int) -> Reading:
         """Return what the energy of an interval covers."""
-        for kind in self._kinds:
-            if energy_mj(self._of(kind), start_ns, end_ns, self._slack_ns).value is not None:
+        for kind, reading in self._energies(start_ns, end_ns).items():
+            if reading.value is not None:
                 return self._facts[kind].get("power_scope", unread(f"{kind} does not say what its power covers"))
         return unread("no device told its power")
 
@@ -116,9 +152,9 @@ class Monitor:
     def _kinds(self) -> list[str]:
         return [adapter.kind for adapter in self._adapters]
 
-    @property
-    def _slack_ns(self) -> int:
-        return int(2 * self._interval_s * 1e9)
+    def _energies(self, start_ns: int, end_ns: int) -> dict[str, Reading]:
+        slack_ns = int(2 * self._interval_s * 1e9)
+        return {kind: energy_mj(self._of(kind), start_ns, end_ns, slack_ns) for kind in self._kinds}
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):

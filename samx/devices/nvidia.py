@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from samx.devices.adapter import Reading, Readings, Value, texts, unread
+from samx.devices.adapter import Adapter, Reading, Readings, Value, texts, unread
 from samx.errors import UnavailableError
 from samx.extras import require
 
@@ -46,13 +46,12 @@ def _switch(value: Any) -> Value:
 
 @dataclass(frozen=True)
 class Query:
-    """How one value is asked for: function, conversion, unit, constant after the handle, field of the answer."""
+    """How one value is asked for: function, conversion of the answer, unit, constant after the handle."""
 
     function: str
     convert: Callable[[Any], Value] = _same
     unit: str | None = None
     constant: str | None = None
-    take: Callable[[Any], Any] = _same
     of_device: bool = True
 
 
@@ -60,14 +59,14 @@ FACTS = {
     "gpu": Query("nvmlDeviceGetName"),
     "driver": Query("nvmlSystemGetDriverVersion", of_device=False),
     "cuda": Query("nvmlSystemGetCudaDriverVersion_v2", lambda n: f"{n // 1000}.{n % 1000 // 10}", of_device=False),
-    "memory": Query("nvmlDeviceGetMemoryInfo", _mib, "MiB", take=lambda info: info.total),
+    "memory": Query("nvmlDeviceGetMemoryInfo", lambda info: _mib(info.total), "MiB"),
     "power_limit": Query("nvmlDeviceGetEnforcedPowerLimit", _milli, "W"),
     "clock_sm_limit": Query("nvmlDeviceGetMaxClockInfo", unit="MHz", constant="NVML_CLOCK_SM"),
     "clock_memory_limit": Query("nvmlDeviceGetMaxClockInfo", unit="MHz", constant="NVML_CLOCK_MEM"),
     "clock_sm_set": Query("nvmlDeviceGetApplicationsClock", unit="MHz", constant="NVML_CLOCK_SM"),
     "clock_memory_set": Query("nvmlDeviceGetApplicationsClock", unit="MHz", constant="NVML_CLOCK_MEM"),
     "persistence_mode": Query("nvmlDeviceGetPersistenceMode", _switch),
-    "mig_mode": Query("nvmlDeviceGetMigMode", _switch, take=lambda modes: modes[0]),
+    "mig_mode": Query("nvmlDeviceGetMigMode", lambda modes: _switch(modes[0])),
 }
 SAMPLE = {
     "clock_sm": Query("nvmlDeviceGetClockInfo", unit="MHz", constant="NVML_CLOCK_SM"),
@@ -75,8 +74,8 @@ SAMPLE = {
     "power": Query("nvmlDeviceGetPowerUsage", _milli, "W"),
     "energy": Query("nvmlDeviceGetTotalEnergyConsumption", _milli, "J"),
     "temperature": Query("nvmlDeviceGetTemperature", unit="C", constant="NVML_TEMPERATURE_GPU"),
-    "utilisation": Query("nvmlDeviceGetUtilizationRates", unit="%", take=lambda rates: rates.gpu),
-    "memory_used": Query("nvmlDeviceGetMemoryInfo", _mib, "MiB", take=lambda info: info.used),
+    "utilisation": Query("nvmlDeviceGetUtilizationRates", lambda rates: rates.gpu, "%"),
+    "memory_used": Query("nvmlDeviceGetMemoryInfo", lambda info: _mib(info.used), "MiB"),
 }
 # Drivers before 535 know the reasons under their older name only.
 REASON_FUNCTIONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -99,7 +98,7 @@ SEPARATOR = "; "
 NO_REASON = "none"
 
 
-class NvidiaAdapter:
+class NvidiaAdapter(Adapter):
     """Read the GPU that CUDA calls the first one.
 
     Raises: MissingExtraError without the library; UnavailableError without a driver or a GPU that CUDA may use.
@@ -176,7 +175,7 @@ def ask(nvml: ModuleType, handle: object, query: Query) -> Reading:
     arguments = [handle] if query.of_device else []
     arguments += [getattr(nvml, query.constant)] if query.constant else []
     try:
-        return Reading(query.convert(query.take(getattr(nvml, query.function)(*arguments))), query.unit)
+        return Reading(query.convert(getattr(nvml, query.function)(*arguments)), query.unit)
     except tuple(getattr(nvml, name) for name in LOST) as cause:
         raise UnavailableError("the GPU no longer answers", found=cause, fix=REMEDY) from cause
     except nvml.NVMLError as cause:

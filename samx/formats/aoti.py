@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from samx.artifacts.strict_json import Document, Sha256
 from samx.devices import cpu
-from samx.devices.files import Tree
+from samx.devices.adapter import Tree
 
 TARGET, PACKAGE_ROLE = "aoti", "package"
 STAMP_FILE, STAMP_ROLE = "host.json", "package_stamp"

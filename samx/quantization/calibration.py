@@ -48,52 +48,15 @@ SHARES: Mapping[str, float] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Keep prompts of one kind on one of the set's images; the mask tensors are there only where a mask is used."""
-
-    kind: str
-    image: int
-    prompts: Feed
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a file's header says of it."""
-        return {"kind": self.kind, "image": self.image, "mask": "mask_input" in self.prompts}
-
-    def feed(self, spec: DecoderSpec) -> Feed:
-        """Return what an export takes: no mask where it takes none, zeros where it takes one and there is none.
-
-        Shapes: DecoderSpec.prompt_inputs.
-        """
-        return fitted(self.prompts, spec)
-
-    def fits(self, most_points: int | None) -> bool:
-        """Return whether an export that takes so many points a prompt, padding counted, takes these."""
-        return most_points is None or self.prompts["point_labels"].shape[1] <= most_points
-
-    def check(self, spec: DecoderSpec, images: int) -> None:
-        """Refuse prompts that no predictor makes.
-
-        Raises: InputError.
-        """
-        coords, labels = self.prompts["point_coords"], self.prompts["point_labels"]
-        signs = {
-            f"unknown kind '{self.kind}'": self.kind not in SHARES,
-            f"image {self.image} of {images}": not 0 <= self.image < images,
-            "no prompt": coords.size == 0,
-            "unknown labels": not np.isin(labels, list(LABELS.values())).all(),
-            "points outside the frame": not ((coords >= 0) & (coords <= spec.image_size)).all(),
-            "a mask with values that are not finite": not all(np.isfinite(one).all() for one in self.prompts.values()),
-            "mask flags other than 0 and 1": not np.isin(self.prompts.get("has_mask_input", 0), (0, 1)).all(),
-        }
-        found = ", ".join(sign for sign, is_so in signs.items() if is_so)
-        if found:
-            raise InputError("a prompt of the calibration set is unusable", found=found, fix="Calibrate again.")
+def fits(case: Case, most_points: int | None) -> bool:
+    """Return whether an export that takes so many points a prompt, padding counted, takes these."""
+    return most_points is None or case.prompts["point_labels"].shape[1] <= most_points
 
 
-def as_cases(samples: Sequence[Sample], spec: DecoderSpec) -> list[Case]:
-    """Make a case of each sample, as an export takes it."""
-    return [Case(f"{sample.kind} {i}", sample.image, sample.feed(spec)) for i, sample in enumerate(samples)]
+def as_exported(cases: Sequence[Case], spec: DecoderSpec, most_points: int | None = None) -> list[Case]:
+    """Return prompts as an export takes them, each under a name of its own; without those of too many points."""
+    kept = [case for case in cases if fits(case, most_points)]
+    return [Case(f"{case.name} {i}", case.image, fitted(case.prompts, spec)) for i, case in enumerate(kept)]
 
 
 def kinds(total: int) -> list[str]:
@@ -107,7 +70,10 @@ def kinds(total: int) -> list[str]:
 
 
 def fitted(prompts: Feed, spec: DecoderSpec) -> Feed:
-    """Drop mask tensors that a decoder does not take, add zeros where it takes them and there are none."""
+    """Drop mask tensors that a decoder does not take, add zeros where it takes them and there are none.
+
+    Shapes: DecoderSpec.prompt_inputs.
+    """
     n, size = len(prompts["point_coords"]), spec.mask_size
     absent = {"mask_input": np.zeros((n, 1, size, size), np.float32), "has_mask_input": np.zeros(n, np.float32)}
     known = {**absent, **prompts}
@@ -123,15 +89,16 @@ def calibration_spec(spec: DecoderSpec) -> DecoderSpec:
 class CalibrationSet:
     """Keep images, the prompts that calibrate, and the prompts that are held out to judge the result.
 
-    Inputs are rounded to what the file keeps of them. `scenes` are the seeds of the demo scenes, where the images are
+    A case is named after its kind; mask tensors are there only where a mask is used. Inputs are rounded to what the
+    file keeps of them. `scenes` are the seeds of the demo scenes, where the images are
     those: fresh scenes judge them, and nothing is held out here.
     Raises: ImageError, InputError where ranges taken from it would mean nothing.
     """
 
     spec: DecoderSpec
     images: tuple[Feed, ...]
-    samples: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
+    samples: tuple[Case, ...]
+    held_out: tuple[Case, ...]
     scenes: tuple[int, ...]
     source: str  # in words
     seed: int
@@ -142,8 +109,8 @@ class CalibrationSet:
         checked = {
             "spec": calibration_spec(self.spec),
             "images": tuple(frozen(image) for image in self.images),
-            "samples": _frozen_samples(self.samples),
-            "held_out": _frozen_samples(self.held_out),
+            "samples": _frozen(self.samples),
+            "held_out": _frozen(self.held_out),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -162,14 +129,14 @@ class CalibrationSet:
             "checkpoint_sha256": self.checkpoint_sha256,
             "scenes": list(self.scenes),
             "images": len(self.images),
-            **{part: [sample.to_json() for sample in getattr(self, part)] for part in PARTS},
+            **{part: [_facts(case) for case in getattr(self, part)] for part in PARTS},
         }
         arrays: dict[str, NDArray[Any]] = {}
         for i, image in enumerate(self.images):
             arrays.update(stored(f"image{i}", image))
         for part in PARTS:
-            for i, sample in enumerate(getattr(self, part)):
-                arrays.update(stored(f"{part}{i}", sample.prompts))
+            for i, case in enumerate(getattr(self, part)):
+                arrays.update(stored(f"{part}{i}", case.prompts))
         return pack(header, arrays, np.savez)
 
     def save(self, path: Path) -> int:
@@ -215,7 +182,7 @@ class CalibrationSet:
 
     def cases(self, spec: DecoderSpec, most_points: int | None = None) -> list[Case]:
         """Return the prompts that calibrate, as an export takes them, without those of more points than it takes."""
-        return as_cases([sample for sample in self.samples if sample.fits(most_points)], spec)
+        return as_exported(self.samples, spec, most_points)
 
     def summary(self) -> dict[str, Any]:
         """Return what a manifest remembers of the set."""
@@ -225,7 +192,7 @@ class CalibrationSet:
             "source": self.source,
             "seed": self.seed,
             "images": len(self.images),
-            "samples": dict(Counter(sample.kind for sample in self.samples)),
+            "samples": dict(Counter(case.name for case in self.samples)),
             "held_out": len(self.held_out),
         }
 
@@ -252,9 +219,9 @@ def check_features(features: Feed, spec: DecoderSpec, what: str) -> None:
             raise ImageError(f"{name} is constant", found=f"{value.min():g} throughout", fix=fix)
 
 
-def prompt_key(sample: Sample) -> tuple[int, str]:
-    """Identify a prompt: two samples with the same key are the same question."""
-    return sample.image, feed_digest(sample.prompts)
+def prompt_key(case: Case) -> tuple[int, str]:
+    """Identify a prompt: two cases with the same key are the same question."""
+    return case.image, feed_digest(case.prompts)
 
 
 def _read(path: Path) -> bytes:
@@ -270,12 +237,16 @@ def _read(path: Path) -> bytes:
         raise ArtifactError(f"calibration set '{path}' cannot be read", found=cause.strerror, fix=fix) from cause
 
 
-def _sample(reader: ArrayReader, spec: DecoderSpec, prefix: str, kind: str, image: int, mask: bool) -> Sample:
-    return Sample(kind, image, reader.feed(prefix, replace(spec, mask_input=mask).prompt_inputs))
+def _facts(case: Case) -> dict[str, Any]:
+    return {"kind": case.name, "image": case.image, "mask": "mask_input" in case.prompts}
 
 
-def _frozen_samples(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    return tuple(replace(sample, prompts=frozen(sample.prompts)) for sample in samples)
+def _sample(reader: ArrayReader, spec: DecoderSpec, prefix: str, kind: str, image: int, mask: bool) -> Case:
+    return Case(kind, image, reader.feed(prefix, replace(spec, mask_input=mask).prompt_inputs))
+
+
+def _frozen(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    return tuple(replace(case, prompts=frozen(case.prompts)) for case in cases)
 
 
 def _check_images(found: CalibrationSet) -> None:
@@ -292,13 +263,30 @@ def _check_images(found: CalibrationSet) -> None:
 
 
 def _check_samples(found: CalibrationSet) -> None:
-    for sample in (*found.samples, *found.held_out):
-        sample.check(found.spec, len(found.images))
-    used = {prompt_key(sample) for sample in found.samples}
+    for case in (*found.samples, *found.held_out):
+        _check_prompts(case, found)
+    used = {prompt_key(case) for case in found.samples}
     _check_enough("images", len({image for image, _ in used}), MIN_IMAGES)
     _check_enough("different prompts", len(used), MIN_SAMPLES)
-    if not used.isdisjoint(prompt_key(sample) for sample in found.held_out):
+    if not used.isdisjoint(prompt_key(case) for case in found.held_out):
         raise InputError("a prompt of the calibration set both calibrates and judges", fix="Calibrate again.")
+
+
+def _check_prompts(case: Case, of: CalibrationSet) -> None:
+    """Refuse prompts that no predictor makes."""
+    coords, labels = case.prompts["point_coords"], case.prompts["point_labels"]
+    signs = {
+        f"unknown kind '{case.name}'": case.name not in SHARES,
+        f"image {case.image} of {len(of.images)}": not 0 <= case.image < len(of.images),
+        "no prompt": coords.size == 0,
+        "unknown labels": not np.isin(labels, list(LABELS.values())).all(),
+        "points outside the frame": not ((coords >= 0) & (coords <= of.spec.image_size)).all(),
+        "a mask with values that are not finite": not all(np.isfinite(one).all() for one in case.prompts.values()),
+        "mask flags other than 0 and 1": not np.isin(case.prompts.get("has_mask_input", 0), (0, 1)).all(),
+    }
+    found = ", ".join(sign for sign, is_so in signs.items() if is_so)
+    if found:
+        raise InputError("a prompt of the calibration set is unusable", found=found, fix="Calibrate again.")
 
 
 def _check_enough(what: str, found: int, least: int) -> None:

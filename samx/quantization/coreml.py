@@ -6,10 +6,8 @@ the largest function stands for all.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,21 +17,36 @@ from samx.exporters.coreml import ONE_PROMPT
 from samx.exporters.coreml.convert import rewrite_package
 from samx.exporters.coreml.export import write_lint
 from samx.formats.coreml.contract import Arrays, contract_of, functions_of
-from samx.formats.coreml.package import PackageFiles, package_from_directory
+from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program, parse_model
+from samx.models.session import Session
 from samx.models.shape_range import ShapeRange
-from samx.quantization.coreml_groups import Convolution, convolutions, half_convolutions, whole_plan
-from samx.quantization.coreml_rewrite import PURPOSE, Ranges, arithmetic, rewrite
-from samx.quantization.search import Found, Judged, Plan, QuantisationJob, Quantised, Task, search
-from samx.quantization.verdict import judged, masks
+from samx.quantization.coreml_rewrite import (
+    PURPOSE,
+    Convolution,
+    arithmetic,
+    convolutions,
+    half_convolutions,
+    rewrite,
+    whole_plan,
+)
+from samx.quantization.search import (
+    Found,
+    Plan,
+    QuantisationJob,
+    Quantised,
+    Ranges,
+    Trial,
+    magnitude,
+    masks,
+    search,
+)
 from samx.runtimes.base import Padding
 from samx.runtimes.coreml.packages import OpenedPackages
 from samx.runtimes.mil.runtime import MilRuntime
-from samx.runtimes.torch import reference_session
 from samx.validators.cases import Case
 
 WHERE = "the float16 export"
-JUDGED_EVERY = 2  # of the prompts that calibrate; others, held out, judge the result
 
 
 def quantise(job: QuantisationJob) -> Quantised:
@@ -42,10 +55,10 @@ def quantise(job: QuantisationJob) -> Quantised:
     Raises: UsageError for groups to exclude that there are not; InputError for calibration that is of no use; as
     search().
     """
-    packages = FloatPackages.read(job)
+    packages = FloatPackages(job)
     plan = whole_plan(packages.there, job.excluded)
-    trial = Trial(packages, plan)
-    found = search(trial.task(), plan, job.budget, job.notebook, job.progress)
+    trial = CoreMLTrial(packages, plan)
+    found = search(trial, plan, job.budget, job.cache_file, job.progress)
     job.progress("Writing the INT8 package")
     program = packages.write(found.plan, trial.ranges)
     notes = write_lint(job.directory, {**packages.programs, packages.folder: program}, packages.default)
@@ -53,37 +66,20 @@ def quantise(job: QuantisationJob) -> Quantised:
     return Quantised(replace(job.exported, notes=notes), packages.weighed(found), share)
 
 
-@dataclass(frozen=True, eq=False)
 class FloatPackages:
     """Collect an export's packages. All that may be quantised lies in the last, which takes the image."""
 
-    job: QuantisationJob
-    files: Mapping[str, PackageFiles]
-    programs: Mapping[str, Program]
-    there: tuple[Convolution, ...]  # that may be quantised
-
-    @classmethod
-    def read(cls, job: QuantisationJob) -> FloatPackages:
+    def __init__(self, job: QuantisationJob) -> None:
         """Read what the exporter wrote.
 
         Raises: as load_program().
         """
         options = job.exported.options
-        signatures = contract_of(options, WHERE).signatures(job.export.spec)
-        files = {one.folder: package_from_directory(job.directory / one.folder) for one in signatures}
-        programs = {name: load_program(package, f"{WHERE}/{name}") for name, package in files.items()}
-        there = convolutions(programs[signatures[-1].folder].function(options["default_function"]))
-        return cls(job, files, programs, tuple(there))
-
-    @property
-    def folder(self) -> str:
-        """The package that is quantised."""
-        return list(self.files)[-1]
-
-    @property
-    def default(self) -> str:
-        """The function of the usual size."""
-        return str(self.job.exported.options["default_function"])
+        folders = [one.folder for one in contract_of(options, WHERE).signatures(job.export.spec)]
+        self.job, self.folder, self.default = job, folders[-1], str(options["default_function"])
+        self.files = {folder: package_from_directory(job.directory / folder) for folder in folders}
+        self.programs = {name: load_program(package, f"{WHERE}/{name}") for name, package in self.files.items()}
+        self.there = convolutions(self.programs[self.folder].function(self.default))  # that may be quantised
 
     @property
     def largest(self) -> str:
@@ -133,8 +129,8 @@ class FloatPackages:
         return replace(found, judged=replace(found.judged, bytes=size))
 
 
-class Trial:
-    """Judge plans on the prompts that calibrate."""
+class CoreMLTrial(Trial):
+    """Judge plans in the function that would be written."""
 
     def __init__(self, packages: FloatPackages, plan: Plan) -> None:
         """Collect the ranges of what a plan has in integers, and ask the reference.
@@ -143,31 +139,18 @@ class Trial:
         """
         job, prompts = packages.job, _prompts(packages.job)
         there = [conv for conv in packages.there if conv.group in plan.integer]
-        self.packages, self.cases = packages, prompts[::JUDGED_EVERY]
-        self.ranges = watched_ranges(packages, there, prompts) if there else {}
-        job.progress("Asking the PyTorch reference about calibration prompts")
-        reference = reference_session(job.export.loaded, job.export.spec)
-        self.expected = tuple(masks(reference, job.calibration.images, self.cases))
+        self.packages, self.ranges = packages, watched_ranges(packages, there, prompts) if there else {}
+        super().__init__(job, prompts)
+        self.float_bytes = packages.float32_bytes
+        for conv in packages.there:
+            self.multiply_adds[conv.group] += conv.multiply_adds
 
-    def judge(self, plan: Plan) -> Judged:
-        """Compare a plan's masks with the reference's, in the function that would be written."""
+    def open(self, plan: Plan) -> tuple[Session, int]:
+        """Return a session of a plan's largest function, and the bytes of all files."""
         packages, program = self.packages, self.packages.fresh()
         rewrite({packages.largest: program.function(packages.largest)}, packages.there, plan, self.ranges)
-        session = MilRuntime(packages.job.export.spec, packages.opened(program), {})
         saved = sum(conv.bytes_saved for conv in packages.there if conv.group in (*plan.integer, *plan.stored))
-        found = masks(session, packages.job.calibration.images, self.cases)
-        return judged(found, self.expected, packages.size - saved)
-
-    def task(self) -> Task:
-        """Describe the search."""
-        job, counts = self.packages.job, Counter[str]()
-        for conv in self.packages.there:
-            counts[conv.group] += conv.multiply_adds
-        identity = {
-            "files": _hashes(self.packages.files), "calibration": job.calibration.sha256,
-            "prompts": f"every {JUDGED_EVERY}nd", "tools": dict(job.exported.tools),
-        }  # fmt: skip
-        return Task(self.judge, self.packages.float32_bytes, dict(counts), identity)
+        return MilRuntime(self.job.export.spec, packages.opened(program), {}), packages.size - saved
 
 
 class Watched(MilRuntime):
@@ -192,7 +175,7 @@ class Watched(MilRuntime):
         found = super().call(folder, function, feed)
         if folder == self._folder:
             for name in dict.fromkeys(self._tensors.values()):
-                self._largest[name] = max(self._largest.get(name, 0.0), _magnitude(found[name], name))
+                self._largest[name] = max(self._largest.get(name, 0.0), magnitude(found[name], name))
         return found
 
     @property
@@ -223,22 +206,7 @@ def _prompts(job: QuantisationJob) -> list[Case]:
     return found
 
 
-def _magnitude(value: Any, name: str) -> float:
-    found = float(np.abs(value).max())
-    if not np.isfinite(found):
-        raise InputError(f"a calibration sample makes '{name}' not finite", fix="Calibrate again.")
-    return found
-
-
 def _half_bytes(function: Any) -> int:
     """Count the bytes of a function's float16 constants."""
     values = [op.outputs[0].val for op in function.operations if op.op_type == "const"]
     return sum(value.nbytes for value in values if getattr(value, "dtype", None) == np.float16)
-
-
-def _hashes(files: Mapping[str, PackageFiles]) -> dict[str, str]:
-    return {
-        f"{folder}/{name}": hashlib.sha256(data).hexdigest()
-        for folder, package in files.items()
-        for name, data in sorted(package.files.items())
-    }

@@ -7,12 +7,9 @@ addition after it, where the exporter made up a name for a transposed weight.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
-import numpy as np
 import onnx
 
 from samx.errors import UsageError
@@ -98,25 +95,6 @@ def group_of(paths: Collection[str]) -> str:
     return groups.pop()
 
 
-def groups_of(model: onnx.ModelProto) -> dict[str, int]:
-    """Count the weights of each group that a graph has, in the order of GROUPS, without those left alone."""
-    counts: Counter[str] = Counter()
-    for (_, group), size in {(p.weight, p.group): prod(p.shape) for p in products(model)}.items():
-        counts[group] += size
-    return {group: counts[group] for group in QUANTISABLE if group in counts}
-
-
-def check_groups(groups: Collection[str]) -> None:
-    """Refuse groups that nothing can be done with.
-
-    Raises: UsageError.
-    """
-    unknown = sorted(set(groups).difference(QUANTISABLE))
-    if unknown:
-        expected = " or ".join(QUANTISABLE)
-        raise UsageError("unknown group of products", found=", ".join(unknown), expected=expected)
-
-
 def _matches(pattern: str, path: str) -> bool:
     return re.fullmatch(rf"\w+\.({pattern})", path) is not None
 
@@ -144,8 +122,3 @@ def weights_of(model: onnx.ModelProto, groups: Collection[str]) -> Iterator[Prod
         if product.group in groups and product.weight not in seen:
             seen.add(product.weight)
             yield product
-
-
-def multiply_adds(product: Product, elements: float) -> int:
-    """Count a call's multiply-adds from the number of values in the other factor."""
-    return int(np.ceil(elements * product.outputs))

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samx.artifacts.commit import seal
+from samx.artifacts.commit import seal, write_file
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
 from samx.models.session import Session
 from samx.progress import Progress
+from samx.quantization.calibration import CalibrationSet, fitted
+from samx.quantization.search import Budget, QuantisationJob, Quantised, check_groups
+from samx.quantization.verdict import Int8Report, remedy, verdict
 from samx.registry import GRAPH_DEVICE, Backend, load
 
 if TYPE_CHECKING:
     from samx.artifacts.draft import Draft
-    from samx.exporters.base import Exported, ExportJob
-    from samx.models.checkpoint import LoadedDecoder
-    from samx.quantization.calibration import CalibrationSet
-    from samx.quantization.held_out import HeldOut
-    from samx.quantization.report import Int8Report
-    from samx.quantization.search import Budget, Quantised
+    from samx.exporters.base import ExportJob
+    from samx.quantization.rollout import HeldOut
 
-HELD_OUT = ("int8", "bf16")  # judged on prompts that a calibration set holds out
-NOTEBOOK_SUFFIX = ".int8-search.json"
+INT8 = "int8"
+HELD_OUT = (INT8, "bf16")  # judged on prompts that a calibration set holds out
+CACHE_SUFFIX = ".int8-search.json"
 REPORT_FILE, REPORT_ROLE = "int8_report.json", "int8_report"
 LEAST_IOU = 0.98  # the gate's; --min-iou may ask for more
 P05_SHARE = 2.5  # the 5th percentile may lose so many times what the mean may: 0.95 beside 0.98
@@ -39,139 +39,6 @@ HOW_TO_CALIBRATE = (
 )
 
 
-@dataclass(eq=False)
-class Int8:
-    """Quantise what an exporter wrote, and judge it: the steps that an INT8 export takes beside the usual ones."""
-
-    backend: Backend
-    job: ExportJob
-    checkpoint: Path
-    calibration: CalibrationSet
-    budget: Budget
-    excluded: tuple[str, ...]  # groups that the user leaves in floating point
-    notebook: Path  # in which the search remembers what it judged, until the export is done
-    progress: Progress
-    quantised: Quantised | None = None
-    held: HeldOut | None = None
-
-    @classmethod
-    def prepare(
-        cls, backend: Backend, job: ExportJob, checkpoint: Path, given: CalibrationSet | None,
-        excluded: tuple[str, ...], min_iou: float | None, out: Path, progress: Progress,
-    ) -> Int8:  # fmt: skip
-        """Take the calibration set that was given, or roll one out over demo scenes."""
-        found = given or _roll_out(job.loaded, checkpoint, progress)
-        notebook = out.with_name(out.name + NOTEBOOK_SUFFIX)
-        return cls(backend, job, checkpoint, found, _budget(min_iou), excluded, notebook, progress)
-
-    def quantise(self, exported: Exported, directory: Path) -> Exported:
-        """Quantise an export in floating point as much as the budget allows.
-
-        Raises: ParityError when it allows nothing.
-        """
-        from samx.quantization.search import QuantisationJob
-
-        assert self.backend.quantiser is not None
-        job = QuantisationJob(
-            self.job, exported, directory, self.calibration, self.budget, self.excluded, self.notebook, self.progress
-        )
-        self.quantised = load(self.backend.quantiser)(job)
-        done = self.quantised.exported
-        return replace(done, options={**done.options, "int8": self._facts(self.quantised)})
-
-    def hold_out(self, most_points: int | None) -> HeldOut:
-        """Roll out prompts that did not calibrate.
-
-        Raises: InputError when the calibration set left none.
-        """
-        from samx.quantization.held_out import held_out
-        from samx.quantization.rollout import calibration_reference
-
-        reference = calibration_reference(self.job.loaded)
-        self.held = held_out(
-            self.calibration, reference, self.checkpoint, self.job.spec, most_points=most_points,
-            progress=self.progress,
-        )  # fmt: skip
-        return self.held
-
-    def judge(self, made: Draft) -> Int8Report:
-        """Compare a draft with PyTorch on every held-out prompt, and with the float export in speed.
-
-        Raises: ParityError when it is not good enough, naming the group to exclude.
-        """
-        from samx.quantization.report import Int8Report
-        from samx.quantization.verdict import judge
-
-        assert self.quantised is not None
-        assert self.held is not None
-        self.progress("Comparing INT8 with PyTorch on held-out prompts")
-        artifact = Artifact.open(made.directory)
-        session = load(self.backend.runner(GRAPH_DEVICE).runtime)(artifact)
-        verdict = judge(session, self._reference(), self.held, self.budget, made.subject)
-        report = Int8Report(self.calibration.summary(), self.budget, self.quantised, verdict, (), None)
-        report.enforce()
-        self.notebook.unlink(missing_ok=True)
-        report = self._timed(report, artifact)
-        report.save(made.directory / REPORT_FILE)
-        made.add({REPORT_FILE: REPORT_ROLE}, notes=report.sentences())
-        return report
-
-    def _reference(self) -> Session:
-        from samx.runtimes.torch import reference_session
-
-        return reference_session(self.job.loaded, self.job.spec)
-
-    def _timed(self, report: Int8Report, artifact: Artifact) -> Int8Report:
-        if self.backend.graph is not None:
-            reason = f"Speed was not measured: this export runs on {self.backend.needs}, not on what compared it here."
-            return replace(report, no_speed=reason)
-        self.progress("Measuring against the float export")
-        return replace(report, speed=tuple(self._speeds(artifact)))
-
-    def _speeds(self, artifact: Artifact) -> list[Mapping[str, Any]]:
-        """Measure beside what the same command writes without --int8."""
-        from samx.benchmarks.summary import compare_speed
-
-        with tempfile.TemporaryDirectory(prefix="samx-float-") as folder:
-            exported = self._floating(Path(folder), artifact.manifest)
-            artifacts = {"float": exported, "int8": artifact}
-            sessions: dict[str, Session] = {name: load(self.backend.runtime)(one) for name, one in artifacts.items()}
-        sizes = {
-            name: sum(one.manifest.files[n].bytes for n in exported.manifest.files) for name, one in artifacts.items()
-        }
-        image, prompts = self._question()
-        for session in sessions.values():
-            session.set_image(image)
-        threads = int(sessions["int8"].placement().details["threads"])
-        runs = {name: session.decode for name, session in sessions.items()}
-        feeds = ({name: value.repeat(n, axis=0) for name, value in prompts.items()} for n in SPEED_PROMPTS)
-        return [compare_speed(runs, feed, sizes, threads=threads, seconds=SPEED_SECONDS).to_json() for feed in feeds]
-
-    def _floating(self, directory: Path, like: Manifest) -> Artifact:
-        from samx.exporters.base import export_decoder
-
-        exporter, job = importlib.import_module(self.backend.exporter), replace(self.job, precision="fp32")
-        exported = export_decoder(exporter, job, directory)
-        seal(directory, replace(like, precision="fp32", options=exported.options, evidence=()), exported.files)
-        return Artifact.open(directory)
-
-    def _question(self) -> tuple[Any, Any]:
-        """Choose a box: two corners, as most prompts have."""
-        sample = next((one for one in self.calibration.samples if one.kind == "box"), self.calibration.samples[0])
-        return self.calibration.images[sample.image], sample.feed(self.job.spec)
-
-    def _facts(self, done: Quantised) -> dict[str, Any]:
-        """Give what the manifest remembers."""
-        from samx.quantization.report import remedy
-
-        found = done.found
-        return {
-            "integer": list(found.plan.integer), "stored": list(found.plan.stored), "gave_way": list(found.gave_way),
-            "min_iou": self.budget.mean_iou, "calibration": self.calibration.summary(),
-            "remedy": remedy(done, self.budget),
-        }  # fmt: skip
-
-
 def check_options(
     entry: Backend, precision: str, calibration: Path | None, exclude: Sequence[str], min_iou: float | None,
     own_embeddings: bool,
@@ -181,7 +48,7 @@ def check_options(
     Raises: UsageError.
     """
     judged_as = entry.precisions[precision]
-    quantised = {"--exclude": bool(exclude), "--min-iou": min_iou is not None} if judged_as != "int8" else {}
+    quantised = {"--exclude": bool(exclude), "--min-iou": min_iou is not None} if judged_as != INT8 else {}
     calibrated = {"--calibration": calibration is not None} if judged_as not in HELD_OUT else {}
     foreign = [flag for flag, is_there in {**calibrated, **quantised}.items() if is_there]
     if foreign:
@@ -191,21 +58,16 @@ def check_options(
             f"{precision} is judged on prompts that a calibration set holds out", found="--embedding",
             fix="Calibrate on them: samx calibrate CHECKPOINT --embeddings DIR -o set.npz",
         )  # fmt: skip
-    _budget(min_iou)
-    _check_excluded(entry, exclude)
+    budget(min_iou)
+    if exclude and entry.groups:
+        check_groups(exclude, load(entry.groups))
 
 
-def _check_excluded(entry: Backend, groups: Sequence[str]) -> None:
-    """Refuse a group that the target's graphs never have, before minutes of work."""
-    known: Any = load(entry.groups) if entry.groups and groups else ()
-    unknown = [group for group in groups if group not in known]
-    if unknown:
-        raise UsageError("unknown group of products", found=", ".join(unknown), expected=" or ".join(known))
+def budget(min_iou: float | None) -> Budget:
+    """Return what INT8 may cost where the mean mask IoU must be so much.
 
-
-def _budget(min_iou: float | None) -> Budget:
-    from samx.quantization.search import Budget
-
+    Raises: UsageError.
+    """
     mean = LEAST_IOU if min_iou is None else min_iou
     if not LEAST_IOU <= mean < 1:
         raise UsageError("this mean mask IoU cannot be asked for", found=f"--min-iou {mean:g}",
@@ -213,22 +75,18 @@ def _budget(min_iou: float | None) -> Budget:
     return Budget(mean_iou=mean, p05_iou=1 - P05_SHARE * (1 - mean))
 
 
-def _roll_out(loaded: LoadedDecoder, checkpoint: Path, progress: Progress) -> CalibrationSet:
-    from samx.quantization.rollout import build_set, calibration_reference
-    from samx.quantization.sources import SourceOptions, open_source
-
-    source = open_source(SourceOptions(), checkpoint, loaded.spec, 0)
-    return build_set(calibration_reference(loaded), loaded.sha256, source, progress=progress)
-
-
-def given_set(loaded: LoadedDecoder, checkpoint: Path, path: Path | None) -> CalibrationSet | None:
-    """Read the user's calibration set; none is needed for a demo model, whose scenes are known.
+def calibration_set(
+    job: ExportJob, judged_as: str, checkpoint: Path, path: Path | None, progress: Progress
+) -> CalibrationSet | None:
+    """Read the user's calibration set; for a demo model, whose scenes are known, roll one out where INT8 needs it.
 
     Raises: UsageError; InputError for a set of another decoder.
     """
     from samx.demo.model import is_demo
-    from samx.quantization.calibration import CalibrationSet
+    from samx.quantization.rollout import build_set, calibration_reference
+    from samx.quantization.sources import open_source
 
+    loaded = job.loaded
     if path is not None:
         found = CalibrationSet.load(path)
         found.check_for(loaded.spec, loaded.sha256)
@@ -236,22 +94,95 @@ def given_set(loaded: LoadedDecoder, checkpoint: Path, path: Path | None) -> Cal
     if not is_demo(checkpoint):
         raise UsageError("this precision needs a calibration set for this checkpoint", found="none",
                          fix=HOW_TO_CALIBRATE)  # fmt: skip
-    return None
+    if judged_as != INT8:
+        return None
+    source = open_source(checkpoint, loaded.spec)
+    return build_set(calibration_reference(loaded), loaded.sha256, source, progress=progress)
 
 
 def held_out_prompts(
     job: ExportJob, checkpoint: Path, given: CalibrationSet | None, images: int, most_points: int | None,
     progress: Progress,
 ) -> HeldOut:  # fmt: skip
-    """Return what judges a floating point export of eight bits: prompts on at most so many images.
+    """Return the prompts that judge an export of eight bits; without a set, on at most so many demo scenes.
 
     Raises: InputError when the calibration set holds nothing out.
     """
-    from samx.quantization.held_out import held_out, held_out_scenes
-    from samx.quantization.rollout import calibration_reference
+    from samx.quantization.rollout import calibration_reference, held_out, held_out_scenes
 
     reference = calibration_reference(job.loaded)
     more: dict[str, Any] = {"most_points": most_points, "progress": progress}
     if given is None:
         return held_out_scenes(reference, checkpoint, job.spec, images=images, **more)
     return held_out(given, reference, checkpoint, job.spec, **more)
+
+
+def quantise(backend: Backend, job: QuantisationJob) -> Quantised:
+    """Quantise an export in floating point as much as the budget allows.
+
+    Raises: ParityError when it allows nothing.
+    """
+    assert backend.quantiser is not None
+    done: Quantised = load(backend.quantiser)(job)
+    facts = {
+        "integer": list(done.found.plan.integer), "stored": list(done.found.plan.stored),
+        "gave_way": list(done.found.gave_way), "min_iou": job.budget.mean_iou,
+        "calibration": job.calibration.summary(), "remedy": remedy(done.found, job.budget),
+    }  # fmt: skip
+    return replace(done, exported=replace(done.exported, options={**done.exported.options, "int8": facts}))
+
+
+def judge(backend: Backend, job: QuantisationJob, done: Quantised, held: HeldOut, made: Draft) -> Int8Report:
+    """Compare a draft with PyTorch on every held-out prompt, and with the float export in speed.
+
+    Raises: ParityError when it is not good enough, naming the group to exclude.
+    """
+    from samx.runtimes.torch import reference_session
+
+    job.progress("Comparing INT8 with PyTorch on held-out prompts")
+    artifact = Artifact.open(made.directory)
+    session = load(backend.runner(GRAPH_DEVICE).runtime)(artifact)
+    reference = reference_session(job.export.loaded, job.export.spec)
+    found = verdict(session, reference, held, job.budget, made.subject)
+    report = Int8Report(
+        job.calibration.summary(), job.budget, done.found, done.arithmetic, found, {"measured": [], "reason": None}
+    )
+    report.enforce()
+    if job.cache_file is not None:
+        job.cache_file.unlink(missing_ok=True)
+    report = replace(report, speed=_speed(backend, job, artifact))
+    write_file(made.directory / REPORT_FILE, report.to_bytes())
+    made.add({REPORT_FILE: REPORT_ROLE}, notes=report.sentences)
+    return report
+
+
+def _speed(backend: Backend, job: QuantisationJob, artifact: Artifact) -> dict[str, Any]:
+    """Measure beside what the same command writes without --int8, on a box: two corners, as most prompts have."""
+    from samx.benchmarks.summary import compare_speed
+
+    if backend.graph is not None:
+        reason = f"Speed was not measured: this export runs on {backend.needs}, not on what compared it here."
+        return {"measured": [], "reason": reason}
+    job.progress("Measuring against the float export")
+    with tempfile.TemporaryDirectory(prefix="samx-float-") as folder:
+        exported = _floating(backend, job.export, Path(folder), artifact.manifest)
+        artifacts = {"float": exported, "int8": artifact}
+        sessions: dict[str, Session] = {name: load(backend.runtime)(one) for name, one in artifacts.items()}
+    sizes = {name: sum(one.manifest.files[n].bytes for n in exported.manifest.files) for name, one in artifacts.items()}
+    case = next((one for one in job.calibration.samples if one.name == "box"), job.calibration.samples[0])
+    for session in sessions.values():
+        session.set_image(job.calibration.images[case.image])
+    threads = int(sessions["int8"].placement().details["threads"])
+    runs = {name: session.decode for name, session in sessions.items()}
+    prompts = fitted(case.prompts, job.export.spec)
+    feeds = ({name: value.repeat(n, axis=0) for name, value in prompts.items()} for n in SPEED_PROMPTS)
+    compared = [compare_speed(runs, feed, sizes, threads=threads, seconds=SPEED_SECONDS) for feed in feeds]
+    return {"measured": [one.to_json() for one in compared], "reason": None}
+
+
+def _floating(backend: Backend, job: ExportJob, directory: Path, like: Manifest) -> Artifact:
+    from samx.exporters.base import export_decoder
+
+    exported = export_decoder(importlib.import_module(backend.exporter), replace(job, precision="fp32"), directory)
+    seal(directory, replace(like, precision="fp32", options=exported.options, evidence=()), exported.files)
+    return Artifact.open(directory)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samx.errors import InputError
 from samx.extras import require
-from samx.quantization.groups import LEFT_ALONE, Product, check_groups, products, weights_of
+from samx.quantization.groups import LEFT_ALONE, Product, products, weights_of
+from samx.quantization.search import Ranges, magnitude
 
 MOST = 127  # of a signed byte; -128 is left out, so that the range is symmetric
 HALF_OPSET, HALF_IR_VERSION = 19, 9  # the first opset in which scales may be float16
@@ -37,28 +38,8 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 TABLE_BYTES = 2**16  # constants from here on that no product multiplies are kept in float16
 
-
-@dataclass(frozen=True)
-class Range:
-    """Record a tensor's largest magnitude, and how many values of it a call has on average."""
-
-    largest: float
-    elements: float
-
-
-Ranges = Mapping[str, Range]
-
-
-def quantise(
-    model: bytes, groups: Collection[str], calibration: Iterable[Mapping[str, NDArray[Any]]], half: bool,
-    stored: Collection[str] = (),
-) -> bytes:  # fmt: skip
-    """Quantise a graph's groups of products, with ranges from calibration feeds (by input name).
-
-    Raises: as collect_ranges() and quantise_with().
-    """
-    check_groups([*groups, *stored])
-    return quantise_with(model, groups, collect_ranges(model, calibration), half, stored)
+# What stands in a constant's place: its name, smaller constants, and nodes that compute it from them.
+Kept = tuple[str, Sequence[onnx.TensorProto], Sequence[onnx.NodeProto]]
 
 
 def quantise_with(
@@ -69,9 +50,7 @@ def quantise_with(
     `half` is for float16 graphs that TensorRT takes: signed activations, float16 scales, float biases, a later opset
     where needed. The others are for ONNX Runtime: unsigned activations, int32 biases, without which its integer Gemm is
     not used, and large constants of no product in float16.
-    Raises: UsageError for groups that nothing can be done with.
     """
-    check_groups([*groups, *stored])
     graph = _later_opset(onnx.load_from_string(model)) if half else onnx.load_from_string(model)
     before = onnx.ModelProto()
     before.CopyFrom(graph)
@@ -122,21 +101,12 @@ def _options(chosen: Sequence[Product], half: bool) -> dict[str, Any]:
 def _limits(chosen: Sequence[Product], ranges: Ranges, half: bool) -> Any:
     library = require("onnxruntime.quantization.calibrate", "onnxruntime", "INT8")
     dtype = np.float16 if half else np.float32
-    largest = {product.tensor: ranges[product.tensor].largest for product in chosen}
+    largest = {product.tensor: ranges[product.tensor] for product in chosen}
     found = {
         name: library.TensorData(lowest=np.array(-end, dtype), highest=np.array(end, dtype))
         for name, end in largest.items()
     }
     return library.TensorsData(library.CalibrationMethod.MinMax, found)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Keep what stands in a constant's place: smaller constants, and nodes that compute it from them."""
-
-    name: str
-    constants: tuple[onnx.TensorProto, ...]
-    nodes: tuple[onnx.NodeProto, ...]
 
 
 def _stored(model: onnx.ModelProto, product: Product, half: bool) -> Kept:
@@ -153,28 +123,28 @@ def _stored(model: onnx.ModelProto, product: Product, half: bool) -> Kept:
     constants = numpy_helper.from_array(integers, kept), numpy_helper.from_array(values.astype(weight.dtype), scales)
     if half:
         axis = product.channel_axis
-        return Kept(name, constants, (helper.make_node("DequantizeLinear", [kept, scales], [name], cast, axis=axis),))
+        return name, constants, [helper.make_node("DequantizeLinear", [kept, scales], [name], cast, axis=axis)]
     nodes = (
         helper.make_node("Cast", [kept], [cast], cast, to=helper.np_dtype_to_tensor_dtype(weight.dtype)),
         helper.make_node("Mul", [cast, scales], [name], f"{name}.scaled"),
     )
-    return Kept(name, constants, nodes)
+    return name, constants, nodes
 
 
 def _halved(model: onnx.ModelProto, name: str) -> Kept:
     """Keep a float32 constant in float16."""
     kept = f"{name}.float16"
     node = helper.make_node("Cast", [kept], [name], f"{kept}.cast", to=TensorProto.FLOAT)
-    return Kept(name, (numpy_helper.from_array(_constant(model, name).astype(np.float16), kept),), (node,))
+    return name, [numpy_helper.from_array(_constant(model, name).astype(np.float16), kept)], [node]
 
 
 def _replace(model: onnx.ModelProto, kept: Sequence[Kept]) -> None:
     """Put the nodes first, as constants are used anywhere."""
-    replaced = {one.name for one in kept}
+    replaced = {name for name, _, _ in kept}
     constants = [found for found in model.graph.initializer if found.name not in replaced]
-    nodes = [*(node for one in kept for node in one.nodes), *model.graph.node]
+    nodes = [*chain.from_iterable(added for _, _, added in kept), *model.graph.node]
     del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend([*constants, *(constant for one in kept for constant in one.constants)])
+    model.graph.initializer.extend([*constants, *chain.from_iterable(added for _, added, _ in kept)])
     model.graph.node.extend(nodes)
 
 
@@ -212,8 +182,8 @@ def _later_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
-def collect_ranges(model: bytes, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> Ranges:
-    """Run every sample and keep the largest magnitude of each product's other factor.
+def collect_ranges(model: bytes, calibration: Iterable[Mapping[str, NDArray[Any]]]) -> tuple[Ranges, Ranges]:
+    """Run every sample; return the largest magnitude of each product's other factor, and its mean number of values.
 
     Not a percentile: it gains 0.001 of mean IoU on the demo model, and cuts off what a user's image may reach.
     Raises: InputError where nothing calibrates, or a value is not finite.
@@ -227,18 +197,11 @@ def collect_ranges(model: bytes, calibration: Iterable[Mapping[str, NDArray[Any]
     for feed in calibration:
         samples += 1
         for name, value in zip(names, session.run(names, dict(feed)), strict=True):
-            largest[name] = max(largest[name], _magnitude(value, name))
+            largest[name] = max(largest[name], magnitude(value, name))
             elements[name] += value.size
     if not samples:
         raise InputError("nothing to calibrate INT8 with", found="0 samples", expected="at least 1")
-    return {name: Range(largest[name], elements[name] / samples) for name in names}
-
-
-def _magnitude(value: NDArray[Any], name: str) -> float:
-    found = float(np.abs(value).max())
-    if not np.isfinite(found):
-        raise InputError(f"a calibration sample makes '{name}' not finite", fix="Calibrate again.")
-    return found
+    return largest, {name: count / samples for name, count in elements.items()}
 
 
 def integer_work(model: bytes) -> dict[str, dict[str, int]]:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import Count, Document, parse, plain, take
-from samx.errors import ArtifactError, ParityError
+from samx.errors import ArtifactError, InputError, ParityError, UsageError
+from samx.models.session import Feed, Session
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
+from samx.validators.cases import Case
+from samx.validators.metrics import BoolArray, mask_iou
 
 if TYPE_CHECKING:
     from samx.exporters.base import Exported, ExportJob
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 LOW_PERCENTILE = 5
 INTEGER_PRODUCTS, STORED_WEIGHTS = "integer", "stored"
 FORMAT = 2
+JUDGED_EVERY = 2  # of the prompts that calibrate; others, held out, judge the result
+Ranges = Mapping[str, float]  # largest magnitudes, by the name of the tensor or of the weight that it meets
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,13 @@ class Plan:
 
     integer: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, groups: Iterable[str], integer: Collection[str]) -> Plan:
+        """Take integer products where these groups have them, and 8-bit weights elsewhere."""
+        found = tuple(groups)
+        stored = tuple(group for group in found if group not in integer)
+        return cls(tuple(group for group in found if group in integer), stored)
 
     def without(self, group: str) -> Plan:
         """Let a group give way by one step."""
@@ -93,14 +107,60 @@ class Found(Document):
     gave_way: tuple[str, ...]  # in order; a group that gave way twice stands here twice
 
 
-@dataclass(frozen=True)
-class Task:
-    """Describe what is searched: how a plan is judged, and everything that a judgement depends on."""
+@dataclass(frozen=True, eq=False)
+class QuantisationJob:
+    """Bring together the export in floating point, what calibrates it, and what INT8 may cost."""
 
-    judge: Callable[[Plan], Judged]  # of an empty plan too; against the float32 reference
+    export: ExportJob
+    exported: Exported
+    directory: Path  # holds what the exporter wrote
+    calibration: CalibrationSet
+    budget: Budget
+    excluded: tuple[str, ...] = ()  # groups that the user leaves in floating point
+    cache_file: Path | None = None  # of what the search judged
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Say what stands in the directory now, and how its groups of products were chosen."""
+
+    exported: Exported
+    found: Found
+    arithmetic: dict[str, Any]  # what runs in integers, as far as this machine can tell
+
+
+class Trial:
+    """Judge plans by how their masks agree with PyTorch's on some of the prompts that calibrate."""
+
     float_bytes: int  # of the files, all their numbers in float32
-    multiply_adds: Mapping[str, int]  # of each group, if it were integer
-    identity: Mapping[str, Any]  # hashes of files and calibration, the prompts that judge, libraries
+    multiply_adds: Counter[str]  # of each group, if it were integer
+    identity: Mapping[str, Any]  # everything that a judgement depends on
+
+    def __init__(self, job: QuantisationJob, cases: Sequence[Case], **libraries: str) -> None:
+        """Ask the reference. What derives from this sets `float_bytes`, and counts `multiply_adds`."""
+        from samx.runtimes.torch import reference_session
+
+        self.job, self.cases = job, cases[::JUDGED_EVERY]
+        self.multiply_adds = Counter()
+        files = {name: hashlib.sha256((job.directory / name).read_bytes()).hexdigest() for name in job.exported.files}
+        self.identity = {
+            "files": files, "calibration": job.calibration.sha256, "prompts": f"every {JUDGED_EVERY}nd",
+            "target": job.export.target, "libraries": {**job.exported.tools, **libraries},
+        }  # fmt: skip
+        job.progress("Asking the PyTorch reference about calibration prompts")
+        reference = reference_session(job.export.loaded, job.export.spec)
+        self.expected = list(masks(reference, job.calibration.images, self.cases))
+
+    def open(self, plan: Plan) -> tuple[Session, int]:
+        """Return a session of a plan's files, and their bytes."""
+        raise NotImplementedError
+
+    def judge(self, plan: Plan) -> Judged:
+        """Compare a plan's masks with the reference's."""
+        session, size = self.open(plan)
+        pairs = zip(masks(session, self.job.calibration.images, self.cases), self.expected, strict=True)
+        return Judged.of([float(iou) for ours, theirs in pairs for iou in mask_iou(ours, theirs).ravel()], size)
 
     def key(self) -> str:
         """Identify what judgements can be taken over from."""
@@ -109,7 +169,7 @@ class Task:
 
 
 class SearchCache:
-    """Keep judgements in a file as soon as they are known; another task's or a damaged file is begun anew."""
+    """Keep judgements in a file as soon as they are known; another search's or a damaged file is begun anew."""
 
     def __init__(self, path: Path | None, key: str) -> None:
         self.path, self.key = path, key
@@ -127,36 +187,36 @@ class SearchCache:
 
 
 def search(
-    task: Task, plan: Plan, budget: Budget, cache_file: Path | None = None, progress: Progress = silent
+    trial: Trial, plan: Plan, budget: Budget, cache_file: Path | None = None, progress: Progress = silent
 ) -> Found:
     """Judge each of a plan's groups alone, then let the worst give way until the budget is met.
 
     Raises: ParityError when it cannot be: says the best that was found, and the group that costs most.
     """
-    cache = SearchCache(cache_file, task.key())
+    cache = SearchCache(cache_file, trial.key())
     alone = [Plan(integer=(group,)) for group in plan.integer]
     alone += [Plan(stored=(group,)) for group in dict.fromkeys((*plan.integer, *plan.stored))]
-    base = cache.judge(Plan(), task.judge)
+    base = cache.judge(Plan(), trial.judge)
     rows = []
     for number, one in enumerate(alone):
         progress(f"Judging {(one.integer or one.stored)[0]}, {_how(one)}", number, len(alone))
-        rows.append(_row(task, one, cache.judge(one, task.judge), base))
-    return _greedy(task, plan, budget, cache, tuple(rows), progress)
+        rows.append(_row(trial, one, cache.judge(one, trial.judge), base))
+    return _greedy(trial, plan, budget, cache, tuple(rows), progress)
 
 
 def _greedy(
-    task: Task, plan: Plan, budget: Budget, cache: SearchCache, rows: tuple[Row, ...], progress: Progress
+    trial: Trial, plan: Plan, budget: Budget, cache: SearchCache, rows: tuple[Row, ...], progress: Progress
 ) -> Found:
     gave_way: list[str] = []
     best: tuple[float, Judged] | None = None
     while plan.integer or plan.stored:
         progress(f"Judging {len(plan.integer) + len(plan.stored)} groups together", len(rows), len(rows))
-        judged = cache.judge(plan, task.judge)
-        if judged.bytes > budget.size_share * task.float_bytes:
+        judged = cache.judge(plan, trial.judge)
+        if judged.bytes > budget.size_share * trial.float_bytes:
             break  # groups that give way make it larger still
         spent = budget.spent(judged.mean_iou, judged.p05_iou)
         if spent <= 1:
-            return Found(plan, judged, task.float_bytes, rows, tuple(gave_way))
+            return Found(plan, judged, trial.float_bytes, rows, tuple(gave_way))
         best = (spent, judged) if best is None or spent < best[0] else best
         costliest = worst(plan, rows, budget)
         assert costliest is not None  # every group of a plan has a row
@@ -192,9 +252,9 @@ def _cost(row: Row, budget: Budget) -> float:
     return budget.spent(1 - row.mean_iou_lost, 1 - row.p05_iou_lost)
 
 
-def _row(task: Task, plan: Plan, judged: Judged, base: Judged) -> Row:
+def _row(trial: Trial, plan: Plan, judged: Judged, base: Judged) -> Row:
     group = (plan.integer or plan.stored)[0]
-    count = task.multiply_adds.get(group, 0) if plan.integer else 0
+    count = trial.multiply_adds[group] if plan.integer else 0
     lost = base.mean_iou - judged.mean_iou, base.p05_iou - judged.p05_iou
     return Row(group, _how(plan), *lost, base.bytes - judged.bytes, count)
 
@@ -212,24 +272,33 @@ def _read(path: Path, key: str) -> dict[str, Judged]:
     return found["judged"] if found["key"] == key else {}
 
 
-@dataclass(frozen=True, eq=False)
-class QuantisationJob:
-    """Bring together the export in floating point, what calibrates it, and what INT8 may cost."""
-
-    export: ExportJob
-    exported: Exported
-    directory: Path  # holds what the exporter wrote
-    calibration: CalibrationSet
-    budget: Budget
-    excluded: tuple[str, ...] = ()  # groups that the user leaves in floating point
-    notebook: Path | None = None  # where the search remembers what it judged
-    progress: Progress = silent
+def masks(session: Session, images: Sequence[Feed], cases: Sequence[Case]) -> Iterator[BoolArray]:
+    """Decode cases, image by image. Shapes: -> (N, M, H*W) each, in the order of their images."""
+    held: int | None = None
+    for case in sorted(cases, key=lambda case: case.image):
+        if case.image != held:
+            session.set_image(images[case.image])
+            held = case.image
+        logits = session.decode(case.prompts)["low_res_masks"]
+        yield (logits > session.spec.mask_threshold).reshape(*logits.shape[:2], -1)
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """Say what stands in the directory now, and how its groups of products were chosen."""
+def check_groups(groups: Collection[str], known: Collection[str]) -> None:
+    """Refuse groups that nothing can be done with.
 
-    exported: Exported
-    found: Found
-    arithmetic: dict[str, Any]  # what runs in integers, as far as this machine can tell
+    Raises: UsageError.
+    """
+    unknown = sorted(set(groups).difference(known))
+    if unknown:
+        raise UsageError("unknown group of products", found=", ".join(unknown), expected=" or ".join(known))
+
+
+def magnitude(value: NDArray[Any], name: str) -> float:
+    """Return the largest magnitude of a tensor that a calibration sample gave.
+
+    Raises: InputError where it is not finite.
+    """
+    found = float(np.abs(value).max())
+    if not np.isfinite(found):
+        raise InputError(f"a calibration sample makes '{name}' not finite", fix="Calibrate again.")
+    return found

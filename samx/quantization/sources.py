@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,17 +49,6 @@ class SourceImage:
 
 
 @dataclass(frozen=True)
-class SourceOptions:
-    """Name where images come from; nothing given means demo scenes."""
-
-    embeddings: Path | None = None  # folder
-    pictures: Path | None = None  # folder
-    encoder: Path | None = None  # ONNX file
-    pixels: str = "unit"
-    images: int | None = None  # None: DEFAULT_IMAGES, or all where there are fewer
-
-
-@dataclass(frozen=True)
 class Source:
     """List images, each made when it is its turn, since each is megabytes; and describe them in words."""
 
@@ -69,26 +57,30 @@ class Source:
     scenes: tuple[int, ...] = ()
 
 
-def open_source(options: SourceOptions, checkpoint: Path, spec: DecoderSpec, seed: int = 0) -> Source:
-    """Find the images. Of a folder that has more than are wanted, the seed chooses.
+def open_source(
+    checkpoint: Path, spec: DecoderSpec, seed: int = 0, *, embeddings: Path | None = None, pictures: Path | None = None,
+    encoder: Path | None = None, pixels: str = "unit", images: int | None = None,
+) -> Source:  # fmt: skip
+    """Find the images: in a folder of embeddings, or of pictures for an encoder (ONNX); else demo scenes.
 
+    Of a folder that has more than are wanted (DEFAULT_IMAGES), the seed chooses.
     Raises: UsageError on options that exclude each other; ImageError on an empty folder.
     """
-    _check_options(options)
-    if options.embeddings is not None:
-        files, words = _choose(options.embeddings, EMBEDDING_SUFFIXES, "embeddings", options.images, seed)
+    _check_options(embeddings, pictures, encoder, pixels, images)
+    if embeddings is not None:
+        files, words = _choose(embeddings, EMBEDDING_SUFFIXES, "embeddings", images, seed)
         return Source(words, [partial(_embedding, path, spec) for path in files])
-    if options.pictures is not None and options.encoder is not None:
-        files, words = _choose(options.pictures, PICTURE_SUFFIXES, "pictures", options.images, seed)
-        encoder = open_encoder(_read(options.encoder), options.encoder.name)
-        words = f"{words}, encoder '{options.encoder.name}'"
-        return Source(words, [partial(_picture, path, encoder, options.pixels, spec) for path in files])
+    if pictures is not None and encoder is not None:
+        files, words = _choose(pictures, PICTURE_SUFFIXES, "pictures", images, seed)
+        encode = open_encoder(_read(encoder), encoder.name)
+        words = f"{words}, encoder '{encoder.name}'"
+        return Source(words, [partial(_picture, path, encode, pixels, spec) for path in files])
     if not is_demo(checkpoint):
         raise UsageError(
             f"no image to calibrate '{checkpoint.name}' on", expected="embeddings, or pictures and an encoder",
             fix="Give --embeddings DIR, or --pictures DIR with --encoder FILE.onnx.",
         )  # fmt: skip
-    return demo_scenes(checkpoint, spec, CALIBRATION_SCENES[: options.images or DEFAULT_IMAGES])
+    return demo_scenes(checkpoint, spec, CALIBRATION_SCENES[: images or DEFAULT_IMAGES])
 
 
 def demo_scenes(checkpoint: Path, spec: DecoderSpec, seeds: Sequence[int]) -> Source:
@@ -151,21 +143,23 @@ def _extent(frame: Frame) -> Extent:
     return frame.valid_width_px, frame.valid_height_px
 
 
-def _check_options(options: SourceOptions) -> None:
-    problems: dict[str, Any] = {
-        "--embeddings and --pictures": options.embeddings is not None and options.pictures is not None,
-        "--pictures without --encoder": options.pictures is not None and options.encoder is None,
-        "--encoder without --pictures": options.encoder is not None and options.pictures is None,
+def _check_options(
+    embeddings: Path | None, pictures: Path | None, encoder: Path | None, pixels: str, images: int | None
+) -> None:
+    problems = {
+        "--embeddings and --pictures": embeddings is not None and pictures is not None,
+        "--pictures without --encoder": pictures is not None and encoder is None,
+        "--encoder without --pictures": encoder is not None and pictures is None,
     }
-    for found, is_so in problems.items():
-        if is_so:
-            expected = "--embeddings DIR, or --pictures DIR with --encoder FILE.onnx"
-            raise UsageError("images to calibrate on are not clear", found=found, expected=expected)
-    if options.pixels not in PIXELS:
-        raise UsageError("unknown pixel normalisation", found=repr(options.pixels), expected=" or ".join(PIXELS))
-    if options.images is not None and not MIN_IMAGES <= options.images <= MOST_IMAGES:
+    found = next((words for words, is_so in problems.items() if is_so), None)
+    if found:
+        expected = "--embeddings DIR, or --pictures DIR with --encoder FILE.onnx"
+        raise UsageError("images to calibrate on are not clear", found=found, expected=expected)
+    if pixels not in PIXELS:
+        raise UsageError("unknown pixel normalisation", found=repr(pixels), expected=" or ".join(PIXELS))
+    if images is not None and not MIN_IMAGES <= images <= MOST_IMAGES:
         expected = f"{MIN_IMAGES} to {MOST_IMAGES}"
-        raise UsageError("cannot calibrate on so many images", found=options.images, expected=expected)
+        raise UsageError("cannot calibrate on so many images", found=images, expected=expected)
 
 
 def _choose(folder: Path, suffixes: Sequence[str], what: str, wanted: int | None, seed: int) -> tuple[list[Path], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,14 +54,6 @@ class Question:
         return replace(self, points=(*self.points, point), labels=(*self.labels, label))
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """Keep the mask that a user would take. Shapes: logits (1, 1, S, S), mask (S, S)."""
-
-    logits: FloatArray
-    mask: BoolArray
-
-
 class User:
     """Draw prompts for the regions of an image.
 
@@ -84,8 +76,9 @@ class User:
         return pick_region(self.rng, self.regions)
 
     def ask(self, kind: str, region: Region) -> Question:
-        """Draw prompts of a kind."""
-        return KINDS[kind](self, region)
+        """Draw prompts of a kind: the method of its name."""
+        draw: Callable[[Region], Question] = getattr(self, kind)
+        return draw(region)
 
     def click(self, region: Region) -> Question:
         """Click on the region once."""
@@ -113,22 +106,23 @@ class User:
         """Begin with a click or a box, then correct the answer up to three times where it is wrong."""
         question = self.click(region) if self.rng.uniform() < 0.5 else self.box(region)
         for _ in range(int(self.rng.integers(1, MOST_ROUNDS + 1))):
-            answer = self.answer(question)
-            click = error_click(self.rng, answer.mask, region.mask)
-            question = replace(question.and_click(*click), mask=answer.logits)
+            logits, mask = self.answer(question)
+            click = error_click(self.rng, mask, region.mask)
+            question = replace(question.and_click(*click), mask=logits)
         return question
 
-    def answer(self, question: Question) -> Answer:
-        """Ask the reference, and take the mask that a predictor's user takes.
+    def answer(self, question: Question) -> tuple[FloatArray, BoolArray]:
+        """Ask the reference, and take the logits and the mask that a predictor's user takes.
 
         One click is ambiguous: the best of three masks. More than that is not: the single mask.
+        Shapes: -> (1, 1, S, S), (S, S).
         """
         outputs = self._decode(self.feed(question))
         ambiguous = len(question.points) == 1 and not question.box
         index = 1 + int(outputs["iou_predictions"][0, 1:].argmax()) if ambiguous else 0
         limit = self.spec.rules.mask_limit
         logits = np.clip(outputs["low_res_masks"][:, index : index + 1], -limit, limit)
-        return Answer(logits, (logits[0, 0] > self.spec.mask_threshold) & self.valid)
+        return logits, (logits[0, 0] > self.spec.mask_threshold) & self.valid
 
     def feed(self, question: Question) -> Feed:
         """Order and pad a question as the family's predictor does; without a mask there are no mask tensors."""
@@ -182,14 +176,3 @@ class User:
         width, height = map(mask_px, self.extent)
         left, top = (int(self.rng.integers(0, side // 2 + 1)) for side in (width, height))
         return self._rectangle(left, top, left + width // 4 + 1, top + height // 4 + 1) & self.valid
-
-
-Ask = Callable[[User, Region], Question]
-KINDS: Mapping[str, Ask] = {
-    "click": User.click,
-    "box": User.box,
-    "points": User.points,
-    "negative_points": User.negative_points,
-    "box_and_points": User.box_and_points,
-    "refinement": User.refinement,
-}

@@ -1,27 +1,27 @@
-"""What masks come to: a plan's on calibration prompts; an INT8 export's on held-out prompts, which is the verdict.
+"""What an INT8 export's masks come to on held-out prompts: beside PyTorch's, and beside what is known to be right.
 
-Held-out prompts are compared with PyTorch, and with what is known to be right.
+Int8Report is everything that is known about an INT8 export, as one JSON file of the artifact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from samx.artifacts.strict_json import Document
-from samx.models.session import Feed, Outputs, Session
-from samx.quantization.search import Budget, Judged
-from samx.validators.cases import Case
+from samx.errors import ParityError
+from samx.models.session import Outputs, Session
+from samx.quantization.search import Budget, Found, worst
 from samx.validators.gate import run_gate
 from samx.validators.metrics import BoolArray, Bounds, bounds_for, mask_iou
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
-    from samx.quantization.held_out import HeldOut
+    from samx.quantization.rollout import HeldOut
 
 MOST_ACCURACY_LOST = 0.01  # of mean IoU with what is known to be right
 NO_TRUTH = "these images come without regions that are known to be right"
@@ -73,7 +73,7 @@ class Verdict(Document):
         return found
 
 
-def judge(session: Session, reference: Session, held: HeldOut, budget: Budget, subject: str) -> Verdict:
+def verdict(session: Session, reference: Session, held: HeldOut, budget: Budget, subject: str) -> Verdict:
     """Ask an INT8 session every held-out prompt, once, for both comparisons."""
     suite = ParitySuite.build(reference, held.images, held.cases, held.source)
     chosen: list[BoolArray] = []
@@ -113,18 +113,56 @@ def _right(masks: BoolArray, target: BoolArray) -> float:
     return float(mask_iou(masks, target.reshape(len(target), -1)).mean())
 
 
-def masks(session: Session, images: Sequence[Feed], cases: Sequence[Case]) -> Iterator[BoolArray]:
-    """Decode cases, image by image. Shapes: -> (N, M, H*W) each, in the order of their images."""
-    held: int | None = None
-    for case in sorted(cases, key=lambda case: case.image):
-        if case.image != held:
-            session.set_image(images[case.image])
-            held = case.image
-        logits = session.decode(case.prompts)["low_res_masks"]
-        yield (logits > session.spec.mask_threshold).reshape(*logits.shape[:2], -1)
+@dataclass(frozen=True)
+class Int8Report(Document):
+    """Record the search's table, the verdict on held-out prompts, and what INT8 gains here."""
+
+    HEADER = {"format": "samx-int8-report", "schema_version": 1}
+    NOTES = ("sentences",)
+
+    calibration: Mapping[str, Any]
+    budget: Budget
+    search: Found
+    arithmetic: Mapping[str, Any]
+    held_out: Verdict
+    speed: Mapping[str, Any]  # `measured` here, or the `reason` why not
+
+    def enforce(self) -> None:
+        """Refuse an export that is not good enough.
+
+        Raises: ParityError naming the worst group and what to exclude.
+        """
+        failures = self.held_out.failures()
+        if failures:
+            raise ParityError(
+                "INT8 is not good enough on held-out prompts", found="; ".join(failures[:2]),
+                fix=remedy(self.search, self.budget), report=self.held_out.parity,
+            )  # fmt: skip
+
+    @property
+    def sentences(self) -> list[str]:
+        """What people should know."""
+        found, parity = self.search, self.held_out.parity
+        reason = self.speed["reason"]
+        return [
+            f"INT8: mean mask IoU {parity.metrics['mask_iou_mean']:.4f}, 5th percentile "
+            f"{parity.metrics['mask_iou_p05']:.4f} on {len(parity.cases)} held-out prompts "
+            f"({parity.suite['image_source']})",
+            f"Size: {found.judged.bytes / found.float_bytes:.0%} of the float32 graph; "
+            f"integers for {', '.join(found.plan.integer) or 'nothing'}; "
+            f"8-bit weights for {', '.join(found.plan.stored) or 'nothing'}",
+            self.held_out.accuracy.sentence(),
+            *(str(measured["sentence"]) for measured in self.speed["measured"]),
+            *([reason] if reason else []),
+        ]
 
 
-def judged(found: Iterator[BoolArray], expected: Sequence[BoolArray], size: int) -> Judged:
-    """Sum up how masks agree with the expected ones, in files of so many bytes."""
-    pairs = zip(found, expected, strict=True)
-    return Judged.of([float(iou) for a, b in pairs for iou in mask_iou(a, b).ravel()], size)
+def remedy(found: Found, budget: Budget) -> str:
+    """Return what to leave in floating point, as a sentence."""
+    row = worst(found.plan, found.rows, budget)
+    if row is None:
+        return "Nothing was written."
+    return (
+        f"Nothing was written. '{row.group}' costs most ({row.mean_iou_lost:.4f} of mean IoU alone, {row.how}): "
+        f"leave it in floating point with --exclude '{row.group}', or calibrate on more images."
+    )

@@ -20,7 +20,7 @@ from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import Level
 from samx.artifacts.strict_json import Count, Document, refusal, take
 from samx.devices import cpu
-from samx.devices.files import Tree
+from samx.devices.adapter import Tree
 from samx.validators.metrics import AT_LEAST, Bounds
 
 if TYPE_CHECKING:

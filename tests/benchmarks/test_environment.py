@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from samx.benchmarks import environment
-from samx.devices.files import Tree
+from samx.devices.adapter import Tree
 
 
 def test_names_the_machine_and_the_libraries() -> None:

@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from samx.demo import FAMILIES, demo_checkpoint
-from samx.demo.encoder import DemoEncoder
-from samx.demo.model import DemoModel, demo_notes, load_demo, save_demo
+from samx.demo.model import DemoEncoder, DemoModel, demo_notes, load_demo, save_demo
 from samx.errors import UsageError
 from tools.train_demo.evaluate import evaluate_demo
 

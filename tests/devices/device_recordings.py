@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from samx.devices.files import CommandError, Tree
+from samx.devices.adapter import CommandError, Tree
 
 RECORDED = Path(__file__).parent / "recorded"
 NAMES = sorted(path.stem for path in RECORDED.glob("*.json"))
@@ -39,7 +39,7 @@ class Recording:
         self._data["commands"][command] = text
 
     def run(self, *words: str) -> str:
-        """Stand in for samx.devices.files.run."""
+        """Stand in for samx.devices.adapter.run."""
         command = " ".join(words)
         self.asked.append(command)
         printed = self._data["commands"].get(command)

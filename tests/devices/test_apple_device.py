@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from device_recordings import Recording
 
-from samx.devices.adapter import Reading
+from samx.devices.adapter import CommandError, Reading
 from samx.devices.apple import AppleAdapter, thermal_pressure
-from samx.devices.files import CommandError
 
 PMSET = "/usr/bin/pmset -g therm"
 POWERMETRICS = "/usr/bin/powermetrics --samplers cpu_power,thermal -i 200 -n 1"

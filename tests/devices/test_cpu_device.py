@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from device_recordings import Recording, deny
 
-from samx.devices.adapter import Reading, Readings
+from samx.devices.adapter import Reading, Readings, Tree
 from samx.devices.cpu import CpuAdapter, busy, cpu_numbers, governor, virtual_machine
-from samx.devices.files import Tree
 
 ENERGY = "/sys/class/powercap/intel-rapl:0/energy_uj"
 STOPS = "/sys/fs/cgroup/user.slice/user-1000.slice/run.scope/cpu.stat"

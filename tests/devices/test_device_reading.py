@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from device_recordings import deny
 
-from samx.devices import files
-from samx.devices.adapter import Reading, number, unread
-from samx.devices.files import CommandError, Tree, finite, scaled
+from samx.devices import adapter as files
+from samx.devices.adapter import CommandError, Reading, Tree, finite, number, scaled, unread
 
 
 @pytest.mark.parametrize(("value", "reason"), [(None, None), (None, ""), (1.0, "a reason"), (0, "a reason")])

@@ -11,8 +11,7 @@ from device_recordings import NAMES, RECORDED, Recording
 from fake_nvml import JETSON, RTX, FakeNvml
 
 from samx.devices.adapter import Adapter
-from samx.devices.find import adapters
-from samx.devices.monitor import Monitor
+from samx.devices.monitor import Monitor, adapters
 from samx.devices.nvidia import NvidiaAdapter
 from samx.errors import MissingExtraError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from device_recordings import Recording, deny
 
-from samx.devices import sensors
+from samx.devices import jetson as sensors
 from samx.devices.adapter import Reading
 from samx.devices.jetson import JetsonAdapter
 from samx.errors import UnavailableError

@@ -13,7 +13,7 @@ from device_recordings import Recording
 from fake_nvml import RTX, FakeNvml
 
 from samx.devices import monitor as module
-from samx.devices.adapter import Reading, Readings, unread
+from samx.devices.adapter import Adapter, Reading, Readings, unread
 from samx.devices.cpu import CpuAdapter
 from samx.devices.jetson import JetsonAdapter
 from samx.devices.monitor import Monitor
@@ -34,7 +34,7 @@ class Clock:
         return self.now
 
 
-class FakeAdapter:
+class FakeAdapter(Adapter):
     """A device that draws 5 W, unless told otherwise."""
 
     def __init__(self, kind: str = "fake", read: Callable[[], Readings] | None = None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exports import job_for
 from openvino_toys import BFLOAT16, capabilities
 
 from samx.artifacts.store import Artifact
@@ -15,7 +16,8 @@ from samx.commands.validate import validate
 from samx.demo import demo_checkpoint
 from samx.errors import SamxError, UnavailableError, UsageError
 from samx.models.checkpoint import load_checkpoint
-from samx.quantization.int8 import given_set
+from samx.progress import silent
+from samx.quantization.int8 import calibration_set
 from samx.runtimes.openvino import open_artifact
 from samx.validators.metrics import BOUNDS
 
@@ -54,10 +56,11 @@ def test_no_bound_is_below_those_of_int8() -> None:
 
 def test_a_checkpoint_whose_scenes_are_not_known_needs_a_set(tmp_path: Path) -> None:
     loaded = load_checkpoint(demo_checkpoint("sam1"))
+    job = job_for("openvino", loaded, loaded.spec, "bf16")
     with pytest.raises(UsageError, match=r"needs a calibration set .*samx calibrate CHECKPOINT"):
-        given_set(loaded, tmp_path / "mine.pth", None)
+        calibration_set(job, "bf16", tmp_path / "mine.pth", None, silent)
     with pytest.raises(SamxError, match=r"calibration set '.*missing\.npz' cannot be read"):
-        given_set(loaded, tmp_path / "mine.pth", tmp_path / "missing.npz")
+        calibration_set(job, "bf16", tmp_path / "mine.pth", tmp_path / "missing.npz", silent)
 
 
 @pytest.mark.slow

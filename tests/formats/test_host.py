@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from samx.devices.files import Tree
+from samx.devices.adapter import Tree
 from samx.errors import ArtifactError
 from samx.formats.aoti import Host, HostStamp, instructions
 

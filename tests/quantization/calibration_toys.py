@@ -10,9 +10,9 @@ import numpy as np
 
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec, sam1_spec
-from samx.quantization.calibration import CalibrationSet, Sample, calibration_spec, kinds
+from samx.quantization.calibration import CalibrationSet, calibration_spec, kinds
 from samx.quantization.sources import Source, SourceImage
-from samx.validators.cases import BOX_LABELS, FOREGROUND
+from samx.validators.cases import BOX_LABELS, FOREGROUND, Case
 
 SPEC = calibration_spec(sam1_spec(image_size=128))
 RADIUS_PX = 24.0  # of the discs, in the frame: a sixth of it at 128 px
@@ -75,14 +75,14 @@ def source(count: int, make: Callable[..., SourceImage] = image, spec: DecoderSp
     return Source(f"{count} toys", [lambda i=i: make(i, spec) for i in range(count)], **more)  # type: ignore[misc]
 
 
-def click(index: int, images: int, spec: DecoderSpec = SPEC) -> Sample:
+def click(index: int, images: int, spec: DecoderSpec = SPEC) -> Case:
     """Make a sample; every fifth brings a mask."""
     at = np.array([[[1 + index % 100, 2], [0, 0]]], np.float32)
     prompts: dict[str, Any] = {"point_coords": at, "point_labels": np.array([[1, -1]], np.float32)}
     if index % 5 == 0:
         mask = np.full((1, 1, spec.mask_size, spec.mask_size), 0.125 * (index + 1) + 0.0001, np.float32)
         prompts |= {"mask_input": mask, "has_mask_input": np.ones(1, np.float32)}
-    return Sample(kinds(40)[index % 40], index % images, prompts)
+    return Case(kinds(40)[index % 40], index % images, prompts)
 
 
 def toy_set(**changes: Any) -> CalibrationSet:

@@ -19,7 +19,7 @@ from samx.formats.coreml.program import Program, load_program
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec, sam2_spec
 from samx.quantization.calibration import CalibrationSet
-from samx.quantization.coreml_groups import QUANTISABLE
+from samx.quantization.coreml_rewrite import QUANTISABLE
 from samx.quantization.search import Budget, QuantisationJob, Quantised
 from samx.runtimes.mil.runtime import MilRuntime, open_artifact
 
@@ -40,12 +40,12 @@ def leaving(*groups: str, family: str = "sam1") -> tuple[str, ...]:
 
 def float_job(
     directory: Path, family: str = "sam1", points: ShapeRange = POINTS, *, budget: Budget = ANYTHING,
-    calibration: CalibrationSet | None = None, notebook: Path | None = None, **options: Any,
+    calibration: CalibrationSet | None = None, cache_file: Path | None = None, **options: Any,
 ) -> QuantisationJob:  # fmt: skip
     """Export a toy's float16 packages, and say how they are to be quantised."""
     job = job_for("coreml", toy_checkpoint(SPECS[family]), SPECS[family], "int8", points=points, **options)
     exported = export_job(job, directory)
-    return QuantisationJob(job, exported, directory, calibration or toy_set(), budget, notebook=notebook)
+    return QuantisationJob(job, exported, directory, calibration or toy_set(), budget, cache_file=cache_file)
 
 
 def excluding(job: QuantisationJob, groups: Sequence[str]) -> QuantisationJob:

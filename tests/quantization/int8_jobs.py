@@ -21,7 +21,7 @@ from samx.exporters.base import Exported, ExportJob
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.quantization.calibration import CalibrationSet, calibration_spec
+from samx.quantization.calibration import CalibrationSet, calibration_spec, fitted
 from samx.quantization.groups import QUANTISABLE, products
 from samx.quantization.search import Budget, QuantisationJob
 from samx.registry import backend
@@ -123,16 +123,16 @@ def factors(model: bytes, before: bytes) -> list[Factors]:
 def prompts(spec: DecoderSpec, seed: int) -> tuple[Feed, Feed]:
     """Draw an image and a click on it."""
     answering = calibration_spec(spec)
-    return features(answering, seed), click(5 * seed, IMAGES, answering).feed(spec)
+    return features(answering, seed), fitted(click(5 * seed, IMAGES, answering).prompts, spec)
 
 
 def counted(judge: Callable[..., Any], asked: list[Any], stop_at: int | None = None) -> Callable[..., Any]:
     """Remember which plans are judged, and break off at one."""
 
-    def counting(desk: Any, plan: Any) -> Any:
+    def counting(trial: Any, plan: Any) -> Any:
         if len(asked) == stop_at:
             raise KeyboardInterrupt
         asked.append(plan)
-        return judge(desk, plan)
+        return judge(trial, plan)
 
     return counting

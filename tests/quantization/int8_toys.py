@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from samx.models.fast.graphs import Needs, fast_graphs
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.quantization.groups import QUANTISABLE, weights_of
 
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
 USUAL_POINTS = {
@@ -75,3 +78,11 @@ def agreement(model: bytes, other: bytes, feed: Feed) -> float:
 def constants(model: bytes) -> dict[str, onnx.TensorProto]:
     """Give a graph's constants by name."""
     return {found.name: found for found in onnx.load_from_string(model).graph.initializer}
+
+
+def groups_of(model: onnx.ModelProto) -> dict[str, int]:
+    """Count the weights of each group that a graph has, in the order of GROUPS, without those left alone."""
+    counts: Counter[str] = Counter()
+    for product in weights_of(model, QUANTISABLE):
+        counts[product.group] += prod(product.shape)
+    return {group: counts[group] for group in QUANTISABLE if group in counts}

@@ -18,7 +18,8 @@ from calibration_toys import CHECKPOINT, SPEC, click, features, toy_set
 from samx.errors import ArtifactError, InputError, WriteError
 from samx.models.spec import sam2_spec
 from samx.quantization import calibration
-from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, SHARES, CalibrationSet, Sample, kinds
+from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, SHARES, CalibrationSet, kinds
+from samx.validators.cases import Case
 
 Arrays = dict[str, Any]
 
@@ -34,9 +35,9 @@ def stored(data: bytes, tmp_path: Path) -> Path:
     return path
 
 
-def same_samples(a: tuple[Sample, ...], b: tuple[Sample, ...]) -> bool:
+def same_samples(a: tuple[Case, ...], b: tuple[Case, ...]) -> bool:
     return all(
-        (x.kind, x.image, set(x.prompts)) == (y.kind, y.image, set(y.prompts))
+        (x.name, x.image, set(x.prompts)) == (y.name, y.image, set(y.prompts))
         and all(np.array_equal(x.prompts[name], y.prompts[name]) for name in x.prompts)
         for x, y in zip(a, b, strict=True)
     )
@@ -72,7 +73,7 @@ def test_a_set_holds_what_its_file_keeps_and_nobody_changes_it() -> None:
 
 def test_what_a_manifest_remembers() -> None:
     summary = toy_set().summary()
-    assert summary["samples"] == dict(Counter(click(i, 4).kind for i in range(28)))
+    assert summary["samples"] == dict(Counter(click(i, 4).name for i in range(28)))
     assert (summary["images"], summary["held_out"], summary["seed"], summary["source"]) == (4, 4, 3, "toys")
     assert json.loads(json.dumps(summary)) == summary
 
@@ -179,7 +180,7 @@ DEGENERATE: dict[str, tuple[Any, str]] = {
     "beyond float16": (spoiled(1e6), "expected values that float16 holds"),
     "wrong shape": (embedding(lambda value: value[:, :128]), "has the wrong shape"),
     "other tensors": ({"images": images(more=np.ones(3, np.float32))}, "has other features"),
-    "unknown kind": (sample(kind="guess"), "unknown kind 'guess'"),
+    "unknown kind": (sample(name="guess"), "unknown kind 'guess'"),
     "image that is not there": (sample(image=4), "image 4 of 4"),
     "no points": (sample(point_coords=np.zeros((0, 2, 2), np.float32)), "no prompt"),
     "unknown label": (sample(point_labels=np.array([[9, -1]], np.float32)), "unknown labels"),

@@ -26,7 +26,7 @@ from samx.processing.frames import Frame
 from samx.processing.images import PIXELS, to_frame
 from samx.quantization import sources
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES
-from samx.quantization.sources import CALIBRATION_SCENES, HELD_OUT_SCENES, Source, SourceOptions, open_source
+from samx.quantization.sources import CALIBRATION_SCENES, HELD_OUT_SCENES, Source, open_source
 from tools.train_demo.evaluate import HELD_OUT_SCENES as EVALUATED
 from tools.train_demo.evaluate import HELD_OUT_SEED
 from tools.train_demo.pool import TRAIN_SEED
@@ -39,7 +39,7 @@ SIZE_PX = 256  # of demo scenes here: a sixteenth of the work
 
 
 def opened(spec: DecoderSpec = SPEC, checkpoint: Path = NO_DEMO, seed: int = 0, **options: Any) -> Source:
-    return open_source(SourceOptions(**options), checkpoint, spec, seed)
+    return open_source(checkpoint, spec, seed, **options)
 
 
 # --- Demo scenes ------------------------------------------------------------------------------------------------------

@@ -20,14 +20,13 @@ from samx.formats.coreml.package import SINGLE_FUNCTION, package_from_directory
 from samx.formats.coreml.program import open_coremltools
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PADDED_POINT
-from samx.quantization.calibration import calibration_spec
-from samx.quantization.coreml import JUDGED_EVERY, FloatPackages, quantise, watched_ranges
-from samx.quantization.coreml_groups import INTEGER, Convolution, group_of
-from samx.quantization.coreml_rewrite import Ranges
-from samx.quantization.search import Budget, Plan, QuantisationJob, Quantised
-from samx.quantization.verdict import judged, masks
+from samx.quantization.calibration import calibration_spec, fitted
+from samx.quantization.coreml import FloatPackages, quantise, watched_ranges
+from samx.quantization.coreml_rewrite import INTEGER, Convolution, group_of
+from samx.quantization.search import JUDGED_EVERY, Budget, Judged, Plan, QuantisationJob, Quantised, Ranges, masks
 from samx.runtimes.mil.evaluate import limited_threads
 from samx.runtimes.torch import reference_session
+from samx.validators.metrics import mask_iou
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +63,7 @@ def ranges(job: QuantisationJob, samples: Sequence[int], loud: float = 1, louder
     """Watch these samples of a toy set, of whose images one is louder than drawn."""
     scales = [loud if i == louder else 1 for i in range(4)]
     images = tuple({name: value * scales[i] for name, value in features(SPEC, i).items()} for i in range(4))
-    packages = FloatPackages.read(replace(job, calibration=replace(job.calibration, images=images)))
+    packages = FloatPackages(replace(job, calibration=replace(job.calibration, images=images)))
     cases = toy_set().cases(job.export.spec)
     there = [conv for conv in packages.there if conv.group in INTEGER]
     return watched_ranges(packages, there, [cases[i] for i in samples])
@@ -94,11 +93,12 @@ def test_what_is_written_is_what_was_judged(done: Done) -> None:
     written = sum(
         (job.directory / name).stat().st_size for name, role in job.exported.files.items() if role == "package"
     )
-    assert judged(iter(found), expected, written) == quantised.found.judged
+    iou = [float(one) for ours, theirs in zip(found, expected, strict=True) for one in mask_iou(ours, theirs).ravel()]
+    assert Judged.of(iou, written) == quantised.found.judged
 
 
 def test_the_search_reckons_sizes_nearly_as_they_come_out(float16: QuantisationJob, done: Done) -> None:
-    packages = FloatPackages.read(float16)
+    packages = FloatPackages(float16)
     plan, written = done[1].found.plan, done[1].found.judged.bytes
     reckoned = packages.size - sum(
         conv.bytes_saved for conv in packages.there if conv.group in {*plan.integer, *plan.stored}
@@ -162,7 +162,7 @@ def places_of(spec: Any, function: str) -> set[tuple[str, int]]:
 
 def test_a_padded_point_still_changes_no_bit(done: Done) -> None:
     job, quantised = done
-    session, feed = opened(job, quantised), click(1, 4).feed(job.export.spec)
+    session, feed = opened(job, quantised), fitted(click(1, 4).prompts, job.export.spec)
     session.set_image(job.calibration.images[1])
     more = {
         **feed,
@@ -190,7 +190,7 @@ def test_lint_and_counts_are_those_of_what_was_written(done: Done) -> None:
 
 
 def test_the_package_keeps_what_it_says_about_itself(float16: QuantisationJob, done: Done) -> None:
-    said = [FloatPackages.read(job).metadata for job in (float16, done[0])]
+    said = [FloatPackages(job).metadata for job in (float16, done[0])]
     assert "samx.spec" in said[0]
     assert {name: said[1].get(name) for name in said[0]} == said[0]
 
@@ -199,7 +199,7 @@ def test_the_package_keeps_what_it_says_about_itself(float16: QuantisationJob, d
 def test_the_same_plan_gives_the_same_bytes(float16: QuantisationJob, tmp_path: Path) -> None:
     def written(folder: Path) -> Any:
         job = copied(float16, folder)
-        packages = FloatPackages.read(job)
+        packages = FloatPackages(job)
         packages.write(Plan(FEW[:1], FEW[1:]), {conv.weight: 3.0 for conv in packages.there})
         return package_from_directory(folder / "decoder.mlpackage").files
 
@@ -227,13 +227,13 @@ def test_prompts_that_do_not_fit_cannot_calibrate(float16: QuantisationJob, tmp_
 
 
 @pytest.mark.slow
-def test_judgements_are_taken_over_from_the_notebook(float16: QuantisationJob, tmp_path: Path) -> None:
-    job = excluding(copied(float16, tmp_path / "a", notebook=tmp_path / "notes.json"), leaving("IoU head"))
+def test_judgements_are_taken_over_from_the_search_cache(float16: QuantisationJob, tmp_path: Path) -> None:
+    job = excluding(copied(float16, tmp_path / "a", cache_file=tmp_path / "notes.json"), leaving("IoU head"))
     first = quantise(job).found
     known = json.loads((tmp_path / "notes.json").read_text())
     spoilt = {name: {**one, "mean_iou": 0.5} for name, one in known["judged"].items()}
     (tmp_path / "notes.json").write_text(json.dumps({**known, "judged": spoilt}))
-    again = quantise(excluding(copied(float16, tmp_path / "b", notebook=tmp_path / "notes.json"), job.excluded)).found
+    again = quantise(excluding(copied(float16, tmp_path / "b", cache_file=tmp_path / "notes.json"), job.excluded)).found
     assert first.judged.mean_iou != again.judged.mean_iou == 0.5
 
 
@@ -258,7 +258,7 @@ def test_apple_s_mask_decoder_is_quantised_and_its_prompt_encoder_left(tmp_path:
     assert quantised.arithmetic["integer_convolutions"] == 4
     session = opened(job, quantised)
     session.set_image(calibration.images[0])
-    assert np.isfinite(session.decode(calibration.samples[0].feed(job.export.spec))["low_res_masks"]).all()
+    assert np.isfinite(session.decode(fitted(calibration.samples[0].prompts, job.export.spec))["low_res_masks"]).all()
     assert set(json.loads((tmp_path / LINT_FILE).read_text())) == {"prompt_encoder.mlpackage", "mask_decoder.mlpackage"}
 
 

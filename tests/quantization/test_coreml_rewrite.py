@@ -11,8 +11,18 @@ from mil_packages import function, mb
 from samx.errors import SamxError, UsageError
 from samx.formats.coreml.program import Program
 from samx.quantization import groups
-from samx.quantization.coreml_groups import GROUPS, INTEGER, QUANTISABLE, convolutions, group_of, whole_plan
-from samx.quantization.coreml_rewrite import MOST, arithmetic, rewrite, scale_of
+from samx.quantization.coreml_rewrite import (
+    GROUPS,
+    INTEGER,
+    MOST,
+    QUANTISABLE,
+    arithmetic,
+    convolutions,
+    group_of,
+    rewrite,
+    scale_of,
+    whole_plan,
+)
 from samx.quantization.search import Plan
 from samx.runtimes.mil.evaluate import Evaluator
 

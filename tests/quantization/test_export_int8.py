@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -31,14 +32,14 @@ from samx.models.spec import sam1_spec, sam2_spec
 from samx.quantization import int8 as module
 from samx.quantization import verdict
 from samx.quantization.calibration import CalibrationSet
-from samx.quantization.onnx import Desk
+from samx.quantization.onnx import OnnxTrial
 from samx.registry import backend
 from samx.validators.suite import ParitySuite
 
 SPEC = SPECS["whole"]
 SIZE_PX = SPEC.image_size
 JUDGING = "Comparing INT8 with PyTorch on held-out prompts"
-NOTEBOOK = f"out{module.NOTEBOOK_SUFFIX}"
+CACHE = f"out{module.CACHE_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def quick() -> Iterator[None]:
     """Trace each decoder once, search with fewer prompts, and measure speed for no longer than that takes."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("samx.exporters.base.export_decoder", exported_once)
-        patched.setattr("samx.quantization.onnx.JUDGED_EVERY", 4)
+        patched.setattr("samx.quantization.search.JUDGED_EVERY", 4)
         patched.setattr(module, "SPEED_SECONDS", 0.01)
         patched.setattr(module, "SPEED_PROMPTS", (1, 2))
         yield
@@ -87,7 +88,7 @@ def quick() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Exported:
-    """Hold an export's result, what it said on its way, and its notebook just before it was judged."""
+    """Hold an export's result, what it said on its way, and its search cache just before it was judged."""
 
     result: ExportResult
     said: list[str]
@@ -109,7 +110,7 @@ def exported(mine: Mine, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     def progress(text: str, done: int = 0, total: int = 0, /) -> None:
         said.append(text)
         if text == JUDGING:
-            notes.write((folder / NOTEBOOK).read_bytes())
+            notes.write((folder / CACHE).read_bytes())
 
     result = export(mine.request(folder), progress)
     return Exported(result, said, notes.getvalue(), folder)
@@ -221,10 +222,10 @@ def test_a_float_export_shows_none_of_it(exported: Exported) -> None:
 
 @pytest.fixture
 def notes(exported: Exported, tmp_path: Path) -> Path:
-    """Leave the notebook of an export that was interrupted beside the target: its search costs nothing."""
-    notebook = tmp_path / NOTEBOOK
-    notebook.write_bytes(exported.notes)
-    return notebook
+    """Leave the search cache of an export that was interrupted beside the target: its search costs nothing."""
+    cache_file = tmp_path / CACHE
+    cache_file.write_bytes(exported.notes)
+    return cache_file
 
 
 def assert_refused(request: ExportRequest, error: type[SamxError], code: int, words: str) -> str:
@@ -235,7 +236,7 @@ def assert_refused(request: ExportRequest, error: type[SamxError], code: int, wo
     assert caught.value.exit_code == code
     assert "\n" not in str(caught.value)
     left = sorted(path.name for path in request.out.parent.iterdir())
-    assert left in ([], [NOTEBOOK])
+    assert left in ([], [CACHE])
     assert "Measuring against the float export" not in said
     return str(caught.value)
 
@@ -243,7 +244,7 @@ def assert_refused(request: ExportRequest, error: type[SamxError], code: int, wo
 def test_a_budget_that_cannot_be_met(mine: Mine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = mine.request(tmp_path, min_iou=0.99999, exclude=ALL_BUT_BIG)
     line = assert_refused(request, ParityError, 3, "INT8 cannot meet the budget: found at best mean IoU 0.99")
-    rows = json.loads((tmp_path / NOTEBOOK).read_text())["judged"]
+    rows = json.loads((tmp_path / CACHE).read_text())["judged"]
     base = rows.pop("[[], []]")
     alone = {name: judged for name, judged in rows.items() if len(json.loads(name)[1]) == 1}
     worst = min(alone, key=lambda name: (alone[name]["mean_iou"], alone[name]["p05_iou"]))
@@ -251,7 +252,7 @@ def test_a_budget_that_cannot_be_met(mine: Mine, tmp_path: Path, monkeypatch: py
     assert f"'{json.loads(worst)[1][0]}' costs most" in line
     assert "--exclude" in line
     asked: list[Any] = []
-    monkeypatch.setattr(Desk, "judge", counted(Desk.judge, asked))
+    monkeypatch.setattr(OnnxTrial, "judge", counted(OnnxTrial.judge, asked))
     assert assert_refused(request, ParityError, 3, "INT8 cannot meet the budget") == line
     assert asked == []  # what is known is not judged again
 
@@ -270,20 +271,21 @@ def test_masks_that_are_not_good_enough_on_held_out_prompts(
 def test_a_file_that_is_not_the_one_that_was_judged(
     mine: Mine, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every judgement comes from the notebook, and the file that is written has scales that are off."""
-    make = Desk.make
+    """Every judgement comes from the search cache, and the file that is written has scales that are off."""
+    make = OnnxTrial.make
 
-    def damaged(desk: Desk, plan: Any) -> dict[str, bytes]:
-        wrong = {name: replace(found, largest=found.largest / 8) for name, found in desk.ranges.items()}
-        return make(replace(desk, ranges=wrong), replace(plan, integer=("upscaling 1",)))  # whatever was judged
+    def damaged(trial: OnnxTrial, plan: Any) -> dict[str, bytes]:
+        wrong = copy.copy(trial)
+        wrong.ranges = {name: largest / 8 for name, largest in trial.ranges.items()}
+        return make(wrong, replace(plan, integer=("upscaling 1",)))  # whatever was judged
 
-    monkeypatch.setattr(Desk, "make", damaged)
+    monkeypatch.setattr(OnnxTrial, "make", damaged)
     line = assert_refused(mine.request(tmp_path), ParityError, 3, "parity failed")
     assert "--exclude 'upscaling 1'" in line or "--exclude" in line
 
 
 def test_slower_is_said(mine: Mine, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted export goes on from its notebook; the clock says that INT8 takes half as long again."""
+    """An interrupted export goes on from its search cache; the clock says that INT8 takes half as long again."""
     asked: list[Any] = []
     sizes: list[dict[str, int]] = []
 
@@ -293,7 +295,7 @@ def test_slower_is_said(mine: Mine, notes: Path, tmp_path: Path, monkeypatch: py
         return SpeedReport(len(feed["point_coords"]), options["threads"], 10, 10.0, 15.0, size["float"], size["int8"])
 
     monkeypatch.setattr("samx.benchmarks.summary.compare_speed", slow)
-    monkeypatch.setattr(Desk, "judge", counted(Desk.judge, asked))
+    monkeypatch.setattr(OnnxTrial, "judge", counted(OnnxTrial.judge, asked))
     result = export(mine.request(tmp_path))
     assert asked == []
     assert not notes.exists()
@@ -372,6 +374,6 @@ def test_a_target_without_int8() -> None:
 
 
 def test_a_budget_asks_more_of_the_worst_masks_too() -> None:
-    assert module._budget(None) == module._budget(0.98)
-    assert module._budget(0.98).p05_iou == pytest.approx(0.95)
-    assert module._budget(0.99).p05_iou == pytest.approx(0.975)
+    assert module.budget(None) == module.budget(0.98)
+    assert module.budget(0.98).p05_iou == pytest.approx(0.95)
+    assert module.budget(0.99).p05_iou == pytest.approx(0.975)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from int8_toys import toy_graphs
+from int8_toys import groups_of, toy_graphs
 
 from samx.errors import UsageError
 from samx.quantization import groups
-from samx.quantization.groups import INTEGER, LEFT_ALONE, PRODUCTS, STORED, check_groups, group_of, groups_of, products
+from samx.quantization.groups import INTEGER, LEFT_ALONE, PRODUCTS, QUANTISABLE, STORED, group_of, products
+from samx.quantization.search import check_groups
 
 VARIANTS = [
     ("sam1", "absorbed", 18, "fp32", False),
@@ -77,6 +78,6 @@ def test_a_product_of_two_groups_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("wrong", ["upscaling", *LEFT_ALONE])
 def test_groups_that_nothing_can_be_done_with_are_refused(wrong: str) -> None:
-    check_groups([*INTEGER, *STORED])
+    check_groups([*INTEGER, *STORED], QUANTISABLE)
     with pytest.raises(UsageError, match=f"unknown group of products: found {wrong}"):
-        check_groups(["upscaling 1", wrong])
+        check_groups(["upscaling 1", wrong], QUANTISABLE)

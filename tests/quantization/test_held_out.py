@@ -13,8 +13,7 @@ from calibration_toys import SPEC, DiscReference, click, features, toy_set
 from samx.demo import demo_checkpoint
 from samx.errors import InputError
 from samx.quantization.calibration import CalibrationSet
-from samx.quantization.held_out import HeldOut, held_out
-from samx.quantization.rollout import HELD_OUT_SAMPLES
+from samx.quantization.rollout import HELD_OUT_SAMPLES, HeldOut, held_out
 from samx.quantization.sources import CALIBRATION_SCENES, HELD_OUT_SCENES
 
 EXPORTED = replace(SPEC, masks="multimask", mask_input=False)

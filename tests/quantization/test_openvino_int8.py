@@ -10,6 +10,7 @@ from saturation import saturates
 from samx.formats import openvino as ir
 from samx.models.session import Feed, Session
 from samx.quantization import openvino as int8
+from samx.quantization.calibration import fitted
 from samx.runtimes.openvino import open_graphs
 from samx.runtimes.torch import reference_session
 from samx.validators.metrics import BoolArray
@@ -25,7 +26,7 @@ def test_int8_files_multiply_integers(tmp_path: Path) -> None:
     graph = ir.from_directory(tmp_path, "decoder")
     session = open_graphs([graph], job.export.spec, "int8", points=3)
     reference = reference_session(job.export.loaded, job.export.spec)
-    question = job.calibration.images[0], job.calibration.samples[0].feed(job.export.spec)
+    question = job.calibration.images[0], fitted(job.calibration.samples[0].prompts, job.export.spec)
     found, expected = (masks(one, *question) for one in (session, reference))
     assert (found == expected).mean() > (0.96 if saturates() else 0.97)
 

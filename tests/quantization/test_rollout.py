@@ -19,10 +19,9 @@ from samx.models.checkpoint import build_reference, load_checkpoint
 from samx.models.fast.decoder import FastDecoder
 from samx.models.spec import LABELS, DecoderSpec, sam2_spec
 from samx.quantization.calibration import MIN_SAMPLES, SHARES, CalibrationSet, calibration_spec, prompt_key
-from samx.quantization.held_out import held_out
-from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set, calibration_reference, deal
+from samx.quantization.rollout import HELD_OUT_SAMPLES, MOST_SAMPLES, build_set, calibration_reference, deal, held_out
 from samx.quantization.sources import HELD_OUT_SCENES
-from samx.quantization.user import KINDS, MOST_ROUNDS, Question, User
+from samx.quantization.user import MOST_ROUNDS, Question, User
 from samx.runtimes.torch import TorchRuntime, reference_session
 from samx.validators.gate import run_gate
 from samx.validators.metrics import bounds_for
@@ -53,10 +52,9 @@ def built(count: int = 8, make: Callable[..., Any] = image, spec: DecoderSpec = 
 @SPECS
 def test_every_kind_says_what_its_name_says(spec: DecoderSpec) -> None:
     person = user(spec)
-    assert set(KINDS) == set(SHARES)
     for _ in range(MANY):
         region = person.region()
-        asked = {kind: person.ask(kind, region) for kind in KINDS}
+        asked = {kind: person.ask(kind, region) for kind in SHARES}
         counts = {kind: Counter(question.labels) for kind, question in asked.items()}
         foreground, background = LABEL
         assert counts["click"] == {foreground: 1}
@@ -92,7 +90,7 @@ def test_a_box_is_near_the_region_and_in_the_picture() -> None:
 def test_every_point_lies_in_the_part_that_the_picture_fills(spec: DecoderSpec) -> None:
     for make in (image, scene):
         person = User(DiscReference(spec), make(0, spec), np.random.default_rng(0))
-        for kind in [*KINDS] * 5:
+        for kind in [*SHARES] * 5:
             coords = person.feed(person.ask(kind, person.region()))["point_coords"][0]
             assert (coords >= 0).all()
             assert (coords <= person.extent).all()
@@ -101,7 +99,7 @@ def test_every_point_lies_in_the_part_that_the_picture_fills(spec: DecoderSpec) 
 @SPECS
 def test_tokens_are_in_the_order_of_the_familys_predictor(spec: DecoderSpec) -> None:
     person = user(spec)
-    for kind in KINDS:
+    for kind in SHARES:
         question = person.ask(kind, person.region())
         points, box = list(question.points), list(question.box) or None
         coords, labels = padded_prompt(spec.family, points, list(question.labels), box)
@@ -121,12 +119,12 @@ def test_a_correction_falls_where_the_answer_is_wrong_and_brings_the_answer_back
         region = person.region()
         question = person.refinement(region)
         before = replace(question, points=question.points[:-1], labels=question.labels[:-1], mask=None)
-        answer = person.answer(before)  # discs do not depend on the mask
+        logits, mask = person.answer(before)  # discs do not depend on the mask
         assert question.mask is not None
-        np.testing.assert_array_equal(question.mask, answer.logits)
+        np.testing.assert_array_equal(question.mask, logits)
         x, y = pixels(question)[-1]
         assert question.labels[-1] == LABEL[not region.mask[y, x]]
-        assert answer.mask[y, x] != region.mask[y, x]
+        assert mask[y, x] != region.mask[y, x]
         rounds.add(len(question.points) - (0 if question.box else 1))
     assert rounds == set(range(1, MOST_ROUNDS + 1))
 
@@ -136,16 +134,16 @@ def test_the_mask_that_a_user_takes() -> None:
     person = user(reference=reference)
     region = person.region()
     outputs = person._decode(person.feed(person.click(region)))
-    one = person.answer(Question(((40.0, 40.0),), (1,)))
-    more = person.answer(Question(((40.0, 40.0), (44.0, 40.0)), (1, 1)))
-    assert one.mask.sum() > more.mask.sum()  # the largest disc has the highest predicted IoU, the first the smallest
+    _, one = person.answer(Question(((40.0, 40.0),), (1,)))
+    _, more = person.answer(Question(((40.0, 40.0), (44.0, 40.0)), (1, 1)))
+    assert one.sum() > more.sum()  # the largest disc has the highest predicted IoU, the first the smallest
     assert outputs["iou_predictions"].argmax() == 3
 
 
 @SPECS
 def test_a_previous_mask_is_cut_off_as_the_predictor_does(spec: DecoderSpec) -> None:
     person = user(spec, DiscReference(spec, lambda logits: 10 * logits))
-    highest = float(person.answer(person.click(person.region())).logits.max())
+    highest = float(person.answer(person.click(person.region()))[0].max())
     assert (highest == sam2_spec().rules.mask_limit) == (spec.family == "sam2")
     assert highest <= spec.rules.mask_limit
 
@@ -184,7 +182,7 @@ def test_where_the_reference_finds_nothing_a_rectangle_is_meant(extent: tuple[in
     (region,) = person.regions
     assert region.mask.any()
     assert not (region.mask & ~person.valid).any()
-    assert all(person.ask(kind, region) for kind in KINDS)
+    assert all(person.ask(kind, region) for kind in SHARES)
 
 
 # --- Sets -----------------------------------------------------------------------------------------------------------
@@ -193,12 +191,12 @@ def test_where_the_reference_finds_nothing_a_rectangle_is_meant(extent: tuple[in
 @SPECS
 def test_a_set_has_every_kind_in_its_share(spec: DecoderSpec) -> None:
     found = built(8, scene, spec, samples=96)
-    counts = Counter(sample.kind for sample in found.samples)
+    counts = Counter(sample.name for sample in found.samples)
     assert counts == {"click": 24, "box": 19, "points": 14, "negative_points": 10, "box_and_points": 10,
                       "refinement": 19}  # fmt: skip
     assert Counter(sample.image for sample in found.samples) == dict.fromkeys(range(8), 12)
     assert [("mask_input" in sample.prompts) for sample in found.samples] == [
-        sample.kind == "refinement" for sample in found.samples
+        sample.name == "refinement" for sample in found.samples
     ]
     assert (found.held_out, found.scenes, found.source) == ((), tuple(range(8)), "8 toys; judged on other scenes")
 

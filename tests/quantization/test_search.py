@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from samx.errors import ParityError
-from samx.quantization.search import Budget, Found, Judged, Plan, Task, search
+from samx.quantization.search import Budget, Found, Judged, Plan, Trial, search
 
 # What each group costs in IoU: as integer products, with weights in 8 bits.
 COSTS = {"a": (0.05, 0.001), "b": (0.004, 0.0005), "c": (0.002, 0.015)}
@@ -18,12 +20,14 @@ BUDGET = Budget(mean_iou=0.98, p05_iou=0.95, size_share=0.9)
 FLOAT_BYTES = 100
 
 
-class Trial:
+class Toy(Trial):
     """Judge plans by COSTS, and remember which were judged."""
 
-    def __init__(self, stop_at: int | None = None) -> None:
+    def __init__(self, stop_at: int | None = None, identity: Mapping[str, str] = MappingProxyType({})) -> None:
         self.judged: list[Plan] = []
-        self.stop_at = stop_at
+        self.stop_at, self.float_bytes = stop_at, FLOAT_BYTES
+        self.multiply_adds = Counter({"a": 300, "b": 200})
+        self.identity = {"calibration": "c" * 64, "prompts": "p", **identity}
 
     def judge(self, plan: Plan) -> Judged:
         if len(self.judged) == self.stop_at:
@@ -32,18 +36,13 @@ class Trial:
         lost = sum(COSTS[group][0] for group in plan.integer) + sum(COSTS[group][1] for group in plan.stored)
         return Judged.of([1 - lost] * 40, FLOAT_BYTES - 10 * len({*plan.integer, *plan.stored}))
 
-    def task(self, **changes: object) -> Task:
-        counts = {"a": 300, "b": 200}
-        task = Task(self.judge, FLOAT_BYTES, counts, {"calibration": "c" * 64, "prompts": "p"})
-        return replace(task, **changes)  # type: ignore[arg-type]
 
-
-def find(trial: Trial, cache: Path | None = None, budget: Budget = BUDGET) -> Found:
-    return search(trial.task(), PLAN, budget, cache)
+def find(trial: Toy, cache: Path | None = None, budget: Budget = BUDGET) -> Found:
+    return search(trial, PLAN, budget, cache)
 
 
 def test_the_worst_gives_way_until_the_budget_is_met() -> None:
-    found = find(Trial())
+    found = find(Toy())
     assert found.gave_way == ("a",)  # 0.05 + 0.004 + 0.015 is too much; 0.001 + 0.004 + 0.015 is just 0.02
     assert found.plan == Plan(("b",), ("c", "a"))
     assert found.judged.mean_iou == pytest.approx(0.98)
@@ -51,13 +50,13 @@ def test_the_worst_gives_way_until_the_budget_is_met() -> None:
 
 
 def test_a_group_gives_way_in_two_steps() -> None:
-    found = find(Trial(), budget=Budget(0.9945, 0.9, 0.9))
+    found = find(Toy(), budget=Budget(0.9945, 0.9, 0.9))
     assert found.gave_way == ("a", "c")
     assert found.plan == Plan(("b",), ("a",))
 
 
 def test_each_group_stands_in_the_table_as_it_costs_alone() -> None:
-    rows = {(row.group, row.how): row for row in find(Trial()).rows}
+    rows = {(row.group, row.how): row for row in find(Toy()).rows}
     assert set(rows) == {("a", "integer"), ("b", "integer"), *((group, "stored") for group in "abc")}
     assert rows["a", "integer"].mean_iou_lost == pytest.approx(0.05)
     assert rows["c", "stored"].p05_iou_lost == pytest.approx(0.015)
@@ -66,68 +65,69 @@ def test_each_group_stands_in_the_table_as_it_costs_alone() -> None:
 
 
 def test_the_fifth_percentile_counts_too() -> None:
-    trial = Trial()
-    three_suffer = Judged.of([0.5] * 3 + [1.0] * 37, 50)
-    task = trial.task(judge=lambda plan: three_suffer if "a" in (*plan.integer, *plan.stored) else Judged.of([1.0], 50))
-    assert search(task, PLAN, Budget(0.9, 0.95, 0.9)).gave_way == ("a", "a")
+    class Suffers(Toy):
+        def judge(self, plan: Plan) -> Judged:
+            return Judged.of([0.5] * 3 + [1.0] * 37 if "a" in (*plan.integer, *plan.stored) else [1.0], 50)
+
+    assert search(Suffers(), PLAN, Budget(0.9, 0.95, 0.9)).gave_way == ("a", "a")
 
 
 def test_the_same_search_gives_the_same_result() -> None:
-    assert find(Trial()).to_json() == find(Trial()).to_json()
-    json.dumps(find(Trial()).to_json())
+    assert find(Toy()).to_json() == find(Toy()).to_json()
+    json.dumps(find(Toy()).to_json())
 
 
 def test_a_rerun_reads_what_is_known(tmp_path: Path) -> None:
-    cache, again = tmp_path / "search.json", Trial()
-    first = find(Trial(), cache)
+    cache, again = tmp_path / "search.json", Toy()
+    first = find(Toy(), cache)
     assert find(again, cache) == first
     assert again.judged == []
 
 
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
-    cache, again = tmp_path / "search.json", Trial()
+    cache, again = tmp_path / "search.json", Toy()
     with pytest.raises(KeyboardInterrupt):
-        find(Trial(stop_at=3), cache)
-    assert find(again, cache) == find(Trial())
+        find(Toy(stop_at=3), cache)
+    assert find(again, cache) == find(Toy())
     assert len(again.judged) == 8 - 3
 
 
 @pytest.mark.parametrize(
     "identity",
-    [{"calibration": "d" * 64, "prompts": "p"}, {"calibration": "c" * 64, "prompts": "others"}],
+    [{"calibration": "d" * 64}, {"prompts": "others"}],
     ids=["calibration", "prompts"],
 )
-def test_another_task_is_judged_anew(tmp_path: Path, identity: dict[str, str]) -> None:
-    cache, other = tmp_path / "search.json", Trial()
-    find(Trial(), cache)
-    search(other.task(identity=identity), PLAN, BUDGET, cache)
+def test_another_search_is_judged_anew(tmp_path: Path, identity: dict[str, str]) -> None:
+    cache, other = tmp_path / "search.json", Toy(identity=identity)
+    find(Toy(), cache)
+    search(other, PLAN, BUDGET, cache)
     assert len(other.judged) == 8
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"key": 1}', '{"key": "KEY", "judged": {"x": {"iou": 1}}}'])
 def test_a_damaged_cache_is_begun_anew(tmp_path: Path, text: str) -> None:
     cache = tmp_path / "search.json"
-    cache.write_text(text.replace("KEY", Trial().task().key()))
-    assert find(Trial(), cache) == find(Trial())
+    cache.write_text(text.replace("KEY", Toy().key()))
+    assert find(Toy(), cache) == find(Toy())
 
 
 def test_a_budget_that_cannot_be_met_names_the_best_and_the_worst() -> None:
     with pytest.raises(
         ParityError, match=r"at best mean IoU 0\.9995.*'a' costs most, alone 0\.0500.*0\.99999"
     ) as caught:
-        find(Trial(), budget=Budget(0.99999, 0.99999, 1.0))
+        find(Toy(), budget=Budget(0.99999, 0.99999, 1.0))
     assert caught.value.exit_code == 3
 
 
 def test_what_is_too_large_is_no_result() -> None:
     with pytest.raises(ParityError, match=r"at best mean IoU 0\.9800.*in 70% of the bytes"):
-        find(Trial(), budget=Budget(0.9999, 0.9999, 0.7))
+        find(Toy(), budget=Budget(0.9999, 0.9999, 0.7))
     with pytest.raises(ParityError, match="no file small enough"):
-        find(Trial(), budget=Budget(0.5, 0.5, 0.1))
+        find(Toy(), budget=Budget(0.5, 0.5, 0.1))
 
 
 def test_progress_names_what_is_judged() -> None:
     told: list[tuple[str, int, int]] = []
-    search(Trial().task(), PLAN, BUDGET, progress=lambda *told_now: told.append(told_now))
+    search(Toy(), PLAN, BUDGET, progress=lambda *told_now: told.append(told_now))
     assert told[:2] == [("Judging a, integer", 0, 5), ("Judging b, integer", 1, 5)]
     assert told[-1] == ("Judging 3 groups together", 5, 5)

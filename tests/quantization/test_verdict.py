@@ -12,9 +12,10 @@ from calibration_toys import features
 from verdict_toys import BUDGET, CENTRES_PX, EXPORTED, Discs, click, grown, held, shrunk, target, verdict
 
 from samx.models.session import Outputs, Placement
-from samx.quantization.held_out import HeldOut
+from samx.quantization import verdict as module
+from samx.quantization.rollout import HeldOut
 from samx.quantization.search import Budget
-from samx.quantization.verdict import MOST_ACCURACY_LOST, NO_TRUTH, Accuracy, best, int8_bounds, judge
+from samx.quantization.verdict import MOST_ACCURACY_LOST, NO_TRUTH, Accuracy, best, int8_bounds
 from samx.validators.metrics import BOUNDS, mask_iou
 
 
@@ -144,7 +145,7 @@ def test_nothing_asked_is_not_passed() -> None:
 
 def test_the_reference_is_no_candidate() -> None:
     reference = Discs()
-    found = judge(reference, reference, held(), BUDGET, "toy")
+    found = module.verdict(reference, reference, held(), BUDGET, "toy")
     assert found.failures()[0] == "the candidate is the reference itself"
     assert found.accuracy == Accuracy(None, None, 0, "not every prompt was answered")
 

@@ -10,9 +10,10 @@ import numpy as np
 from calibration_toys import SPEC, DiscReference, features
 
 from samx.models.session import Feed
-from samx.quantization.held_out import HeldOut
+from samx.quantization import verdict as module
+from samx.quantization.rollout import HeldOut
 from samx.quantization.search import Budget
-from samx.quantization.verdict import Verdict, judge
+from samx.quantization.verdict import Verdict
 from samx.validators.cases import Case
 from samx.validators.metrics import BoolArray
 
@@ -50,7 +51,7 @@ def held(truth: Callable[[Feed], BoolArray | None] = target) -> HeldOut:
 
 
 def verdict(session: Any, budget: Budget = BUDGET, known: HeldOut | None = None) -> Verdict:
-    return judge(session, Discs(), known or held(), budget, "toy")
+    return module.verdict(session, Discs(), known or held(), budget, "toy")
 
 
 def shrunk(by_px: float, mask: int = BEST) -> Callable[[Any], Any]:

@@ -21,8 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from samx.demo import FAMILIES
-from samx.demo.encoder import PICTURE_POOL
-from samx.demo.model import DemoModel, load_demo
+from samx.demo.model import PICTURE_POOL, DemoModel, load_demo
 from samx.demo.sampling import (
     Region,
     centre_pixel,
@@ -33,7 +32,7 @@ from samx.demo.sampling import (
     padded_prompt,
 )
 from samx.demo.scenes import LEVELS, generate_scene
-from tools.train_demo.losses import mask_iou
+from tools.train_demo.batches import mask_iou
 
 Array = NDArray[Any]
 Features = tuple[Tensor, ...]

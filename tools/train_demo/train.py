@@ -1,6 +1,6 @@
 """Trains the demo model from nothing: `python -m tools.train_demo.train`.
 
-Both families take about an hour and a half on two processor cores. Training climbs a ladder of grids, small first:
+Both families take about two hours on two processor cores. Training climbs a ladder of grids, small first:
 the decoder's weights do not depend on the grid, and a prompt costs a quarter on half the grid. Stages are measured
 in minutes, so that a busy machine takes no longer but gets less far; a run that was stopped goes on where it was.
 The SAM 2 model starts from the trained SAM 1 model.
@@ -27,9 +27,8 @@ from torch.multiprocessing.spawn import spawn
 from samx.demo import demo_checkpoint
 from samx.demo.model import DemoModel, grow_to_sam2, head_start, save_demo
 from samx.demo.sampling import find_regions
-from tools.train_demo.batches import Sample, batch_loss
+from tools.train_demo.batches import EncoderHints, Sample, batch_loss
 from tools.train_demo.evaluate import evaluate_model
-from tools.train_demo.losses import EncoderHints
 from tools.train_demo.pool import ScenePool
 
 WORKERS = 2
@@ -40,6 +39,7 @@ WARM_UP_STEPS = 60
 WEIGHT_DECAY = 0.02
 MOST_GRADIENT = 1.0
 HINT_WEIGHT = 0.3
+PARTS = ("model", "averaged", "hints", "optimiser")  # of a trainer, that a stopped run goes on with
 ENCODER_RATE = 2.5  # the encoder learns this much faster than the decoder
 
 
@@ -61,16 +61,16 @@ class Stage:
 
 STAGES = (
     Stage("sam1", 8, 4.0, 3, (3, 2, 1, 2), (0.3, 0.7), (6e-4, 5e-4), 0.99, 4),
-    Stage("sam1", 16, 12.5, 3, (3, 2, 1, 1), (0.5, 1.0), (6e-4, 2e-4), 0.998, 4),
-    Stage("sam1", 32, 15.0, 2, (2, 2, 1, 1), (0.6, 1.0), (4e-4, 1e-4), 0.995, 6),
-    Stage("sam1", 64, 7.0, 1, (2, 2, 0, 1), (0.85, 1.0), (1.5e-4, 2e-5), 0.98, 2),
-    Stage("sam2", 32, 8.0, 2, (2, 2, 1, 1), (0.6, 1.0), (4e-4, 1e-4), 0.99, 8),
-    Stage("sam2", 64, 8.5, 1, (2, 2, 0, 1), (0.85, 1.0), (1.5e-4, 2e-5), 0.98, 2),
+    Stage("sam1", 16, 19.5, 3, (3, 2, 1, 1), (0.5, 1.0), (6e-4, 2e-4), 0.998, 4),
+    Stage("sam1", 32, 23.0, 2, (2, 2, 1, 1), (0.6, 1.0), (4e-4, 1e-4), 0.995, 6),
+    Stage("sam1", 64, 13.0, 1, (2, 2, 0, 1), (0.85, 1.0), (1.5e-4, 2e-5), 0.98, 2),
+    Stage("sam2", 32, 10.5, 2, (2, 2, 1, 1), (0.6, 1.0), (4e-4, 1e-4), 0.99, 8),
+    Stage("sam2", 64, 11.0, 1, (2, 2, 0, 1), (0.85, 1.0), (1.5e-4, 2e-5), 0.98, 2),
     # Each family once more from a higher rate: the decoder is not finished after one descent.
-    Stage("sam1", 32, 12.0, 2, (2, 2, 1, 1), (0.7, 1.0), (3e-4, 3e-5), 0.995, 6, after=3),
-    Stage("sam1", 64, 3.0, 1, (2, 2, 0, 1), (0.85, 1.0), (1e-4, 2e-5), 0.98, 2),
-    Stage("sam2", 32, 10.0, 2, (2, 2, 1, 1), (0.7, 1.0), (3e-4, 3e-5), 0.995, 6, after=5),
-    Stage("sam2", 64, 3.0, 1, (2, 2, 0, 1), (0.85, 1.0), (1e-4, 2e-5), 0.98, 2),
+    Stage("sam1", 32, 18.5, 2, (2, 2, 1, 1), (0.7, 1.0), (3e-4, 3e-5), 0.995, 6, after=3),
+    Stage("sam1", 64, 5.5, 1, (2, 2, 0, 1), (0.85, 1.0), (1e-4, 2e-5), 0.98, 2),
+    Stage("sam2", 32, 13.5, 2, (2, 2, 1, 1), (0.7, 1.0), (3e-4, 3e-5), 0.995, 6, after=5),
+    Stage("sam2", 64, 4.0, 1, (2, 2, 0, 1), (0.85, 1.0), (1e-4, 2e-5), 0.98, 2),
 )
 
 
@@ -147,17 +147,13 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Collect everything that a stopped run needs to go on."""
         return {
-            "model": self.model.state_dict(), "averaged": self.averaged.state_dict(),
-            "hints": self.hints.state_dict(), "optimiser": self.optimiser.state_dict(),
-            "step": self.step, "minutes": self.minutes,
+            **{part: getattr(self, part).state_dict() for part in PARTS}, "step": self.step, "minutes": self.minutes,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a collected state."""
-        self.model.load_state_dict(state["model"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.hints.load_state_dict(state["hints"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for part in PARTS:
+            getattr(self, part).load_state_dict(state[part])
         self.step, self.minutes = state["step"], state["minutes"]
         self.rng = np.random.default_rng((self.step, 1, distributed.get_rank()))
 
