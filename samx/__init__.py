@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ERRORS = (
     "ArtifactError", "BenchmarkError", "CheckpointError", "ImageError", "InputError", "MissingExtraError",
