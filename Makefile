@@ -67,7 +67,7 @@ lint: $(INSTALLED) ## Check style, format, types and the documentation's links
 	@$(BIN)/mypy
 	@$(BIN)/vermin --quiet --no-tips --violations --target=3.10- samx tools
 	@echo "== The documentation's site: every link, every page"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 size: ## Count code lines, files, classes of fields and circles
 	@$(PYTHON) -m tools.size
@@ -76,7 +76,7 @@ docs: $(INSTALLED) ## Write the generated pages anew, and build the documentatio
 	@$(BIN)/python docs/cli_reference.py
 	@$(BIN)/python docs/api_reference.py
 	@$(BIN)/python docs/rooms.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Look at site/index.html."
 
 .PHONY: wheel

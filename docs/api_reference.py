@@ -14,8 +14,8 @@ import samx
 PAGE = Path(__file__).with_name("api.md")
 INTRODUCTION = """# The library
 
-What `import samx` offers, from the docstrings. Nothing heavy is imported before it is used: `import samx` loads no PyTorch,
-and a device needs none. Names that are not here may change in any version.
+What `import samx` offers, from the docstrings. Nothing heavy is imported before it is used: `import samx` loads no
+PyTorch, and a device needs none. Names that are not here may change in any version.
 
 This page is made by `make docs`.
 """
@@ -92,8 +92,8 @@ def members(documented: type) -> Iterator[tuple[str, str, Any]]:
 
 def errors() -> str:
     """List the errors with their exit codes."""
-    lines = ["## Errors", "", "All are `samx.SamxError`, and `str(error)` is one line: what failed, what was found, what was"]
-    lines += ["expected, what to do.", "", "| error | exit code | when |", "|---|---|---|"]
+    lines = ["## Errors", "", "All are `samx.SamxError`. As text each is one line: what failed, what was found, what"]
+    lines += ["was expected, what to do.", "", "| error | exit code | when |", "|---|---|---|"]
     for name in samx.ERRORS:
         error = getattr(samx, name)
         lines.append(f"| `samx.{name}` | {error.exit_code} | {' '.join(str(inspect.getdoc(error)).split())} |")

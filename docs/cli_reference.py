@@ -62,7 +62,7 @@ def section(command: CommandInfo) -> str:
     lines += [row(words, default, meaning) for words, default, meaning, _ in rows]
     if command.cls is TargetCommand:
         lines += ["", EXPORT_TARGETS, *(line for entry in BACKENDS for line in target_section(entry, callback))]
-    lines += ["", "Examples:", "", "```bash", *(command.epilog or "").split("  ·  "), "```", ""]
+    lines += ["", "Examples:", "", "```bash", "# needs: files", *(command.epilog or "").split("  ·  "), "```", ""]
     return "\n".join(lines).replace(f"samx {name}  [OPTIONS]", f"samx {name} [OPTIONS]").replace("\n\n\n", "\n\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PICTURE = HERE / "images" / "rooms.svg"
-FLOORS = re.compile(r"^```text\n(commands\..*?)^```", re.MULTILINE | re.DOTALL)
+FLOORS = re.compile(r"^## Imports run downwards\n.*?^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WIDTH, LEFT, ROW, BOX, GAP, LETTER = 900, 36, 38, 26, 8, 7.3  # px
 # A room's colour says what it is for.
 COLOURS = (
@@ -46,7 +46,9 @@ def picture() -> str:
 def arrow(bottom: int) -> str:
     """Draw which way imports run."""
     line = f'<path d="M 18 16 V {bottom - 4} m -5 -9 l 5 9 l 5 -9" fill="none" stroke="#555" stroke-width="1.5"/>\n'
-    return line + f'<text x="12" y="{bottom // 2}" fill="#555" transform="rotate(-90 12 {bottom // 2})">imports</text>\n'
+    return (
+        line + f'<text x="12" y="{bottom // 2}" fill="#555" transform="rotate(-90 12 {bottom // 2})">imports</text>\n'
+    )
 
 
 def floor(top: int, rooms: list[str]) -> Iterator[str]:
@@ -65,9 +67,11 @@ def box(left: float, top: int, width: float, fill: str, label: str) -> str:
 
 
 def colour(room: str) -> str:
-    """Choose a room's colour by the first word of its name, longest match first."""
+    """Choose a room's colour by the first word of its name."""
     first = room.partition(".")[0]
-    fitting = (fill for _, fill, names in COLOURS if any(first == name or first.startswith(f"{name}_") for name in names))
+    fitting = (
+        fill for _, fill, names in COLOURS if any(first == name or first.startswith(f"{name}_") for name in names)
+    )
     return next(fitting, COLOURS[-1][1])
 
 

@@ -12,7 +12,9 @@ from samx.models import families
 
 ROOT = Path(__file__).parents[1]
 NOTICE = (ROOT / "NOTICE").read_text(encoding="utf-8")
-TERMS = {name.strip().lower() for line in re.findall(r"^ +(\S.*?): \S", NOTICE, re.MULTILINE) for name in line.split(",")}
+TERMS = {
+    name.strip().lower() for line in re.findall(r"^ +(\S.*?): \S", NOTICE, re.MULTILINE) for name in line.split(",")
+}
 
 
 def upstream() -> list[str]:

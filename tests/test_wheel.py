@@ -89,9 +89,7 @@ def test_it_says_what_it_is(metadata: PathDistribution) -> None:
 def test_what_was_tested_is_what_it_asks_for(metadata: PathDistribution) -> None:
     """The packages here are releases that the wheel's requirements allow, so that the next test stands for an install."""
     asked = [Requirement(line) for line in metadata.requires or ()]
-    wanted = [
-        one for one in asked if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in EXTRAS)
-    ]
+    wanted = [one for one in asked if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in EXTRAS)]
     assert {one.name for one in wanted} >= {"numpy", "torch", "onnxruntime"}
     assert [str(one) for one in wanted if not one.specifier.contains(version(one.name), prereleases=True)] == []
 
