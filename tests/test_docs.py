@@ -233,10 +233,11 @@ def test_make_targets_exist(path: Path) -> None:
     assert [target for target in named if target not in make_targets()] == []
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_pages_that_code_names_exist(path: Path) -> None:
-    named = re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+def test_pages_that_code_names_exist() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in CODE)
+    named = set(re.findall(r"\bdocs/[\w/-]+\.md\b", code))
+    assert named >= {"docs/devices/apple.md", "docs/pytorch.md"}
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
 class TestSite:

@@ -1,4 +1,4 @@
-"""The wheel that `make wheel` builds: what it holds, what it says of itself, and that it exports where it is installed."""
+"""The wheel that `make wheel` builds: what it holds, what it says of itself, that it exports where it is installed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_it_says_what_it_is(metadata: PathDistribution) -> None:
 
 
 def test_what_was_tested_is_what_it_asks_for(metadata: PathDistribution) -> None:
-    """The packages here are releases that the wheel's requirements allow, so that the next test stands for an install."""
+    """The packages here are releases that the wheel asks for, so that the next test stands for an installation."""
     asked = [Requirement(line) for line in metadata.requires or ()]
     wanted = [one for one in asked if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in EXTRAS)]
     assert {one.name for one in wanted} >= {"numpy", "torch", "onnxruntime"}
@@ -95,7 +95,7 @@ def test_what_was_tested_is_what_it_asks_for(metadata: PathDistribution) -> None
 
 
 def test_it_exports_the_demo_where_nothing_else_of_samx_is(wheel: Path, tmp_path: Path) -> None:
-    """An empty environment gets the wheel; the packages that it needs are looked up where they are installed already."""
+    """An empty environment gets the wheel; the packages that it needs are found where they are installed already."""
     python = environment(tmp_path / "venv")
     run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
     here = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
