@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from pages import FENCE, LANGUAGES, NEEDS, PAGES, ROOT, blocks, in_ci
+from doc_pages import FENCE, LANGUAGES, NEEDS, PAGES, ROOT, blocks, in_ci
 from test_layers import LAYERS
 from typer.testing import CliRunner
 

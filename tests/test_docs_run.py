@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import NEEDS, PAGES, ROOT, Block, blocks, line, runnable, script
+from doc_pages import NEEDS, PAGES, ROOT, Block, blocks, line, runnable, script
 from PIL import Image
 
 from samx.demo.picture import write_picture
@@ -65,7 +65,7 @@ def checkpoints(folder: Path) -> None:
 def ran(page: str, folder: Path, *options: str) -> str:
     """Run a page in a folder, and return what it printed."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "pages.py"), str(ROOT / page), *options], cwd=folder,
+        [sys.executable, str(ROOT / "tests" / "doc_pages.py"), str(ROOT / page), *options], cwd=folder,
         env=tools(folder / "tools"), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
