@@ -1,4 +1,4 @@
-"""The pages of the documentation, block by block, and a program that runs a page: python tests/doc_pages.py PAGE [--made].
+"""The pages of the documentation, block by block, and a program that runs one: python tests/doc_pages.py PAGE [--made].
 
 A block is run unless it says what it needs: '# needs: mac' as its first line, or at the end of a line of shell, or
 '# excerpt of FILE' for a part of a file of samx. With --made, only lines that take seconds are run, on artifacts that
