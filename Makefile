@@ -62,18 +62,31 @@ browser: $(INSTALLED) ## Look at the report page in headless Chromium
 		echo "== The report page in Chromium" && $(BIN)/pytest -q -m browser; \
 	else echo "== NOT RUN: the report page in a browser. As root on Debian: apt-get install chromium chromium-driver"; fi
 
-lint: $(INSTALLED) ## Check style, format and types
+lint: $(INSTALLED) ## Check style, format, types and the documentation's links
 	@echo "== ruff, mypy, and whether the package needs a newer Python than 3.10"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/vermin --quiet --no-tips --violations --target=3.10- samx tools
+	@echo "== The documentation's site: every link, every page"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 size: ## Count code lines, files, classes of fields and circles
 	@$(PYTHON) -m tools.size
 
-docs: $(INSTALLED) ## Write docs/cli.md anew from the commands
+docs: $(INSTALLED) ## Write the generated pages anew, and build the documentation's site in site/
 	@$(BIN)/python docs/cli_reference.py
+	@$(BIN)/python docs/api_reference.py
+	@$(BIN)/python docs/rooms.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Look at site/index.html."
+
+.PHONY: wheel
+wheel: $(INSTALLED) ## Build dist/samx-VERSION-py3-none-any.whl
+	@rm -rf build samx.egg-info
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@rm -rf build samx.egg-info
+	@ls dist/*.whl
 
 picture: $(INSTALLED) ## Write docs/images/demo.png anew with the demo model
 	@mkdir -p $(DEMO)
@@ -113,7 +126,7 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 	@$(BIN)/python -m tools.train_demo.evaluate
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.

@@ -57,12 +57,12 @@ def section(command: CommandInfo) -> str:
     name = command.name or callback.__name__
     rows = list(parameters(callback, without=options_of_targets() if command.cls is TargetCommand else set()))
     arguments = " ".join(words for words, *_, is_argument in rows if is_argument)
-    lines = [f"## samx {name}", "", str(inspect.getdoc(callback)), "", "```", f"samx {name} {arguments} [OPTIONS]"]
+    lines = [f"## samx {name}", "", str(inspect.getdoc(callback)), "", "```text", f"samx {name} {arguments} [OPTIONS]"]
     lines += ["```", "", *TABLE]
     lines += [row(words, default, meaning) for words, default, meaning, _ in rows]
     if command.cls is TargetCommand:
         lines += ["", EXPORT_TARGETS, *(line for entry in BACKENDS for line in target_section(entry, callback))]
-    lines += ["", "Examples:", "", "```", *(command.epilog or "").split("  ·  "), "```", ""]
+    lines += ["", "Examples:", "", "```bash", "# needs: files", *(command.epilog or "").split("  ·  "), "```", ""]
     return "\n".join(lines).replace(f"samx {name}  [OPTIONS]", f"samx {name} [OPTIONS]").replace("\n\n\n", "\n\n")
 
 

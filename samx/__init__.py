@@ -16,7 +16,7 @@ import os
 # it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ERRORS = (
     "ArtifactError", "BenchmarkError", "CheckpointError", "ImageError", "InputError", "MissingExtraError",

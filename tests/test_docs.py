@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,21 +14,21 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
-from PIL import Image
+from doc_pages import FENCE, LANGUAGES, NEEDS, PAGES, ROOT, blocks, in_ci
 from test_layers import LAYERS
 from typer.testing import CliRunner
 
+import samx
 from samx.cli import app
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.registry import BACKENDS, Backend
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-OTHERS = [ROOT / "Makefile", ROOT / ".ci" / "run", *(ROOT / "requirements").glob("*.txt")]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NAMED = ("Makefile", "mkdocs.yml", "NOTICE", ".ci/run")
+OTHERS = [*(ROOT / name for name in NAMED), *(ROOT / "requirements").glob("*.txt")]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+GENERATED = {"cli_reference": "cli.md", "api_reference": "api.md", "rooms": "images/rooms.svg"}
+CODE = [path for folder in ("samx", "tools", "tests", "docs") for path in (ROOT / folder).rglob("*.py")]
 # A machine's own places, and marks of unfinished work. Documentation speaks of the project alone.
 FORBIDDEN = re.compile(r"/tmp\b|/work\b|/root\b|/home/|\bTODO\b|\bFIXME\b|\bXXX\b", re.IGNORECASE)
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
@@ -42,10 +44,6 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def blocks(path: Path, language: str) -> Iterator[str]:
-    return (code for found, code in FENCE.findall(path.read_text(encoding="utf-8")) if found == language)
 
 
 def help_options(command: str, *arguments: str) -> set[str]:
@@ -73,9 +71,10 @@ def documented_options(command: str, target: str | None = None) -> set[str]:
 
 
 def shell_lines(path: Path) -> list[list[str]]:
-    """List the samx commands of a page's shell examples, line by line."""
-    lines = [line for code in blocks(path, "") for line in code.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("samx ") and "[OPTIONS]" not in line]
+    """List the samx commands of a page, line by line, those of samx.pyz among them."""
+    commands = [line.command for block in blocks(path, "bash") for line in block.lines()]
+    plain = [command.replace("python3 samx.pyz ", "samx ", 1) for command in commands]
+    return [shlex.split(command) for command in plain if command.startswith("samx ")]
 
 
 def unknown_parts(words: list[str]) -> list[str]:
@@ -86,9 +85,11 @@ def unknown_parts(words: list[str]) -> list[str]:
     return sorted(options - help_options(*words[1:]))
 
 
-def test_the_command_reference_is_fresh() -> None:
-    reference = script("cli_reference")
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference.page(), "run: make docs"
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_generated_page_is_fresh(name: str) -> None:
+    made = script(name)
+    wanted = made.picture() if name == "rooms" else made.page()
+    assert (ROOT / "docs" / GENERATED[name]).read_text(encoding="utf-8") == wanted, "run: make docs"
 
 
 def test_every_command_is_documented() -> None:
@@ -115,7 +116,45 @@ def test_examples_name_real_commands_and_options(path: Path) -> None:
 
 
 def test_the_readme_has_examples() -> None:
-    assert {words[1] for words in shell_lines(ROOT / "README.md")} >= {"export", "validate", "segment", "doctor"}
+    shown = {words[1] for words in shell_lines(ROOT / "README.md")}
+    assert shown >= {"export", "validate", "segment", "doctor", "bundle"}
+
+
+def test_the_readme_fits_on_a_screen_before_its_first_section() -> None:
+    above = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## ", 1)[0]
+    assert len(above.splitlines()) <= 45
+    plain = re.sub(" +# .*", "", above)
+    wanted = ("make demo\n", "make test\n", "import samx\n", "docs/images/demo.png", "| target |")
+    assert [part for part in wanted if part not in plain] == []
+    assert [entry.target for entry in BACKENDS if f"| `{entry.target}` |" not in above] == []
+
+
+@page_names
+def test_every_block_says_its_language_and_what_it_needs(path: Path) -> None:
+    found = list(blocks(path))
+    assert [block for block in found if block.language not in LANGUAGES] == []
+    named = [need for block in found for line in block.lines() for need in (*block.needs, *line.needs)]
+    assert [need for need in named if need not in NEEDS] == []
+    assert [block.excerpt for block in found if block.excerpt and not (ROOT / block.excerpt).is_file()] == []
+
+
+@page_names
+def test_what_only_a_checkout_has_is_marked(path: Path) -> None:
+    lines = [line for block in blocks(path, "bash") for line in block.lines()]
+    unmarked = [line for line in lines if line.command.startswith(("make ", "pip ")) and not line.needs]
+    assert [line.command for line in unmarked if not in_ci(line.command)] == []
+
+
+@page_names
+def test_what_pages_install_is_there_to_install(path: Path) -> None:
+    """From the repository, or from the wheel of this version; with extras that exist."""
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"(?:'|`)((?:\.|[./\w-]*samx[\w.-]*\.whl))\[([\w,-]+)\]", text)
+    extras = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    wheel = f"samx-{samx.__version__}-py3-none-any.whl"
+    assert [place for place, _ in named if place != "." and not place.endswith(wheel)] == []
+    assert [extra for _, several in named for extra in several.split(",") if extra not in extras] == []
+    assert not re.search(r"pip install '?samx", text) or path.name == "CHANGELOG.md"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +177,7 @@ def test_no_page_names_a_machine_or_unfinished_work(path: Path) -> None:
 
 @page_names
 def test_python_examples_compile(path: Path) -> None:
-    whole = [code for code in blocks(path, "python") if code.startswith(("import ", "from "))]
+    whole = [block.code for block in blocks(path, "python")]
     assert [compile(code, str(path), "exec").co_filename for code in whole] == [str(path)] * len(whole)
 
 
@@ -149,14 +188,18 @@ def test_the_graph_page_lists_every_tensor(spec: DecoderSpec) -> None:
 
 
 def test_the_changelog_names_this_version() -> None:
-    from samx import __version__
+    assert f"## [{samx.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
-    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+def architecture(section: str) -> str:
+    """Return the first block of plain text in a section of the architecture page."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition(f"\n## {section}\n")[2]
+    return next(code for language, code in FENCE.findall(page) if language == "text")
 
 
 def tree() -> Iterator[str]:
     """Yield the paths of the tree on the architecture page, folders with a slash at the end."""
-    (page,) = (code for code in blocks(ROOT / "docs" / "architecture.md", "") if code.startswith("samx/"))
+    page = architecture("Folders")
     folders: list[str] = []
     for line in page.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
@@ -172,7 +215,7 @@ def test_the_tree_of_the_architecture_page_is_real() -> None:
 
 
 def test_the_floors_of_the_architecture_page_are_those_that_are_checked() -> None:
-    (page,) = (code for code in blocks(ROOT / "docs" / "architecture.md", "") if code.startswith("commands."))
+    page = architecture("Imports run downwards")
     floors = [line.split("  ")[0].split(", ") for line in page.splitlines()]
     checked = [[name.removeprefix("samx.") for name in names if "__init__" not in name] for names in LAYERS[:-2]]
     assert floors == checked
@@ -190,28 +233,61 @@ def test_make_targets_exist(path: Path) -> None:
     assert [target for target in named if target not in make_targets()] == []
 
 
-@pytest.mark.slow
-def test_the_examples_run(tmp_path: Path) -> None:
-    """Run the library example of the README and the plain ONNX Runtime example as they are written."""
-    from samx.demo.picture import write_picture
-
-    library = next(blocks(ROOT / "README.md", "python"))
-    more = list(blocks(ROOT / "docs" / "predictor.md", "python"))
-    (plain,) = blocks(ROOT / "docs" / "onnx.md", "python")
-    write_picture(tmp_path / "scene.png")
-    Image.open(tmp_path / "scene.png").convert("RGB").resize((1280, 960)).save(tmp_path / "photo.jpg")
-    features = np.random.default_rng(0).normal(0, 0.5, (1, 256, 64, 64)).astype(np.float32)
-    np.savez(tmp_path / "photo.npz", image_embeddings=features)
-    said = run_python(f"{library}\nprint(masks.shape, scores.shape, logits.shape, report.passed)", tmp_path)
-    assert said == "(3, 960, 1280) (3,) (3, 256, 256) True\n"
-    assert "(2, 3, 960, 1280)" in run_python("\n".join(more), tmp_path)
-    (tmp_path / "decoder").rename(tmp_path / "sam1-demo-onnx")
-    assert run_python(f"{plain}\nprint(mask.shape, mask.any(), mask.all())", tmp_path) == "(768, 1024) True False\n"
+def test_pages_that_code_names_exist() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in CODE)
+    named = set(re.findall(r"\bdocs/[\w/-]+\.md\b", code))
+    assert named >= {"docs/devices/apple.md", "docs/pytorch.md"}
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
-def run_python(code: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+class TestSite:
+    """The site is built from these pages, and fetches nothing from elsewhere."""
+
+    def build(self, folder: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder / "site")], cwd=folder,
+            capture_output=True, text=True, check=False, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    @pytest.fixture
+    def copy(self, tmp_path: Path) -> Path:
+        """Copy what the site is made from."""
+        for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "NOTICE", "LICENSE", "mkdocs.yml"):
+            shutil.copy(ROOT / name, tmp_path / name)
+        shutil.copytree(ROOT / "docs", tmp_path / "docs")
+        return tmp_path
+
+    def test_it_builds_and_asks_nobody(self, copy: Path) -> None:
+        done = self.build(copy)
+        assert done.returncode == 0, done.stdout + done.stderr
+        pages = {path.relative_to(copy / "site").as_posix() for path in (copy / "site").rglob("*.html")}
+        docs = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
+        expected = {page.with_name(page.stem.replace("README", "index") + ".html").as_posix() for page in docs}
+        assert pages >= {*expected, "index.html", "NOTICE.html", "CHANGELOG.html"}
+        fetched = re.compile(r"(?:<(?:script|img|iframe)[^>]* src|<link[^>]* href)=\"?https?:", re.IGNORECASE)
+        text = {page: (copy / "site" / page).read_text(encoding="utf-8") for page in pages}
+        assert [page for page, html in text.items() if fetched.search(html)] == []
+        assert "fonts.g" not in "".join(text.values())
+
+    @pytest.mark.parametrize("link", ["[x](nowhere.md)", "[x](onnx.md#no-such-section)"])
+    def test_a_link_that_leads_nowhere_stops_it(self, copy: Path, link: str) -> None:
+        with (copy / "docs" / "predictor.md").open("a", encoding="utf-8") as page:
+            page.write(f"\n{link}\n")
+        done = self.build(copy)
+        assert done.returncode != 0
+        assert link[4:].strip("()").partition("#")[0] in done.stdout + done.stderr
+
+    @pytest.mark.parametrize(
+        ("target", "here", "there"),
+        [
+            ("docs/onnx.md", "index.md", "onnx.md"),
+            ("../README.md", "migrating.md", "index.md"),
+            ("../../NOTICE", "devices/jetson.md", "../NOTICE.md"),
+            ("../tensorrt.md", "devices/jetson.md", "../tensorrt.md"),
+            ("docs/devices/README.md", "CONTRIBUTING.md", "devices/README.md"),
+            ("../samx/cli.py", "onnx.md", "../samx/cli.py"),
+        ],
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    def test_links_between_the_root_and_the_pages_are_moved(self, target: str, here: str, there: str) -> None:
+        assert script("site_hooks").moved(target, here) == there

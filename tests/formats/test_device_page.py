@@ -16,7 +16,7 @@ from samx.formats.coreml.lint import SHOWS
 from samx.runtimes.coreml.compute_plan import ComputePlan
 from samx.runtimes.coreml.runtime import UNITS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "iphone-ipad-and-mac.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "devices" / "apple.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 

@@ -29,7 +29,7 @@ from samx.formats.coreml.program import LIBRARY, open_coremltools, parse_model, 
 PURPOSE, PALETTE_EXTRA = "exporting Core ML packages", "coreml-palettes"
 SMALLEST = 2048  # elements of a weight that is worth a scale or a palette
 # Left in float16: a twelfth of the weights, in which 8 bits cost the masks more than in all others together. Their
-# errors reach all image tokens at once (docs/iphone-ipad-and-mac.md has the figures).
+# errors reach all image tokens at once (docs/devices/apple.md has the figures).
 SPARED = re.compile(r"(^|\.)(image_to_token|planes)\.")
 SEED = 0  # of the clustering, so that an export can be repeated
 
