@@ -15,10 +15,9 @@ from fake_mac import FakeMac, Line, block, doubling, operation, package, pretend
 from fake_mac import fake_mac as fake_mac
 
 from samx.errors import ArtifactError, SamxError, UnavailableError
-from samx.formats.coreml.package import package_from_directory
 from samx.runtimes.coreml import compute_plan as mac
 from samx.runtimes.coreml import compute_plan as source
-from samx.runtimes.coreml.compute_plan import ComputePlan, package_plan
+from samx.runtimes.coreml.compute_plan import ComputePlan, compute_plan
 
 LINES: list[Line] = [
     ("const", None, None),
@@ -29,10 +28,6 @@ LINES: list[Line] = [
     ("ios18.gather", "GPU", None),
 ]
 UNITS = "CPU_AND_NE"
-
-
-def compute_plan(path: Path, function: str, units: str) -> ComputePlan:
-    return package_plan(package_from_directory(path), function, units)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +62,16 @@ def test_every_operation_has_its_device_and_its_share_of_the_cost(plan: ComputeP
 
 def test_residency_is_of_operations_and_of_cost(plan: ComputePlan) -> None:
     assert plan.residency == {"operations": 0.5, "cost": 0.875}
+    assert plan.lines() == [
+        "main: 50.0% of 4 operations and 87.5% of the estimated cost on the Neural Engine (ANE 2, GPU 1, CPU 1)"
+    ]
 
 
 def test_without_costs_there_is_no_share_of_cost(fake_mac: FakeMac, one: Path) -> None:
     fake_mac.plans = {"main": [("ios18.conv", "ANE", None), ("ios18.add", "CPU", None)]}
     plan = compute_plan(one, "main", UNITS)
     assert plan.residency == {"operations": 0.5, "cost": None}
+    assert "no estimated cost" in plan.lines()[0]
 
 
 def test_what_core_ml_says_nothing_of_counts_against_the_engine(fake_mac: FakeMac, one: Path) -> None:
@@ -91,10 +90,12 @@ def test_a_plan_is_of_the_function_that_was_asked_for(fake_mac: FakeMac, two: Pa
     assert (two / "Data/com.apple.CoreML/model.mlmodel").read_bytes() == before
 
 
-def test_a_function_without_any_plan_is_refused(fake_mac: FakeMac, two: Path) -> None:
-    fake_mac.plans = {"points_2": [("ios18.conv", None, None)]}
+def test_a_compiled_model_is_asked_as_it_is(fake_mac: FakeMac, two: Path, tmp_path: Path) -> None:
+    fake_mac.plans = {"points_1": [("ios18.conv", "ANE", 1.0)], "points_2": [("ios18.conv", "ANE", 1.0)]}
+    compiled = Path(fake_mac.compile_model(str(two), str(tmp_path / "two.mlmodelc")))
+    assert compute_plan(compiled, "points_1", UNITS).dispatch["ANE"] == 1
     with pytest.raises(UnavailableError, match=r"no plan for function points_2.*found 1 operations, none planned"):
-        compute_plan(two, "points_2", UNITS)
+        compute_plan(compiled, "points_2", UNITS)
 
 
 def test_operations_in_nested_blocks_are_counted() -> None:

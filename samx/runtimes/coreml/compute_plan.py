@@ -21,7 +21,7 @@ from samx.artifacts.store import Artifact
 from samx.artifacts.strict_json import Document
 from samx.errors import ArtifactError, UnavailableError
 from samx.formats.coreml.contract import contract_of, functions_of
-from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles, read_package, unpacked
+from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles, package_from_directory, read_package, unpacked
 from samx.formats.coreml.program import open_coremltools, operations, parse_model
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ PLAN_FILE, PLAN_ROLE = "compute_plan.json", "compute_plan"
 UNITS = "CPU_AND_NE"  # of coremltools' ComputeUnit: what the packages are made for
 PURPOSE = "a compute plan"
 INSTEAD = "What there is here is the lint of the program, neural_engine_lint.json: known rules, no plan."
+COMPILED = ".mlmodelc"
 DIGITS = 4  # of a cost in percent
 PLAN_MACOS, MULTIFUNCTION_MACOS = (14, 4), (15, 0)  # the first that make compute plans; that have several functions
 SYSCTL = "/usr/sbin/sysctl"
@@ -144,14 +145,32 @@ class ComputePlan(Document):
         share = self.dispatch[ENGINE] / self.total if self.total else 0.0
         return {"operations": share, "cost": on_engine / whole if whole else None}
 
+    def lines(self) -> list[str]:
+        """Summarise for a terminal."""
+        share = self.residency
+        cost = "no estimated cost" if share["cost"] is None else f"{share['cost']:.1%} of the estimated cost"
+        counts = ", ".join(f"{device} {count}" for device, count in self.dispatch.items())
+        head = f"{self.function}: {share['operations']:.1%} of {self.total} operations and {cost} on the Neural Engine"
+        return [f"{head} ({counts})"]
 
-def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
-    """Get the plan of a function of a package.
+
+def compute_plan(path: Path, function: str, compute_units: str) -> ComputePlan:
+    """Get the plan of a function of a package, or of the default function of a compiled model.
 
     Raises: UnavailableError on anything but a Mac that makes plans; ArtifactError for what Core ML does not take.
     """
-    require_macos(PURPOSE, PLAN_MACOS, INSTEAD)
-    library = open_coremltools(PURPOSE)
+    library = _open()
+    if path.suffix == COMPILED:
+        return _plan(library, path, function, compute_units)
+    return package_plan(package_from_directory(path), function, compute_units)
+
+
+def package_plan(files: PackageFiles, function: str, compute_units: str) -> ComputePlan:
+    """Get the plan of a function of a package in memory.
+
+    Raises: as compute_plan().
+    """
+    library = _open()
     with unpacked(_with_default(files, function)) as path, _compiled(library, path) as compiled:
         return _plan(library, compiled, function, compute_units)
 
@@ -171,10 +190,15 @@ def _with_default(files: PackageFiles, function: str) -> PackageFiles:
     return replace(files, files={**files.files, files.model_path: spec.SerializeToString()})
 
 
+def _open() -> ModuleType:
+    require_macos(PURPOSE, PLAN_MACOS, INSTEAD)
+    return open_coremltools(PURPOSE)
+
+
 @contextmanager
 def _compiled(library: ModuleType, path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="samx-", ignore_cleanup_errors=True) as folder:
-        target = Path(folder) / "model.mlmodelc"
+        target = Path(folder) / f"model{COMPILED}"
         try:
             library.models.utils.compile_model(str(path), str(target))
         except RuntimeError as cause:
