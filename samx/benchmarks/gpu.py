@@ -90,8 +90,12 @@ class Part:
 
     def contenders(self) -> list[contenders.Contender]:
         """Return what is measured, the baseline first; of several precisions' names, those that there are."""
-        words = [f"{name}:{self.precision}" for name in (*FIRST, *KINDS[self.kind])]
-        return [entry for word in words for entry in contenders.chosen([word]) if self.device in entry.devices]
+        names = (*FIRST, *KINDS[self.kind])
+        found = contenders.chosen([f"{name}:{self.precision}" for name in names])
+        return sorted(
+            (one for one in found if one.name in names and self.device in one.devices),
+            key=lambda one: names.index(one.name),
+        )
 
 
 Found = tuple[Optional[BenchReport], Optional[str]]  # what a part has measured, and how it failed, if it did

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from onnx import TensorProto, ValueInfoProto, helper
 from safetensors.torch import save_file
 from toys import one_thread as one_thread
-from toys import toy_decoder
+from toys import toy_checkpoint, toy_decoder
 
 from samx.benchmarks.contenders import Contender, Setting, chosen
 from samx.benchmarks.contenders import pytorch as torch_ways
@@ -24,7 +26,7 @@ from samx.benchmarks.results import NotMeasured
 from samx.benchmarks.subjects import Subject, open_contenders
 from samx.errors import PromptError, UnavailableError
 from samx.models.checkpoint import load_checkpoint
-from samx.models.spec import sam1_spec
+from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes.torch import reference_session
 from samx.validators.cases import parity_cases
 from samx.validators.suite import ParitySuite
@@ -83,10 +85,17 @@ def test_our_graph_on_bound_tensors_agrees(setting: Setting, suite: ParitySuite)
     assert found.described.parity.metrics["mask_iou_min"] > 0.9999
 
 
-def test_hugging_face_agrees(setting: Setting, suite: ParitySuite) -> None:
-    pytest.importorskip("transformers")
-    found, missing = opened("huggingface", setting, suite)
-    assert [subject.name for subject in found] == ["huggingface"], missing
+@pytest.mark.parametrize("spec", [SPEC, sam2_spec(image_size=128)], ids=["sam1", "sam2"])
+def test_other_peoples_packages_agree(spec: DecoderSpec) -> None:
+    """Whichever of them are here."""
+    loaded = toy_checkpoint(spec)
+    cases = [case for case in parity_cases(spec) if len(case.prompts["point_labels"]) < 8]
+    judged = ParitySuite.build(reference_session(loaded, spec), None, cases)
+    setting = Setting(Path("toy"), loaded, threads=1)
+    here = [entry for entry in chosen(["samexporter,huggingface"]) if importlib.util.find_spec(entry.library)]
+    found, missing = open_contenders(here, setting, judged)
+    assert (missing, len(found)) == ([], len(here))
+    assert all(subject.described.parity.cases >= len(cases) - 3 for subject in found)
 
 
 def test_what_stays_on_the_device_is_what_decode_gives(setting: Setting, suite: ParitySuite) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class Opened:
     bytes: int  # of its weights or its graph
     form: str = "reference"  # of operations.FORMS
     keeps_image: bool = False  # the image's work is done when it is set, and not in every call
+    limit: float = inf  # that it clamps mask logits to, which changes no mask
 
 
 # How a decoder in PyTorch may run: compiled, and recorded as a CUDA graph.

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.spec import DecoderSpec
 
+LIMIT = 32.0  # that its SAM 2 graph clamps mask logits to
 OPSET = 18  # the default of its scripts
 SAM2_INPUTS = (
     "image_embed", "high_res_feats_0", "high_res_feats_1", "point_coords", "point_labels", "mask_input",
@@ -60,7 +62,7 @@ def open_samexporter(setting: Setting) -> Opened:
             export_sam2(loaded, path)
             model = onnx.load(path)
             _rename(model.graph, _names(loaded.spec))
-            return open_graph(setting, model.SerializeToString(), "multimask", pads=True)
+            return replace(open_graph(setting, model.SerializeToString(), "multimask", pads=True), limit=LIMIT)
         export_sam1(loaded, path)
         onnx.utils.extract_model(str(path), str(cut), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
         return open_graph(setting, cut.read_bytes(), "all")
