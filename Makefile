@@ -107,7 +107,7 @@ compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face to
 		$$export-one && $$export-many --prompts 16 && $$export-split --split && \
 		$$export-openvino --split --target openvino && $$export-openvino-int8 --split --target openvino --int8 && \
 		{ $$export-openvino-bf16 --split --target openvino --bf16 || echo "== NOT MEASURED: bfloat16 of OpenVINO"; } && \
-		$(COMPARE)/bin/samx bench $$(ls -d $$out-*) --against $(AGAINST) $(MEASURED) --output $$out.json --force \
+		$(COMPARE)/bin/samx bench $$out-one $$(ls -d $$out-[!o]* $$out-openvino*) --against $(AGAINST) $(MEASURED) --output $$out.json --force \
 		|| exit 1; \
 	done
 	@$(COMPARE)/bin/samx report $(COMPARED)/sam1.json $(COMPARED)/sam2.json --output $(COMPARED)/compare.html \

@@ -76,6 +76,17 @@ def test_fits_and_cuts_no_number(name: str) -> None:
         assert number in text
 
 
+def test_a_comparison_with_others_has_room_for_all_that_matters() -> None:
+    names = ("sam1-demo-onnx", "meta", "samexporter", "huggingface", "pytorch", "pytorch-compiled")
+    results = tuple(toy_result(name, [1234.5 + i for i in range(64)], prompts=64, scenario="batch64") for name in names)
+    ratios = tuple(Comparison("batch64", "steady", names[0], name, 1.0, 0.99, 1.01) for name in names[1:])
+    text = drawn(toy_report(subjects=tuple(map(toy_subject, names)), results=results, ratios=ratios, not_measured=()))
+    assert max(map(len, text.splitlines())) <= 80
+    lines = [line for line in text.splitlines() if "1.00 (0.99-1.01)" in line]
+    assert len(lines) == len(ratios)
+    assert all("1266" in line and name[:8] in line for line, name in zip(lines, names[1:], strict=True))
+
+
 def test_nothing_measured_is_said() -> None:
     assert "nothing was measured" in drawn(toy_report(results=(), ratios=(), partial="stopped"))
 

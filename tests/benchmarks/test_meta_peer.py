@@ -61,6 +61,7 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in [name for name in sys.modules if name.split(".")[0] == "segment_anything"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "segment_anything", None)  # Python's way to say: cannot be imported
+    meta._has_torchvision()  # imports it, where it is
     before = torchvision_modules()
     with pytest.raises(MissingExtraError, match=r"samx\[bench\]") as caught:
         meta.build_meta(loaded())

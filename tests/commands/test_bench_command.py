@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import samx.commands.bench
 from samx.benchmarks import harness, subjects
 from samx.benchmarks.cold_start import ColdStart
 from samx.benchmarks.interleave import Effort
-from samx.benchmarks.results import BenchReport
+from samx.benchmarks.results import BenchReport, NotMeasured
 from samx.benchmarks.scenarios import Scenario
 from samx.commands.bench import BenchRequest, bench, require_complete
-from samx.errors import BenchmarkError, ImageError, UsageError, WriteError
+from samx.errors import BenchmarkError, ImageError, ParityError, UsageError, WriteError
 from samx.models.session import Feed, Outputs, Placement
 
 
@@ -163,7 +164,26 @@ def test_the_command_measures_the_same_again() -> None:
     assert " ".join(full.command()) == (
         "samx bench a b --device cpu --threads 2 --seed 0 --seconds 1.5 --scenario click --embedding x.npz"
     )
+    beside = BenchRequest([Path("a")], quick=True, against=["meta,pytorch"], checkpoint=Path("w.pth"))
+    assert " ".join(beside.command()[-4:]) == "--against meta,pytorch --checkpoint w.pth"
     assert " ".join(BenchRequest([Path("a")], quick=True).command()) == "samx bench a --quick --device cpu --seed 0"
+
+
+@pytest.mark.usefixtures("session")
+def test_contenders_have_to_have_the_artifacts_weights(toy: Path) -> None:
+    with pytest.raises(UsageError, match=r"made from another checkpoint.*Name its file with --checkpoint") as caught:
+        bench(BenchRequest([toy], scenarios=["click"], against=["meta"]))
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="nobody of that name"):
+        bench(BenchRequest([toy], against=["nobody"]))
+
+
+def test_a_contender_that_computes_something_else_ends_with_3_and_one_that_is_missing_does_not() -> None:
+    missing = NotMeasured("meta", None, None, "its package 'segment_anything' is not installed")
+    require_complete(toy_report(not_measured=(missing,)))
+    with pytest.raises(ParityError, match="meta was not measured: it computes something else") as caught:
+        require_complete(toy_report(not_measured=(replace(missing, wrong=True),)))
+    assert caught.value.exit_code == 3
 
 
 def test_quick_is_never_longer() -> None:
