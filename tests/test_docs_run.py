@@ -121,9 +121,9 @@ class TestRules:
         page.write_text("```bash\nsamx inspect nothing\n```\n", encoding="utf-8")
         with pytest.raises(AssertionError, match="nothing"):
             ran(str(page), tmp_path)
-        page.write_text("```python\nassert 1 == 2\n```\n", encoding="utf-8")
+        page.write_text("```python\nassert 1 == 2, 'planted'\n```\n", encoding="utf-8")
         shutil.rmtree(tmp_path / "tools")
-        with pytest.raises(AssertionError, match="assert 1 == 2"):
+        with pytest.raises(AssertionError, match="AssertionError: planted"):
             ran(str(page), tmp_path)
 
     def test_most_blocks_are_run(self) -> None:
