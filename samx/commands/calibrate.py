@@ -28,7 +28,7 @@ class CalibrateRequest:
     embeddings: Path | None = None  # folder of .npz or .npy files
     pictures: Path | None = None  # folder, with `encoder`
     encoder: Path | None = None  # ONNX file
-    pixels: str = "unit"
+    pixels: str | None = None  # what it takes; None: what the checkpoint's spec says
     images: int | None = None  # None: 16, or all where there are fewer
     samples: int | None = None  # None: 96
     seed: int = 0
@@ -72,9 +72,10 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
     started = time.monotonic()
     _check(request)
     checkpoint = request.checkpoint or demo_checkpoint(request.family)
-    options = SourceOptions(request.embeddings, request.pictures, request.encoder, request.pixels, request.images)
     progress(f"Reading {checkpoint.name}")
     loaded = load_checkpoint(checkpoint, image_size=request.image_size)
+    pixels = request.pixels or loaded.spec.pixels or "unit"
+    options = SourceOptions(request.embeddings, request.pictures, request.encoder, pixels, request.images)
     source = open_source(options, checkpoint, loaded.spec, request.seed)
     samples = DEFAULT_SAMPLES if request.samples is None else request.samples
     reference = calibration_reference(loaded)
