@@ -75,8 +75,8 @@ def export(
     request = ExportRequest(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (), calibration=calibration,
-        exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
+        mask_input=mask_input, image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
+        calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
         options={name: value for name, value in more.items() if value not in (None, [], ())},
     )  # fmt: skip
     with console.steps() as progress:

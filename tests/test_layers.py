@@ -73,6 +73,7 @@ HEAVY_MODULES = (
     "samx.models.fast",
     "samx.models.fixed",
     "samx.models.reference",
+    "samx.models.stated",
     "samx.models.weight_files",
     "samx.demo.encoder",
     "samx.demo.model",
