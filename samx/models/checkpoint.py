@@ -206,7 +206,8 @@ def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
     if missing:
         raise CheckpointError(
             f"the decoder in '{path}' is incomplete", found="no usable " + _some(dict.fromkeys(missing)),
-            expected="every weight of a SAM decoder", fix="Use the complete checkpoint.",
+            expected="every weight of a SAM decoder",
+            fix="Use the complete checkpoint; merge a peft adapter into its model first (merge_and_unload()).",
         )  # fmt: skip
     sizes = {field: weights[key].shape[axis] for field, (key, axis) in SIZE_KEYS.items()}
     # A head that is one linear layer has no numbered layers.
