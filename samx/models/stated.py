@@ -43,14 +43,14 @@ def stated_fields(
     for variant in family.variants:
         if any(re.search(variant.mark, key) and _ends(reader, variant.shape) for key, reader in readers.items()):
             fields |= variant.spec
-    fields |= _agreed(source.path, [*_sizes(source, family, readers)])
-    for name, value in given.items():
-        if name == "image_size" and value not in (None, fields.get(name, value)):
-            raise CheckpointError(
-                f"'{source.path}' states another image size", found=f"{fields[name]} px", expected=f"{value} px",
-                fix="Leave the image size out.",
-            )  # fmt: skip
-        fields |= {} if value is None else {name: value}
+    agreed = _agreed(source.path, [*_sizes(source, family, readers)])
+    stated, asked = agreed.get("image_size"), given["image_size"]
+    if None not in (stated, asked) and stated != asked:
+        raise CheckpointError(
+            f"'{source.path}' states another image size", found=f"{stated} px", expected=f"{asked} px",
+            fix="Leave the image size out.",
+        )  # fmt: skip
+    fields |= {**agreed, **{name: value for name, value in given.items() if value is not None}}
     if source.metadata.get("format") == DEMO_FORMAT:
         fields = {"frame": family_spec(family.name).frame, "pixels": "unit", **fields}
     return {**fields, **_configured(source, family)}

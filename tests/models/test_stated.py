@@ -109,6 +109,10 @@ class TestModels:
         assert (spec.image_size, spec.patch_px, spec.grid, spec.mask_size) == (256, 4, 64, 256)
         assert (spec.frame, spec.pixels) == ("pad", "minmax")
 
+    def test_a_fine_tune_of_it_may_have_another_frame(self, tmp_path: Path) -> None:
+        spec = load(tmp_path, {**meta_sam1(), TINY_VIT: torch.zeros(8, 3, 1, 1)}, image_size=512, pixels="imagenet")
+        assert (spec.image_size, spec.patch_px, spec.grid, spec.pixels) == (512, 4, 128, "imagenet")
+
     def test_mobilesams_tinyvit_is_another(self, tmp_path: Path) -> None:
         assert load(tmp_path, {**meta_sam1(), TINY_VIT: torch.zeros(8, 3, 3, 3)}) == small_spec()
 
