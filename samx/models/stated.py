@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samx.errors import CheckpointError
 from samx.models.families.base import Family
-from samx.models.families.configuration import BOOKKEEPING, COMPLETE, READ, SIZED_SECTIONS, SIZES
+from samx.models.families.configuration import BOOKKEEPING, COMPLETE, RANGES, READ, SIZED_SECTIONS, SIZES
 from samx.models.spec import DecoderSpec, family_spec
 from samx.models.weight_files import Reader, WeightSource
 
@@ -124,13 +124,16 @@ def _configured(source: WeightSource, family: Family) -> dict[str, Any]:
         value, wanted = section_of(source, section)[theirs], type(getattr(DecoderSpec, ours))
         if type(value) is not wanted:
             raise _wrong_type(source, theirs, value, wanted.__name__)
+        least, most = RANGES[ours]
+        if not least <= value <= most:
+            raise _wrong_type(source, theirs, value, f"{least} to {most}")
         fields[ours] = value
     return fields
 
 
 def _wrong_type(source: WeightSource, name: str, value: Any, wanted: str) -> CheckpointError:
     return CheckpointError(
-        f"config.json of '{source.path}' has a value of the wrong type", found=f"{name} = {value!r}",
+        f"config.json of '{source.path}' has a value that no decoder can have", found=f"{name} = {value!r}",
         expected=wanted, fix="Restore the file.",
     )  # fmt: skip
 

@@ -84,7 +84,7 @@ class TestWeights:
 
     def test_one_weight_less(self, tmp_path: Path, family: str) -> None:
         ours = [key for key in META[family]() if key.startswith(("mask_", "prompt_", "sam_"))]
-        for key in ours[:: max(1, len(ours) // 12)]:
+        for key in ours[:: max(1, len(ours) // 4)]:
             assert "the decoder in" in refused(tmp_path, {k: v for k, v in META[family]().items() if k != key}), key
 
     @pytest.mark.parametrize("part", ["conv_s0.weight", "conv_s0.bias", "conv_s1.weight", "conv_s1.bias"])
@@ -194,6 +194,7 @@ def shown(
             setattr(config.prompt_encoder_config, field, value)
         changed = type(changed)(config).eval()
         changed.load_state_dict(pair.upstream.state_dict())
+        changed.requires_grad_(False)
     torch.manual_seed(0)
     image, prompt = images(pair.spec, 1), points(1, 0)
     prompt = type(prompt)(prompt.points, prompt.labels, None, masks())
@@ -220,8 +221,8 @@ class TestNorms:
         save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "alone.safetensors")
         assert load_checkpoint(tmp_path / "alone.safetensors").spec.norm_eps == 1e-6
 
-    @pytest.mark.parametrize("value", [0.0, 1.5, -1e-6])
-    def test_an_epsilon_that_is_none(self, tmp_path: Path, value: float) -> None:
+    @pytest.mark.parametrize("value", [0.0, 1.5, -1e-6, float("nan"), float("inf"), "1e-6", 1])
+    def test_an_epsilon_that_is_none(self, tmp_path: Path, value: object) -> None:
         make_pair(tmp_path / "sam", "sam1", SIZE_PX)
         change = lambda config: config["mask_decoder_config"].update(layer_norm_eps=value)  # noqa: E731
         assert "layer_norm_eps" in refusal(copy(tmp_path / "sam", tmp_path / "edited", change))
@@ -269,8 +270,8 @@ class TestSam3:
         model = transformers.Sam3TrackerModel(tracker)
         model.save_pretrained(tmp_path / "whole")
         assert "holds SAM 3," in refusal(tmp_path / "whole" / "model.safetensors")
-        state = load_file(tmp_path / "whole" / "model.safetensors")
-        alone = {k: v for k, v in state.items() if "vision_encoder" not in k}
+        state = model.state_dict()  # under the names that the module has, which save_pretrained() changes
+        alone = {k: v.clone() for k, v in state.items() if "vision_encoder" not in k}
         assert 0 < len(alone) < len(state)
         save_file(alone, tmp_path / "alone.safetensors")
         assert "may be of SAM 2 or of SAM 3" in refusal(tmp_path / "alone.safetensors")

@@ -22,6 +22,13 @@ READ: Mapping[str, tuple[str, str]] = {
     "stability_delta": ("mask_decoder_config", "dynamic_multimask_stability_delta"),
     "stability_threshold": ("mask_decoder_config", "dynamic_multimask_stability_thresh"),
 }
+RANGES: Mapping[str, tuple[float, float]] = {
+    "heads": (0, 8192),
+    "norm_eps": (1e-12, 0.1),
+    "stability_fallback": (0, 1),
+    "stability_delta": (0, 1e6),
+    "stability_threshold": (0, 1e6),
+}
 SIZES: Mapping[str, str] = {"image_size": "image_size", "patch_px": "patch_size"}  # of the sections below
 SIZED_SECTIONS = ("prompt_encoder_config", "vision_config")
 
