@@ -13,6 +13,7 @@ from checkpoint_files import meta_sam1, meta_sam2, small_spec
 from safetensors.torch import save_file
 from torch import Tensor
 
+from samx.demo import demo_checkpoint
 from samx.errors import ArtifactError, CheckpointError
 from samx.models.checkpoint import load_checkpoint
 from samx.models.spec import ADDED, DecoderSpec, sam1_spec, sam2_spec
@@ -147,6 +148,13 @@ class TestNotes:
     def test_what_the_caller_states_is_not_assumed(self, tmp_path: Path) -> None:
         assert notes(tmp_path, meta_sam2(), image_size=1024, frame="stretch", pixels="imagenet") == ""
         assert "--frame" not in notes(tmp_path, meta_sam2(), frame="pad")
+
+
+    @pytest.mark.parametrize("family", ["sam1", "sam2"])
+    def test_the_demo_model_leaves_nothing_to_assume(self, family: str) -> None:
+        loaded = load_checkpoint(demo_checkpoint(family))
+        assert loaded.notes == ()
+        assert loaded.spec.pixels == "unit"
 
 
 class TestSpecsOfBefore:
