@@ -52,7 +52,8 @@ def stated_fields(
         )  # fmt: skip
     fields |= {**agreed, **{name: value for name, value in given.items() if value is not None}}
     if source.metadata.get("format") == DEMO_FORMAT:
-        fields = {"frame": family_spec(family.name).frame, "pixels": "unit", **fields}
+        released = family_spec(family.name)
+        fields = {"image_size": released.image_size, "frame": released.frame, "pixels": "unit", **fields}
     return {**fields, **_configured(source, family)}
 
 
