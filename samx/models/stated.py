@@ -88,12 +88,15 @@ def _sizes(source: WeightSource, family: Family, readers: Mapping[str, Reader]) 
 
 def _encoder_sizes(family: Family, readers: Mapping[str, Reader]) -> Iterator[Statement]:
     """Read the sizes off the shapes of an image encoder that has a position for each image token."""
-    patch_px = family_spec(family.name).patch_px
-    for key, kernel in _arrays(readers, PATCHES):
-        patch_px = plain(list(kernel.shape[-2:]))
-        yield Statement("patch_px", patch_px, f"the shape of '{key}'")
+    kernels, patch_px = list(_arrays(readers, PATCHES)), family_spec(family.name).patch_px
     for key, table in _arrays(readers, POSITIONS):
-        yield Statement("image_size", plain([patch_px * side for side in table.shape[1:3]]), f"the shape of '{key}'")
+        for of, kernel in kernels:
+            patch_px = plain(list(kernel.shape[-2:]))
+            yield Statement("patch_px", patch_px, f"the shape of '{of}'")
+        if type(patch_px) is int:
+            yield Statement(
+                "image_size", plain([patch_px * side for side in table.shape[1:3]]), f"the shape of '{key}'"
+            )
 
 
 def _arrays(readers: Mapping[str, Reader], name: re.Pattern[str]) -> Iterator[tuple[str, Tensor]]:
@@ -144,6 +147,13 @@ def check_configuration(source: WeightSource, family: Family, spec: DecoderSpec)
 
     Raises: CheckpointError naming the field.
     """
+    model_type = source.config.get("model_type")
+    if model_type is not None and family.model_types and model_type not in family.model_types:
+        raise CheckpointError(
+            f"'{source.path}' contradicts itself", found=f"model_type {model_type!r} in config.json",
+            expected=f"{' or '.join(family.model_types)}, as its weights are {family.title}'s",
+            fix="Restore the file that was changed.",
+        )  # fmt: skip
     for section, rules in family.configuration.items():
         for name, value in section_of(source, section).items():
             if name in rules and plain(value) != rules[name](spec):

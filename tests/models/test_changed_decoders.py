@@ -147,6 +147,10 @@ class TestConfigurations:
         edited = copy(folders[name], tmp_path / "edited", lambda config: config[section].update({field: value}))
         assert f"{section}.{field} = {value!r}" in refusal(edited)
 
+    def test_the_configuration_of_another_family(self, folders: Mapping[str, Path], tmp_path: Path) -> None:
+        edited = copy(folders["sam2"], tmp_path / "edited", lambda config: config.update(model_type="sam"))
+        assert "model_type 'sam'" in refusal(edited)
+
     @pytest.mark.parametrize("value", [[], "text", 3])
     def test_a_section_that_is_none(self, folders: Mapping[str, Path], tmp_path: Path, value: Any) -> None:
         edited = copy(folders["sam1"], tmp_path / "edited", lambda config: config.update(mask_decoder_config=value))

@@ -50,6 +50,9 @@ class TestSizes:
         spec = load(tmp_path, {**meta_sam1(), **encoder})
         assert (spec.image_size, spec.patch_px, spec.grid, spec.mask_size) == (size_px, patch_px, grid, 4 * grid)
 
+    def test_a_kernel_without_positions_states_nothing(self, tmp_path: Path) -> None:
+        assert load(tmp_path, {**meta_sam1(), PATCHES: torch.zeros(4, 3, 7, 7)}).patch_px == 16
+
     def test_hieras_positions_state_nothing(self, tmp_path: Path) -> None:
         state = {**meta_sam2(), "image_encoder.trunk.pos_embed": torch.zeros(1, 8, 7, 7)}
         assert load(tmp_path, state).image_size == 1024
@@ -61,7 +64,7 @@ class TestSizes:
             ({POSITIONS: torch.zeros(1, 16, 32, 4)}, "[256, 512] px"),
             ({POSITIONS: torch.zeros(1, 1, 1, 4)}, "16 px"),
             ({POSITIONS: torch.zeros(1, 300, 300, 4)}, "4800 px"),
-            ({PATCHES: torch.zeros(4, 3, 16, 8)}, "[16, 8] px"),
+            ({PATCHES: torch.zeros(4, 3, 16, 8), POSITIONS: torch.zeros(1, 16, 16, 4)}, "[16, 8] px"),
         ],
     )
     def test_sizes_that_no_decoder_has(self, tmp_path: Path, encoder: State, said: str) -> None:
@@ -148,7 +151,6 @@ class TestNotes:
     def test_what_the_caller_states_is_not_assumed(self, tmp_path: Path) -> None:
         assert notes(tmp_path, meta_sam2(), image_size=1024, frame="stretch", pixels="imagenet") == ""
         assert "--frame" not in notes(tmp_path, meta_sam2(), frame="pad")
-
 
     @pytest.mark.parametrize("family", ["sam1", "sam2"])
     def test_the_demo_model_leaves_nothing_to_assume(self, family: str) -> None:
