@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args
 
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
-from samx.models.spec import MaskChoice
+from samx.models.spec import FrameRule, MaskChoice, PixelRule
 from samx.predictor import Predictor, open_predictor
 from samx.registry import DEFAULT_TARGET, backend
 
@@ -24,7 +24,7 @@ Sizes = Union[int, str, tuple[int, int, int]]  # the one that there is, or MIN:O
 def export(
     checkpoint: PathLike | None, out: PathLike, target: str = DEFAULT_TARGET, *, family: str = "sam1",
     precision: str | None = None, masks: MaskChoice = "multimask", mask_input: bool = False,
-    image_size: int | None = None,
+    image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
     points: Sizes | None = None, prompts: Sizes | None = None, embedding: PathLike | Sequence[PathLike] = (),
     calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
     force: bool = False, progress: Progress | None = None, **options: object,
@@ -51,7 +51,7 @@ def export(
     paths = [embedding] if isinstance(embedding, (str, Path)) else embedding
     request = ExportRequest(
         out=Path(out), checkpoint=None if checkpoint is None else Path(checkpoint), family=family, target=target,
-        precision=precision, masks=masks, mask_input=mask_input, image_size=image_size,
+        precision=precision, masks=masks, mask_input=mask_input, image_size=image_size, frame=frame, pixels=pixels,
         embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),
         exclude=tuple(exclude), min_iou=min_iou, overwrite=force, options={**options, **_sizes(points, prompts)},
     )  # fmt: skip
@@ -84,12 +84,12 @@ def _sizes(points: Sizes | None, prompts: Sizes | None) -> dict[str, str]:
 
 def open(
     artifact: PathLike | Artifact, device: str = "cpu", threads: int | None = None, *,
-    encoder: PathLike | None = None, pixels: str = "unit",
+    encoder: PathLike | None = None, pixels: PixelRule | None = None,
 ) -> Predictor:  # fmt: skip
     """Verify an artifact and open it where its target runs, to be called as Meta's predictors are.
 
-    encoder: an image encoder as ONNX, (1, 3, S, S) in, for artifacts that bring none; pixels: what it takes, unit (0 to
-    1) or imagenet.
+    encoder: an image encoder as ONNX, (1, 3, S, S) in, for artifacts that bring none; pixels: what it takes, where
+    that is not what the artifact says of its model: imagenet, half (-1 to 1), minmax or unit (0 to 1).
     Raises: ArtifactError, MissingExtraError, UnavailableError.
 
     Example:

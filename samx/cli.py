@@ -19,6 +19,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda. Never changed silently.")]
+PIXELS_HELP = "What that encoder takes, if not what its model does: imagenet, half, minmax or unit (0 to 1)."
 Threads = Annotated[Optional[int], typer.Option(help="CPU threads (default: all).", min=1)]
 
 
@@ -37,7 +38,7 @@ def calibrate(
     embeddings: Annotated[Optional[Path], typer.Option(help="Folder of embeddings, as 'segment' takes them.")] = None,
     pictures: Annotated[Optional[Path], typer.Option(help="Folder of pictures, with --encoder.")] = None,
     encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
-    pixels: Annotated[str, typer.Option(help="What that encoder takes: unit (0 to 1) or imagenet.")] = "unit",
+    pixels: Annotated[Optional[str], typer.Option(help=PIXELS_HELP)] = None,
     images: Annotated[Optional[int], typer.Option(help="Images to use, at most 64 (default 16).")] = None,
     samples: Annotated[Optional[int], typer.Option(help="Prompts to roll out over them (default 96).")] = None,
     seed: Annotated[int, typer.Option(help="The same seed makes the same set, byte by byte.")] = 0,
@@ -136,7 +137,7 @@ def segment(
         typer.Option(help="The picture's embedding: .npz or .npy. SAM 2: no_mem_embed added, conv_s0/s1 applied."),
     ] = None,
     encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
-    pixels: Annotated[str, typer.Option(help="What that encoder takes: unit (0 to 1) or imagenet.")] = "unit",
+    pixels: Annotated[Optional[str], typer.Option(help=PIXELS_HELP)] = None,
     device: Device = "cpu",
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a picture that is there.")] = False,

@@ -37,7 +37,17 @@ def export(
     single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
     all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
-    image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
+    image_size: Annotated[
+        Optional[int], typer.Option(help="Frame in px, where the checkpoint does not state it and it is not 1024.")
+    ] = None,
+    frame: Annotated[
+        Optional[str],
+        typer.Option(help="How a picture fills the frame: pad (keeps its shape) or stretch. Default: the family's."),
+    ] = None,
+    pixels: Annotated[
+        Optional[str],
+        typer.Option(help="What the image encoder takes: imagenet, half, minmax or unit. Default: the family's."),
+    ] = None,
     calibration: Annotated[
         Optional[Path],
         typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
@@ -65,8 +75,8 @@ def export(
     request = ExportRequest(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, image_size=image_size, embeddings=embedding or (), calibration=calibration,
-        exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
+        mask_input=mask_input, image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
+        calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
         options={name: value for name, value in more.items() if value not in (None, [], ())},
     )  # fmt: skip
     with console.steps() as progress:

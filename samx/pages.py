@@ -67,7 +67,7 @@ def _tensors(tensors: Iterable[TensorSpec]) -> Iterator[str]:
 
 def _pictures(manifest: Manifest) -> Iterator[str]:
     spec = manifest.spec
-    scaled = "the longest side scaled to it, zeros beside" if spec.rules.keeps_aspect else "both sides scaled to it"
+    scaled = "the longest side scaled to it, zeros beside" if spec.keeps_aspect else "both sides scaled to it"
     yield f"A picture becomes a frame of {spec.image_size} px: {scaled}."
     yield (
         f"Masks come as logits of {spec.mask_size} x {spec.mask_size} px over the frame; "

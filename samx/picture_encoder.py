@@ -14,15 +14,19 @@ from samx.processing.images import RgbArray, normalised, to_frame
 from samx.runtimes.onnxruntime import open_encoder
 
 ENCODER_ROLE = "encoder"
+PIXELS_OF_OLD = "unit"  # what 0.1.0 gave every encoder unasked, and its demo's takes
 
 
 @dataclass
 class PictureEncoder:
-    """Run an image encoder on pictures, the artifact's own or a file; it is opened for the first of them."""
+    """Run an image encoder on pictures, the artifact's own or a file; it is opened for the first of them.
+
+    pixels: what it takes; None: what the artifact says of its model.
+    """
 
     artifact: Artifact
     file: Path | None
-    pixels: str
+    pixels: str | None
     threads: int | None
     _run: Callable[[FloatArray], Feed] | None = None
 
@@ -33,7 +37,8 @@ class PictureEncoder:
         """
         if self._run is None:
             self._run = open_encoder(*self._model(), self.threads)
-        found = self._run(normalised(to_frame(picture, frame), frame, self.pixels))
+        kind = self.pixels or self.artifact.manifest.spec.pixels or PIXELS_OF_OLD
+        found = self._run(normalised(to_frame(picture, frame), frame, kind))
         expected = [tensor.name for tensor in self.artifact.manifest.spec.image_inputs]
         if not set(expected) <= set(found):
             contract = self.artifact.manifest.spec.embedding_contract

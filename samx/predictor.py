@@ -317,7 +317,7 @@ class Predictor:
 
 def open_predictor(
     artifact: Artifact, device: str = "cpu", threads: int | None = None, *, encoder: Path | None = None,
-    pixels: str = "unit",
+    pixels: str | None = None,
 ) -> Predictor:  # fmt: skip
     """Open a verified artifact where its target runs.
 

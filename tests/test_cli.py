@@ -142,12 +142,18 @@ def test_a_checkpoint_of_ones_own_is_exported_alike(samx: Samx, tmp_path: Path) 
     for name, value in toy_decoder(sam2_spec(image_size=256)).state_dict().items():
         meta = name.replace("mlp.lin1", "mlp.layers.0").replace("mlp.lin2", "mlp.layers.1")
         weights[f"module.sam_{meta}"] = value.half()
-    weights["module.sam_mask_decoder.conv_s0.weight"] = torch.zeros(32, 256, 1, 1)
-    weights["module.sam_mask_decoder.conv_s1.weight"] = torch.zeros(64, 256, 1, 1)
+    for level, channels in enumerate((32, 64)):
+        weights[f"module.sam_mask_decoder.conv_s{level}.weight"] = torch.zeros(channels, 256, 1, 1)
+        weights[f"module.sam_mask_decoder.conv_s{level}.bias"] = torch.zeros(channels)
     torch.save({"model": weights, "epoch": 3}, tmp_path / "tuned.pt")
-    flags = ["--image-size", "256", "--single", "--mask-input"]
+    flags = ["--image-size", "256", "--single", "--mask-input", "--frame", "pad"]
     ended = samx("export", tmp_path / "tuned.pt", *flags, "-o", tmp_path / "out", "--json")
     assert ended.code == 0, ended.err
+    assert (ended.json["manifest"]["spec"]["frame"], ended.json["manifest"]["spec"]["pixels"]) == ("pad", "imagenet")
+    (note,) = (note for note in ended.json["notes"] if "assumed" in note)
+    assert "--pixels" in note
+    assert "--frame" not in note
+    assert "--image-size" not in note
     manifest = ended.json["manifest"]
     assert manifest["spec"]["family"] == "sam2"
     assert manifest["spec"]["image_size"] == 256
@@ -155,6 +161,14 @@ def test_a_checkpoint_of_ones_own_is_exported_alike(samx: Samx, tmp_path: Path) 
     assert ended.json["parity"]["passed"]
     assert ended.json["parity"]["suite"]["image_source"].startswith("synthetic")
     assert sorted(manifest["files"]) == ["decoder.onnx", "parity_cases.npz", "parity_report.json"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--frame", "crop"), ("--pixels", "grey")])
+def test_an_unknown_frame_or_pixel_rule_is_refused(samx: Samx, tmp_path: Path, option: str, value: str) -> None:
+    ended = samx("export", option, value, "-o", tmp_path / "out")
+    assert ended.code == 2
+    assert f"{option[2:]} is unknown" in ended.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:

@@ -110,11 +110,12 @@ def test_arguments_reach_the_export(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         samx.export(
             str(tmp_path / "a.pth"), str(tmp_path / "out"), "trt", precision="fp16", masks="single", mask_input=True,
             image_size=512, points=8, prompts=(1, 4, 16), embedding="a.npz", force=True, keep_float32=["softmax"],
-            opset=18,
+            opset=18, frame="stretch", pixels="minmax",
         )  # fmt: skip
     (request,) = asked
     assert (request.checkpoint, request.out, request.target) == (tmp_path / "a.pth", tmp_path / "out", "trt")
     assert (request.precision, request.masks, request.mask_input, request.image_size) == ("fp16", "single", True, 512)
+    assert (request.frame, request.pixels) == ("stretch", "minmax")
     assert (request.embeddings, request.calibration, request.overwrite) == ([Path("a.npz")], None, True)
     options = {name: str(value) for name, value in request.options.items()}
     assert options == {"keep_float32": "['softmax']", "opset": "18", "points": "8", "prompts": "1:4:16"}

@@ -75,6 +75,7 @@ HEAVY_MODULES = (
     "samx.models.fast",
     "samx.models.fixed",
     "samx.models.reference",
+    "samx.models.stated",
     "samx.models.weight_files",
     "samx.demo.model",
     "samx.demo.model",

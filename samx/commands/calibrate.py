@@ -28,7 +28,7 @@ class CalibrateRequest:
     embeddings: Path | None = None  # folder of .npz or .npy files
     pictures: Path | None = None  # folder, with `encoder`
     encoder: Path | None = None  # ONNX file
-    pixels: str = "unit"
+    pixels: str | None = None  # what it takes; None: what the checkpoint's spec says
     images: int | None = None  # None: 16, or all where there are fewer
     samples: int | None = None  # None: 96
     seed: int = 0
@@ -76,7 +76,7 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
     loaded = load_checkpoint(checkpoint, image_size=request.image_size)
     source = open_source(
         checkpoint, loaded.spec, request.seed, embeddings=request.embeddings, pictures=request.pictures,
-        encoder=request.encoder, pixels=request.pixels, images=request.images,
+        encoder=request.encoder, pixels=request.pixels or loaded.spec.pixels or "unit", images=request.images,
     )  # fmt: skip
     samples = DEFAULT_SAMPLES if request.samples is None else request.samples
     reference = calibration_reference(loaded)

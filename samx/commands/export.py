@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from samx.artifacts.commit import check_target
 from samx.artifacts.draft import Draft, draft
@@ -15,7 +15,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require_export
 from samx.models.session import Feed
-from samx.models.spec import MaskChoice
+from samx.models.spec import FrameRule, MaskChoice, PixelRule
 from samx.processing.images import read_embedding
 from samx.progress import Progress, silent
 from samx.quantization import int8
@@ -49,7 +49,9 @@ class ExportRequest:
     precision: str | None = None  # None: the target's default
     masks: MaskChoice = "multimask"
     mask_input: bool = False
-    image_size: int | None = None
+    image_size: int | None = None  # this and the next two: None where the checkpoint or its family tells
+    frame: str | None = None
+    pixels: str | None = None
     embeddings: Sequence[Path] = ()
     calibration: Path | None = None  # of int8, and what judges bf16; None: demo scenes, for a demo model
     exclude: tuple[str, ...] = ()  # groups of products that stay in floating point in int8
@@ -94,6 +96,9 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     entry.check_precision(precision)
     entry.check_options(request.options)
     options: ExportOptions = load(entry.options).read(request.options)
+    for name, known in (("frame", FrameRule), ("pixels", PixelRule)):
+        if getattr(request, name) not in (None, *get_args(known)):
+            raise UsageError(f"{name} is unknown", found=getattr(request, name), expected=" or ".join(get_args(known)))
     require_export("export")
     own_images = bool(request.embeddings)
     int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)
@@ -115,7 +120,7 @@ def _job(
 
     checkpoint = _checkpoint(request)
     progress(f"Reading {checkpoint.name}")
-    loaded = load_checkpoint(checkpoint, image_size=request.image_size)
+    loaded = load_checkpoint(checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels)
     spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
     options.check(precision, spec)
     return ExportJob(loaded, spec, options, precision, entry.target)
@@ -155,7 +160,10 @@ class _Export:
         held = self._held_out(exported.most_points) if self.on_held_out else None
         suite = self._suite(exported.most_points, held)
         suite.save(self.made.directory / SUITE_FILE)
-        self.made.add({**exported.files, **self._encoder(), SUITE_FILE: SUITE_ROLE}, notes=exported.notes)
+        self.made.add(
+            {**exported.files, **self._encoder(), SUITE_FILE: SUITE_ROLE},
+            notes=[*self.job.loaded.notes, *exported.notes],
+        )
         self.made.seal(self._manifest(exported))
         self.progress("Comparing the export with PyTorch")
         report = prove(self.made, "graph", GRAPH_DEVICE, REPORT_FILE, self.remedy())

@@ -35,7 +35,7 @@ class Segmentation:
 
 def segment_picture(
     image: Path, model: Path, prompts: Sequence[Prompt], *,
-    embedding: Path | None = None, encoder: Path | None = None, pixels: str = "unit",
+    embedding: Path | None = None, encoder: Path | None = None, pixels: str | None = None,
     device: str = "cpu", threads: int | None = None,
 ) -> Segmentation:  # fmt: skip
     """Find the best mask for each prompt on a picture.

@@ -49,6 +49,7 @@ def _fresh_suite(artifact: Artifact, checkpoint: Path) -> ParitySuite:
             f"{artifact.path} was made from another checkpoint", found=f"sha256 {loaded.sha256}",
             expected=f"{manifest.checkpoint.sha256} ({manifest.checkpoint.name})", fix="Name that checkpoint.",
         )  # fmt: skip
-    spec = replace(loaded.spec, masks=manifest.spec.masks, mask_input=manifest.spec.mask_input)
+    own = {name: getattr(manifest.spec, name) for name in ("masks", "mask_input", "frame", "pixels")}
+    spec = replace(loaded.spec, **own)
     stored = ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)))
     return ParitySuite.build(reference_session(loaded, spec), stored.images, stored.cases, stored.image_source)

@@ -15,11 +15,12 @@ from samx.errors import CheckpointError
 from samx.models.families import known, recognise
 from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family, clean
 from samx.models.reference import ReferenceDecoder
-from samx.models.spec import HIGH_RES_CHANNELS, IMAGE_PATCH_PX, DecoderSpec
+from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec, family_spec
+from samx.models.stated import DEMO_FORMAT, assumed_note, check_configuration, check_size, stated_fields
 from samx.models.weight_files import WANTED, Reader, WeightSource, open_weights
 
-IMAGE_SIZES_PX = (2 * IMAGE_PATCH_PX, 4096)  # smallest grid with neighbours; 16 times the released area
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TWIN_FRAMES_PX = 32  # what a frame of the family is a multiple of, and of its twin is not: SAM 3 has 1008 px
 SHOWN = 3  # names or shapes in an error line
 
 OBJECT_TOKEN, HIGH_RES_PART = "mask_decoder.obj_score_token.weight", "mask_decoder.conv_s0."
@@ -38,13 +39,6 @@ DEPTH_STEMS: Mapping[str, str] = {
     "iou_head_depth": "mask_decoder.iou_prediction_head.layers",
     "object_score_head_depth": "mask_decoder.pred_obj_score_head.layers",
 }
-# Spec field -> field of "mask_decoder_config" in a Hugging Face configuration.
-CONFIG_FIELDS: Mapping[str, str] = {
-    "heads": "num_attention_heads",
-    "stability_fallback": "dynamic_multimask_via_stability",
-    "stability_delta": "dynamic_multimask_stability_delta",
-    "stability_threshold": "dynamic_multimask_stability_thresh",
-}
 
 
 @dataclass(frozen=True)
@@ -58,27 +52,35 @@ class LoadedDecoder:
     bytes: int
     kind: str
     dtype: str
+    notes: tuple[str, ...] = ()  # what was assumed of it
 
 
-def load_checkpoint(path: Path, *, image_size: int | None = None) -> LoadedDecoder:
+def load_checkpoint(
+    path: Path, *, image_size: int | None = None, frame: str | None = None, pixels: str | None = None
+) -> LoadedDecoder:
     """Read the decoder, and only the decoder, out of a checkpoint.
 
+    image_size, frame, pixels: as in DecoderSpec; None: what the checkpoint states, or else its family's.
     Raises: CheckpointError when it holds no supported decoder, not exactly one, or a damaged one.
     """
     source = open_weights(path)
     readers = _clean(source)
     _refuse_relatives(source, readers)
     family = recognise(readers)
-    names = family.decoder_names(readers, _only_prefix(path, family, readers))
-    raw = [(key, name, readers[key]()) for key, name in names.items() if not name.startswith(family.left_out)]
+    prefix = _only_prefix(path, family, readers)
+    _check_twin(source, family, readers, image_size)
+    names = family.decoder_names(readers, prefix)
+    raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
     weights = _convert(path, family, raw)
-    spec = _spec(source, family, weights, list(names), image_size)
+    stated = stated_fields(source, family, readers, {"image_size": image_size, "frame": frame, "pixels": pixels})
+    spec = _spec(path, family, weights, list(names.values()), stated)
+    check_configuration(source, family, spec)
     _check_shapes(path, spec, weights)
     _check_finite(path, weights)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for _, _, tensor in raw})
     return LoadedDecoder(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
-        kind=_kind(source, names, family), dtype="+".join(dtypes),
+        kind=_kind(source, names, family), dtype="+".join(dtypes), notes=assumed_note(family, stated, spec),
     )  # fmt: skip
 
 
@@ -138,6 +140,20 @@ def _only_prefix(path: Path, family: Family, keys: Iterable[str]) -> str:
     )  # fmt: skip
 
 
+def _check_twin(source: WeightSource, family: Family, keys: Iterable[str], image_size: int | None) -> None:
+    """Refuse a decoder alone that may as well be another model's, unless the caller says which frame it is for."""
+    is_known = source.metadata.get("format") == DEMO_FORMAT or source.config.get("model_type") in family.model_types
+    if not family.twin or is_known or any(re.search(family.evidence, key) for key in keys):
+        return
+    if image_size is None or image_size % TWIN_FRAMES_PX:
+        raise CheckpointError(
+            f"'{source.path}' holds a decoder alone, which may be of {family.title} or of {family.twin}",
+            found="no image encoder" + ("" if image_size is None else f", and an image size of {image_size} px"),
+            expected=f"the complete checkpoint, or a frame of {family.title}'s",
+            fix=f"If it is of {family.title}, state its frame: --image-size {family_spec(family.name).image_size}.",
+        )  # fmt: skip
+
+
 def _convert(path: Path, family: Family, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for key, name, tensor in raw:
@@ -164,32 +180,25 @@ def _parts(family: Family, name: str, tensor: Tensor) -> list[tuple[str, Tensor]
 
 
 def _spec(
-    source: WeightSource, family: Family, weights: Mapping[str, Tensor], keys: list[str], image_size: int | None
+    path: Path, family: Family, weights: Mapping[str, Tensor], names: list[str], stated: Mapping[str, Any]
 ) -> DecoderSpec:
+    released = family_spec(family.name)
     fields = {
+        "image_size": released.image_size,
+        "patch_px": released.patch_px,
         **family.spec,
-        "high_res_features": any(HIGH_RES_PART in key for key in keys),
+        "high_res_features": any(HIGH_RES_PART in name for name in names),
         "object_score": OBJECT_TOKEN in weights,
-        **_sizes(source.path, weights),
-        **_config_fields(source),
+        **_sizes(path, weights),
+        **stated,
     }
-    size = _stated_image_size(source, family) if image_size is None else image_size
-    spec = DecoderSpec(**{**fields, "family": family.name, "image_size": _checked_image_size(source.path, size)})
-    _check_widths(source.path, spec)
+    lacking = [name for name in family.left_out if name not in names]
+    if lacking and len(lacking) < len(family.left_out):
+        raise _other_weights(path, "lacks weights", lacking)
+    check_size(path, fields["image_size"], fields["patch_px"])
+    spec = DecoderSpec(**{**fields, "family": family.name})
+    _check_widths(path, spec)
     return spec
-
-
-def _config_fields(source: WeightSource) -> dict[str, Any]:
-    section = _section(source.config, "mask_decoder_config")
-    fields = {ours: section[theirs] for ours, theirs in CONFIG_FIELDS.items() if theirs in section}
-    for field, value in fields.items():
-        wanted = type(getattr(DecoderSpec, field))
-        if type(value) is not wanted:
-            raise CheckpointError(
-                f"config.json of '{source.path}' has a value of the wrong type",
-                found=f"{CONFIG_FIELDS[field]} = {value!r}", expected=wanted.__name__, fix="Restore the file.",
-            )  # fmt: skip
-    return fields
 
 
 def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -197,7 +206,8 @@ def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
     if missing:
         raise CheckpointError(
             f"the decoder in '{path}' is incomplete", found="no usable " + _some(dict.fromkeys(missing)),
-            expected="every weight of a SAM decoder", fix="Use the complete checkpoint.",
+            expected="every weight of a SAM decoder",
+            fix="Use the complete checkpoint; merge a peft adapter into its model first (merge_and_unload()).",
         )  # fmt: skip
     sizes = {field: weights[key].shape[axis] for field, (key, axis) in SIZE_KEYS.items()}
     # A head that is one linear layer has no numbered layers.
@@ -211,33 +221,6 @@ def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
 def _count_layers(keys: Iterable[str], stem: str) -> int:
     pattern = re.compile(re.escape(stem) + r"\.(\d+)\.")
     return len({match[1] for key in keys if (match := pattern.match(key))})
-
-
-def _stated_image_size(source: WeightSource, family: Family) -> object:
-    note = source.metadata.get("image_size")
-    if note is not None:
-        return int(note) if note.isdecimal() else note
-    for section in ("prompt_encoder_config", "vision_config"):
-        size = _section(source.config, section).get("image_size")
-        if size is not None:
-            return size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size
-    return family.spec.get("image_size", DecoderSpec.image_size)
-
-
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = config.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
-def _checked_image_size(path: Path, size: object) -> int:
-    smallest, largest = IMAGE_SIZES_PX
-    if isinstance(size, int) and size % IMAGE_PATCH_PX == 0 and smallest <= size <= largest:
-        return size
-    raise CheckpointError(
-        f"image size for '{path}' cannot be used", found=f"{size} px",
-        expected=f"a multiple of {IMAGE_PATCH_PX} from {smallest} to {largest} px, for both sides",
-        fix="Give the size that the model was trained at.",
-    )  # fmt: skip
 
 
 def _check_widths(path: Path, spec: DecoderSpec) -> None:
@@ -267,10 +250,14 @@ def _check_shapes(path: Path, spec: DecoderSpec, weights: Mapping[str, Tensor]) 
     }
     for problem, items in problems.items():
         if items:
-            raise CheckpointError(
-                f"the decoder in '{path}' {problem}", found=_some(items),
-                expected="the decoder of SAM or SAM 2", fix="Use the complete checkpoint of an unchanged decoder.",
-            )  # fmt: skip
+            raise _other_weights(path, problem, items)
+
+
+def _other_weights(path: Path, problem: str, items: Iterable[str]) -> CheckpointError:
+    return CheckpointError(
+        f"the decoder in '{path}' {problem}", found=_some(items), expected="the decoder of SAM or SAM 2",
+        fix="Use the complete checkpoint of an unchanged decoder.",
+    )  # fmt: skip
 
 
 def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -284,7 +271,7 @@ def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def _kind(source: WeightSource, keys: Iterable[str], family: Family) -> str:
-    if source.metadata.get("format") == "samx_demo":
+    if source.metadata.get("format") == DEMO_FORMAT:
         return f"samx {family.title} demo model"
     if any(HUGGING_FACE_MARK.search(key) for key in keys):
         return f"Hugging Face {family.title} model"

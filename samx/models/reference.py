@@ -166,12 +166,12 @@ class TwoWayAttentionBlock(nn.Module):
         width, cross = spec.width, spec.cross_attention_width
         self.first = first
         self.self_attn = Attention(width, width, spec.heads)
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, spec.norm_eps)
         self.cross_attn_token_to_image = Attention(width, cross, spec.heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, spec.norm_eps)
         self.mlp = MLPBlock(width, spec.mlp_width)
-        self.norm3 = nn.LayerNorm(width)
-        self.norm4 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width, spec.norm_eps)
+        self.norm4 = nn.LayerNorm(width, spec.norm_eps)
         self.cross_attn_image_to_token = Attention(width, cross, spec.heads)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,7 @@ class TwoWayTransformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(TwoWayAttentionBlock(spec, first=i == 0) for i in range(spec.depth))
         self.final_attn_token_to_image = Attention(spec.width, spec.cross_attention_width, spec.heads)
-        self.norm_final_attn = nn.LayerNorm(spec.width)
+        self.norm_final_attn = nn.LayerNorm(spec.width, spec.final_norm_eps)
 
     def forward(self, image: Tensor, image_pe: Tensor, token_pe: Tensor) -> tuple[Tensor, Tensor]:
         """Fuse prompt and image. Shapes: (N, GG, C), (GG, C), (N, T, C) -> (N, T, C), (N, GG, C)."""

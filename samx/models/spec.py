@@ -12,8 +12,12 @@ from samx.models.families.base import Family
 
 MaskChoice = Literal["multimask", "single", "all"]
 
+FrameRule = Literal["pad", "stretch"]  # longest side to the frame's size, zeros beside it; or both sides to that size
+# What the image encoder takes, of RGB from 0 to 1: less ImageNet's mean, over its deviation; -1 to 1; the picture's own
+# least and largest value moved to 0 and 1; as it is.
+PixelRule = Literal["imagenet", "half", "minmax", "unit"]
+
 # Fixed by the upstream architectures, visible in no weight's shape.
-IMAGE_PATCH_PX = 16  # image pixels per image token and side
 UPSCALING = 4  # low-resolution mask pixels per image token and side
 HIGH_RES_CHANNELS = (32, 64)  # of high_res_features_0 and _1: width / 8 and width / 4
 SCHEMA_VERSION = 1
@@ -31,9 +35,9 @@ LABEL_WORDS = ", ".join(f"{code} {name.replace('_', ' ')}" for name, code in LAB
 PADDED_POINT = -2
 
 
-def _whole_patches(value: int, where: str) -> None:
-    if value % IMAGE_PATCH_PX:
-        raise refusal(f"{where} is no image size", str(value), f"a multiple of {IMAGE_PATCH_PX}")
+def _epsilon(value: float, where: str) -> None:
+    if not 0 < value < 1:
+        raise refusal(f"{where} is no epsilon", str(value), "more than 0 and less than 1")
 
 
 def _known_family(value: str, where: str) -> None:
@@ -42,6 +46,7 @@ def _known_family(value: str, where: str) -> None:
 
 
 Size = Annotated[int, between(1, MOST)]
+Epsilon = Annotated[float, _epsilon]
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,15 @@ class DecoderSpec(Document):
     HEADER = {"schema_version": SCHEMA_VERSION}
 
     family: Annotated[str, _known_family] = "sam1"
-    image_size: Annotated[Size, _whole_patches] = 1024
+    image_size: Size = 1024
+    patch_px: Size = 16  # image pixels per image token and side
+    frame: FrameRule = "pad"
+    pixels: PixelRule | None = None  # None: 0.1.0 did not record it
     width: Size = 256
     depth: Size = 2
     heads: Size = 8
+    norm_eps: Epsilon = 1e-5  # of the two-way layers
+    final_norm_eps: Epsilon = 1e-5
     mlp_width: Size = 2048
     cross_attention_width: Size = 128
     mask_tokens: Size = 4
@@ -86,6 +96,21 @@ class DecoderSpec(Document):
     masks: MaskChoice = "multimask"
     mask_input: bool = False
 
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> DecoderSpec:
+        """Read plain data; where 0.1.0 wrote it, the fields that it did not have say what it did.
+
+        Raises: ArtifactError for anything that to_json() would not have returned.
+        """
+        is_old = isinstance(value, dict) and not any(name in value for name in ADDED)
+        return super().from_json({**ADDED, **_frame_of(value), **value} if is_old else value, where)
+
+    def check(self, where: str) -> None:
+        """Refuse a frame that is no whole number of image tokens."""
+        if self.image_size % self.patch_px:
+            found, expected = str(self.image_size), f"a multiple of patch_px, {self.patch_px}"
+            raise refusal(f"{where}: image_size is no image size", found, expected)
+
     @property
     def rules(self) -> Family:
         """Return the family: what its checkpoints, reference and predictor are like."""
@@ -94,7 +119,17 @@ class DecoderSpec(Document):
     @property
     def grid(self) -> int:
         """Return the number of image tokens per side of the embedding."""
-        return self.image_size // IMAGE_PATCH_PX
+        return self.image_size // self.patch_px
+
+    @property
+    def keeps_aspect(self) -> bool:
+        """Tell whether a picture keeps its shape in the frame, with zeros beside it."""
+        return self.frame == "pad"
+
+    @property
+    def mask_px(self) -> float:
+        """Return the number of the frame's pixels per low-resolution mask pixel and side."""
+        return self.patch_px / UPSCALING
 
     @property
     def mask_size(self) -> int:
@@ -161,6 +196,15 @@ class DecoderSpec(Document):
             return outputs
         score = TensorSpec("object_score_logits", ("prompts", 1), "logit", "above 0: the object is in the picture")
         return (*outputs, score)
+
+
+# What 0.1.0 did where its manifests say nothing; the frame's rule was the family's.
+ADDED: Mapping[str, Any] = {"patch_px": 16, "frame": "pad", "pixels": None, "norm_eps": 1e-5, "final_norm_eps": 1e-5}
+
+
+def _frame_of(value: Mapping[str, Any]) -> dict[str, Any]:
+    family = next((family for name, family in known().items() if name == value.get("family")), None)
+    return {"frame": family.spec["frame"]} if family is not None and "frame" in family.spec else {}
 
 
 def family_spec(family: str, **changes: Any) -> DecoderSpec:

@@ -30,6 +30,8 @@ DIRECTORY_FILES = (
 )
 INDEX_SUFFIX = ".index.json"
 GIT_LFS_START = b"version https://git-lfs"
+HDF5_START = b"\x89HDF\r\n\x1a\n"
+KERAS_FIX = "Use the PyTorch checkpoint that it was converted from."
 WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors or a Hugging Face model directory"
 DOWNLOAD_AGAIN = "Download it again and compare its size or hash with the publisher's."
 SAVE_WEIGHTS_ONLY = "Where it comes from, save the weights alone: safetensors.torch.save_file(model.state_dict(), ...)."
@@ -142,6 +144,8 @@ def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
         raise _refusal(f"checkpoint '{path}' is empty", "0 bytes")
     if start.startswith(GIT_LFS_START):
         raise _refusal(f"'{path}' is a Git LFS pointer, not the weights", fix="Fetch the file: git lfs pull.")
+    if start.startswith(HDF5_START):
+        raise _refusal(f"'{path}' is an HDF5 file, as Keras saves weights", "HDF5", KERAS_FIX)
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header's brace.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _open_safetensors(path)
@@ -181,6 +185,8 @@ def _check_zip(path: Path) -> None:
         raise _refusal(f"checkpoint '{path}' is truncated", "a zip file without its end")
     with zipfile.ZipFile(path) as archive:
         members = archive.namelist()
+    if any(name.endswith(".h5") for name in members):
+        raise _refusal(f"'{path}' is a Keras model", "HDF5 in a zip file", KERAS_FIX)
     if any(name.endswith("/constants.pkl") for name in members):
         raise _refusal(f"'{path}' is a TorchScript program, not a weights file", fix=SAVE_WEIGHTS_ONLY)
 

@@ -32,7 +32,7 @@ class Frame:
 
         Raises: ImageError on a picture without pixels, or so thin that resizing leaves none.
         """
-        size, keeps_aspect = spec.image_size, spec.rules.keeps_aspect
+        size, keeps_aspect = spec.image_size, spec.keeps_aspect
         found = f"{width_px} x {height_px} px"
         if min(width_px, height_px) < 1:
             raise ImageError("picture has no pixels", found=found, expected="at least 1 x 1 px")

@@ -6,7 +6,7 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +18,6 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from samx.errors import ImageError, UnavailableError, UsageError, WriteError
-from samx.models.families.base import IMAGENET
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
@@ -33,8 +32,15 @@ MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take
 # Formats with a decoder inside Pillow; others start programs of their own (EPS: Ghostscript) or hold no photographs.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 EMBEDDING_DTYPES = ("float16", "float32", "float64")
-# How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1. Source: Meta's SAM and SAM 2 code.
-PIXELS = {"unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "imagenet": IMAGENET}
+# How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1; minmax: the picture's own.
+# Source: Meta's SAM, SAM 2 and SAM 3 code; MedSAM's.
+PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "minmax": ((), ()),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+LEAST_RANGE = 1e-8  # of a picture's values, where it has but one
 
 
 def read_image(path: Path) -> RgbArray:
@@ -146,10 +152,14 @@ def normalised(pixels: FloatArray, frame: Frame, kind: str) -> FloatArray:
     """
     if kind not in PIXELS:
         raise UsageError("unknown pixel normalisation", found=repr(kind), expected=" or ".join(PIXELS))
-    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in PIXELS[kind])
     result = np.zeros_like(pixels)
     valid = np.s_[..., : frame.valid_height_px, : frame.valid_width_px]
-    result[valid] = (pixels[valid] - mean) / std
+    if kind == "minmax":
+        least = pixels[valid].min()
+        result[valid] = (pixels[valid] - least) / max(pixels[valid].max() - least, LEAST_RANGE)
+    else:
+        mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in PIXELS[kind])
+        result[valid] = (pixels[valid] - mean) / std
     return result
 
 

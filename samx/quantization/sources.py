@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from samx.demo.model import DemoModel, is_demo, load_demo
 from samx.demo.scenes import generate_scene
 from samx.errors import ImageError, UsageError
 from samx.models.session import Feed, FloatArray
-from samx.models.spec import IMAGE_PATCH_PX, UPSCALING, DecoderSpec
+from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
 from samx.processing.images import PIXELS, normalised, read_embedding, read_image, to_frame
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES, check_features
@@ -25,7 +26,6 @@ DEFAULT_IMAGES = 16  # the next one exceeds their ranges with a probability of 6
 # Seeds far from samx.demo's: held out 0 to 199, validation 500,000, parity 900,001, training from 1,000,000.
 CALIBRATION_SCENES = range(700_000, 700_000 + MOST_IMAGES)
 HELD_OUT_SCENES = range(800_000, 800_008)
-IMAGE_PX_PER_MASK_PX = IMAGE_PATCH_PX // UPSCALING
 SCENE_HEIGHTS = (1.0, 0.75)  # of the width, in turn: square pictures and photographs
 
 EMBEDDING_SUFFIXES = (".npz", ".npy")
@@ -98,7 +98,7 @@ def _scene(model: DemoModel, spec: DecoderSpec, seed: int, height: float) -> Sou
     features = model.encoder(torch.from_numpy(to_frame(scene.image, frame)))
     named = zip(spec.image_inputs, features, strict=True)
     return SourceImage(
-        {tensor.name: feature.numpy() for tensor, feature in named}, _extent(frame), _mask_ids(scene.ids, frame)
+        {tensor.name: feature.numpy() for tensor, feature in named}, _extent(frame), _mask_ids(scene.ids, frame, spec)
     )
 
 
@@ -112,7 +112,7 @@ def _embedding(path: Path, spec: DecoderSpec) -> SourceImage:
 def _picture(path: Path, encoder: Callable[[FloatArray], Feed], pixels: str, spec: DecoderSpec) -> SourceImage:
     picture = read_image(path)
     frame = Frame.of(spec, picture.shape[1], picture.shape[0])
-    if min(map(mask_px, _extent(frame))) < FEWEST_MASK_PX:
+    if min(mask_px(side, spec) for side in _extent(frame)) < FEWEST_MASK_PX:
         found = f"{picture.shape[1]} x {picture.shape[0]} px"
         raise ImageError(f"picture '{path}' is too thin to click on and beside", found=found, fix="Leave it out.")
     given = encoder(normalised(to_frame(picture, frame), frame, pixels))
@@ -123,16 +123,15 @@ def _picture(path: Path, encoder: Callable[[FloatArray], Feed], pixels: str, spe
     return SourceImage(features, _extent(frame))
 
 
-def mask_px(side_px: int) -> int:
+def mask_px(side_px: int, spec: DecoderSpec) -> int:
     """Count the mask's pixels whose centres lie in that many pixels of the frame."""
-    half = IMAGE_PX_PER_MASK_PX // 2
-    return max((side_px + half - 1) // IMAGE_PX_PER_MASK_PX, 1)
+    return max(math.ceil(side_px / spec.mask_px - 0.5), 1)
 
 
-def _mask_ids(ids: Ids, frame: Frame) -> Ids:
+def _mask_ids(ids: Ids, frame: Frame, spec: DecoderSpec) -> Ids:
     """Look the regions up at the centres of the mask's pixels; 0 in the padding. Shapes: (3, H, W) -> (3, S, S)."""
-    centres = (np.arange(frame.size_px // IMAGE_PX_PER_MASK_PX) + 0.5) * IMAGE_PX_PER_MASK_PX
-    width, height = (mask_px(side) for side in _extent(frame))
+    centres = (np.arange(spec.mask_size) + 0.5) * spec.mask_px
+    width, height = (mask_px(side, spec) for side in _extent(frame))
     columns, rows = ((centres[:n] / s).astype(int) for n, s in zip((width, height), frame.scale, strict=True))
     found = np.zeros((len(ids), len(centres), len(centres)), ids.dtype)
     found[:, :height, :width] = ids[:, rows[:, None], columns]

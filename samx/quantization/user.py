@@ -65,7 +65,7 @@ class User:
         self.reference, self.rng, self.extent = reference, rng, image.extent
         self.spec = calibration_spec(reference.spec)
         self.draw = Draw(replace(self.spec, mask_input=False), rng, *image.extent)
-        self.valid = self._rectangle(0, 0, *map(mask_px, image.extent))
+        self.valid = self._rectangle(0, 0, *(mask_px(side, self.spec) for side in image.extent))
         reference.set_image({name: storable(name, value) for name, value in image.features.items()})
         known = [] if image.ids is None else find_regions(image.ids)
         self.knows_truth = bool(known)
@@ -173,6 +173,6 @@ class User:
         return [Region(0, mask, mask, bounding_box(mask)) for mask in kept]
 
     def _anything(self) -> BoolArray:
-        width, height = map(mask_px, self.extent)
+        width, height = (mask_px(side, self.spec) for side in self.extent)
         left, top = (int(self.rng.integers(0, side // 2 + 1)) for side in (width, height))
         return self._rectangle(left, top, left + width // 4 + 1, top + height // 4 + 1) & self.valid

@@ -47,7 +47,7 @@ def default_frames(spec: DecoderSpec, count: int) -> list[Frame]:
     """Return each synthetic picture's valid part: what is not square is padded, or stretched, by family."""
     size = spec.image_size
     padded = (size, round(size * NON_SQUARE))
-    return [padded if spec.rules.keeps_aspect and i % 2 else (size, size) for i in range(count)]
+    return [padded if spec.keeps_aspect and i % 2 else (size, size) for i in range(count)]
 
 
 def parity_cases(

@@ -56,9 +56,9 @@ def random_decoder(spec: DecoderSpec, seed: int = 0) -> ReferenceDecoder:
 
 
 def meta_sam1(**changes: Any) -> dict[str, Tensor]:
-    """Give the state of a small SAM 1 model as Meta saves it, with a token image encoder."""
+    """Give the state of a small SAM 1 model as Meta saves it, with a token image encoder that states no size."""
     state = random_decoder(small_spec(**changes)).state_dict()
-    return {**state, "image_encoder.pos_embed": torch.zeros(1, 2, 2, 4)}
+    return {**state, "image_encoder.neck.0.weight": torch.zeros(32, 4, 1, 1)}
 
 
 def meta_sam2(**changes: Any) -> dict[str, Tensor]:

@@ -134,13 +134,14 @@ def test_demo_files_say_what_they_are(tmp_path: Path) -> None:
     state = {name: tensor.half() for name, tensor in meta_sam2().items()}
     save_file(state, path, metadata={"format": "samx_demo", "family": "sam2"})
     loaded = load_checkpoint(path)
-    assert (loaded.kind, loaded.dtype, loaded.spec) == ("samx SAM 2 demo model", "float16", sam2_spec())
+    assert (loaded.kind, loaded.dtype, loaded.spec) == ("samx SAM 2 demo model", "float16", sam2_spec(pixels="unit"))
 
 
 def test_image_size_is_taken_from_metadata_or_the_caller(tmp_path: Path) -> None:
     path = tmp_path / "sam.safetensors"
     save_file(meta_sam1(), path, metadata={"image_size": "512"})
     assert load_checkpoint(path).spec.image_size == 512
+    save_file(meta_sam1(), path)
     assert load_checkpoint(path, image_size=256).spec.image_size == 256
 
 

@@ -196,7 +196,7 @@ def test_weight_that_is_not_finite(tmp_path: Path, value: float) -> None:
 
 def test_infinity_in_an_ignored_encoder_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "sam.pth"
-    torch.save({**meta_sam1(), "image_encoder.pos_embed": torch.full((2,), float("inf"))}, path)
+    torch.save({**meta_sam1(), "image_encoder.neck.0.weight": torch.full((2,), float("inf"))}, path)
     assert load_checkpoint(path).spec.family == "sam1"
 
 
@@ -227,7 +227,7 @@ def test_unexpected_weight(tmp_path: Path) -> None:
     "state", [meta_sam1(), {f"model.{k}": v for k, v in meta_sam1().items()}], ids=["bare", "model."]
 )
 def test_relatives_are_recognised(tmp_path: Path, state: State, key: str, name: str) -> None:
-    prefix = "model." if "model.image_encoder.pos_embed" in state else ""
+    prefix = "model." if "model.image_encoder.neck.0.weight" in state else ""
     message = refused_state(tmp_path, {**state, prefix + key: torch.ones(1)})
     assert f"holds {name}" in message or (name == "LoRA" and "unmerged LoRA" in message)
 

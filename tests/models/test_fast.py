@@ -68,6 +68,18 @@ def test_all_factors_are_as_exact_as_the_independent_ones(family: str, labels: l
     assert error(spec, *pair(spec, torch.float64, "low_rank", fused=False, independent=False), feed) < EXACT
 
 
+@pytest.mark.parametrize("form", ["low_rank", "absorbed", "direct"])
+@pytest.mark.parametrize("family", SPECS)
+def test_another_patch_and_other_epsilons_are_exact(family: str, form: Form) -> None:
+    spec = replace(SPECS[family], image_size=112, patch_px=14, norm_eps=0.1, final_norm_eps=0.3)
+    feed = {**image_tensors(spec, torch.float64), **prompt_tensors(spec, 2, [1, -1], torch.float64)}
+    reference, fast = pair(spec, torch.float64, form, fused=False)
+    assert error(spec, reference, fast, feed) < EXACT
+    usual = ReferenceDecoder(replace(spec, norm_eps=1e-5)).to(torch.float64)
+    usual.load_state_dict(reference.state_dict())
+    assert error(spec, usual, fast, feed) > CLOSE  # the comparison sees the epsilon
+
+
 @pytest.mark.parametrize("prompts", [1, 3])
 @pytest.mark.parametrize("form", ["absorbed", "direct"])
 @pytest.mark.parametrize("family", SPECS)

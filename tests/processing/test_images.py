@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from samx.errors import ImageError, WriteError
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.processing import images
 from samx.processing.frames import Frame
-from samx.processing.images import read_embedding, read_image, to_frame, write_png
+from samx.processing.images import normalised, read_embedding, read_image, to_frame, write_png
 
 SAM1, SAM2 = sam1_spec(image_size=64), sam2_spec(image_size=64)
 
@@ -156,6 +157,37 @@ def test_sam1_pads_below_and_sam2_fills_the_frame() -> None:
     assert (padded[:, :, :32] == 1).all()
     assert (padded[:, :, 32:] == 0).all()
     assert (to_frame(image, Frame.of(SAM2, 40, 20)) == 1).all()
+
+
+def test_the_specs_rule_frames_a_picture_and_not_the_family() -> None:
+    image = np.full((20, 40, 3), 255, np.uint8)
+    assert (to_frame(image, Frame.of(replace(SAM1, frame="stretch"), 40, 20)) == 1).all()
+    padded = to_frame(image, Frame.of(replace(SAM2, frame="pad"), 40, 20))
+    assert (padded[:, :, 32:] == 0).all()
+    assert padded.mean() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("unit", (0.2, 0.6)),
+        ("half", (-0.6, 0.2)),
+        ("minmax", (0.0, 1.0)),
+        ("imagenet", ((0.2 - 0.485) / 0.229, (0.6 - 0.485) / 0.229)),
+    ],
+)
+def test_pixels_become_what_the_encoder_takes(kind: str, expected: tuple[float, float]) -> None:
+    image = np.full((20, 40, 3), 51, np.uint8)
+    image[:, 20:] = 153
+    frame = Frame.of(SAM1, 40, 20)
+    found = normalised(to_frame(image, frame), frame, kind)
+    np.testing.assert_allclose(found[0, 0, 5, [3, 60]], expected, atol=1e-6)
+    assert (found[:, :, 32:] == 0).all()
+
+
+def test_a_picture_of_one_value_has_no_range() -> None:
+    frame = Frame.of(SAM1, 40, 20)
+    assert (normalised(to_frame(np.full((20, 40, 3), 77, np.uint8), frame), frame, "minmax") == 0).all()
 
 
 @pytest.mark.parametrize("spec", [SAM1, SAM2])

@@ -87,7 +87,7 @@ def test_a_scenes_features_are_its_pictures() -> None:
 @pytest.mark.parametrize(("family", "valid"), [(sam1_spec(), 192), (sam2_spec(), 256)])
 def test_regions_lie_where_the_mask_has_them(family: DecoderSpec, valid: int) -> None:
     scene = generate_scene(5, (1024, 768))
-    found = sources._mask_ids(scene.ids, Frame.of(family, 1024, 768))
+    found = sources._mask_ids(scene.ids, Frame.of(family, 1024, 768), family)
     assert not found[:, valid:].any()
     drawn = Image.fromarray(scene.ids[1]).resize((256, valid), Image.Resampling.NEAREST)
     assert (found[1, :valid] == np.asarray(drawn)).mean() > 0.99
@@ -96,7 +96,7 @@ def test_regions_lie_where_the_mask_has_them(family: DecoderSpec, valid: int) ->
 
 @pytest.mark.parametrize(("side_px", "expected"), [(1024, 256), (1023, 256), (1022, 255), (768, 192), (3, 1), (1, 1)])
 def test_the_masks_pixels_in_a_part_of_the_frame(side_px: int, expected: int) -> None:
-    assert sources.mask_px(side_px) == expected
+    assert sources.mask_px(side_px, sam1_spec()) == expected
 
 
 def test_another_checkpoint_needs_images() -> None:

@@ -14,7 +14,6 @@ from samx.errors import UnavailableError
 from samx.models.checkpoint import LoadedDecoder
 from samx.models.spec import DecoderSpec
 
-META_NORM_EPS = 1e-5  # SamModel writes 1e-6 by default; Meta's LayerNorm, which the weights were trained with, has this
 # Encoders that are never called, as small as they can be.
 SAM_VISION: dict[str, Any] = {
     "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_dim": 8, "global_attn_indexes": [0],
@@ -61,14 +60,16 @@ def build(loaded: LoadedDecoder) -> Any:
 def _sam_config(transformers: Any, spec: DecoderSpec) -> Any:
     return transformers.SamConfig(
         vision_config={**SAM_VISION, "image_size": spec.image_size},
-        prompt_encoder_config={"image_size": spec.image_size, "image_embedding_size": spec.grid},
-        mask_decoder_config={"layer_norm_eps": META_NORM_EPS},
+        prompt_encoder_config={"image_size": spec.image_size, "patch_size": spec.patch_px},
+        mask_decoder_config={"layer_norm_eps": spec.norm_eps},
     )
 
 
 def _sam2_config(transformers: Any, spec: DecoderSpec) -> Any:
     return transformers.Sam2Config(
-        vision_config=SAM2_VISION, prompt_encoder_config={"image_size": spec.image_size}, mask_decoder_config={}
+        vision_config=SAM2_VISION,
+        prompt_encoder_config={"image_size": spec.image_size, "patch_size": spec.patch_px},
+        mask_decoder_config={},
     )
 
 

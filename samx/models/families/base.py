@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
+
+from samx.models.families.configuration import SAM, Sections
 
 Renames = tuple[tuple[str, str], ...]
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB from 0 to 1
 # Left in place by DistributedDataParallel and torch.compile, anywhere in a name.
 FRAMEWORK_PARTS = re.compile(r"(?<![^.])(?:_orig_mod|module)\.")
 ENCODER_KEY = re.compile(r"(?:^|\.)(?:image_encoder|vision_encoder)\.")
@@ -48,6 +49,14 @@ HEAD_KEY = re.compile(
 )
 
 
+class Variant(NamedTuple):
+    """Tell a family's checkpoints that differ in fields of DecoderSpec, by a key and the end of its weight's shape."""
+
+    mark: str
+    spec: Mapping[str, Any]
+    shape: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Family:
     """Describe a family of models. Units: px of the picture's frame; logits."""
@@ -60,17 +69,22 @@ class Family:
     decoder_key: str = r"^(?P<prefix>(?:.*\.)?)(?:sam_)?(?:prompt_encoder|mask_decoder)\."
     renames: Renames = HUGGING_FACE  # applied in this order to names without the prefix
     tables: Mapping[str, str] = field(default_factory=lambda: TABLES)  # weights whose rows are weights of their own
-    left_out: tuple[str, ...] = ()  # of the decoder in the checkpoint, but applied to the encoder's features
+    left_out: tuple[
+        str, ...
+    ] = ()  # of the decoder in the checkpoint, but applied to the encoder's features: all or none
     model_types: tuple[str, ...] = ()  # of Hugging Face configurations
+    configuration: Sections = field(default_factory=lambda: SAM)  # what their fields must say
+    # A key without which a decoder may be that of another model, whose weights have the same names and shapes
+    evidence: str = ""
+    twin: str = ""
 
-    # The decoder: fields of DecoderSpec, and what computes it.
+    # The decoder and its pictures: fields of DecoderSpec, where a checkpoint does not tell; and what computes it.
     spec: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
     reference: str = "samx.models.reference:ReferenceDecoder"
 
     # Pictures. What each image input of the decoder is, of the encoder's outputs
     features: tuple[str, ...] = ("the image encoder's output",)
-    keeps_aspect: bool = True  # longest side to the frame's size, zeros beside it; or both sides to the frame's size
-    pixels: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 
     # Prompts: pixels of the frame, to whose centres an offset is added inside the decoder
     point_offset_px: float = 0.5
@@ -134,15 +148,23 @@ class Relative:
     fix: str = "Use a SAM 1 or SAM 2 checkpoint"
 
 
-# Refused, unless a family of that title is known.
+MERGE = "Merge them into the decoder's weights (peft: merge_and_unload()) and save the whole model again"
+# Refused, unless a family of that title is known; the first that is found gives the reason.
 RELATIVES: tuple[Relative, ...] = (
     Relative("SAM-HQ", r"mask_decoder\.(?:hf_token|hf_mlp|hq_token|hq_mask_mlp|compress_vit_)"),
+    # Its interactive decoder, and the video decoder of 16 objects beside it.
+    Relative("SAM 3.1", r"(?:^|\.)(?:interactive_sam_(?:prompt_encoder|mask_decoder)\.|interactivity_no_mem_embed$)"),
+    # The released file, the image model, the tracker by itself (SAM 2: memory_attention), its backbone.
     Relative("SAM 3", r"(?:^|\.)(?:tracker(?:_model)?\.(?:sam_)?mask_decoder|detector_model|tracker_neck)\."),
-    Relative("SAM 3", r"^(?:model\.)?vision_encoder\.backbone\.embeddings\.patch_embeddings\."),
+    Relative("SAM 3", r"(?:^|\.)inst_interactive_predictor\.model\."),
+    Relative("SAM 3", r"(?:^|\.)transformer\.encoder\.layers\.\d+\.cross_attn_image\."),
+    Relative("SAM 3", r"(?:^|\.)vision_backbone\.(?:trunk|convs|sam2_convs)\."),
+    Relative("SAM 3", r"(?:^|\.)vision_encoder\.backbone\.embeddings\.patch_embeddings\."),
     Relative("EfficientSAM", r"mask_decoder\.final_output_upscaling_layers\."),
+    Relative("weights of peft beside the originals", r"\.(?:modules_to_save|original_module)\.", MERGE),
     Relative(
-        "a decoder with unmerged LoRA or adapter weights", r"(?i)mask_decoder\..*(?:lora_|adapter)",
-        "Merge them into the decoder's weights and save it again",
+        "a decoder with unmerged LoRA or adapter weights", r"(?i)(?:mask_decoder|prompt_encoder)\..*(?:lora_|adapter)",
+        MERGE,
     ),
 )  # fmt: skip
 

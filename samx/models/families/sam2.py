@@ -3,7 +3,8 @@
 Source: Meta's sam2: SAM2ImagePredictor, SAM2AutomaticMaskGenerator, SAM2Transforms, PromptEncoder and MaskDecoder.
 """
 
-from samx.models.families.base import HUGGING_FACE, IMAGENET, Family
+from samx.models.families.base import HUGGING_FACE, Family
+from samx.models.families.configuration import SAM2
 
 FAMILY = Family(
     name="sam2",
@@ -15,10 +16,16 @@ FAMILY = Family(
         (r"(transformer\.layers\.\d+\.mlp)\.layers\.1\.", r"\1.lin2."),
         *HUGGING_FACE,
     ),
-    left_out=("mask_decoder.conv_s0.", "mask_decoder.conv_s1."),
+    left_out=tuple(f"mask_decoder.conv_s{level}.{part}" for level in (0, 1) for part in ("weight", "bias")),
     model_types=("sam2", "sam2_video", "edgetam", "edgetam_video"),
+    configuration=SAM2,
+    evidence=r"(?:^|\.)(?:image_encoder\.|vision_encoder\.|memory_attention\.layers\.\d+\.norm1\.)",
+    twin="SAM 3",
     spec={
         "image_size": 1024,
+        "patch_px": 16,
+        "frame": "stretch",
+        "pixels": "imagenet",
         "mask_tokens": 4,
         "iou_sigmoid": True,
         "high_res_features": True,
@@ -32,8 +39,6 @@ FAMILY = Family(
         "its features of stride 4, after conv_s0",
         "its features of stride 8, after conv_s1",
     ),
-    keeps_aspect=False,
-    pixels=IMAGENET,
     box_first=True,
     pads_boxes=True,
     predicts_batches=True,

@@ -147,7 +147,8 @@ def client_notes(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
         "labels": dict(LABELS),
         "preprocessing": {
             "image_size_px": spec.image_size,
-            "resize": "longest side, then zeros right and below" if rules.keeps_aspect else "both sides",
+            "resize": "longest side, then zeros right and below" if spec.keeps_aspect else "both sides",
+            "pixels": spec.pixels,
             "point_offset_px": f"{rules.point_offset_px} is added inside the graph",
             "box": "two points with labels 2 and 3, "
             + ("before the points" if rules.box_first else "after the points"),

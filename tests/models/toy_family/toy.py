@@ -12,9 +12,8 @@ FAMILY = Family(
         (r"^toy_decoder\.", "mask_decoder."),
         (r"^mask_decoder\.answers\.", "mask_decoder.mask_tokens."),
     ),
-    spec={"image_size": 256, "iou_sigmoid": True},
+    spec={"image_size": 256, "frame": "pad", "pixels": "unit", "iou_sigmoid": True},
     reference="toy_reference:ToyDecoder",
-    keeps_aspect=True,
     box_first=True,
     pads_boxes=False,
 )
