@@ -119,7 +119,7 @@ gpu: ## Show what a CUDA machine makes of the PyTorch forms, in 8 minutes (DEVIC
 	@PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) -m samx.benchmarks.gpu --device $(DEVICE) \
 		$(if $(WHEELS),--wheels "$(WHEELS)") $(FLAGS)
 
-train: $(INSTALLED) ## Train the demo model from nothing (about two hours on two cores)
+train: $(INSTALLED) ## Train the demo model from nothing (two hours or so on two cores)
 	@$(BIN)/python -m tools.train_demo.train
 
 evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
