@@ -90,8 +90,12 @@ def test_running_an_artifact_opens_none_and_leaves_no_id(home: Path, tmp_path: P
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     artifact, report = next(tmp_path.iterdir()), tmp_path / "bench.json"
-    bench = ["-m", "samx.cli", "bench", artifact, "--quick", "--scenario", "click", "--output", report]
-    check([["-m", "samx.cli", "validate", artifact], bench, ["-m", "samx.cli", "doctor"]], home)
+    commands: list[list[str | Path]] = [
+        ["-m", "samx", "validate", artifact],
+        ["-m", "samx", "bench", artifact, "--quick", "--scenario", "click", "--output", report],
+        ["-m", "samx", "doctor"],
+    ]
+    check(commands, home)
 
 
 @pytest.mark.slow
@@ -99,13 +103,13 @@ def test_running_an_artifact_opens_none_and_leaves_no_id(home: Path, tmp_path: P
 def test_no_command_opens_one_and_leaves_no_id(target: str, home: Path, tmp_path: Path) -> None:
     out, png = tmp_path / "artifact", tmp_path / "scene.png"
     commands: list[list[str | Path]] = [
-        ["-m", "samx.cli", "export", "--target", target, "--output", out],
-        ["-m", "samx.cli", "validate", out],
+        ["-m", "samx", "export", "--target", target, "--output", out],
+        ["-m", "samx", "validate", out],
         ["-m", "samx.demo.picture", png],
-        ["-m", "samx.cli", "segment", png, "--point", "700,290", "--model", out, "--output", tmp_path / "overlay.png"],
-        ["-m", "samx.cli", "bench", out, "--quick", "--scenario", "click", "--output", tmp_path / "bench.json"],
-        ["-m", "samx.cli", "inspect", out],
-        ["-m", "samx.cli", "doctor"],
+        ["-m", "samx", "segment", png, "--point", "700,290", "--model", out, "--output", tmp_path / "overlay.png"],
+        ["-m", "samx", "bench", out, "--quick", "--scenario", "click", "--output", tmp_path / "bench.json"],
+        ["-m", "samx", "inspect", out],
+        ["-m", "samx", "doctor"],
     ]
     check(commands, home)
 

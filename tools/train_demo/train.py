@@ -1,6 +1,7 @@
 """Trains the demo model from nothing: `python -m tools.train_demo.train`.
 
-Both families take two hours or so on two processor cores: the sum of steps, not timed as a whole. Training climbs a ladder of grids, small first:
+Both families take two hours or so on two processor cores: the sum of steps, not timed as a whole. Training climbs a
+ladder of grids, small first:
 the decoder's weights do not depend on the grid, and a prompt costs a quarter on half the grid. Stages are measured
 in minutes, so that a busy machine takes no longer but gets less far; a run that was stopped goes on where it was.
 The SAM 2 model starts from the trained SAM 1 model.
