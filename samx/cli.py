@@ -138,6 +138,9 @@ def segment(
     ] = None,
     encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
     pixels: Annotated[Optional[str], typer.Option(help=PIXELS_HELP)] = None,
+    levels: Annotated[
+        Optional[str], typer.Option("--range", help="LOW:HIGH, what becomes black and white of more than 8 bits.")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a picture that is there.")] = False,
@@ -145,9 +148,10 @@ def segment(
 ) -> None:
     """Draw the best mask for a prompt over a picture."""
     from samx.commands.segment import segment_picture
-    from samx.processing.images import check_free, write_png
+    from samx.processing.images import check_free, check_png, parse_levels, write_png
     from samx.processing.prompts import Prompt, parse_box, parse_point
 
+    check_png(output)
     check_free(output, force)
     prompt = Prompt.of_clicks(
         [parse_point(text) for text in point or ()], [parse_point(text) for text in background or ()],
@@ -156,8 +160,9 @@ def segment(
     with console.steps() as progress:
         progress(f"Segmenting {image.name}")
         result = segment_picture(
-            image, model, [prompt], embedding=embedding, encoder=encoder, pixels=pixels, device=device, threads=threads
-        )
+            image, model, [prompt], embedding=embedding, encoder=encoder, pixels=pixels,
+            levels=parse_levels(levels) if levels else None, device=device, threads=threads,
+        )  # fmt: skip
         write_png(output, result.draw(), overwrite=force)
     console.show((output, result), console.segmented, as_json=json)
 

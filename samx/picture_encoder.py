@@ -10,7 +10,7 @@ from samx.artifacts.store import Artifact
 from samx.errors import ImageError, UsageError
 from samx.models.session import Feed, FloatArray
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray, normalised, to_frame
+from samx.processing.images import PIXELS, RgbArray, normalised, to_frame
 from samx.runtimes.onnxruntime import open_encoder
 
 ENCODER_ROLE = "encoder"
@@ -21,7 +21,8 @@ PIXELS_OF_OLD = "unit"  # what 0.1.0 gave every encoder unasked, and its demo's 
 class PictureEncoder:
     """Run an image encoder on pictures, the artifact's own or a file; it is opened for the first of them.
 
-    pixels: what it takes; None: what the artifact says of its model.
+    pixels: what a file's encoder takes; the artifact's own: what the artifact says of its model.
+    Raises: UsageError for a file without that.
     """
 
     artifact: Artifact
@@ -29,6 +30,13 @@ class PictureEncoder:
     pixels: str | None
     threads: int | None
     _run: Callable[[FloatArray], Feed] | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.pixels is None:
+            raise UsageError(
+                f"nothing says which pixels the encoder '{self.file}' takes", expected=" or ".join(PIXELS),
+                fix="Say it: --pixels, in Python pixels=. A wrong guess gives a wrong mask without an error.",
+            )  # fmt: skip
 
     def __call__(self, picture: RgbArray, frame: Frame) -> Feed:
         """Return the features that the decoder takes.

@@ -31,7 +31,7 @@ from samx.predictor_inputs import (
     tensors,
 )
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray
+from samx.processing.images import RgbArray, check_upright
 from samx.processing.postprocess import SegmentedMask, picture_logits, picture_mask, predicted_masks, segment
 from samx.processing.prompts import Prompt, PromptBatch, decode_prompts
 from samx.registry import backend, load
@@ -97,6 +97,8 @@ class Predictor:
             >>> predictor.set_image(embedding="photo.npz", original_size=(960, 1280))
         """
         with self._setting() as session:
+            if embedding is not None and isinstance(image, (str, Path)):
+                check_upright(Path(image))
             picture = None if image is None else picture_array(image, image_format)
             taken = self._taken(picture, embedding, original_size)
             with embedding_errors() if embedding is not None else nullcontext():

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError, doubt
 from samx.predictor import open_predictor
-from samx.processing.images import read_image
+from samx.processing.images import check_upright, read_image
 from samx.processing.overlay import overlay
 from samx.processing.postprocess import SegmentedMask
 from samx.processing.prompts import Prompt
+from samx.processing.rasters import Levels
 
 LEAST_IOU = 0.5  # predicted: the model itself expects more wrong pixels than right ones
 
@@ -36,7 +37,7 @@ class Segmentation:
 def segment_picture(
     image: Path, model: Path, prompts: Sequence[Prompt], *,
     embedding: Path | None = None, encoder: Path | None = None, pixels: str | None = None,
-    device: str = "cpu", threads: int | None = None,
+    levels: Levels | None = None, device: str = "cpu", threads: int | None = None,
 ) -> Segmentation:  # fmt: skip
     """Find the best mask for each prompt on a picture.
 
@@ -45,7 +46,9 @@ def segment_picture(
     """
     if embedding is not None and encoder is not None:
         raise UsageError("two sources of features", found="--embedding and --encoder", expected="one of them")
-    picture = read_image(image)
+    if embedding is not None:
+        check_upright(image)
+    picture = read_image(image, levels)
     with open_predictor(Artifact.open(model), device, threads, encoder=encoder, pixels=pixels) as predictor:
         predictor.set_image(picture, embedding=embedding)
         found = Segmentation(picture, prompts, predictor.segment(prompts))

@@ -25,6 +25,7 @@ class Frame:
     valid_width_px: int
     valid_height_px: int
     keeps_aspect: bool
+    resizes_floats: bool = False  # pixels are resized as numbers, or rounded to 8 bits
 
     @classmethod
     def of(cls, spec: DecoderSpec, width_px: int, height_px: int) -> Frame:
@@ -41,7 +42,7 @@ class Frame:
         if min(valid) < 1:
             fix = "Crop it along its long side."
             raise ImageError(f"picture is too thin to be resized to {size} px", found=found, fix=fix)
-        return cls(width_px, height_px, size, valid[0], valid[1], keeps_aspect)
+        return cls(width_px, height_px, size, valid[0], valid[1], keeps_aspect, spec.rules.resizes_floats)
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from samx.errors import ImageError, UnavailableError, UsageError, WriteError
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
-from samx.processing.rasters import SIXTEEN_BIT, grey_of_16_bits, png_bytes, read_raster
+from samx.processing.rasters import PILLOW, SIXTEEN_BIT, Levels, eight_bits, is_deep_png, png_bytes, read_raster
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,29 +40,74 @@ PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "minmax": ((), ()),
     "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+HEAD_BYTES = 32  # of a file, which tell whether it is a PNG and how deep
+ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
 LEAST_RANGE = 1e-8  # of a picture's values, where it has but one
 
 
-def read_image(path: Path) -> RgbArray:
+def read_image(path: Path, levels: Levels | None = None) -> RgbArray:
     """Read a picture as it is meant to be seen: turned by its EXIF orientation, in RGB, transparency dropped;
     of an animation, the first picture. Without Pillow, PNG, PPM and PGM alone.
 
+    levels: of pictures with more than 8 bits a channel, what becomes black and white; None: as eight_bits() finds.
     Shapes: -> (H, W, 3).
     Raises: ImageError when it is missing, no picture, damaged or too large, or needs Pillow.
     """
     pillow = find_spec("PIL")
     with _opened(path) as file:
-        if pillow is None:
-            return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path))
-        return _read_by_pillow(path, file)
+        deep = is_deep_png(file.read(HEAD_BYTES))
+        file.seek(0)
+        if deep or pillow is None:
+            try:
+                return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path), levels)
+            except ImageError as error:
+                if pillow is None or error.fix != PILLOW:
+                    raise
+                fix = "Convert it to 8 bits a channel."
+                raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
+        return _read_by_pillow(path, file, levels)
 
 
-def _read_by_pillow(path: Path, file: IO[bytes]) -> RgbArray:
+def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None) -> RgbArray:
     from PIL import Image, ImageOps
 
     with _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
         _check_size(path, picture.size)
-        return np.array(_as_rgb(path, ImageOps.exif_transpose(picture)))
+        return _as_rgb(path, ImageOps.exif_transpose(picture), levels)
+
+
+def check_upright(path: Path) -> None:
+    """Refuse a picture that is turned before it is shown, where an embedding comes with it: of which way it was made
+    nobody knows.
+
+    Raises: ImageError.
+    """
+    if find_spec("PIL") is None:
+        return  # without it, no turned picture is read
+    from PIL import Image
+
+    with _opened(path) as file, _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
+        turned = picture.getexif().get(ORIENTATION, UPRIGHT)
+    if turned != UPRIGHT:
+        raise ImageError(
+            f"picture '{path}' is turned by its EXIF orientation, and its embedding may be of the pixels as stored",
+            found=f"orientation {turned}", expected="pixels stored as they are seen",
+            fix="Save the picture turned, without that tag, and make the embedding of that one.",
+        )  # fmt: skip
+
+
+def parse_levels(text: str) -> Levels:
+    """Read LOW:HIGH, the values that become black and white.
+
+    Raises: UsageError.
+    """
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        low = high = 0.0
+    if not (low < high and np.isfinite([low, high]).all()):
+        raise UsageError("no range of brightness", found=repr(text), expected="LOW:HIGH, such as 0:4095")
+    return low, high
 
 
 @contextmanager
@@ -112,17 +157,21 @@ def _too_large(path: Path, found: str) -> ImageError:
     return ImageError(f"picture '{path}' is too large", found=found, expected=expected, fix="Make it smaller first.")
 
 
-def _as_rgb(path: Path, picture: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB; 16-bit grey is scaled, since Pillow's own conversion clips it to white."""
-    if picture.mode not in ("F", "I") and not picture.mode.startswith("I;16"):
-        return picture.convert("RGB")
-    from PIL import Image
+def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray:
+    """Convert any mode to 8-bit RGB; grey of more bits is scaled, since Pillow's own conversion clips it to white.
 
+    Shapes: -> (H, W, 3).
+    """
+    if picture.mode not in ("F", "I") and not picture.mode.startswith("I;16"):
+        if any("16" in str(tile.args) for tile in getattr(picture, "tile", ())):
+            fix = "Save it as PNG, or with 8 bits a channel."
+            raise ImageError(f"picture '{path}' has colours of 16 bits, of which Pillow keeps 8", fix=fix)
+        return np.array(picture.convert("RGB"))
     grey = np.asarray(picture)
-    if picture.mode == "F" or grey.min() < 0 or grey.max() > SIXTEEN_BIT:
-        fix = "Convert it to 8 bits per channel."
+    if levels is None and (picture.mode == "F" or grey.min() < 0 or grey.max() > SIXTEEN_BIT):
+        fix = "Say it: --range LOW:HIGH, what becomes black and white; or convert the picture to 8 bits."
         raise ImageError(f"picture '{path}' has no fixed range of brightness", found=f"mode {picture.mode}", fix=fix)
-    return Image.fromarray(grey_of_16_bits(grey)).convert("RGB")
+    return eight_bits(grey, f"picture '{path}'", levels)[..., None].repeat(3, axis=-1)
 
 
 def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
@@ -139,7 +188,12 @@ def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
     from PIL import Image
 
     size = (frame.valid_width_px, frame.valid_height_px)
-    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32) / 255
+    if frame.resizes_floats:
+        channels = [Image.fromarray(channel).resize(size, Image.Resampling.BILINEAR)
+                    for channel in np.moveaxis(image.astype(np.float32), -1, 0)]  # fmt: skip
+        resized = np.stack([np.asarray(channel) for channel in channels], axis=-1) / np.float32(255)
+    else:
+        resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32) / 255
     framed = np.zeros((1, 3, frame.size_px, frame.size_px), np.float32)
     framed[0, :, : frame.valid_height_px, : frame.valid_width_px] = resized.transpose(2, 0, 1)
     return framed
@@ -224,6 +278,16 @@ def _read_tensor(path: Path, stream: IO[bytes], tensor: TensorSpec) -> FloatArra
     if not np.isfinite(values).all():
         raise ImageError(f"{what} has values that are not finite", fix="Run the image encoder again, at fp32.")
     return values
+
+
+def check_png(path: Path) -> None:
+    """Refuse a name that promises another format than PNG, which pictures are written in.
+
+    Raises: UsageError.
+    """
+    if path.suffix.lower() != ".png":
+        fix = f"Name it {path.with_suffix('.png').name}."
+        raise UsageError(f"'{path}' is not written", found=path.suffix or "no suffix", expected=".png", fix=fix)
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -11,19 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.errors import ImageError
+from samx.errors import ImageError, doubt
 
 Bytes = NDArray[np.uint8]
 Check = Callable[[tuple[int, int]], None]  # refuses a width and height
+Levels = tuple[float, float]  # what becomes black, and what white
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-CHANNELS = {
-    0: 1,
-    2: 3,
-    3: 1,
-    4: 2,
-    6: 4,
-}  # by PNG's colour types: grey, RGB, palette, and with alpha
+# By PNG's colour types: grey, RGB, palette, and with alpha.
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 DEPTHS = {0: (1, 2, 4, 8, 16), 3: (1, 2, 4, 8)}
 USUAL_DEPTHS = (8, 16)
 PALETTE, SUB = 3, 1  # a colour type; a filter
@@ -34,13 +30,14 @@ AGAIN = "Make or copy the file again."
 PILLOW = "Install Pillow, which reads it: pip install pillow"
 
 
-def read_raster(data: bytes, where: str, check: Check) -> Bytes:
+def read_raster(data: bytes, where: str, check: Check, levels: Levels | None = None) -> Bytes:
     """Decode a PNG, PPM or PGM; `check` is asked about the size before anything is unpacked. Shapes: -> (H, W, 3).
 
+    levels: what becomes black and white of more than 8 bits; None: as eight_bits() finds.
     Raises: ImageError for a damaged file, and for what needs Pillow.
     """
     if data.startswith(SIGNATURE):
-        return _png(data, where, check)
+        return _png(data, where, check, levels)
     if found := NETPBM.match(data):
         return _netpbm(data, found, where, check)
     raise ImageError(f"{where} is no picture that samx reads without Pillow", expected="PNG, PPM or PGM", fix=PILLOW)
@@ -62,7 +59,12 @@ def _damaged(where: str, found: str) -> ImageError:
     return ImageError(f"{where} is damaged or incomplete", found=found, fix=AGAIN)
 
 
-def _png(data: bytes, where: str, check: Check) -> Bytes:
+def is_deep_png(head: bytes) -> bool:
+    """Return whether a file begins as a PNG with 16 bits of colours, of which Pillow keeps the upper 8 alone."""
+    return head.startswith(SIGNATURE) and len(head) > 25 and head[24] == 16 and head[25] in (2, 4, 6)
+
+
+def _png(data: bytes, where: str, check: Check, levels: Levels | None) -> Bytes:
     parts: dict[bytes, bytes] = {}
     for name, body in _chunks(data, where):
         parts[name] = parts.get(name, b"") + body if name == b"IDAT" else parts.get(name, body)
@@ -79,7 +81,13 @@ def _png(data: bytes, where: str, check: Check) -> Bytes:
     line = (width * CHANNELS[kind] * depth + 7) // 8
     packed = _inflated(parts[b"IDAT"], height * (1 + line), where).reshape(height, 1 + line)
     rows = _unfiltered(packed[:, 0], packed[:, 1:], max(1, CHANNELS[kind] * depth // 8), where)
-    return _rgb(_samples(rows, width, depth, kind), kind, depth, parts.get(b"PLTE", b""), where)
+    samples = _samples(rows, width, depth, kind)
+    if kind == PALETTE:
+        return _from_palette(samples, parts.get(b"PLTE", b""), where)
+    colours = samples[..., :3] if CHANNELS[kind] > 2 else samples[..., :1].repeat(3, axis=-1)
+    if depth == 16:
+        return eight_bits(colours, where, levels)
+    return np.ascontiguousarray(colours * (255 // ((1 << min(depth, 8)) - 1)), np.uint8)
 
 
 def _chunks(data: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
@@ -166,28 +174,34 @@ def _samples(rows: Bytes, width: int, depth: int, kind: int) -> NDArray[Any]:
     return (bits @ (1 << np.arange(depth)[::-1])).astype(np.uint8).reshape(shape)
 
 
-def _rgb(samples: NDArray[Any], kind: int, depth: int, palette: bytes, where: str) -> Bytes:
-    """Turn numbers into colours of 8 bits; transparency is dropped. Shapes: (H, W, channels) -> (H, W, 3)."""
-    if kind == PALETTE:
-        colours = np.zeros((256, 3), np.uint8)  # what a palette leaves out is black
-        given = np.frombuffer(palette[: 3 * 256], np.uint8)
-        if not len(given) or len(given) % 3:
-            raise _damaged(where, f"a palette of {len(given)} bytes")
-        colours[: len(given) // 3] = given.reshape(-1, 3)
-        return colours[samples[..., 0]]
-    if depth == 16 and kind == 0:
-        samples = grey_of_16_bits(samples)
-    elif depth == 16:
-        samples = samples >> 8
-    elif depth < 8:
-        samples = samples * (255 // ((1 << depth) - 1))
-    colours = samples[..., :3] if CHANNELS[kind] > 2 else samples[..., :1].repeat(3, axis=-1)
-    return np.ascontiguousarray(colours, np.uint8)
+def _from_palette(samples: NDArray[Any], palette: bytes, where: str) -> Bytes:
+    """Look colours up; what a palette leaves out is black. Shapes: (H, W, 1) -> (H, W, 3)."""
+    colours = np.zeros((256, 3), np.uint8)
+    given = np.frombuffer(palette[: 3 * 256], np.uint8)
+    if not len(given) or len(given) % 3:
+        raise _damaged(where, f"a palette of {len(given)} bytes")
+    colours[: len(given) // 3] = given.reshape(-1, 3)
+    return colours[samples[..., 0]]
 
 
-def grey_of_16_bits(grey: NDArray[Any]) -> Bytes:
-    """Scale grey of 16 bits to 8: Pillow's own conversion clips it to white."""
-    return (grey.astype(np.float32) * (255 / SIXTEEN_BIT) + 0.5).astype(np.uint8)
+def eight_bits(samples: NDArray[Any], where: str, levels: Levels | None = None) -> Bytes:
+    """Scale values of more than 8 bits to 8.
+
+    levels: what becomes black, and what white. None: 0, and the most that the file's largest value needs bits for (12
+    bits in a file of 16 are usual), which is said where it is not all 16.
+    """
+    least, most = (samples.min(initial=0), samples.max(initial=0)) if samples.size else (0, 0)
+    if levels is None:
+        bits = max(int(most).bit_length(), 8)
+        levels = (0, (1 << bits) - 1)
+        if bits < 16:
+            doubt(
+                f"{where} holds values from {least} to {most} in more bits than they need: {levels[1]} is taken as "
+                "white; --range LOW:HIGH says otherwise"
+            )
+    low, high = levels
+    scaled = (np.clip(samples.astype(np.float64), low, high) - low) * (255 / (high - low)) + 0.5
+    return np.ascontiguousarray(scaled.astype(np.uint8))
 
 
 def _netpbm(data: bytes, head: re.Match[bytes], where: str, check: Check) -> Bytes:
@@ -203,5 +217,5 @@ def _netpbm(data: bytes, head: re.Match[bytes], where: str, check: Check) -> Byt
     scale = SIXTEEN_BIT if channels == 1 and most > 255 else 255
     if most != scale:
         samples = np.minimum(np.rint(samples.astype(np.float64) / most * scale), scale).astype(np.uint16)
-    colours = grey_of_16_bits(samples) if scale == SIXTEEN_BIT else samples.astype(np.uint8)
+    colours = eight_bits(samples, where, (0, SIXTEEN_BIT)) if scale == SIXTEEN_BIT else samples.astype(np.uint8)
     return np.ascontiguousarray(colours if channels == 3 else colours.repeat(3, axis=-1))

@@ -13,14 +13,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional as F
 
-from samx.errors import ImageError, WriteError
+from samx.errors import Doubt, ImageError, UsageError, WriteError
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.processing import images
 from samx.processing.frames import Frame
-from samx.processing.images import normalised, read_embedding, read_image, to_frame, write_png
+from samx.processing.images import (
+    check_png,
+    check_upright,
+    normalised,
+    parse_levels,
+    read_embedding,
+    read_image,
+    to_frame,
+    write_png,
+)
 
 SAM1, SAM2 = sam1_spec(image_size=64), sam2_spec(image_size=64)
 
@@ -63,6 +74,90 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path: Path, suffix: str)
     grey = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4)
     image = read_image(saved(tmp_path / f"a.{suffix}", Image.fromarray(grey)))
     np.testing.assert_allclose(image[..., 0], grey / 257, atol=0.51)
+
+
+def deep_png(values: NDArray[np.uint16]) -> bytes:
+    """Write 16 bits a channel, which Pillow does not."""
+    height, width, channels = values.shape
+    lines = np.zeros((height, 1 + 2 * width * channels), np.uint8)
+    lines[:, 1:] = np.frombuffer(values.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2}[channels], 0, 0, 0)
+    parts = (b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes())), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("most", "white"), [(4095, 4095), (3000, 4095), (1023, 1023), (200, 255)])
+def test_few_bits_in_sixteen_are_not_read_as_nearly_black_and_that_is_said(
+    tmp_path: Path, channels: int, most: int, white: int
+) -> None:
+    values = np.linspace(0, most, 4 * 6 * channels).astype(np.uint16).reshape(4, 6, channels)
+    (tmp_path / "a.png").write_bytes(deep_png(values))
+    with pytest.warns(Doubt, match=rf"values from 0 to {most} in more bits than they need: {white} is taken as white"):
+        image = read_image(tmp_path / "a.png")
+    np.testing.assert_allclose(image[..., :channels], values * (255 / white), atol=0.51)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_sixteen_bits_are_scaled_without_a_word(
+    tmp_path: Path, channels: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    values = np.linspace(0, 65535, 4 * 6 * channels).astype(np.uint16).reshape(4, 6, channels)
+    (tmp_path / "a.png").write_bytes(deep_png(values))
+    np.testing.assert_allclose(read_image(tmp_path / "a.png")[..., :channels], values / 257, atol=0.51)
+    assert not recwarn
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_stated_range_is_taken(tmp_path: Path, suffix: str, recwarn: pytest.WarningsRecorder) -> None:
+    grey = np.array([[0, 100, 600, 1100, 5000]], np.uint16)
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(grey))
+    assert read_image(path, (100, 1100))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert not recwarn
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_without_a_range_are_refused_until_it_is_stated(tmp_path: Path, kind: type[np.generic]) -> None:
+    path = saved(tmp_path / "a.tif", Image.fromarray(np.array([[-5, 5, 15]]).astype(kind)))
+    with pytest.raises(ImageError, match=r"no fixed range of brightness.*--range LOW:HIGH"):
+        read_image(path)
+    assert read_image(path, (-5, 15))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("text", ["", "5", "9:3", "a:b", "0:inf", "0:1:2"])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"no range of brightness.*LOW:HIGH"):
+        parse_levels(text)
+    assert parse_levels("0:4095") == (0, 4095)
+
+
+def test_a_turned_picture_with_an_embedding_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(tmp_path / "a.png", Image.fromarray(gradient()), exif=exif)
+    with pytest.raises(ImageError, match=r"orientation 6.*Save the picture turned"):
+        check_upright(turned)
+    check_upright(saved(tmp_path / "b.png", Image.fromarray(gradient())))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "a.npz"])
+def test_a_picture_is_not_written_under_the_name_of_another_format(name: str) -> None:
+    with pytest.raises(UsageError, match=r"expected \.png. Name it a\.png"):
+        check_png(Path(name))
+    check_png(Path("A.PNG"))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (2560, 1440), (300, 900), (20, 31)])
+def test_sam2s_pictures_are_resized_as_numbers_as_meta_does(size: tuple[int, int]) -> None:
+    width, height = size
+    picture = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    spec = sam2_spec(image_size=256)
+    found = to_frame(picture, Frame.of(spec, width, height))
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    expected = F.interpolate(tensor, (256, 256), mode="bilinear", align_corners=False, antialias=True)
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-6)
 
 
 def test_the_orientation_in_the_file_is_applied(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from samx.models.spec import sam1_spec
 from samx.processing import images
 from samx.processing.frames import Frame
 from samx.processing.images import read_image, to_frame
-from samx.processing.rasters import png_bytes, read_raster
+from samx.processing.rasters import is_deep_png, png_bytes, read_raster
 
 RANDOM = np.random.default_rng(0)
 ROWS, COLUMNS = np.mgrid[:37, :53]
@@ -42,6 +42,9 @@ def decoded(data: bytes) -> NDArray[np.uint8]:
 
 
 def by_pillow(data: bytes, folder: Path) -> NDArray[np.uint8]:
+    if is_deep_png(data):  # Pillow keeps the upper 8 bits alone
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.array(picture.convert("RGB"))
     (folder / "picture").write_bytes(data)
     return read_image(folder / "picture")
 
@@ -91,7 +94,8 @@ def test_every_filter_and_depth_is_what_pillow_reads(kind: int, depth: int, tmp_
     rows = RANDOM.integers(0, 256, (40, 1 + line), dtype=np.uint8)
     rows[:, 0] = RANDOM.integers(0, 5, 40)
     data = png(rows.tobytes(), 21, 40, depth, kind)
-    np.testing.assert_array_equal(decoded(data), by_pillow(data, tmp_path))
+    difference = np.abs(decoded(data).astype(int) - by_pillow(data, tmp_path))
+    assert difference.max() <= int(is_deep_png(data))  # rounded here, cut off there
 
 
 @pytest.mark.parametrize(("magic", "most"), [(m, n) for m in ("P5", "P6") for n in (255, 65535, 100, 1000, 1)])

@@ -85,6 +85,7 @@ class Family:
 
     # Pictures. What each image input of the decoder is, of the encoder's outputs
     features: tuple[str, ...] = ("the image encoder's output",)
+    resizes_floats: bool = False  # a picture is resized as numbers, or rounded to 8 bits
 
     # Prompts: pixels of the frame, to whose centres an offset is added inside the decoder
     point_offset_px: float = 0.5

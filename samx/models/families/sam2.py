@@ -39,6 +39,7 @@ FAMILY = Family(
         "its features of stride 4, after conv_s0",
         "its features of stride 8, after conv_s1",
     ),
+    resizes_floats=True,
     box_first=True,
     pads_boxes=True,
     predicts_batches=True,
