@@ -35,9 +35,7 @@ def calibrate(
     checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
     family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
     image_size: Annotated[Optional[int], typer.Option(help="Frame in px, as for 'export'.")] = None,
-    frame: Annotated[
-        Optional[str], typer.Option(help="How a picture fills it: pad or stretch, as for 'export'.")
-    ] = None,
+    frame: Annotated[Optional[str], typer.Option(help="How a picture fills it: pad or stretch.")] = None,
     embeddings: Annotated[Optional[Path], typer.Option(help="Folder of embeddings, as 'segment' takes them.")] = None,
     pictures: Annotated[Optional[Path], typer.Option(help="Folder of pictures, with --encoder.")] = None,
     encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
