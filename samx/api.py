@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args
+from typing import TYPE_CHECKING, Any, Union
 
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
-from samx.models.spec import FrameRule, MaskChoice, PixelRule
+from samx.models.spec import FrameRule, MaskChoice, PixelRule, check_choice
 from samx.predictor import Predictor, open_predictor
 from samx.registry import DEFAULT_TARGET, backend
 
@@ -45,8 +45,7 @@ def export(
     from samx.commands.export import export as run
     from samx.progress import silent
 
-    if masks not in get_args(MaskChoice):
-        raise UsageError("masks is unknown", found=repr(masks), expected=" or ".join(get_args(MaskChoice)))
+    check_choice("masks", masks, MaskChoice)
     _check_names(target, options)
     paths = [embedding] if isinstance(embedding, (str, Path)) else embedding
     request = ExportRequest(

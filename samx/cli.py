@@ -34,7 +34,8 @@ def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .npz.")],
     checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
     family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
-    image_size: Annotated[Optional[int], typer.Option(help="Frame in px, if not 1024.")] = None,
+    image_size: Annotated[Optional[int], typer.Option(help="Frame in px, as for 'export'.")] = None,
+    frame: Annotated[Optional[str], typer.Option(help="How a picture fills it: pad or stretch.")] = None,
     embeddings: Annotated[Optional[Path], typer.Option(help="Folder of embeddings, as 'segment' takes them.")] = None,
     pictures: Annotated[Optional[Path], typer.Option(help="Folder of pictures, with --encoder.")] = None,
     encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
@@ -50,7 +51,7 @@ def calibrate(
     from samx.commands.calibrate import calibrate as run
 
     request = CalibrateRequest(
-        out=output, checkpoint=checkpoint, family=family, image_size=image_size,
+        out=output, checkpoint=checkpoint, family=family, image_size=image_size, frame=frame,
         embeddings=embeddings, pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples,
         seed=seed, overwrite=force,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from samx.artifacts.store import Artifact
 from samx.errors import ImageError, UsageError
 from samx.models.session import Feed, FloatArray
 from samx.processing.frames import Frame
-from samx.processing.images import PIXELS, RgbArray, normalised, to_frame
+from samx.processing.images import RgbArray, check_pixels, normalised, to_frame
 from samx.runtimes.onnxruntime import open_encoder
 
 ENCODER_ROLE = "encoder"
@@ -32,11 +32,7 @@ class PictureEncoder:
     _run: Callable[[FloatArray], Feed] | None = None
 
     def __post_init__(self) -> None:
-        if self.file is not None and self.pixels is None:
-            raise UsageError(
-                f"nothing says which pixels the encoder '{self.file}' takes", expected=" or ".join(PIXELS),
-                fix="Say it: --pixels, in Python pixels=. A wrong guess gives a wrong mask without an error.",
-            )  # fmt: skip
+        check_pixels(self.file, self.pixels)
 
     def __call__(self, picture: RgbArray, frame: Frame) -> Feed:
         """Return the features that the decoder takes.

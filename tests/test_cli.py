@@ -82,12 +82,12 @@ SMALL = ("--image-size", str(SMALL_PX))
 @pytest.fixture
 def calibration_of(tmp_path_factory: pytest.TempPathFactory) -> SetMaker:
     """Make files of calibration sets that belong to no checkpoint."""
-    from samx.models.spec import sam1_spec, sam2_spec
+    from samx.models.spec import family_spec
     from samx.quantization.calibration import CalibrationSet, calibration_spec
     from samx.validators.cases import Case
 
-    def make(family: str = "sam1", image_size: int = SMALL_PX) -> Path:
-        spec = calibration_spec({"sam1": sam1_spec, "sam2": sam2_spec}[family](image_size=image_size))
+    def make(family: str = "sam1", **changes: Any) -> Path:
+        spec = calibration_spec(family_spec(family, **{"image_size": SMALL_PX, **changes}))
         images = tuple(noise(seed, spec) for seed in range(4))
         labels = np.array([[1, -1]], np.float32)
         samples = tuple(
@@ -227,9 +227,10 @@ def test_int8_of_ones_own_checkpoint_needs_a_calibration_set(samx: Samx, tmp_pat
     [
         ({"family": "sam2"}, "another decoder (family): found sam2, expected sam1"),
         ({"image_size": 160}, f"another decoder (image size): found 160, expected {SMALL_PX}"),
+        ({"frame": "stretch"}, "another decoder (frame): found stretch, expected pad"),
         ({}, "is for another checkpoint: found sha256 cccc"),
     ],
-    ids=["family", "image size", "checkpoint"],
+    ids=["family", "image size", "frame", "checkpoint"],
 )
 def test_int8_refuses_a_set_of_something_else(
     samx: Samx, calibration_of: SetMaker, tmp_path: Path, changes: dict[str, Any], words: str

@@ -10,7 +10,8 @@ from typing import Any
 from samx.demo import demo_checkpoint
 from samx.errors import UsageError, WriteError
 from samx.extras import require_export
-from samx.processing.images import check_free
+from samx.models.spec import FrameRule, check_choice
+from samx.processing.images import check_free, check_pixels
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
 
@@ -24,7 +25,8 @@ class CalibrateRequest:
     out: Path
     checkpoint: Path | None = None  # None: the demo model of `family`
     family: str = "sam1"
-    image_size: int | None = None
+    image_size: int | None = None  # this and the next: None where the checkpoint or its family tells
+    frame: str | None = None
     embeddings: Path | None = None  # folder of .npz or .npy files
     pictures: Path | None = None  # folder, with `encoder`
     encoder: Path | None = None  # ONNX file
@@ -73,10 +75,10 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
     _check(request)
     checkpoint = request.checkpoint or demo_checkpoint(request.family)
     progress(f"Reading {checkpoint.name}")
-    loaded = load_checkpoint(checkpoint, image_size=request.image_size)
+    loaded = load_checkpoint(checkpoint, image_size=request.image_size, frame=request.frame)
     source = open_source(
         checkpoint, loaded.spec, request.seed, embeddings=request.embeddings, pictures=request.pictures,
-        encoder=request.encoder, pixels=request.pixels or loaded.spec.pixels or "unit", images=request.images,
+        encoder=request.encoder, pixels=request.pixels or "unit", images=request.images,
     )  # fmt: skip
     samples = DEFAULT_SAMPLES if request.samples is None else request.samples
     reference = calibration_reference(loaded)
@@ -87,8 +89,10 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
 
 def _check(request: CalibrateRequest) -> None:
     """Refuse what cannot be meant or written before the minute of work, not after it."""
+    check_choice("frame", request.frame, FrameRule)
     if request.seed < 0:
         raise UsageError("seed is negative", found=request.seed, expected="0 or more")
+    check_pixels(request.encoder, request.pixels)
     check_free(request.out, request.overwrite)
     if request.out.is_dir():
         raise WriteError(f"cannot write '{request.out}'", found="a folder", fix="Name a file in it.")

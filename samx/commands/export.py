@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import check_target
 from samx.artifacts.draft import Draft, draft
@@ -15,7 +15,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require_export
 from samx.models.session import Feed
-from samx.models.spec import FrameRule, MaskChoice, PixelRule
+from samx.models.spec import FrameRule, MaskChoice, PixelRule, check_choice
 from samx.processing.images import read_embedding
 from samx.progress import Progress, silent
 from samx.quantization import int8
@@ -96,9 +96,8 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     entry.check_precision(precision)
     entry.check_options(request.options)
     options: ExportOptions = load(entry.options).read(request.options)
-    for name, known in (("frame", FrameRule), ("pixels", PixelRule)):
-        if getattr(request, name) not in (None, *get_args(known)):
-            raise UsageError(f"{name} is unknown", found=getattr(request, name), expected=" or ".join(get_args(known)))
+    check_choice("frame", request.frame, FrameRule)
+    check_choice("pixels", request.pixels, PixelRule)
     require_export("export")
     own_images = bool(request.embeddings)
     int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)

@@ -143,6 +143,7 @@ def _only_prefix(path: Path, family: Family, keys: Iterable[str]) -> str:
 def _check_twin(source: WeightSource, family: Family, keys: Iterable[str], image_size: int | None) -> None:
     """Refuse a decoder alone that may as well be another model's, unless the caller says which frame it is for."""
     is_known = source.metadata.get("format") == DEMO_FORMAT or source.config.get("model_type") in family.model_types
+    is_known = is_known or "image_size" in source.metadata
     if not family.twin or is_known or any(re.search(family.evidence, key) for key in keys):
         return
     if image_size is None or image_size % TWIN_FRAMES_PX:

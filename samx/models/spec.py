@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from samx.artifacts.strict_json import Document, between, refusal
+from samx.errors import UsageError
 from samx.models.families import find, known
 from samx.models.families.base import Family
 
@@ -16,6 +17,16 @@ FrameRule = Literal["pad", "stretch"]  # longest side to the frame's size, zeros
 # What the image encoder takes, of RGB from 0 to 1: less ImageNet's mean, over its deviation; -1 to 1; the picture's own
 # least and largest value moved to 0 and 1; as it is.
 PixelRule = Literal["imagenet", "half", "minmax", "unit"]
+
+
+def check_choice(name: str, value: str | None, choices: Any) -> None:
+    """Refuse a value that is none of a Literal's.
+
+    Raises: UsageError.
+    """
+    if value is not None and value not in get_args(choices):
+        raise UsageError(f"{name} is unknown", found=repr(value), expected=" or ".join(get_args(choices)))
+
 
 # Fixed by the upstream architectures, visible in no weight's shape.
 UPSCALING = 4  # low-resolution mask pixels per image token and side

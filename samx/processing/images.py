@@ -199,6 +199,20 @@ def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
     return framed
 
 
+def check_pixels(encoder: Path | None, kind: str | None) -> None:
+    """Refuse an encoder of which nothing says what pixels it takes: a wrong guess gives a wrong mask without an error.
+
+    Raises: UsageError; for an unknown kind too.
+    """
+    if encoder is not None and kind is None:
+        raise UsageError(
+            f"nothing says which pixels the encoder '{encoder}' takes", expected=" or ".join(PIXELS),
+            fix="Say it: --pixels in the shell, pixels= in Python.",
+        )  # fmt: skip
+    if kind is not None and kind not in PIXELS:
+        raise UsageError("unknown pixel normalisation", found=repr(kind), expected=" or ".join(PIXELS))
+
+
 def normalised(pixels: FloatArray, frame: Frame, kind: str) -> FloatArray:
     """Shift and scale the picture's part of a frame; the padding stays zero. Shapes: (1, 3, S, S) -> the same.
 

@@ -34,7 +34,14 @@ PARTS = ("samples", "held_out")
 # 20 % after 4 images, 4 % after 24 prompts. Ranges from fewer are cut off on a user's first pictures.
 MIN_IMAGES, MIN_SAMPLES = 4, 24
 MOST_IMAGES = 64  # SAM 2: 8 MiB each; another image would lower the probability above by 0.02 %
-SERVES = ("family", "image_size", "width", "high_res_features")  # what images and prompts depend on
+SERVES = (
+    "family",
+    "image_size",
+    "patch_px",
+    "frame",
+    "width",
+    "high_res_features",
+)  # what images and prompts depend on
 AGAIN = "Calibrate again with this checkpoint."
 # One click, a box, several clicks on the object, clicks on it and beside it, a box with clicks, and a correction of an
 # earlier mask. Not measured on users: clicks and boxes are what every interface has, so they are asked most.

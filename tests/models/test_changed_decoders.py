@@ -30,7 +30,10 @@ from samx.models.checkpoint import load_checkpoint
 transformers = pytest.importorskip("transformers")
 
 State = dict[str, Tensor]
-META: Mapping[str, Callable[[], State]] = {"sam1": meta_sam1, "sam2": meta_sam2}
+META: Mapping[str, Callable[[], State]] = {
+    "sam1": meta_sam1,
+    "sam2": lambda: meta_sam2(mlp_width=8, iou_head_width=8, cross_attention_width=16),
+}
 PREFIX = {"sam1": "", "sam2": "sam_"}
 SHOWS = 1e-5  # of the largest logit: what a change must do to count
 
@@ -126,15 +129,16 @@ FOR_BOTH: list[tuple[str, str, Any]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    made = {name: tmp_path_factory.mktemp(name) for name in META}
+    for name, folder in made.items():
+        build_upstream(name, SIZE_PX).save_pretrained(folder)
+    return made
+
+
 class TestConfigurations:
     """Hugging Face's layout: every field of the decoder's and the prompt encoder's configuration is used or known."""
-
-    @pytest.fixture(scope="class")
-    def folders(self, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-        made = {name: tmp_path_factory.mktemp(name) for name in META}
-        for name, folder in made.items():
-            build_upstream(name, SIZE_PX).save_pretrained(folder)
-        return made
 
     @pytest.mark.parametrize(
         ("name", "change"), [(n, c) for n, changes in REFUSED.items() for c in [*changes, *FOR_BOTH]]
