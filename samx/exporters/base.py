@@ -117,6 +117,12 @@ class Exported:
     notes: tuple[str, ...] = ()  # what people should read about the files
 
 
+KEEPS_LITTLE = (
+    "With --mask-input the image graph keeps the image's tokens alone: a mask changes them, so that what --split keeps "
+    "otherwise is computed in every call. For prompts without masks export without --mask-input too."
+)
+
+
 def export_decoder(exporter: ModuleType, job: ExportJob, directory: Path) -> Exported:
     """Build the decoder's graphs as a target needs them, and write them.
 
@@ -126,4 +132,5 @@ def export_decoder(exporter: ModuleType, job: ExportJob, directory: Path) -> Exp
     graphs: Graphs = exporter.decoder(job)
     exported: Exported = exporter.write(graphs.graphs, job, directory)
     asked = {"precision": job.precision, **job.options.to_json()}
-    return replace(exported, options={**asked, **graphs.facts, **exported.options})
+    notes = (*exported.notes, KEEPS_LITTLE) if graphs.facts.get("split") and job.spec.mask_input else exported.notes
+    return replace(exported, options={**asked, **graphs.facts, **exported.options}, notes=notes)

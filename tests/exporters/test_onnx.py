@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from exports import export_job, job_for
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
 from samx.errors import UsageError
@@ -237,3 +238,13 @@ class TestRules:
         model.graph.node[0].op_type, model.graph.node[1].op_type = "Resize", "If"
         found = broken_rules(model, 18, spec.inputs, [tensor.name for tensor in spec.outputs], allowed)
         assert found == ["operator If"]
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("mask_input", [False, True])
+def test_a_split_export_with_mask_prompts_says_that_it_keeps_little(
+    split: bool, mask_input: bool, tmp_path: Path
+) -> None:
+    spec = sam1_spec(image_size=64, mask_input=mask_input)
+    exported = export_job(job_for("onnx", toy_checkpoint(spec), spec, split=split, simplify=False), tmp_path)
+    assert any("--mask-input the image graph keeps" in note for note in exported.notes) is (split and mask_input)
