@@ -317,7 +317,12 @@ def test_calibrate_refuses_a_folder_that_cannot_calibrate(samx: Samx, tmp_path: 
         (["--family", "sam9"], 2, "no demo weights for this family"),
         (["missing.pth"], 6, "missing.pth"),
         (["--embeddings", "missing"], 6, "folder 'missing' cannot be read"),
-        (["--pictures", "missing", "--encoder", "missing.onnx"], 6, "folder 'missing' cannot be read"),
+        (["--pictures", "missing", "--encoder", "missing.onnx"], 2, "nothing says which pixels the encoder"),
+        (
+            ["--pictures", "missing", "--encoder", "missing.onnx", "--pixels", "unit"],
+            6,
+            "folder 'missing' cannot be read",
+        ),
     ],
 )
 def test_bad_calibrate_requests_leave_nothing(
@@ -462,7 +467,10 @@ def test_segment_takes_an_embedding_and_gives_the_same(
         (["--box", "100,100,20,20"], 6, "swapped corners"),
         ([], 6, "says nothing"),
         (["--point", "9,9", "--embedding", "missing.npz"], 6, "missing.npz"),
-        (["--point", "9,9", "--encoder", "missing.onnx"], 6, "missing.onnx"),
+        (["--point", "9,9", "--encoder", "missing.onnx"], 2, "nothing says which pixels the encoder"),
+        (["--point", "9,9", "--encoder", "missing.onnx", "--pixels", "half"], 6, "missing.onnx"),
+        (["--point", "9,9", "-o", "overlay.jpg"], 2, "expected .png"),
+        (["--point", "9,9", "--range", "9:1"], 2, "no range of brightness"),
         (["--point", "9,9", "--pixels", "bgr"], 2, "unknown pixel normalisation"),
     ],
 )

@@ -11,7 +11,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import UsageError, WriteError
 from samx.extras import require_export
 from samx.models.spec import FrameRule, check_choice
-from samx.processing.images import check_free, check_pixels
+from samx.processing.images import check_free
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
 
@@ -30,7 +30,7 @@ class CalibrateRequest:
     embeddings: Path | None = None  # folder of .npz or .npy files
     pictures: Path | None = None  # folder, with `encoder`
     encoder: Path | None = None  # ONNX file
-    pixels: str | None = None  # what it takes; None: what the checkpoint's spec says
+    pixels: str | None = None  # what it takes
     images: int | None = None  # None: 16, or all where there are fewer
     samples: int | None = None  # None: 96
     seed: int = 0
@@ -78,7 +78,7 @@ def calibrate(request: CalibrateRequest, progress: Progress = silent) -> Calibra
     loaded = load_checkpoint(checkpoint, image_size=request.image_size, frame=request.frame)
     source = open_source(
         checkpoint, loaded.spec, request.seed, embeddings=request.embeddings, pictures=request.pictures,
-        encoder=request.encoder, pixels=request.pixels or "unit", images=request.images,
+        encoder=request.encoder, pixels=request.pixels, images=request.images,
     )  # fmt: skip
     samples = DEFAULT_SAMPLES if request.samples is None else request.samples
     reference = calibration_reference(loaded)
@@ -92,7 +92,6 @@ def _check(request: CalibrateRequest) -> None:
     check_choice("frame", request.frame, FrameRule)
     if request.seed < 0:
         raise UsageError("seed is negative", found=request.seed, expected="0 or more")
-    check_pixels(request.encoder, request.pixels)
     check_free(request.out, request.overwrite)
     if request.out.is_dir():
         raise WriteError(f"cannot write '{request.out}'", found="a folder", fix="Name a file in it.")

@@ -18,7 +18,7 @@ from samx.errors import ImageError, UsageError
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
-from samx.processing.images import PIXELS, normalised, read_embedding, read_image, to_frame
+from samx.processing.images import check_pixels, normalised, read_embedding, read_image, to_frame
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES, check_features
 from samx.runtimes.onnxruntime import open_encoder
 
@@ -59,7 +59,7 @@ class Source:
 
 def open_source(
     checkpoint: Path, spec: DecoderSpec, seed: int = 0, *, embeddings: Path | None = None, pictures: Path | None = None,
-    encoder: Path | None = None, pixels: str = "unit", images: int | None = None,
+    encoder: Path | None = None, pixels: str | None = "unit", images: int | None = None,
 ) -> Source:  # fmt: skip
     """Find the images: in a folder of embeddings, or of pictures for an encoder (ONNX); else demo scenes.
 
@@ -70,7 +70,7 @@ def open_source(
     if embeddings is not None:
         files, words = _choose(embeddings, EMBEDDING_SUFFIXES, "embeddings", images, seed)
         return Source(words, [partial(_embedding, path, spec) for path in files])
-    if pictures is not None and encoder is not None:
+    if pictures is not None and encoder is not None and pixels is not None:
         files, words = _choose(pictures, PICTURE_SUFFIXES, "pictures", images, seed)
         encode = open_encoder(_read(encoder), encoder.name)
         words = f"{words}, encoder '{encoder.name}'"
@@ -143,7 +143,7 @@ def _extent(frame: Frame) -> Extent:
 
 
 def _check_options(
-    embeddings: Path | None, pictures: Path | None, encoder: Path | None, pixels: str, images: int | None
+    embeddings: Path | None, pictures: Path | None, encoder: Path | None, pixels: str | None, images: int | None
 ) -> None:
     problems = {
         "--embeddings and --pictures": embeddings is not None and pictures is not None,
@@ -154,8 +154,7 @@ def _check_options(
     if found:
         expected = "--embeddings DIR, or --pictures DIR with --encoder FILE.onnx"
         raise UsageError("images to calibrate on are not clear", found=found, expected=expected)
-    if pixels not in PIXELS:
-        raise UsageError("unknown pixel normalisation", found=repr(pixels), expected=" or ".join(PIXELS))
+    check_pixels(encoder, pixels)
     if images is not None and not MIN_IMAGES <= images <= MOST_IMAGES:
         expected = f"{MIN_IMAGES} to {MOST_IMAGES}"
         raise UsageError("cannot calibrate on so many images", found=images, expected=expected)
