@@ -180,13 +180,16 @@ def test_without_an_encoder_the_error_says_what_to_give(all_masks_artifact: Path
         assert "\n" not in str(caught.value)
         with pytest.raises(samx.UsageError, match="no image is set"):
             predictor.predict(point_coords=[(1, 1)], point_labels=[1])
-    with samx.open(artifact, encoder=all_masks_artifact / "encoder.onnx") as one, samx.open(all_masks_artifact) as two:
+    with (
+        samx.open(artifact, encoder=all_masks_artifact / "encoder.onnx", pixels="unit") as one,
+        samx.open(all_masks_artifact) as two,
+    ):
         for predictor in (one, two):
             predictor.set_image(scene())
         given: dict[str, Any] = {"point_coords": [(100, 70)], "point_labels": [1]}
         np.testing.assert_array_equal(one.predict(**given)[2], two.predict(**given)[2])
     with pytest.raises(samx.ImageError, match="cannot read the encoder"):
-        samx.open(artifact, encoder="missing.onnx").set_image(scene())
+        samx.open(artifact, encoder="missing.onnx", pixels="unit").set_image(scene())
 
 
 # samx segment, which is a use of it
