@@ -34,7 +34,7 @@ from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.scenarios import chosen as scenarios_of
 from samx.benchmarks.subjects import open_contenders, reason_of
 from samx.benchmarks.wheels import wheels_on_path
-from samx.commands.bench import BenchRequest, device_record, require_complete, summarised
+from samx.commands.bench import device_record, require_complete, summarised
 from samx.demo import demo_checkpoint
 from samx.devices.adapter import unread
 from samx.devices.monitor import Monitor, adapters
@@ -135,16 +135,15 @@ def measured(part: Part) -> Iterator[BenchReport]:
         part.seconds, False, clock_for(part.device), lambda start, end: unread("power is read beside, for all parts"),
         silent, not_measured=missing,
     )  # fmt: skip
-    request = BenchRequest([Path(part.checkpoint)], part.device, part.threads, part.scenarios, seconds=part.seconds)
     with Monitor([]) as monitor:
         pass
     record = device_record(part.device, monitor)
     for scenario in scenarios_of(part.scenarios, quick=False):
         run.run([scenario])
-        yield summarised(request, run, record)
+        yield summarised(run, record)
     best = partial(peaks, replace(setting, precision=part.precision), part.tiny)
     lines = rooflines(subjects, run.workload, run.results, part.device, part.threads, best, part.precision)
-    yield summarised(request, run, record, lines)
+    yield summarised(run, record, lines=lines)
 
 
 def prepared(part: Part) -> tuple[contenders.Setting, Any]:

@@ -24,7 +24,7 @@ from toys import toy_decoder
 from samx import console
 from samx.artifacts.store import Artifact
 from samx.benchmarks.summary import SpeedReport
-from samx.commands.calibrate import CalibrateRequest, calibrate
+from samx.commands.calibrate import calibrate
 from samx.commands.export import ExportRequest, ExportResult, export
 from samx.commands.validate import validate
 from samx.errors import ArtifactError, InputError, ParityError, SamxError, UsageError
@@ -66,12 +66,9 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
     found.embeddings.mkdir()
     for i in range(6):
         np.save(found.embeddings / f"{i}.npy", features(SPEC, i)["image_embeddings"])
-    request = CalibrateRequest(
-        found.calibration, found.checkpoint, image_size=SIZE_PX, embeddings=found.embeddings, samples=24
-    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("samx.quantization.rollout.HELD_OUT_SAMPLES", 16)
-        calibrate(request)
+        calibrate(found.calibration, found.checkpoint, image_size=SIZE_PX, embeddings=found.embeddings, samples=24)
     return found
 
 
