@@ -44,7 +44,7 @@ def report(
     return {
         "reports": {run.key: str(run.path) for run in runs},
         "devices": {run.key: run.device for run in runs},
-        "doubts": {run.key: [{"kind": doubt.kind, "text": doubt.text} for doubt in run.doubts] for run in runs},
+        "doubts": {run.key: [{name: doubt[name] for name in ("kind", "text")} for doubt in run.doubts] for run in runs},
         "paths": [str(path) for path in written],
         "regressions": [] if comparison is None else [change.sentence() for change in comparison.regressions],
         "comparison": None if comparison is None else comparison.to_json(),

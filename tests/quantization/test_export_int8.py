@@ -23,7 +23,7 @@ from toys import toy_decoder
 
 from samx import console
 from samx.artifacts.store import Artifact
-from samx.benchmarks.summary import SpeedReport
+from samx.benchmarks.summary import speed_facts
 from samx.commands.calibrate import calibrate
 from samx.commands.export import ExportRequest, ExportResult, export
 from samx.commands.validate import validate
@@ -286,10 +286,10 @@ def test_slower_is_said(mine: Mine, notes: Path, tmp_path: Path, monkeypatch: py
     asked: list[Any] = []
     sizes: list[dict[str, int]] = []
 
-    def slow(runs: Any, feed: Any, size: dict[str, int], **options: Any) -> SpeedReport:
+    def slow(runs: Any, feed: Any, size: dict[str, int], **options: Any) -> dict[str, Any]:
         assert set(runs) == {"float", "int8"}
         sizes.append(size)
-        return SpeedReport(len(feed["point_coords"]), options["threads"], 10, 10.0, 15.0, size["float"], size["int8"])
+        return speed_facts(len(feed["point_coords"]), options["threads"], 10, 10.0, 15.0, size["float"], size["int8"])
 
     monkeypatch.setattr("samx.benchmarks.summary.compare_speed", slow)
     monkeypatch.setattr(OnnxTrial, "judge", counted(OnnxTrial.judge, asked))
