@@ -200,7 +200,7 @@ def test_int8_is_calibrated_judged_and_compiled(
 def test_a_kit_is_for_the_devices_of_its_entry(exported: samx.Artifact, tmp_path: Path) -> None:
     result = bundle(exported.path, tmp_path / "kit.zip")
     assert result["devices"] == ("toybox",)
-    with zipfile.ZipFile(result.path) as archive:
+    with zipfile.ZipFile(result["path"]) as archive:
         text = archive.read("samx-kit/README.txt").decode()
     assert "python3 samx.pyz validate artifact --device toybox" in text
 

@@ -19,7 +19,7 @@ def has_half_arithmetic() -> bool:
 def test_the_points_cost_most_and_the_iou_head_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_PROMPTS", 1)
     steps: list[str] = []
-    result = bisect(progress=steps.append, only=["point encoding", "IoU head", "sums"])
+    result = bisect(progress=lambda text, *_: steps.append(text), only=["point encoding", "IoU head", "sums"])
     rows = {row["group"]: row for row in result["rows"]}
     assert steps[1:] == ["point encoding (1 of 3)", "IoU head (2 of 3)", "sums (3 of 3)"]
     assert rows["point encoding"]["alone"]["logit_error"] > 2 * result["exported"]["logit_error"]

@@ -49,7 +49,7 @@ def reseal(path: Path, manifest: Manifest, more: Mapping[str, str] = {}) -> None
 def test_an_engine_is_built_into_the_artifact(path: Path) -> None:
     steps: list[str] = []
     before = content(path)
-    result = build(path, progress=steps.append)
+    result = build(path, progress=lambda text, *_: steps.append(text))
     artifact = Artifact.open(path)
     assert result["built"]
     assert "there was none" in result["summary"]
@@ -188,7 +188,7 @@ def test_a_plan_for_another_target_or_decoder_is_refused(tmp_path: Path) -> None
 def test_an_engine_is_trusted_after_its_hash_was_shown(built: Path) -> None:
     trusted.trust_file().unlink()
     shown: list[str] = []
-    result = trust(built, progress=shown.append)
+    result = trust(built, progress=lambda text, *_: shown.append(text))
     assert shown == [f"{built / 'decoder.engine'} has sha256 {result['sha256']}"]
     assert trusted.is_trusted(result["sha256"])
     assert not build(built)["built"]

@@ -81,7 +81,7 @@ def test_the_archive_says_nothing_of_this_machine(made: Path, tmp_path: Path) ->
 def test_the_result_says_what_was_written(made: Path, tmp_path: Path) -> None:
     result = bundle(made, tmp_path / "kit.zip")
     assert result["devices"] == ("cpu", "cuda")
-    assert result.bytes == (tmp_path / "kit.zip").stat().st_size
+    assert result["bytes"] == (tmp_path / "kit.zip").stat().st_size
     assert json.loads(json.dumps(result))["path"] == str(tmp_path / "kit.zip")
     assert "read README.txt" in result["summary"]
 

@@ -13,7 +13,7 @@ SHOWN_FIRST = "click"  # what a person waits for; another scenario only where no
 MOVING = 2  # fewest different values that make a line
 MEGA, GIGA = 1e6, 1e9
 
-# An artifact's calls beside the machine's peaks: multiply-adds a byte, multiply-adds a second, what was reached in words.
+# An artifact's calls beside the machine's peaks: multiply-adds a byte and a second, what was reached in words.
 Limit = tuple[Entry, float, float, str]
 # What was read of a device: name, words before and after the run, the reason for none; times and numbers meanwhile.
 Fact = dict[str, Any]
