@@ -158,12 +158,12 @@ def segment(
     )  # fmt: skip
     with console.steps() as progress:
         progress(f"Segmenting {image.name}")
-        result = segment_picture(
+        drawn, masks = segment_picture(
             image, model, [prompt], embedding=embedding, encoder=encoder, pixels=pixels,
             levels=parse_levels(levels) if levels else None, device=device, threads=threads,
         )  # fmt: skip
-        write_png(output, result.draw(), overwrite=force)
-    console.show((output, result), console.segmented, as_json=json)
+        write_png(output, drawn, overwrite=force)
+    console.show((output, masks), console.segmented, as_json=json)
 
 
 @app.command(epilog="samx inspect sam1-demo-onnx  ·  samx inspect sam1-demo-onnx/decoder.onnx --json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from samx.progress import Progress
 
 if TYPE_CHECKING:
     from samx.commands.export import ExportResult
-    from samx.commands.segment import Segmentation
+    from samx.processing.postprocess import SegmentedMask
     from samx.quantization.verdict import Int8Report
     from samx.validators.report import ParityReport
 
@@ -188,27 +188,20 @@ def save_reports(report: ParityReport, json_file: Path | None, junit: Path | Non
         write_file(junit, to_junit(report).encode())
 
 
-def segmented(result: tuple[Path, Segmentation]) -> tuple[Any, Draw]:
-    """View a segmentation."""
-    path, found = result
-    masks = [
-        {
-            "predicted_iou": m.predicted_iou,
-            "stability": m.stability,
-            "area_px": m.area_px,
-            "box": m.box,
-            "mask": m.index,
-        }
-        for m in found.masks
-    ]
+def segmented(result: tuple[Path, Sequence[SegmentedMask]]) -> tuple[Any, Draw]:
+    """View the masks that were drawn."""
+    path, masks = result
+    names = {"predicted_iou": "predicted_iou", "stability": "stability", "area_px": "area_px", "box": "box",
+             "mask": "index"}  # fmt: skip
 
     def draw() -> None:
-        for mask in found.masks:
+        for mask in masks:
             out.print(f"mask {mask.index}: predicted IoU {mask.predicted_iou:.3f}, stability {mask.stability:.3f}, "
                       f"{mask.area_px} px", highlight=False)  # fmt: skip
         out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
 
-    return {"overlay": str(path), "masks": masks}, draw
+    shown = [{name: getattr(mask, field) for name, field in names.items()} for mask in masks]
+    return {"overlay": str(path), "masks": shown}, draw
 
 
 def inspected(facts: Facts) -> tuple[Any, Draw]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,13 +30,6 @@ def benchmark_environment(tree: Tree = HERE) -> dict[str, str]:
         "load_1min": _words(load),
         **{library: _version(library) for library in LIBRARIES},
     }
-
-
-def busy(facts: Mapping[str, str]) -> bool:
-    """Tell whether something else was running when the environment was read."""
-    if facts["load_1min"] == UNKNOWN:
-        return False
-    return cpu.busy(float(facts["load_1min"]), int(facts["cpus_usable"]))
 
 
 def _words(reading: Reading) -> str:

@@ -1,19 +1,14 @@
-"""Go through the scenarios, artifacts in turns, and keep what was measured whatever ends the run.
-
-python -m samx.benchmarks.harness measures what the harness itself costs: calls that do nothing.
-"""
+"""Go through the scenarios, artifacts in turns, and keep what was measured whatever ends the run."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from statistics import median
 from typing import Any
 
 from samx.benchmarks.cold_start import ColdStart, Starter, start
-from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_ns, step_ns
+from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling
 from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Scenario, Workload, candidate, copying, finishing
 from samx.benchmarks.subjects import Subject, reason_of
@@ -38,9 +33,6 @@ IN_CHILD = "measured in a process of its own, too short for power readings"
 ENERGY_UNIT = "mJ"
 COLD_PHASES = ("import", "load", "first_call")
 NOTHING_DECODED: dict[str, Any] = {"prompts": 0, "points": ()}
-
-OVERHEAD_CALLS = 20_000
-OVERHEAD_BOUND_US = 20.0
 
 
 class _ContenderError(Exception):
@@ -240,24 +232,3 @@ class Harness:
 
 def _unread(reason: str) -> Reading:
     return adapter.unread(reason, ENERGY_UNIT).to_json()
-
-
-def overhead(clock: Clock = now_ns, calls: int = OVERHEAD_CALLS) -> tuple[float, float, float]:
-    """Time calls that do nothing. Units: microseconds inside the timed span, a call in all, and of the clock's step."""
-    nothing = Candidate("nothing", 1, lambda argument: argument, lambda number: number)
-    sampling = Sampling([nothing], Effort(0, least=calls, wanted=calls, warm_up_s=0), clock)
-    sampling.run()
-    spent_us = (sampling.end_ns - sampling.start_ns) / 1e3
-    return median(sampling.samples[0].call_ns) / 1e3, spent_us / calls, step_ns(clock) / 1e3
-
-
-def main() -> int:
-    """Print the cost; the exit code is 1 when it is above the bound."""
-    counted_us, loop_us, step_us = overhead()
-    print(f"a call costs {loop_us:.2f} us in the loop (bound {OVERHEAD_BOUND_US:g}), {counted_us:.3f} us of it are "  # noqa: T201
-          f"counted; the clock steps by {step_us:.3f} us")  # fmt: skip
-    return int(loop_us > OVERHEAD_BOUND_US)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

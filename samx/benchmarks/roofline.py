@@ -70,11 +70,11 @@ def _need(subject: Subject, workload: Workload, result: Result) -> Need | None:
     form = {"cached": options["cached"], "independent": options.get("independent") is not False}
     work = [count(spec, form_name, points, **form) for points in result.points]
     afresh = scenario.kind == "image" or not options.get("split")
-    adds = fmean(each.prompt * result.prompts + (each.image if afresh else 0) for each in work)
-    image = sum(prod(map(int, tensor.shape)) for tensor in spec.image_inputs) * FLOAT_BYTES
+    adds = fmean(prompt * result.prompts + (image if afresh else 0) for image, prompt, _ in work)
+    given = sum(prod(map(int, tensor.shape)) for tensor in spec.image_inputs) * FLOAT_BYTES
     masks = result.prompts * spec.masks_out * spec.mask_size**2 * FLOAT_BYTES
     weights = described.bytes if subject.artifact is None else _weights(subject.artifact.manifest, afresh)
-    moved = weights + (image if afresh else work[0].kept_bytes) + masks
+    moved = weights + (given if afresh else work[0][2]) + masks
     return Need(subject.name, scenario.name, round(adds), moved)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from samx.benchmarks import environment
+from samx.devices import cpu
 from samx.devices.adapter import Tree
 
 
@@ -31,6 +32,5 @@ def test_unknown_stays_unknown(tmp_path: Path) -> None:
 
 
 def test_a_busy_machine_is_called_busy() -> None:
-    assert environment.busy({"load_1min": "1.50", "cpus_usable": "2"})
-    assert not environment.busy({"load_1min": "0.90", "cpus_usable": "2"})
-    assert not environment.busy({"load_1min": "unknown", "cpus_usable": "2"})
+    assert cpu.busy(1.5, 2)
+    assert not cpu.busy(0.9, 2)
