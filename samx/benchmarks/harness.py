@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from samx.benchmarks.cold_start import ColdStart, Starter, start
+from samx.benchmarks.cold_start import Starter, start
 from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling
 from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Scenario, Workload, candidate, copying, finishing
@@ -138,7 +138,7 @@ class Harness:
 
     def cold(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Start fresh processes in turns."""
-        starts: dict[str, list[ColdStart]] = {subject.name: [] for subject in subjects}
+        starts: dict[str, list[dict[str, Any]]] = {subject.name: [] for subject in subjects}
         order, begin = Random(self.workload.seed), self.clock()
         try:
             for number in range(QUICK_COLD_STARTS if self.quick else COLD_STARTS):
@@ -155,8 +155,8 @@ class Harness:
         for subject in subjects:
             begin = self.clock()
             found = self._start(subject, scenario, 0, scenario.least)
-            self._add(scenario, subject.name, "steady", begin, found.calls_ns, warm_up_calls=1,
-                      warm_up_ns=found.first_call_ns, peak_bytes=found.peak)  # fmt: skip
+            self._add(scenario, subject.name, "steady", begin, tuple(found["calls_ns"]), warm_up_calls=1,
+                      warm_up_ns=found["first_call_ns"], peak_bytes=found["peak"])  # fmt: skip
 
     def _sample(self, scenario: Scenario, phase: str, subjects: Sequence[Subject], bind: Bind, effort: Effort) -> None:
         """Measure in turns; where a contender fails, the others begin again without it."""
@@ -199,9 +199,9 @@ class Harness:
             self._add(scenario, found.name, phase, sampling.start_ns, found.call_ns, warm_up_calls=calls,
                       warm_up_ns=spent_ns, end_ns=sampling.end_ns, energy_mj=energy_mj)  # fmt: skip
 
-    def _keep_cold(self, scenario: Scenario, name: str, found: Sequence[ColdStart], begin: int) -> None:
+    def _keep_cold(self, scenario: Scenario, name: str, found: Sequence[dict[str, Any]], begin: int) -> None:
         for phase in COLD_PHASES if found else ():
-            samples = tuple(getattr(cold, f"{phase}_ns") for cold in found)
+            samples = tuple(cold[f"{phase}_ns"] for cold in found)
             self._add(scenario, name, phase, begin, samples, **({} if phase == "first_call" else NOTHING_DECODED))
 
     def _add(
@@ -212,7 +212,7 @@ class Harness:
                        energy, None)  # fmt: skip
         self.results.append(replace(plain, **more))
 
-    def _start(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> ColdStart:
+    def _start(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> dict[str, Any]:
         self._do(f"{scenario.name} of {subject.name}")
         feed = {**self.workload.images[0], **self.workload.feed(scenario, number)}
         assert subject.artifact is not None  # _offers()

@@ -1,11 +1,10 @@
 """What each steady call needs, beside what this machine reaches at best: a large product and a large copy.
 
-The peaks are measured in a process of their own; by hand: python -m samx.benchmarks.roofline --threads 1
+The peaks are measured in a process of their own.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -90,9 +89,7 @@ def peaks(threads: int | None = None) -> Peaks:
     Raises: SamxError when it gives no measurement.
     """
     wanted = str(threads or os.cpu_count() or 1)
-    found: Peaks = report_of(
-        [*CHILD, "--threads", wanted], ["threads", *UNITS], dict.fromkeys(THREAD_VARIABLES, wanted)
-    )
+    found: Peaks = report_of([*CHILD, wanted], ["threads", *UNITS], dict.fromkeys(THREAD_VARIABLES, wanted))
     return found
 
 
@@ -128,14 +125,10 @@ def best_s(work: Callable[[], object], clock: Clock, seconds: float) -> float:
             return best
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(threads: int) -> None:
     """Measure this process and print the report."""
-    parser = argparse.ArgumentParser(prog="python -m samx.benchmarks.roofline", description=main.__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    threads = parser.parse_args(arguments).threads
     print_report({"threads": threads, **dict(zip(UNITS, (product_rate(), copy_rate(threads)), strict=True))})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(int(sys.argv[1]))

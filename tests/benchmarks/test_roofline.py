@@ -129,7 +129,7 @@ def test_peaks_come_from_a_process_with_as_many_threads(monkeypatch: pytest.Monk
 
 def test_the_program_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import samx.benchmarks.roofline as p; p.product_rate = lambda: 1.0; p.copy_rate = lambda n: n * 2.0"
-    monkeypatch.setattr(measuring, "CHILD", (sys.executable, "-c", f"{program}; p.main()"))
+    monkeypatch.setattr(measuring, "CHILD", (sys.executable, "-c", f"import sys; {program}; p.main(int(sys.argv[1]))"))
     assert peaks(2) == {"threads": 2, "multiply_adds_per_s": 1.0, "bytes_per_s": 4.0}
 
 

@@ -15,7 +15,7 @@ from bench_toys import toy_report
 
 import samx.commands.bench
 from samx.benchmarks import harness, subjects
-from samx.benchmarks.cold_start import ColdStart
+from samx.benchmarks.cold_start import FIELDS
 from samx.benchmarks.interleave import Effort
 from samx.benchmarks.results import BenchReport, NotMeasured
 from samx.benchmarks.scenarios import Scenario
@@ -50,8 +50,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     def effort(self: Scenario, seconds: float) -> Effort:
         return Effort(0, least=10, wanted=10, warm_up_s=0, warm_up_calls=1)
 
-    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
-        return ColdStart(3, 2, 1, (5,) * calls, {"value": 1, "unit": "bytes", "reason": None})
+    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> dict[str, Any]:
+        spent = (3, 2, 1, [5] * calls, {"value": 1, "unit": "bytes", "reason": None})
+        return dict(zip(FIELDS, spent, strict=True))
 
     monkeypatch.setattr(Scenario, "effort", effort)
     monkeypatch.setattr(samx.commands.bench, "Harness", partial(harness.Harness, starter=starter))
