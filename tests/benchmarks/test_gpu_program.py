@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from bench_toys import toy_report
+from bench_toys import toy_report, toy_result, toy_subject
 from safetensors.torch import save_file
 from toys import one_thread as one_thread
 from toys import toy_decoder
@@ -188,18 +188,26 @@ def test_a_report_of_nothing_ends_with_5() -> None:
 def test_parts_make_one_report_that_can_be_read_back() -> None:
     line = Roofline(None, {"value": 1.0, "unit": "x", "reason": None}, {"value": 1.0, "unit": "x", "reason": None}, ())
     one = toy_report(rooflines=(line,))
-    found = merged(
-        parts("plain", "compiled", "onnxruntime"), [(one, None), (replace(one, partial="lost"), None), (None, "died")]
-    )
+    other = toy_report(
+        subjects=(toy_subject("c"),), results=(toy_result("c"),), ratios=(), not_measured=(), rooflines=(line,),
+        partial="lost",
+    )  # fmt: skip
+    found = merged(parts("plain", "compiled", "onnxruntime"), [(one, None), (other, None), (None, "died")])
     assert BenchReport.from_bytes(found.to_bytes(), "report") == found
-    assert [subject.name for subject in found.subjects] == ["a", "b", "a (compiled)", "b (compiled)"]
-    assert [(ratio.baseline, ratio.candidate) for ratio in found.ratios] == [
-        ("a", "b"),
-        ("a (compiled)", "b (compiled)"),
-    ]
+    assert [subject.name for subject in found.subjects] == ["a", "b", "c"]
+    assert {result.subject for result in found.results} == {"a", "b", "c"}
+    assert [(ratio.baseline, ratio.candidate) for ratio in found.ratios] == [("a", "b")]
     assert len(found.rooflines) == 2
     assert NotMeasured("onnxruntime fp32", None, None, "died") in found.not_measured
     assert NotMeasured("compiled fp32", None, None, "lost") in found.not_measured
+
+
+def test_a_parts_own_baseline_has_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "TINY_IMAGE_PX", 128)
+    monkeypatch.setattr(gpu, "KINDS", {**KINDS, "compiled": ("pytorch",)})
+    part = Part("compiled", "fp32", "cpu", str(checkpoint), ("click",), 0.001, 1, tiny=True)
+    names = [subject.name for subject in next(gpu.measured(part)).subjects]
+    assert names == ["meta-pytorch (compiled)", "reference (compiled)", "pytorch"]
 
 
 def test_a_gpus_report_is_named_after_it() -> None:
