@@ -1,6 +1,6 @@
 """Show what a machine's PyTorch makes of the fast forms: parity first, then speed, within a budget of time.
 
-python -m samx.benchmarks.gpu --wheels DIR          on a CUDA machine; 'make gpu' is the same
+python -m samx.benchmarks.gpu                       on a CUDA machine; 'make gpu' is the same
 python -m samx.benchmarks.gpu --device cpu --tiny   proves the program without a GPU
 
 Every part runs in a process of its own, with the harness, contenders and report of 'samx bench'.
@@ -33,7 +33,6 @@ from samx.benchmarks.roofline import rooflines
 from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.scenarios import chosen as scenarios_of
 from samx.benchmarks.subjects import open_contenders, reason_of
-from samx.benchmarks.wheels import wheels_on_path
 from samx.commands.bench import device_record, require_complete, summarised
 from samx.demo import demo_checkpoint
 from samx.devices.adapter import unread
@@ -213,7 +212,7 @@ def merged(parts: Sequence[Part], found: Sequence[Found]) -> BenchReport:
     return replace(reports[0], partial=None, not_measured=tuple(dict.fromkeys(missing)), flags=flags, **joined)
 
 
-def surroundings(device: str, brought: Sequence[str]) -> dict[str, str]:
+def surroundings(device: str) -> dict[str, str]:
     """Say with what is measured: the environment, threads or the GPU, and more libraries."""
     import torch
 
@@ -232,7 +231,7 @@ def surroundings(device: str, brought: Sequence[str]) -> dict[str, str]:
     for library in LIBRARIES:
         with suppress(PackageNotFoundError):
             found[library] = version(library)
-    return found | ({"brought along": ", ".join(brought)} if brought else {})
+    return found
 
 
 def file_name(created: str, environment: Mapping[str, str], tiny: bool) -> str:
@@ -262,7 +261,6 @@ def gpu(
     seconds: Annotated[Optional[float], typer.Option(help="Timed seconds a decoder and scenario.", min=0.001)] = None,
     threads: Annotated[Optional[int], typer.Option(help="Of PyTorch, on a CPU.", min=1)] = None,
     checkpoint: Annotated[Optional[Path], typer.Option(help="Weights (default: the SAM 1 demo model).")] = None,
-    wheels: Annotated[Optional[Path], typer.Option(help="A folder with wheels to import from.")] = None,
     output: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite a report of the same name.")] = False,
     measure: Annotated[Optional[str], typer.Option(hidden=True)] = None,
@@ -285,12 +283,11 @@ def gpu(
     from samx.models.load import torch_device
 
     torch_device(device)
-    with wheels_on_path(wheels) as brought:
-        environment = surroundings(device, brought)
-        file = output / file_name(utc_now(), environment, tiny)
-        check_free(file, force)
-        with console.steps() as progress, Monitor(adapters(device), SAMPLED_EVERY_S) as monitor:
-            found = list(in_budget(parts, budget, began_ns, progress, start))
+    environment = surroundings(device)
+    file = output / file_name(utc_now(), environment, tiny)
+    check_free(file, force)
+    with console.steps() as progress, Monitor(adapters(device), SAMPLED_EVERY_S) as monitor:
+        found = list(in_budget(parts, budget, began_ns, progress, start))
     record = replace(device_record(device, monitor), environment=environment)
     report = merged(parts, found)
     flags = [text for text, holds in ((NO_GPU, device == "cpu"), (TINY, tiny)) if holds]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,7 @@ from samx.benchmarks import contenders, gpu
 from samx.benchmarks.gpu import KINDS, NO_GPU, NO_TIME, TINY, Part, file_name, in_budget, merged, plan, start
 from samx.benchmarks.processes import MARK, reports_of
 from samx.benchmarks.results import BenchReport, NotMeasured, Roofline
-from samx.benchmarks.wheels import unpack, wheels_on_path
-from samx.errors import InputError, UnavailableError, UsageError
+from samx.errors import UnavailableError, UsageError
 from samx.models.spec import sam1_spec
 from samx.progress import silent
 
@@ -267,53 +263,6 @@ def test_a_part_runs_in_a_process_of_its_own(checkpoint: Path) -> None:
     assert failure is not None
     assert "exit code 6; its last words: " in failure
     assert "Traceback" not in failure
-
-
-def wheel(path: Path, files: dict[str, str]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return path
-
-
-@pytest.fixture
-def unimported() -> Iterator[None]:
-    yield
-    sys.modules.pop("brought_along", None)
-
-
-@pytest.mark.usefixtures("unimported")
-def test_wheels_are_imported_from_by_this_process_and_its_children_and_are_gone_afterwards(tmp_path: Path) -> None:
-    wheel(tmp_path / "brought_along-1-py3-none-any.whl", {"brought_along/__init__.py": "HERE = __file__"})
-    before = list(sys.path), os.environ.get("PYTHONPATH")
-    with wheels_on_path(tmp_path) as names:
-        assert names == ["brought_along-1-py3-none-any.whl"]
-        import brought_along  # type: ignore[import-not-found]
-
-        program = f"import brought_along\nprint({MARK!r} + '{{\"n\": 3}}')"
-        assert child(program) == ([{"n": 3}], None)
-    assert not Path(brought_along.HERE).exists()
-    assert (list(sys.path), os.environ.get("PYTHONPATH")) == before
-
-
-@pytest.mark.parametrize("name", ["../outside.py", "/tmp/outside.py", "a\\..\\b.py", "C:/b.py"])
-def test_a_wheel_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
-    path = wheel(tmp_path / "bad.whl", {"good.py": "", name: "planted"})
-    with pytest.raises(InputError, match="leads elsewhere"):
-        unpack(path, tmp_path / "in")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.whl"]
-
-
-def test_damaged_wheels_and_folders_without_any_are_refused(tmp_path: Path) -> None:
-    path = wheel(tmp_path / "cut.whl", {"good.py": "x = 1\n" * 100})
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"cut\.whl' cannot be unpacked"), wheels_on_path(tmp_path):
-        pass
-    path.unlink()
-    with pytest.raises(UsageError, match="no wheels to bring along"), wheels_on_path(tmp_path):
-        pass
-    with pytest.raises(UsageError, match="no wheels to bring along"), wheels_on_path(tmp_path / "none"):
-        pass
 
 
 @pytest.mark.slow
