@@ -90,12 +90,9 @@ class Part:
 
     def contenders(self) -> list[contenders.Contender]:
         """Return what is measured, the baseline first; of several precisions' names, those that there are."""
-        names = (*FIRST, *KINDS[self.kind])
-        found = contenders.chosen([f"{name}:{self.precision}" for name in names])
-        return sorted(
-            (one for one in found if one.name in names and self.device in one.devices),
-            key=lambda one: names.index(one.name),
-        )
+        known = {one.name: one for one in contenders.CONTENDERS if self.precision in one.precisions}
+        found = [known[name] for name in (*FIRST, *KINDS[self.kind]) if name in known]
+        return [replace(one, precision=self.precision) for one in found if self.device in one.devices]
 
 
 Found = tuple[Optional[BenchReport], Optional[str]]  # what a part has measured, and how it failed, if it did
