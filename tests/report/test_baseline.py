@@ -158,6 +158,15 @@ def test_what_else_changed_is_named() -> None:
     assert found.differences == ("A: onnxruntime 1.30.0 \u2192 1.31.1",)
 
 
+def test_a_device_that_was_set_otherwise_is_named() -> None:
+    base = bench_report(seed=3)
+    ((kind, found),) = base.device.kinds.items()
+    memory = {"memory": {**found["facts"]["memory"], "value": 8192}}
+    kinds = {kind: {**found, "facts": {**found["facts"], **memory}}}
+    differences = compared(bench_report(), replace(base, device=replace(base.device, kinds=kinds))).differences
+    assert differences == (f"A: {kind} memory 8192 \u2192 16384",)
+
+
 def test_operations_that_ran_elsewhere_are_named() -> None:
     new = bench_report()
     moved = {**(new.subjects[0].placement or {}), "operations": {"cuda": 300, "cpu": 44}}

@@ -233,5 +233,6 @@ def _surroundings(report: BenchReport, base: BenchReport) -> dict[str, str]:
     """Describe what surrounded a run, artifacts by the names that they have in the baseline."""
     twins = {twin: subject for subject in report.subjects if (twin := _twin(subject, report, base)) is not None}
     ran = {f"{twin} ran": places((subject.placement or {}).get("operations")) for twin, subject in twins.items()}
-    moving = {"load_1min"}
-    return {**{name: text for name, text in report.device.environment.items() if name not in moving}, **ran}
+    facts = {f"{kind} {name}": str(reading["value"]) for kind, device in report.device.kinds.items()
+             for name, reading in device["facts"].items() if reading["value"] is not None}  # fmt: skip
+    return {**report.device.environment, **facts, **ran}
