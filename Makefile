@@ -25,6 +25,7 @@ BOX := 79,127,534,624
 
 DEVICE ?= cuda
 WHEELS ?=
+BROUGHT := .wheels
 FLAGS ?=
 GPU_NEEDS := torch numpy PIL rich typer safetensors
 
@@ -113,11 +114,12 @@ compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face to
 	@$(COMPARE)/bin/samx report $(COMPARED)/sam1.json $(COMPARED)/sam2.json --output $(COMPARED)/compare.html \
 		--markdown $(COMPARED)/compare.md --force
 
-# Installs nothing: it takes the Python that it finds, with what a machine for PyTorch has, and this checkout.
+# It takes the Python that it finds, with what a machine for PyTorch has, this checkout, and the wheels of a folder.
 gpu: ## Show what a CUDA machine makes of the PyTorch forms, in 8 minutes (DEVICE=cpu, WHEELS=DIR, FLAGS=...)
 	@$(PYTHON) -c 'import importlib.util, sys; missing = [name for name in "$(GPU_NEEDS)".split() if not importlib.util.find_spec(name)]; sys.exit(f"{sys.executable} has no {(chr(44) + chr(32)).join(missing)}; name a Python that has it with: make gpu PYTHON=..." if missing else 0)'
-	@PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) -m samx.benchmarks.gpu --device $(DEVICE) \
-		$(if $(WHEELS),--wheels "$(WHEELS)") $(FLAGS)
+	@$(if $(WHEELS),rm -rf $(BROUGHT) && $(PYTHON) -m pip install -qq --no-index --no-deps --target $(BROUGHT) $(WHEELS)/*.whl)
+	@PYTHONPATH="$(CURDIR):$(if $(WHEELS),$(CURDIR)/$(BROUGHT):)$$PYTHONPATH" $(PYTHON) -m samx.benchmarks.gpu \
+		--device $(DEVICE) $(FLAGS)
 
 train: $(INSTALLED) ## Train the demo model from nothing (two hours or so on two cores)
 	@$(BIN)/python -m tools.train_demo.train
@@ -126,7 +128,7 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 	@$(BIN)/python -m tools.train_demo.evaluate
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) $(BROUGHT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.

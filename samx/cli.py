@@ -47,17 +47,15 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """Roll realistic prompts out over images: what INT8 takes its ranges from."""
-    from samx.commands.calibrate import CalibrateRequest
     from samx.commands.calibrate import calibrate as run
 
-    request = CalibrateRequest(
-        out=output, checkpoint=checkpoint, family=family, image_size=image_size, frame=frame,
-        embeddings=embeddings, pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples,
-        seed=seed, overwrite=force,
-    )  # fmt: skip
     with console.steps() as progress:
-        result = run(request, progress)
-    console.show(result, console.calibrated, as_json=json)
+        result = run(
+            output, checkpoint, family=family, image_size=image_size, frame=frame, embeddings=embeddings,
+            pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples, seed=seed,
+            overwrite=force, progress=progress,
+        )  # fmt: skip
+    console.show(result, console.told, as_json=json)
 
 
 @app.command(epilog="samx bisect  ·  samx bisect sam_vit_b.pth --json")
@@ -85,7 +83,7 @@ def build(
 
     with console.steps() as progress:
         result = run(path, force=force, progress=progress)
-    console.show(result, console.built, as_json=json)
+    console.show(result, console.told, as_json=json)
 
 
 @app.command(epilog="samx trust sam1-demo-trt-rtx")
@@ -96,7 +94,7 @@ def trust(
     """Name an engine that somebody else built as one to run: engines are executable code."""
     from samx.commands.build import trust as run
 
-    console.show(run(path), console.trusted, as_json=json)
+    console.show(run(path), console.told, as_json=json)
 
 
 @app.command(epilog="samx validate sam1-demo-onnx  ·  samx validate DIR --checkpoint sam_vit_b.pth --junit parity.xml")
@@ -160,12 +158,12 @@ def segment(
     )  # fmt: skip
     with console.steps() as progress:
         progress(f"Segmenting {image.name}")
-        result = segment_picture(
+        drawn, masks = segment_picture(
             image, model, [prompt], embedding=embedding, encoder=encoder, pixels=pixels,
             levels=parse_levels(levels) if levels else None, device=device, threads=threads,
         )  # fmt: skip
-        write_png(output, result.draw(), overwrite=force)
-    console.show((output, result), console.segmented, as_json=json)
+        write_png(output, drawn, overwrite=force)
+    console.show((output, masks), console.segmented, as_json=json)
 
 
 @app.command(epilog="samx inspect sam1-demo-onnx  ·  samx inspect sam1-demo-onnx/decoder.onnx --json")

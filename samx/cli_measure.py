@@ -35,15 +35,15 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure artifacts on this machine, in turns, after checking that they compute what PyTorch computes."""
-    from samx.commands.bench import BenchRequest, require_complete
     from samx.commands.bench import bench as run
+    from samx.commands.bench import require_complete
 
-    request = BenchRequest(
-        tuple(paths), device, threads, scenario, quick, seconds, seed, output, force, tuple(embedding or ()),
-        tuple(against or ()), checkpoint,
-    )  # fmt: skip
     with console.steps() as progress:
-        report = run(request, progress)
+        report = run(
+            paths, device, threads, scenarios=scenario or (), quick=quick, seconds=seconds, seed=seed,
+            embeddings=embedding or (), against=against or (), checkpoint=checkpoint, output=output, overwrite=force,
+            progress=progress,
+        )  # fmt: skip
     console.show((output, report), measured, as_json=json)
     require_complete(report)
 
@@ -81,7 +81,7 @@ def bundle(
     from samx.commands.bundle import bundle as run
 
     result = run(path, output or Path("samx.pyz" if path is None else "kit.zip"), force)
-    console.show(result, bundled, as_json=json)
+    console.show(result, console.told, as_json=json)
 
 
 COMMANDS: dict[Callable[..., None], str] = {
@@ -114,22 +114,17 @@ def measured(result: tuple[Path | None, Any]) -> tuple[Any, console.Draw]:
     return found.to_json(), draw
 
 
-def reported(result: Any) -> tuple[Any, console.Draw]:
+def reported(facts: console.Facts) -> tuple[Any, console.Draw]:
     """View reports that were brought together."""
 
     def draw() -> None:
-        if not result.paths:
-            console.out.print(result.markdown, markup=False, highlight=False, soft_wrap=True)
-        _wrote(result.paths)
+        if not facts["paths"]:
+            console.out.print(facts["markdown"], markup=False, highlight=False, soft_wrap=True)
+        _wrote(facts["paths"])
 
-    return result.to_json(), draw
+    return facts, draw
 
 
-def _wrote(paths: Iterable[Path]) -> None:
+def _wrote(paths: Iterable[object]) -> None:
     for path in paths:
         console.out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
-
-
-def bundled(result: Any) -> tuple[Any, console.Draw]:
-    """View a kit."""
-    return result.to_json(), lambda: console.out.print(escape(result.summary()), highlight=False, soft_wrap=True)

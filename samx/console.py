@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,13 @@ from samx.errors import Doubt, SamxError
 from samx.progress import Progress
 
 if TYPE_CHECKING:
-    from samx.commands.bisect import Bisection
-    from samx.commands.build import BuildResult, TrustResult
-    from samx.commands.calibrate import CalibrateResult
     from samx.commands.export import ExportResult
-    from samx.commands.segment import Segmentation
+    from samx.processing.postprocess import SegmentedMask
     from samx.quantization.verdict import Int8Report
     from samx.validators.report import ParityReport
 
 Draw = Callable[[], None]
+Facts = dict[str, Any]
 
 out = Console()
 err = Console(stderr=True)
@@ -89,7 +87,7 @@ def _show_warning(other: Callable[..., None], message: Warning | str, category: 
         other(message, category, *rest)
 
 
-def show(result: Any, view: Callable[[Any], tuple[Any, Callable[[], None]]], *, as_json: bool) -> None:
+def show(result: Any, view: Callable[[Any], tuple[Any, Draw]], *, as_json: bool) -> None:
     """Show a result through one of the views below: its data, or its picture for people."""
     data, draw = view(result)
     if as_json:
@@ -98,7 +96,7 @@ def show(result: Any, view: Callable[[Any], tuple[Any, Callable[[], None]]], *, 
         draw()
 
 
-def exported(result: ExportResult) -> tuple[Any, Callable[[], None]]:
+def exported(result: ExportResult) -> tuple[Any, Draw]:
     """View an export."""
     from samx.validators.report import to_table
 
@@ -139,55 +137,34 @@ def _groups(report: Int8Report) -> Table:
     return table
 
 
-def calibrated(result: CalibrateResult) -> tuple[Any, Callable[[], None]]:
-    """View a calibration set."""
-    return result.to_json(), lambda: out.print(escape(result.summary()), highlight=False, soft_wrap=True)
-
-
-def built(result: BuildResult) -> tuple[Any, Callable[[], None]]:
-    """View a build."""
-    data = {
-        "path": str(result.path), "built": result.built, "reasons": result.reasons, "seconds": result.seconds,
-        "warnings": result.warnings, "manifest": result.manifest.to_json(),
-    }  # fmt: skip
+def told(facts: Facts) -> tuple[Any, Draw]:
+    """View facts of which people read the warnings and the summary."""
 
     def draw() -> None:
-        for line in result.warnings:
+        for line in facts.get("warnings", ()):
             out.print(f"[yellow]warning:[/] {escape(line)}", highlight=False, soft_wrap=True)
-        out.print(escape(result.summary()), highlight=False)
+        out.print(escape(facts["summary"]), highlight=False, soft_wrap=True)
 
-    return data, draw
+    return facts, draw
 
 
-def bisected(result: Bisection) -> tuple[Any, Callable[[], None]]:
+def bisected(facts: Facts) -> tuple[Any, Draw]:
     """View a bisection."""
     heads = ("group", "alone: IoU", "logit", "score", "spared: IoU", "logit", "score")
-    frames = [("everything in float16", result.everything, None), ("as exported", result.exported, None)]
+    frames = [("everything in float16", facts["everything"]), ("as exported", facts["exported"])]
+    shown = {"mask_iou_mean": 5, "logit_error": 4, "iou_prediction_error": 5}  # with so many decimals
 
     def draw() -> None:
-        table = Table(*heads, title=f"float16 against PyTorch in float32, {result.checkpoint}")
-        for name, first, second in [*frames, *((row.group, row.alone, row.spared) for row in result.rows)]:
-            errors = [first] if second is None else [first, second]
-            cells = [
-                f"{value:.{digits}f}"
-                for error in errors
-                for value, digits in ((error.mask_iou_mean, 5), (error.logit_error, 4), (error.iou_prediction_error, 5))
-            ]
-            table.add_row(name, *cells)
+        table = Table(*heads, title=f"float16 against PyTorch in float32, {facts['checkpoint']}")
+        for name, *errors in [*frames, *((row["group"], row["alone"], row["spared"]) for row in facts["rows"])]:
+            table.add_row(name, *(f"{error[key]:.{digits}f}" for error in errors for key, digits in shown.items()))
         out.print(table)
         out.print("alone: only this group in float16; spared: exported, and this group in float32 too", highlight=False)
 
-    return result.to_json(), draw
+    return facts, draw
 
 
-def trusted(result: TrustResult) -> tuple[Any, Callable[[], None]]:
-    """View an engine that was named as trusted."""
-    line = f"trusted from now on: {result.path / result.file}, sha256 {result.sha256}"
-    data = {"path": str(result.path), "file": result.file, "sha256": result.sha256}
-    return data, lambda: out.print(escape(line), highlight=False, soft_wrap=True)
-
-
-def judged(report: ParityReport) -> tuple[Any, Callable[[], None]]:
+def judged(report: ParityReport) -> tuple[Any, Draw]:
     """View a parity report."""
     from samx.validators.report import to_table
 
@@ -211,37 +188,30 @@ def save_reports(report: ParityReport, json_file: Path | None, junit: Path | Non
         write_file(junit, to_junit(report).encode())
 
 
-def segmented(result: tuple[Path, Segmentation]) -> tuple[Any, Callable[[], None]]:
-    """View a segmentation."""
-    path, found = result
-    masks = [
-        {
-            "predicted_iou": m.predicted_iou,
-            "stability": m.stability,
-            "area_px": m.area_px,
-            "box": m.box,
-            "mask": m.index,
-        }
-        for m in found.masks
-    ]
+def segmented(result: tuple[Path, Sequence[SegmentedMask]]) -> tuple[Any, Draw]:
+    """View the masks that were drawn."""
+    path, masks = result
+    names = {"predicted_iou": "predicted_iou", "stability": "stability", "area_px": "area_px", "box": "box",
+             "mask": "index"}  # fmt: skip
 
     def draw() -> None:
-        for mask in found.masks:
+        for mask in masks:
             out.print(f"mask {mask.index}: predicted IoU {mask.predicted_iou:.3f}, stability {mask.stability:.3f}, "
                       f"{mask.area_px} px", highlight=False)  # fmt: skip
         out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
 
-    return {"overlay": str(path), "masks": masks}, draw
+    shown = [{name: getattr(mask, field) for name, field in names.items()} for mask in masks]
+    return {"overlay": str(path), "masks": shown}, draw
 
 
-def inspected(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
+def inspected(facts: Facts) -> tuple[Any, Draw]:
     """View what an artifact, a graph or a package is."""
     from samx.pages import artifact_page, flat_page
 
     return facts, lambda: _print(artifact_page(facts) if facts["kind"] == "artifact" else flat_page(facts))
 
 
-def examined(facts: dict[str, Any]) -> tuple[Any, Callable[[], None]]:
+def examined(facts: Facts) -> tuple[Any, Draw]:
     """View what this machine can do."""
     from samx.pages import doctor_page
 

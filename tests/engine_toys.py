@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from samx.artifacts import trust
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.artifacts.store import Artifact
 from samx.commands.build import build
 from samx.exporters.tensorrt import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
 from samx.formats.tensorrt.plan import ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
@@ -123,7 +124,8 @@ def _toy_engine() -> tuple[dict[str, bytes], str]:
         for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
             patch.setenv(variable, folder)
         path = toy_artifact(Path(folder, "toy"))
-        manifest = build(path).manifest
+        build(path)
+        manifest = Artifact.open(path).manifest
         files = {file.name: file.read_bytes() for file in path.iterdir()}
     return files, manifest.files[ENGINE_FILE].sha256
 

@@ -24,7 +24,7 @@ from samx import registry
 from samx.artifacts.manifest import FileEntry, Lowered, Manifest
 from samx.benchmarks.subjects import open_subjects
 from samx.commands.bundle import bundle
-from samx.commands.calibrate import CalibrateRequest, calibrate
+from samx.commands.calibrate import calibrate
 from samx.commands.inspect import inspect
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.exporters.base import Exported
@@ -181,7 +181,7 @@ def test_int8_is_calibrated_judged_and_compiled(
     embeddings.mkdir()
     for i in range(6):
         np.save(embeddings / f"{i}.npy", arrays(image_tensors(SPEC, seed=i))["image_embeddings"])
-    calibrate(CalibrateRequest(prompts, checkpoint, image_size=SIZE_PX, embeddings=embeddings, samples=24))
+    calibrate(prompts, checkpoint, image_size=SIZE_PX, embeddings=embeddings, samples=24)
     made = samx.export(
         checkpoint, tmp_path / "int8", target="toy", precision="int8", image_size=SIZE_PX, calibration=prompts,
         exclude=SPARED,
@@ -199,8 +199,8 @@ def test_int8_is_calibrated_judged_and_compiled(
 
 def test_a_kit_is_for_the_devices_of_its_entry(exported: samx.Artifact, tmp_path: Path) -> None:
     result = bundle(exported.path, tmp_path / "kit.zip")
-    assert result.devices == ("toybox",)
-    with zipfile.ZipFile(result.path) as archive:
+    assert result["devices"] == ("toybox",)
+    with zipfile.ZipFile(result["path"]) as archive:
         text = archive.read("samx-kit/README.txt").decode()
     assert "python3 samx.pyz validate artifact --device toybox" in text
 

@@ -1,15 +1,11 @@
-"""What happens once: import, load, first call and peak memory, in a process that has done nothing before.
-
-Run by start(); by hand: python -m samx.benchmarks.cold_start DIR --feed FILE.npz
-"""
+"""What happens once: import, load, first call and peak memory, in a process that has done nothing before."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,72 +24,56 @@ from samx.registry import backend, load
 CHILD = children.command("samx.benchmarks.cold_start")
 
 
-@dataclass(frozen=True)
-class ColdStart:
-    """What one process measured of itself."""
-
-    import_ns: int
-    load_ns: int
-    first_call_ns: int
-    calls_ns: tuple[int, ...]
-    peak: dict[str, Any]  # a reading, in bytes
+FIELDS = ("import_ns", "load_ns", "first_call_ns", "calls_ns", "peak")  # of one process
+Starter = Callable[[Path, str, int | None, Feed, int], dict[str, Any]]
 
 
-Starter = Callable[[Path, str, int | None, Feed, int], ColdStart]
-
-
-def start(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
-    """Open an artifact in a new process, set the feed's image, and decode its prompts 1 + `calls` times.
+def start(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> dict[str, Any]:
+    """Open an artifact in a new process, set the feed's image, and decode its prompts 1 + `calls` times; return FIELDS.
 
     Raises: SamxError naming how it ended when it did not report.
     """
     with tempfile.TemporaryDirectory(prefix="samx-bench-") as folder:
         file = Path(folder, "feed.npz")
         np.savez(file, **feed)  # type: ignore[arg-type]  # its stub takes a flag among the names
-        arguments = [str(artifact), "--feed", str(file), "--device", device, "--calls", str(calls)]
-        arguments += [] if threads is None else ["--threads", str(threads)]
-        found = report_of([*CHILD, *arguments], list(ColdStart.__dataclass_fields__))
-    return ColdStart(**{**found, "calls_ns": tuple(found["calls_ns"])})
+        asked = {"artifact": str(artifact), "feed": str(file), "device": device, "threads": threads, "calls": calls}
+        found: dict[str, Any] = report_of([*CHILD, json.dumps(asked)], FIELDS)
+    return found
 
 
-def main(arguments: Sequence[str] | None = None, clock: Clock = now_ns) -> int:
-    """Measure this process and print the report."""
-    parser = argparse.ArgumentParser(prog="python -m samx.benchmarks.cold_start", description=main.__doc__)
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--feed", type=Path, required=True, help="one image and prompts, as .npz")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--calls", type=int, default=0, help="after the first")
+def main(asked: str, clock: Clock = now_ns) -> int:
+    """Measure this process as start() asks, and print the report."""
     try:
-        found = _observe(parser.parse_args(arguments), clock)
+        found = _observe(json.loads(asked), clock)
     except SamxError as error:
         print(error, file=sys.stderr)  # noqa: T201 - this is a program
         return error.exit_code
-    print_report(asdict(found))
+    print_report(found)
     return 0
 
 
-def _observe(options: argparse.Namespace, clock: Clock) -> ColdStart:
+def _observe(asked: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     """Time each step, the first time that it is done."""
-    with np.load(options.feed, allow_pickle=False) as stored:
+    with np.load(asked["feed"], allow_pickle=False) as stored:
         feed = dict(stored)
-    runner = backend(read_manifest(options.artifact).target).runner(options.device)
+    path = Path(asked["artifact"])
+    runner = backend(read_manifest(path).target).runner(asked["device"])
     times = [clock()]
     runner.require_runtime()
     open_artifact = load(runner.runtime)
     times.append(clock())
-    artifact = Artifact.open(options.artifact)
-    session: Session = open_artifact(artifact, device=options.device, threads=options.threads)
+    artifact = Artifact.open(path)
+    session: Session = open_artifact(artifact, device=asked["device"], threads=asked["threads"])
     times.append(clock())
     image, prompts = ({tensor.name: feed[tensor.name] for tensor in tensors}
                       for tensors in (session.spec.image_inputs, session.spec.prompt_inputs))  # fmt: skip
     session.set_image(image)
-    for _ in range(1 + options.calls):
+    for _ in range(1 + asked["calls"]):
         session.decode(prompts)
         times.append(clock())
     imported, loaded, first, *calls = [later - earlier for earlier, later in pairwise(times)]
-    return ColdStart(imported, loaded, first, tuple(calls), peak_bytes().to_json())
+    return dict(zip(FIELDS, (imported, loaded, first, calls, peak_bytes().to_json()), strict=True))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -1,47 +1,27 @@
-"""What surrounds a measurement: the machine, other work on it, libraries, memory."""
+"""What surrounds a measurement: the machine, libraries, memory."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from samx.devices import cpu
-from samx.devices.adapter import Reading, Tree, unread
+from samx.devices.adapter import Reading, unread
 from samx.validators.report import environment
 
 LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything", "samexporter", "sam2", "transformers")
-UNKNOWN = "unknown"
-HERE = Tree()
 STATUS = Path("/proc/self/status")
 PEAK = "VmHWM"  # of this program alone: getrusage on Linux keeps the peak of the process that started it
 KIB = 1024
 
 
-def benchmark_environment(tree: Tree = HERE) -> dict[str, str]:
-    """Describe this machine and its state, in words."""
-    load = cpu.load_1min(tree, is_mac=sys.platform == "darwin")
-    return {
-        **environment(),
-        "isa": " ".join(cpu.isa(tree)) or UNKNOWN,
-        "governor": _words(cpu.governor(tree)),
-        "cpus_usable": str(cpu.usable_cpus()),
-        "load_1min": _words(load),
-        **{library: _version(library) for library in LIBRARIES},
-    }
-
-
-def busy(facts: Mapping[str, str]) -> bool:
-    """Tell whether something else was running when the environment was read."""
-    if facts["load_1min"] == UNKNOWN:
-        return False
-    return cpu.busy(float(facts["load_1min"]), int(facts["cpus_usable"]))
-
-
-def _words(reading: Reading) -> str:
-    return UNKNOWN if reading.value is None else str(reading.value)
+def benchmark_environment(more: Sequence[str] = ()) -> dict[str, str]:
+    """Describe this machine and its libraries, in words; telemetry tells what its devices are, and how they fare."""
+    versions = {library: _version(library) for library in (*LIBRARIES, *more)}
+    return {**environment(), "cpus_usable": str(cpu.usable_cpus()), **versions}
 
 
 def _version(library: str) -> str:

@@ -1,6 +1,6 @@
 """Show what a machine's PyTorch makes of the fast forms: parity first, then speed, within a budget of time.
 
-python -m samx.benchmarks.gpu --wheels DIR          on a CUDA machine; 'make gpu' is the same
+python -m samx.benchmarks.gpu                       on a CUDA machine; 'make gpu' is the same
 python -m samx.benchmarks.gpu --device cpu --tiny   proves the program without a GPU
 
 Every part runs in a process of its own, with the harness, contenders and report of 'samx bench'.
@@ -12,10 +12,8 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -33,8 +31,7 @@ from samx.benchmarks.roofline import rooflines
 from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.scenarios import chosen as scenarios_of
 from samx.benchmarks.subjects import open_contenders, reason_of
-from samx.benchmarks.wheels import wheels_on_path
-from samx.commands.bench import BenchRequest, device_record, require_complete, summarised
+from samx.commands.bench import device_record, require_complete, summarised
 from samx.demo import demo_checkpoint
 from samx.devices.adapter import unread
 from samx.devices.monitor import Monitor, adapters
@@ -64,6 +61,7 @@ SHARES: Mapping[str, float] = {"plain": 1 / 5, "compiled": 1 / 4, "onnxruntime":
 ORDER = (("plain", "fp16"), ("plain", "bf16"), ("plain", "fp32"), ("compiled", "fp16"), ("onnxruntime", "fp32"),
          ("compiled", "bf16"), ("compiled", "fp32"))  # fmt: skip
 LIBRARIES = ("triton", "onnxruntime-gpu", "onnxscript", "onnxsim", "nvidia-ml-py", "torchvision")
+JOINED = ("subjects", "results", "ratios", "rooflines")  # of a report, from every part
 NO_TIME = "not run: no time left"
 NO_FIGURES = "cpu no gpu figures"  # in the name of a report that was made without a GPU
 NO_GPU = "measured on a processor: these are no GPU figures"
@@ -90,12 +88,9 @@ class Part:
 
     def contenders(self) -> list[contenders.Contender]:
         """Return what is measured, the baseline first; of several precisions' names, those that there are."""
-        names = (*FIRST, *KINDS[self.kind])
-        found = contenders.chosen([f"{name}:{self.precision}" for name in names])
-        return sorted(
-            (one for one in found if one.name in names and self.device in one.devices),
-            key=lambda one: names.index(one.name),
-        )
+        known = {one.name: one for one in contenders.CONTENDERS if self.precision in one.precisions}
+        found = [known[name] for name in (*FIRST, *KINDS[self.kind]) if name in known]
+        return [replace(one, precision=self.precision) for one in found if self.device in one.devices]
 
 
 Found = tuple[Optional[BenchReport], Optional[str]]  # what a part has measured, and how it failed, if it did
@@ -129,22 +124,23 @@ def measured(part: Part) -> Iterator[BenchReport]:
     from samx.benchmarks.contenders.pytorch import clock_for, peaks
 
     setting, suite = prepared(part)
-    subjects, missing = open_contenders(part.contenders(), setting, suite, resident=True)
+    asked = part.contenders()
+    again = [one.title for one in asked if one.name in FIRST and part.kind != ORDER[0][0]]  # a part's own baseline
+    subjects, missing = open_contenders(asked, setting, suite, again, part.kind, resident=True)
     run = Harness(
         subjects, Workload(setting.loaded.spec, suite.images, suite.image_source, 0), part.device, part.threads,
         part.seconds, False, clock_for(part.device), lambda start, end: unread("power is read beside, for all parts"),
         silent, not_measured=missing,
     )  # fmt: skip
-    request = BenchRequest([Path(part.checkpoint)], part.device, part.threads, part.scenarios, seconds=part.seconds)
     with Monitor([]) as monitor:
         pass
     record = device_record(part.device, monitor)
     for scenario in scenarios_of(part.scenarios, quick=False):
         run.run([scenario])
-        yield summarised(request, run, record)
+        yield summarised(run, record)
     best = partial(peaks, replace(setting, precision=part.precision), part.tiny)
     lines = rooflines(subjects, run.workload, run.results, part.device, part.threads, best, part.precision)
-    yield summarised(request, run, record, lines)
+    yield summarised(run, record, lines=lines)
 
 
 def prepared(part: Part) -> tuple[contenders.Setting, Any]:
@@ -191,76 +187,43 @@ def in_budget(
 
 
 def merged(parts: Sequence[Part], found: Sequence[Found]) -> BenchReport:
-    """Put the reports of parts together; what several parts measured has the part in its name from the second on.
+    """Put the reports of parts together.
 
     Raises: UnavailableError when none measured anything.
     """
-    reports: list[BenchReport] = []
-    missing = [NotMeasured(part.name, None, None, failure) for part, (_, failure) in zip(parts, found, strict=True)
-               if failure]  # fmt: skip
-    taken: set[str] = set()
-    for part, (report, _) in zip(parts, found, strict=True):
-        if report is None:
-            continue
-        names = {one.name: f"{one.name} ({part.kind})" if one.name in taken else one.name for one in report.subjects}
-        taken |= set(names.values())
-        reports.append(_renamed(report, names))
-        missing += [NotMeasured(part.name, None, None, report.partial)] if report.partial else []
-        missing += reports[-1].not_measured
+    missing: list[NotMeasured] = []
+    for part, (report, failure) in zip(parts, found, strict=True):
+        reasons = [failure, report.partial if report else None]
+        missing += [NotMeasured(part.name, None, None, reason) for reason in reasons if reason]
+        missing += report.not_measured if report else ()
+    reports = [report for report, _ in found if report is not None]
     if not any(report.results for report in reports):
-        reasons = "; ".join(f"{entry.subject}: {entry.reason}" for entry in missing)
-        raise UnavailableError("nothing could be measured here", found=reasons or "no part reported")
-    return replace(
-        reports[0],
-        partial=None,
-        subjects=tuple(subject for report in reports for subject in report.subjects),
-        results=tuple(result for report in reports for result in report.results),
-        ratios=tuple(ratio for report in reports for ratio in report.ratios),
-        not_measured=tuple(dict.fromkeys(missing)),
-        flags=tuple(dict.fromkeys(flag for report in reports for flag in report.flags)),
-        rooflines=tuple(line for report in reports for line in report.rooflines),
-    )
+        words = "; ".join(f"{entry.subject}: {entry.reason}" for entry in missing)
+        raise UnavailableError("nothing could be measured here", found=words or "no part reported")
+    joined: dict[str, Any] = {
+        name: tuple(one for report in reports for one in getattr(report, name)) for name in JOINED
+    }
+    flags = tuple(dict.fromkeys(flag for report in reports for flag in report.flags))
+    return replace(reports[0], partial=None, not_measured=tuple(dict.fromkeys(missing)), flags=flags, **joined)
 
 
-def _renamed(report: BenchReport, names: Mapping[str, str]) -> BenchReport:
-    def of(entry: Any) -> Any:
-        return replace(entry, subject=names.get(entry.subject, entry.subject))
-
-    return replace(
-        report,
-        subjects=tuple(replace(subject, name=names[subject.name]) for subject in report.subjects),
-        results=tuple(map(of, report.results)),
-        ratios=tuple(
-            replace(ratio, baseline=names[ratio.baseline], candidate=names[ratio.candidate]) for ratio in report.ratios
-        ),
-        not_measured=tuple(map(of, report.not_measured)),
-        rooflines=tuple(replace(line, needs=tuple(map(of, line.needs))) for line in report.rooflines),
-    )
-
-
-def device_facts(device: str) -> dict[str, str]:
-    """Say what the environment does not: threads, or the GPU."""
+def surroundings(device: str) -> dict[str, str]:
+    """Say with what is measured: the environment, threads or the GPU, and more libraries."""
     import torch
 
+    found = benchmark_environment(LIBRARIES)
     if device == "cpu":
-        return {"threads": str(torch.get_num_threads())}
-    found = torch.cuda.get_device_properties(device)
-    return {
-        "gpu": found.name,
-        "compute capability": f"{found.major}.{found.minor}",
-        "memory MiB": str(found.total_memory // 2**20),
-        "cuda": str(torch.version.cuda),
-        "cudnn": str(torch.backends.cudnn.version()),
-    }
-
-
-def surroundings(device: str, brought: Sequence[str]) -> dict[str, str]:
-    """Say with what is measured."""
-    found = {**benchmark_environment(), **device_facts(device)}
-    for library in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[library] = version(library)
-    return found | ({"brought along": ", ".join(brought)} if brought else {})
+        found["threads"] = str(torch.get_num_threads())
+    else:
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": gpu.name,
+            "compute capability": f"{gpu.major}.{gpu.minor}",
+            "memory MiB": str(gpu.total_memory // 2**20),
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
+    return found
 
 
 def file_name(created: str, environment: Mapping[str, str], tiny: bool) -> str:
@@ -290,7 +253,6 @@ def gpu(
     seconds: Annotated[Optional[float], typer.Option(help="Timed seconds a decoder and scenario.", min=0.001)] = None,
     threads: Annotated[Optional[int], typer.Option(help="Of PyTorch, on a CPU.", min=1)] = None,
     checkpoint: Annotated[Optional[Path], typer.Option(help="Weights (default: the SAM 1 demo model).")] = None,
-    wheels: Annotated[Optional[Path], typer.Option(help="A folder with wheels to import from.")] = None,
     output: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite a report of the same name.")] = False,
     measure: Annotated[Optional[str], typer.Option(hidden=True)] = None,
@@ -313,12 +275,11 @@ def gpu(
     from samx.models.load import torch_device
 
     torch_device(device)
-    with wheels_on_path(wheels) as brought:
-        environment = surroundings(device, brought)
-        file = output / file_name(utc_now(), environment, tiny)
-        check_free(file, force)
-        with console.steps() as progress, Monitor(adapters(device), SAMPLED_EVERY_S) as monitor:
-            found = list(in_budget(parts, budget, began_ns, progress, start))
+    environment = surroundings(device)
+    file = output / file_name(utc_now(), environment, tiny)
+    check_free(file, force)
+    with console.steps() as progress, Monitor(adapters(device), SAMPLED_EVERY_S) as monitor:
+        found = list(in_budget(parts, budget, began_ns, progress, start))
     record = replace(device_record(device, monitor), environment=environment)
     report = merged(parts, found)
     flags = [text for text, holds in ((NO_GPU, device == "cpu"), (TINY, tiny)) if holds]

@@ -1,19 +1,14 @@
-"""Go through the scenarios, artifacts in turns, and keep what was measured whatever ends the run.
-
-python -m samx.benchmarks.harness measures what the harness itself costs: calls that do nothing.
-"""
+"""Go through the scenarios, artifacts in turns, and keep what was measured whatever ends the run."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from statistics import median
 from typing import Any
 
-from samx.benchmarks.cold_start import ColdStart, Starter, start
-from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_ns, step_ns
+from samx.benchmarks.cold_start import Starter, start
+from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling
 from samx.benchmarks.results import NotMeasured, Reading, Result
 from samx.benchmarks.scenarios import Scenario, Workload, candidate, copying, finishing
 from samx.benchmarks.subjects import Subject, reason_of
@@ -38,9 +33,6 @@ IN_CHILD = "measured in a process of its own, too short for power readings"
 ENERGY_UNIT = "mJ"
 COLD_PHASES = ("import", "load", "first_call")
 NOTHING_DECODED: dict[str, Any] = {"prompts": 0, "points": ()}
-
-OVERHEAD_CALLS = 20_000
-OVERHEAD_BOUND_US = 20.0
 
 
 class _ContenderError(Exception):
@@ -146,7 +138,7 @@ class Harness:
 
     def cold(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Start fresh processes in turns."""
-        starts: dict[str, list[ColdStart]] = {subject.name: [] for subject in subjects}
+        starts: dict[str, list[dict[str, Any]]] = {subject.name: [] for subject in subjects}
         order, begin = Random(self.workload.seed), self.clock()
         try:
             for number in range(QUICK_COLD_STARTS if self.quick else COLD_STARTS):
@@ -163,8 +155,8 @@ class Harness:
         for subject in subjects:
             begin = self.clock()
             found = self._start(subject, scenario, 0, scenario.least)
-            self._add(scenario, subject.name, "steady", begin, found.calls_ns, warm_up_calls=1,
-                      warm_up_ns=found.first_call_ns, peak_bytes=found.peak)  # fmt: skip
+            self._add(scenario, subject.name, "steady", begin, tuple(found["calls_ns"]), warm_up_calls=1,
+                      warm_up_ns=found["first_call_ns"], peak_bytes=found["peak"])  # fmt: skip
 
     def _sample(self, scenario: Scenario, phase: str, subjects: Sequence[Subject], bind: Bind, effort: Effort) -> None:
         """Measure in turns; where a contender fails, the others begin again without it."""
@@ -207,9 +199,9 @@ class Harness:
             self._add(scenario, found.name, phase, sampling.start_ns, found.call_ns, warm_up_calls=calls,
                       warm_up_ns=spent_ns, end_ns=sampling.end_ns, energy_mj=energy_mj)  # fmt: skip
 
-    def _keep_cold(self, scenario: Scenario, name: str, found: Sequence[ColdStart], begin: int) -> None:
+    def _keep_cold(self, scenario: Scenario, name: str, found: Sequence[dict[str, Any]], begin: int) -> None:
         for phase in COLD_PHASES if found else ():
-            samples = tuple(getattr(cold, f"{phase}_ns") for cold in found)
+            samples = tuple(cold[f"{phase}_ns"] for cold in found)
             self._add(scenario, name, phase, begin, samples, **({} if phase == "first_call" else NOTHING_DECODED))
 
     def _add(
@@ -220,7 +212,7 @@ class Harness:
                        energy, None)  # fmt: skip
         self.results.append(replace(plain, **more))
 
-    def _start(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> ColdStart:
+    def _start(self, subject: Subject, scenario: Scenario, number: int, calls: int = 0) -> dict[str, Any]:
         self._do(f"{scenario.name} of {subject.name}")
         feed = {**self.workload.images[0], **self.workload.feed(scenario, number)}
         assert subject.artifact is not None  # _offers()
@@ -240,24 +232,3 @@ class Harness:
 
 def _unread(reason: str) -> Reading:
     return adapter.unread(reason, ENERGY_UNIT).to_json()
-
-
-def overhead(clock: Clock = now_ns, calls: int = OVERHEAD_CALLS) -> tuple[float, float, float]:
-    """Time calls that do nothing. Units: microseconds inside the timed span, a call in all, and of the clock's step."""
-    nothing = Candidate("nothing", 1, lambda argument: argument, lambda number: number)
-    sampling = Sampling([nothing], Effort(0, least=calls, wanted=calls, warm_up_s=0), clock)
-    sampling.run()
-    spent_us = (sampling.end_ns - sampling.start_ns) / 1e3
-    return median(sampling.samples[0].call_ns) / 1e3, spent_us / calls, step_ns(clock) / 1e3
-
-
-def main() -> int:
-    """Print the cost; the exit code is 1 when it is above the bound."""
-    counted_us, loop_us, step_us = overhead()
-    print(f"a call costs {loop_us:.2f} us in the loop (bound {OVERHEAD_BOUND_US:g}), {counted_us:.3f} us of it are "  # noqa: T201
-          f"counted; the clock steps by {step_us:.3f} us")  # fmt: skip
-    return int(loop_us > OVERHEAD_BOUND_US)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,9 +6,7 @@ L image tokens, C channels, D channels of the cross-attentions, K tokens that ar
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from samx.models.spec import DecoderSpec
 
@@ -18,28 +16,6 @@ EXTRA = 2  # channels that the low-rank form appends to make upscaling free of s
 REFERENCE = "reference"  # the released decoder's structure: everything for every prompt
 
 Part = tuple[str, int, int]  # what for, multiply-adds an image, multiply-adds a prompt
-
-
-@dataclass(frozen=True)
-class Work:
-    """What an image and a prompt on it cost, by part of the decoder, and how much is kept of the image.
-
-    Where nothing is kept, the image's part is done once a call.
-    """
-
-    image_parts: Mapping[str, int]
-    prompt_parts: Mapping[str, int]
-    kept_bytes: int
-
-    @property
-    def image(self) -> int:
-        """Return the multiply-adds an image."""
-        return sum(self.image_parts.values())
-
-    @property
-    def prompt(self) -> int:
-        """Return the multiply-adds a prompt."""
-        return sum(self.prompt_parts.values())
 
 
 class _Sizes:
@@ -69,19 +45,17 @@ class _Sizes:
         return upto + all_masks, masks, masks
 
 
-def count(spec: DecoderSpec, form: str, points: int, *, cached: bool, independent: bool = True) -> Work:
-    """Count a form at a number of points, padding counted.
+def count(spec: DecoderSpec, form: str, points: int, *, cached: bool, independent: bool = True) -> tuple[int, int, int]:
+    """Count a form's multiply-adds an image and a prompt, and the bytes kept of the image, at a number of points.
+
+    Padding is counted. Where nothing is kept, the image's part is done once a call.
 
     With `cached`, layer 0 works once for all prompts on an image; with `independent`, the low-rank form drops the
     factors that follow from others.
     """
     s = _Sizes(spec, form, points, cached, independent)
-    image: Counter[str] = Counter()
-    prompt: Counter[str] = Counter()
-    for part, once, each in (*_tokens(s), *FORMS[form](s), *_upscaling(s), *_heads(s)):
-        image[part] += once
-        prompt[part] += each
-    return Work(+image, +prompt, FLOAT_BYTES * _kept(s))
+    parts = [*_tokens(s), *FORMS[form](s), *_upscaling(s), *_heads(s)]
+    return sum(once for _, once, _ in parts), sum(each for _, _, each in parts), FLOAT_BYTES * _kept(s)
 
 
 def _tokens(s: _Sizes) -> Iterator[Part]:

@@ -1,11 +1,10 @@
 """What each steady call needs, beside what this machine reaches at best: a large product and a large copy.
 
-The peaks are measured in a process of their own; by hand: python -m samx.benchmarks.roofline --threads 1
+The peaks are measured in a process of their own.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -70,11 +69,11 @@ def _need(subject: Subject, workload: Workload, result: Result) -> Need | None:
     form = {"cached": options["cached"], "independent": options.get("independent") is not False}
     work = [count(spec, form_name, points, **form) for points in result.points]
     afresh = scenario.kind == "image" or not options.get("split")
-    adds = fmean(each.prompt * result.prompts + (each.image if afresh else 0) for each in work)
-    image = sum(prod(map(int, tensor.shape)) for tensor in spec.image_inputs) * FLOAT_BYTES
+    adds = fmean(prompt * result.prompts + (image if afresh else 0) for image, prompt, _ in work)
+    given = sum(prod(map(int, tensor.shape)) for tensor in spec.image_inputs) * FLOAT_BYTES
     masks = result.prompts * spec.masks_out * spec.mask_size**2 * FLOAT_BYTES
     weights = described.bytes if subject.artifact is None else _weights(subject.artifact.manifest, afresh)
-    moved = weights + (image if afresh else work[0].kept_bytes) + masks
+    moved = weights + (given if afresh else work[0][2]) + masks
     return Need(subject.name, scenario.name, round(adds), moved)
 
 
@@ -90,9 +89,7 @@ def peaks(threads: int | None = None) -> Peaks:
     Raises: SamxError when it gives no measurement.
     """
     wanted = str(threads or os.cpu_count() or 1)
-    found: Peaks = report_of(
-        [*CHILD, "--threads", wanted], ["threads", *UNITS], dict.fromkeys(THREAD_VARIABLES, wanted)
-    )
+    found: Peaks = report_of([*CHILD, wanted], ["threads", *UNITS], dict.fromkeys(THREAD_VARIABLES, wanted))
     return found
 
 
@@ -128,14 +125,10 @@ def best_s(work: Callable[[], object], clock: Clock, seconds: float) -> float:
             return best
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(threads: int) -> None:
     """Measure this process and print the report."""
-    parser = argparse.ArgumentParser(prog="python -m samx.benchmarks.roofline", description=main.__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    threads = parser.parse_args(arguments).threads
     print_report({"threads": threads, **dict(zip(UNITS, (product_rate(), copy_rate(threads)), strict=True))})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(int(sys.argv[1]))

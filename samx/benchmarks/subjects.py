@@ -122,16 +122,16 @@ def _record(found: ParityReport, level: str, device: str, source: str) -> Parity
 
 def open_contenders(
     asked: Sequence[Contender], setting: Setting, suite: ParitySuite, taken: Collection[str] = (),
-    resident: bool = False,
+    mark: str = CONTENDER, resident: bool = False,
 ) -> tuple[list[Subject], list[NotMeasured]]:  # fmt: skip
     """Open contenders that compute what the suite expects; what cannot be opened, or computes something else, is named.
 
-    With `resident`, prompts and answers stay on the device between calls.
+    A name that is taken gets the mark behind it. With `resident`, prompts and answers stay on the device between calls.
     """
     found: list[Subject] = []
     missing: list[NotMeasured] = []
     for entry in asked:
-        name = f"{entry.title} ({CONTENDER})" if entry.title in taken else entry.title
+        name = f"{entry.title} ({mark})" if entry.title in taken else entry.title
         try:
             found.append(_contend(entry, name, replace(setting, precision=entry.precision), suite, resident))
         except Exception as cause:  # compilers, drivers and other people's modules raise nearly anything

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -152,49 +152,36 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-@dataclass(frozen=True)
-class SpeedReport:
-    """INT8 against float on this machine. Units: ms a prompt, medians."""
+def speed_facts(
+    prompts: int, threads: int, calls: int, float_ms: float, int8_ms: float, float_bytes: int, int8_bytes: int
+) -> dict[str, Any]:
+    """Return INT8 against float on this machine as plain data, with a sentence that says which is faster here.
 
-    prompts: int
-    threads: int
-    calls: int  # of each
-    float_ms: float
-    int8_ms: float
-    float_bytes: int
-    int8_bytes: int
-
-    @property
-    def ratio(self) -> float:
-        """Return INT8's time over float's; below 1 it is faster."""
-        return self.int8_ms / self.float_ms
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers as plain data, with the sentence."""
-        return {**asdict(self), "ratio": self.ratio, "sentence": self.sentence()}
-
-    def sentence(self) -> str:
-        """Return in so many words which is faster here."""
-        even = abs(self.ratio - 1) <= EVEN
-        verdict = "as fast as" if even else "SLOWER than" if self.ratio > 1 else "faster than"
-        return (
-            f"INT8 is {verdict} float here: {self.int8_ms:.2f} against {self.float_ms:.2f} ms a prompt "
-            f"({self.ratio:.2f} of the time, "
-            f"{counted(self.prompts, 'prompt')} a call, {counted(self.threads, 'thread')}); "
-            f"its files are {self.int8_bytes / self.float_bytes:.0%} of the size."
-        )
+    `calls` are those of each; the ratio is INT8's time over float's. Units: ms a prompt, medians.
+    """
+    ratio = int8_ms / float_ms
+    verdict = "as fast as" if abs(ratio - 1) <= EVEN else "SLOWER than" if ratio > 1 else "faster than"
+    sentence = (
+        f"INT8 is {verdict} float here: {int8_ms:.2f} against {float_ms:.2f} ms a prompt ({ratio:.2f} of the time, "
+        f"{counted(prompts, 'prompt')} a call, {counted(threads, 'thread')}); "
+        f"its files are {int8_bytes / float_bytes:.0%} of the size."
+    )
+    return {
+        "prompts": prompts, "threads": threads, "calls": calls, "float_ms": float_ms, "int8_ms": int8_ms,
+        "float_bytes": float_bytes, "int8_bytes": int8_bytes, "ratio": ratio, "sentence": sentence,
+    }  # fmt: skip
 
 
 def compare_speed(
     runs: Mapping[str, Callable[[Feed], Any]], feed: Feed, sizes: Mapping[str, int], *, threads: int,
     seconds: float = 2.0,
-) -> SpeedReport:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Measure the runs 'float' and 'int8' in turns on the same prompts; `sizes` are their files' in bytes."""
     prompts = len(feed["point_coords"])
     candidates = [Candidate(name, prompts, runs[name], lambda _: feed) for name in ("float", "int8")]
     floating, int8 = measure(candidates, Effort(seconds))
     float_ms, int8_ms = (summarize(entry).median_ms for entry in (floating, int8))
-    return SpeedReport(prompts, threads, len(int8.call_ns), float_ms, int8_ms, sizes["float"], sizes["int8"])
+    return speed_facts(prompts, threads, len(int8.call_ns), float_ms, int8_ms, sizes["float"], sizes["int8"])
 
 
 def _iqr(times: Times) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import chain
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import samx
 from samx.artifacts.manifest import utc_now
@@ -34,91 +36,83 @@ COARSE = 0.01  # share of a median that one step of the clock may be
 COMPARED = ("import", "load", "first_call", "steady", "transfer")
 
 
-@dataclass(frozen=True)
-class BenchRequest:
-    """What to measure, where and for how long."""
-
-    paths: Sequence[Path]
-    device: str = "cpu"
-    threads: int | None = None
-    scenarios: Sequence[str] | None = None  # None: all, or the quick ones
-    quick: bool = False
-    seconds: float = 3.0  # timed, of each artifact in each scenario
-    seed: int = 0
-    output: Path | None = None
-    overwrite: bool = False
-    embeddings: Sequence[Path] = ()  # none: the images of the first artifact's parity suite
-    against: Sequence[str] = ()  # words that contenders.chosen() reads
-    checkpoint: Path | None = None  # that the first artifact was made from; None: a demo model's
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises: UsageError.
-        """
-        for what, found, fits, expected in (
-            ("artifacts to measure", len(self.paths), len(self.paths) > 0, "at least one directory"),
-            ("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1"),
-            ("seconds", self.seconds, isfinite(self.seconds) and self.seconds > 0, "more than 0"),
-            ("seed", self.seed, self.seed >= 0, "0 or more"),
-        ):
-            if not fits:
-                raise UsageError(f"{what} cannot be", found=found, expected=expected)
-
-    @property
-    def timed_seconds(self) -> float:
-        """Return how long each artifact is measured in each scenario."""
-        return min(self.seconds, QUICK_SECONDS) if self.quick else self.seconds
-
-    def command(self) -> tuple[str, ...]:
-        """Return the command line that measures the same again."""
-        options: dict[str, object] = {"--device": self.device, "--threads": self.threads, "--seed": self.seed}
-        options |= {} if self.quick else {"--seconds": f"{self.seconds:g}"}
-        pairs = [(name, value) for name, value in options.items() if value is not None]
-        pairs += [("--scenario", name) for name in self.scenarios or ()]
-        pairs += [("--embedding", path) for path in self.embeddings]
-        pairs += [("--against", words) for words in self.against]
-        pairs += [] if self.checkpoint is None else [("--checkpoint", self.checkpoint)]
-        flags = ["--quick"] if self.quick else []
-        return ("samx", "bench", *map(str, self.paths), *flags, *(str(part) for pair in pairs for part in pair))
-
-
-def bench(request: BenchRequest, progress: Progress = silent, clock: Clock = now_ns) -> BenchReport:
+def bench(
+    paths: Sequence[Path],
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    scenarios: Sequence[str] = (),
+    quick: bool = False,
+    seconds: float = 3.0,
+    seed: int = 0,
+    embeddings: Sequence[Path] = (),
+    against: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    clock: Clock = now_ns,
+) -> BenchReport:
     """Measure artifacts, and contenders beside them, in turns, and write the report where one was asked for.
 
+    No scenarios: all, or the quick ones; no embeddings: the images of the first artifact's parity suite; no checkpoint:
+    a demo model's. Each artifact is timed for `seconds` in each scenario, with `quick` for one second at most.
     An interruption or a lost device ends the measurement, not this call: the report holds what there is, and its
     `partial` says why (require_complete() makes an error of that). A contender that cannot be opened, or computes
     something else, is named in the report and not timed.
     Raises: UsageError, WriteError before anything is done; ParityError for an artifact that does not compute what
     PyTorch computes on this device; ArtifactError, ImageError, UnavailableError, MissingExtraError.
     """
-    if request.output is not None:
-        check_free(request.output, request.overwrite)
-    scenarios, asked = chosen(tuple(request.scenarios or ()), request.quick), contenders.chosen(request.against)
-    with Monitor(adapters(request.device), clock=clock) as monitor:
+    _check(paths, threads, seconds, seed)
+    if output is not None:
+        check_free(output, overwrite)
+    wanted, asked = chosen(tuple(scenarios), quick), contenders.chosen(against)
+    again = command_line(paths, quick, {
+        "--device": device, "--threads": threads, "--seed": seed, "--seconds": None if quick else f"{seconds:g}",
+        "--scenario": scenarios, "--embedding": embeddings, "--against": against, "--checkpoint": checkpoint,
+    })  # fmt: skip
+    with Monitor(adapters(device), clock=clock) as monitor:
         progress("Opening the artifacts, and checking their parity on this device")
-        subjects = open_subjects(request.paths, request.device, request.threads)
-        first = subjects[0]
-        artifact = _artifact(first)
+        subjects = open_subjects(paths, device, threads)
+        artifact = subjects[0].artifact
+        assert artifact is not None  # contenders come after artifacts
         suite = ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)), f"{artifact.path}: parity suite")
-        workload = _workload(request, first, suite)
+        workload = _workload(subjects[0], suite, embeddings, seed)
         missing: list[NotMeasured] = []
         if asked:
-            setting = _setting(request, artifact)
+            setting = _setting(artifact, checkpoint, device, threads)
             progress(f"Opening {', '.join(entry.title for entry in asked)}, and checking that they agree")
             found, missing = open_contenders(asked, setting, suite, [subject.name for subject in subjects])
             subjects += found
         run = Harness(
-            subjects, workload, request.device, request.threads, request.timed_seconds, request.quick, clock,
+            subjects, workload, device, threads, min(seconds, QUICK_SECONDS) if quick else seconds, quick, clock,
             monitor.energy_mj, progress, not_measured=missing,
         )  # fmt: skip
-        run.run(scenarios)
+        run.run(wanted)
     progress("Measuring what this machine reaches at best")
-    lines = rooflines(subjects, workload, run.results, request.device, request.threads)
-    report = summarised(request, run, device_record(request.device, monitor), lines)
-    if request.output is not None:
-        report.save(request.output)
+    lines = rooflines(subjects, workload, run.results, device, threads)
+    report = summarised(run, device_record(device, monitor), again, lines)
+    if output is not None:
+        report.save(output)
     return report
+
+
+def _check(paths: Sequence[Path], threads: int | None, seconds: float, seed: int) -> None:
+    for what, found, fits, expected in (
+        ("artifacts to measure", len(paths), len(paths) > 0, "at least one directory"),
+        ("threads", threads, threads is None or threads >= 1, "at least 1"),
+        ("seconds", seconds, isfinite(seconds) and seconds > 0, "more than 0"),
+        ("seed", seed, seed >= 0, "0 or more"),
+    ):
+        if not fits:
+            raise UsageError(f"{what} cannot be", found=found, expected=expected)
+
+
+def command_line(paths: Sequence[Path], quick: bool, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the command line that measures the same again; options of None are left out, lists repeated."""
+    each = [(name, value if isinstance(value, (list, tuple)) else [value]) for name, value in options.items()]
+    pairs = [(name, str(one)) for name, values in each for one in values if one is not None]
+    return ("samx", "bench", *map(str, paths), *(["--quick"] if quick else []), *chain.from_iterable(pairs))
 
 
 def require_complete(report: BenchReport) -> None:
@@ -138,12 +132,7 @@ def require_complete(report: BenchReport) -> None:
         )  # fmt: skip
 
 
-def _artifact(subject: Subject) -> Artifact:
-    assert subject.artifact is not None  # contenders come after artifacts
-    return subject.artifact
-
-
-def _setting(request: BenchRequest, artifact: Artifact) -> contenders.Setting:
+def _setting(artifact: Artifact, path: Path | None, device: str, threads: int | None) -> contenders.Setting:
     """Find the checkpoint that the first artifact was made from, for contenders to be filled with.
 
     Raises: UsageError for another one, or where it has to be named; CheckpointError; MissingExtraError.
@@ -152,7 +141,7 @@ def _setting(request: BenchRequest, artifact: Artifact) -> contenders.Setting:
     from samx.models.checkpoint import load_checkpoint
 
     entry, spec = artifact.manifest.checkpoint, artifact.manifest.spec
-    path = request.checkpoint or demo_checkpoint(spec.family)
+    path = path or demo_checkpoint(spec.family)
     loaded = load_checkpoint(path, image_size=spec.image_size)
     if loaded.sha256 != entry.sha256:
         raise UsageError(
@@ -160,35 +149,33 @@ def _setting(request: BenchRequest, artifact: Artifact) -> contenders.Setting:
             found=f"'{path}', SHA-256 {loaded.sha256[:16]}", expected=f"{entry.name}, SHA-256 {entry.sha256[:16]}",
             fix="Name its file with --checkpoint.",
         )  # fmt: skip
-    return contenders.Setting(path, replace(loaded, spec=spec), request.device, request.threads)
+    return contenders.Setting(path, replace(loaded, spec=spec), device, threads)
 
 
-def _workload(request: BenchRequest, first: Subject, suite: ParitySuite) -> Workload:
+def _workload(first: Subject, suite: ParitySuite, embeddings: Sequence[Path], seed: int) -> Workload:
     """Take the images that every subject is asked about."""
     spec = first.session.spec
-    if request.embeddings:
-        images = tuple(read_embedding(path, spec) for path in request.embeddings)
-        return Workload(
-            spec, images, f"embeddings: {', '.join(path.name for path in request.embeddings)}", request.seed
-        )
-    return Workload(spec, suite.images, f"parity suite of {first.name}: {suite.image_source}", request.seed)
+    if embeddings:
+        images = tuple(read_embedding(path, spec) for path in embeddings)
+        return Workload(spec, images, f"embeddings: {', '.join(path.name for path in embeddings)}", seed)
+    return Workload(spec, suite.images, f"parity suite of {first.name}: {suite.image_source}", seed)
 
 
 def summarised(
-    request: BenchRequest, run: Harness, device: DeviceRecord, lines: tuple[Roofline, ...] = ()
-) -> BenchReport:  # fmt: skip
+    run: Harness, device: DeviceRecord, command: tuple[str, ...] = (), lines: tuple[Roofline, ...] = ()
+) -> BenchReport:
     """Return the report of what a harness has measured so far."""
     step = step_ns(run.clock)
     ratios, too_few = comparisons(run.results, [subject.name for subject in run.subjects])
     return BenchReport(
         created=utc_now(),
         samx=samx.__version__,
-        quick=request.quick,
+        quick=run.quick,
         partial=run.partial,
-        command=request.command(),
-        threads=request.threads,
-        seed=request.seed,
-        seconds=request.timed_seconds,
+        command=command,
+        threads=run.threads,
+        seed=run.workload.seed,
+        seconds=run.seconds,
         images=run.workload.source,
         clock=CLOCK_NAME,
         clock_step_ns=step,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError
 from samx.extras import require
 from samx.models.session import Session
+from samx.progress import Progress, silent
 from samx.validators.gate import run_gate
 from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
@@ -20,66 +20,16 @@ if TYPE_CHECKING:
     from samx.models.checkpoint import LoadedDecoder
 
 PRECISION = "fp16"
+ERRORS = ("mask_iou_mean", "mask_iou_case", "logit_error", "iou_prediction_error")
 MOST_PROMPTS = 8  # of a case; larger ones repeat the same and would take minutes a group
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Error:
-    """Hold what one arrangement of precisions costs, over all cases."""
-
-    mask_iou_mean: float
-    mask_iou_case: float
-    logit_error: float
-    iou_prediction_error: float
-    passed: bool
-
-    @classmethod
-    def of(cls, report: ParityReport) -> Error:
-        """Take the worst of a report.
-
-        Raises: ParityError when nothing could be compared.
-        """
-        if not report.metrics:
-            raise ParityError(report.summary(), fix="Please report this.", report=report)
-        worst = {name: value for name, (value, _) in report.worst().items()}
-        return cls(
-            worst["mask_iou_mean"], worst["mask_iou_case"], worst["logit_error"], worst["iou_prediction_error"],
-            report.passed,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Row:
-    """Hold what one group costs: in float16 alone, and what is left when it alone keeps float32."""
-
-    group: str
-    alone: Error
-    spared: Error
-
-
-@dataclass(frozen=True)
-class Bisection:
-    """Hold the table and its two frames: everything in float16, and float16 as it is exported."""
-
-    checkpoint: str
-    islands: tuple[str, ...]
-    everything: Error
-    exported: Error
-    rows: tuple[Row, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the table as plain data."""
-        return asdict(self)
 
 
 def bisect(
     checkpoint: Path | None = None,
     family: str = "sam1",
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
     only: Collection[str] | None = None,
-) -> Bisection:
+) -> dict[str, Any]:
     """Measure every group of operations (or `only` some) against PyTorch in float32, rounding after every operation.
 
     Raises: CheckpointError; MissingExtraError.
@@ -95,16 +45,30 @@ def bisect(
     suite = _suite(loaded, path)
     groups = _groups(loaded)
 
-    def error(islands: Collection[str]) -> Error:
-        return Error.of(run_gate(_half(loaded, islands), suite, bounds_for(PRECISION), level="graph"))
+    def error(islands: Collection[str]) -> dict[str, Any]:
+        return _worst(run_gate(_half(loaded, islands), suite, bounds_for(PRECISION), level="graph"))
 
     rows = []
     asked = [group for group in groups if only is None or group in only]
     for i, group in enumerate(asked):
         progress(f"{group} ({i + 1} of {len(asked)})")
         others = [name for name in groups if name != group]
-        rows.append(Row(group, alone=error(others), spared=error({*KEEP_FP32, group})))
-    return Bisection(loaded.name, tuple(sorted(KEEP_FP32)), error(()), error(KEEP_FP32), tuple(rows))
+        rows.append({"group": group, "alone": error(others), "spared": error({*KEEP_FP32, group})})
+    return {
+        "checkpoint": loaded.name, "islands": sorted(KEEP_FP32), "everything": error(()),
+        "exported": error(KEEP_FP32), "rows": rows,
+    }  # fmt: skip
+
+
+def _worst(report: ParityReport) -> dict[str, Any]:
+    """Return what an arrangement of precisions costs, over all cases.
+
+    Raises: ParityError when nothing could be compared.
+    """
+    if not report.metrics:
+        raise ParityError(report.summary(), fix="Please report this.", report=report)
+    worst = report.worst()
+    return {**{name: worst[name][0] for name in ERRORS}, "passed": report.passed}
 
 
 def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from samx.artifacts import trust as trusted
 from samx.artifacts.commit import seal, staging
@@ -16,42 +17,14 @@ from samx.formats import aoti as host
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.plan import ENGINE_ROLE, BuildPlan, engine_file, read_plan
 from samx.formats.tensorrt.stamp import STAMP_ROLE, Machine, Stamp, differs
+from samx.progress import Progress, silent
 
 ENGINE_ROLES = (ENGINE_ROLE, STAMP_ROLE, REPORT_ROLE)
 # What an older engine showed; a new one shows it anew.
 ENGINE_LEVELS = ("lowered", "device")
 
-Progress = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class BuildResult:
-    """Whether an engine was built, why, and what the artifact holds now."""
-
-    path: Path
-    built: bool
-    reasons: tuple[str, ...]  # why it was built; empty where it was up to date
-    manifest: Manifest
-    seconds: float = 0.0
-    warnings: tuple[str, ...] = ()  # of the library, about precision or shapes; 'samx validate' judges what they mean
-
-    def summary(self) -> str:
-        """Return one line for people."""
-        if not self.built:
-            return f"{self.path} is up to date"
-        return f"built the engine of {self.path} in {self.seconds:.1f} s: {'; '.join(self.reasons)}"
-
-
-@dataclass(frozen=True)
-class TrustResult:
-    """Which file is trusted from now on."""
-
-    path: Path
-    file: str
-    sha256: str
-
-
-def build(path: Path, *, force: bool = False, progress: Progress = lambda _: None) -> BuildResult:
+def build(path: Path, *, force: bool = False, progress: Progress = silent) -> dict[str, Any]:
     """Build the engine of a trt or trt-rtx artifact for this machine, unless the one that is there belongs here.
 
     Raises: UsageError for another target; MissingExtraError, UnavailableError, ArtifactError, WriteError. The artifact
@@ -63,7 +36,10 @@ def build(path: Path, *, force: bool = False, progress: Progress = lambda _: Non
     progress(f"Looking at {path}")
     reasons = ("asked for",) if force else _reasons(artifact, plan)
     if not reasons:
-        return BuildResult(path, False, (), artifact.manifest)
+        return {
+            "path": str(path), "built": False, "reasons": (), "seconds": 0.0, "warnings": (),
+            "manifest": artifact.manifest.to_json(), "summary": f"{path} is up to date",
+        }  # fmt: skip
     with staging(path, overwrite=True) as directory:
         kept = _copy_graph(artifact, directory)
         before = seal(directory, _without_engine(artifact.manifest), kept, known=artifact.manifest.files)
@@ -71,10 +47,14 @@ def build(path: Path, *, force: bool = False, progress: Progress = lambda _: Non
         tools, evidence = {**before.tools, **lowered.tools}, (*before.evidence, lowered.evidence)
         after = replace(before, tools=tools, evidence=evidence)
         manifest = seal(directory, after, {**kept, **lowered.files}, known=before.files)
-    return BuildResult(path, True, reasons, manifest, lowered.seconds, lowered.warnings)
+    return {
+        "path": str(path), "built": True, "reasons": reasons, "seconds": lowered.seconds, "warnings": lowered.warnings,
+        "manifest": manifest.to_json(),
+        "summary": f"built the engine of {path} in {lowered.seconds:.1f} s: {'; '.join(reasons)}",
+    }  # fmt: skip
 
 
-def trust(path: Path, *, progress: Progress = lambda _: None) -> TrustResult:
+def trust(path: Path, *, progress: Progress = silent) -> dict[str, Any]:
     """Name the engine or the compiled package of an artifact as one that this user trusts to run as code.
 
     Raises: UsageError for another target; ArtifactError when it has no engine or was altered; WriteError.
@@ -84,7 +64,8 @@ def trust(path: Path, *, progress: Progress = lambda _: None) -> TrustResult:
     sha256 = artifact.manifest.files[name].sha256  # verified when the artifact was opened
     progress(f"{path / name} has sha256 {sha256}")
     trusted.remember(sha256, f"named, at {path.absolute() / name}")
-    return TrustResult(path, name, sha256)
+    summary = f"trusted from now on: {path / name}, sha256 {sha256}"
+    return {"path": str(path), "file": name, "sha256": sha256, "summary": summary}
 
 
 def _code_file(artifact: Artifact) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,7 @@ PARITY_LEVELS = ("graph", "device")  # of the evidence that a comparison with Py
 REMEDY = "Export again: a kit measures what was shown to compute PyTorch's masks."
 
 
-@dataclass(frozen=True)
-class BundleResult:
-    """What was written, and the devices of a kit; samx.pyz alone has none."""
-
-    path: Path
-    bytes: int
-    sha256: str
-    files: int
-    devices: tuple[str, ...]
-
-    def summary(self) -> str:
-        """Return one line for people."""
-        size = f"{self.bytes / 2**20:.1f} MiB" + (f", {self.files} files" if self.devices else "")
-        todo = f"on the device: unzip it, cd {FOLDER}, read README.txt" if self.devices else "run it with python3"
-        return f"wrote {self.path} ({size}); {todo}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        return {**asdict(self), "path": str(self.path), "devices": list(self.devices)}
-
-
-def bundle(path: Path | None, output: Path, overwrite: bool = False) -> BundleResult:
+def bundle(path: Path | None, output: Path, overwrite: bool = False) -> dict[str, Any]:
     """Write a kit of an artifact, or without one samx.pyz alone. The same input gives the same bytes.
 
     Raises: WriteError when the output exists already or cannot be written; ArtifactError for an artifact that is
@@ -73,9 +51,14 @@ def require_kit(target: str) -> tuple[str, ...]:
     return tuple(entry.kit)
 
 
-def _written(output: Path, data: bytes, files: int, devices: tuple[str, ...]) -> BundleResult:
+def _written(output: Path, data: bytes, files: int, devices: tuple[str, ...]) -> dict[str, Any]:
     write_file(output, data)
-    return BundleResult(output, len(data), hashlib.sha256(data).hexdigest(), files, devices)
+    size = f"{len(data) / 2**20:.1f} MiB" + (f", {files} files" if devices else "")
+    todo = f"on the device: unzip it, cd {FOLDER}, read README.txt" if devices else "run it with python3"
+    return {
+        "path": str(output), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "files": files,
+        "devices": devices, "summary": f"wrote {output} ({size}); {todo}",
+    }  # fmt: skip
 
 
 def require_parity(artifact: Artifact) -> None:

@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from samx.artifacts.commit import write_file
-from samx.benchmarks.report.baseline import BaselineComparison, Change, compare
+from samx.benchmarks.report.baseline import compare
 from samx.benchmarks.report.markdown import markdown as comment
-from samx.benchmarks.report.runs import Run, load_runs
+from samx.benchmarks.report.runs import load_runs
 from samx.errors import BenchmarkError, UsageError
 from samx.processing.images import check_free
-
-
-@dataclass(frozen=True)
-class ReportResult:
-    """What was written and what was found."""
-
-    runs: tuple[Run, ...]
-    comparison: BaselineComparison | None
-    markdown: str
-    paths: tuple[Path, ...]
-
-    @property
-    def regressions(self) -> tuple[Change, ...]:
-        """Return what became slower than the baseline for sure."""
-        return () if self.comparison is None else self.comparison.regressions
-
-    def summary(self) -> str:
-        """Return in a line what was done."""
-        done = f"wrote {' and '.join(map(str, self.paths))}" if self.paths else "wrote nothing"
-        return done if self.comparison is None else f"{self.comparison.summary()}; {done}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data."""
-        doubts = {run.key: [{"kind": doubt.kind, "text": doubt.text} for doubt in run.doubts] for run in self.runs}
-        return {
-            "reports": {run.key: str(run.path) for run in self.runs},
-            "devices": {run.key: run.device for run in self.runs},
-            "doubts": doubts,
-            "paths": [str(path) for path in self.paths],
-            "regressions": [change.sentence() for change in self.regressions],
-            "comparison": None if self.comparison is None else self.comparison.to_json(),
-            "markdown": self.markdown,
-        }
 
 
 def report(
     reports: Sequence[Path], output: Path | None = None, markdown: Path | None = None, *, baseline: Path | None = None,
     overwrite: bool = False,
-) -> ReportResult:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Read reports, compare them with the baseline, and write the page and the Markdown that were asked for.
 
     A regression does not end this call: the files hold it, and require_unregressed() makes an error of it.
@@ -74,7 +40,17 @@ def report(
         texts[output] = page(runs, comparison)
     for path in written:
         write_file(path, texts[path].encode("utf-8", "replace"))
-    return ReportResult(runs, comparison, text, tuple(written))
+    done = f"wrote {' and '.join(map(str, written))}" if written else "wrote nothing"
+    return {
+        "reports": {run.key: str(run.path) for run in runs},
+        "devices": {run.key: run.device for run in runs},
+        "doubts": {run.key: [{name: doubt[name] for name in ("kind", "text")} for doubt in run.doubts] for run in runs},
+        "paths": [str(path) for path in written],
+        "regressions": [] if comparison is None else [change.sentence() for change in comparison.regressions],
+        "comparison": None if comparison is None else comparison.to_json(),
+        "markdown": text,
+        "summary": done if comparison is None else f"{comparison.summary()}; {done}",
+    }
 
 
 def _check_apart(read: Sequence[Path], written: Sequence[Path]) -> None:
@@ -86,14 +62,13 @@ def _check_apart(read: Sequence[Path], written: Sequence[Path]) -> None:
         raise UsageError("one file is named twice", found=clash, fix="Give each output a name of its own.")
 
 
-def require_unregressed(result: ReportResult) -> None:
+def require_unregressed(result: Mapping[str, Any]) -> None:
     """Refuse a result that is slower than the baseline for sure.
 
     Raises: BenchmarkError naming subject, scenario, ratio and interval of each.
     """
-    if result.regressions:
+    if found := result["regressions"]:
         raise BenchmarkError(
-            f"{len(result.regressions)} results became slower than the baseline",
-            found="; ".join(change.sentence() for change in result.regressions),
+            f"{len(found)} results became slower than the baseline", found="; ".join(found),
             fix="Look at the report, and measure both again before you trust or blame a change.",
         )  # fmt: skip

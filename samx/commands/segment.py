@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +20,12 @@ from samx.processing.rasters import Levels
 LEAST_IOU = 0.5  # predicted: the model itself expects more wrong pixels than right ones
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """Hold the picture, what was asked, and the best mask of each prompt."""
-
-    picture: NDArray[np.uint8]
-    prompts: Sequence[Prompt]
-    masks: Sequence[SegmentedMask]
-
-    def draw(self) -> NDArray[np.uint8]:
-        """Draw masks and prompts over the picture."""
-        return overlay(self.picture, [mask.mask for mask in self.masks], self.prompts)
-
-
 def segment_picture(
     image: Path, model: Path, prompts: Sequence[Prompt], *,
     embedding: Path | None = None, encoder: Path | None = None, pixels: str | None = None,
     levels: Levels | None = None, device: str = "cpu", threads: int | None = None,
-) -> Segmentation:  # fmt: skip
-    """Find the best mask for each prompt on a picture.
+) -> tuple[NDArray[np.uint8], Sequence[SegmentedMask]]:  # fmt: skip
+    """Find the best mask for each prompt on a picture; return the picture with masks and prompts drawn, and the masks.
 
     The picture's features come from the artifact's own encoder (the demo model), an encoder ONNX, or an embedding file.
     Raises: ArtifactError, ImageError, PromptError; UsageError when there is no encoder.
@@ -51,10 +37,10 @@ def segment_picture(
     picture = read_image(image, levels)
     with open_predictor(Artifact.open(model), device, threads, encoder=encoder, pixels=pixels) as predictor:
         predictor.set_image(picture, embedding=embedding)
-        found = Segmentation(picture, prompts, predictor.segment(prompts))
-    for mask in found.masks:
+        masks = predictor.segment(prompts)
+    for mask in masks:
         _doubt(mask)
-    return found
+    return overlay(picture, [mask.mask for mask in masks], prompts), masks
 
 
 def _doubt(mask: SegmentedMask) -> None:

@@ -122,17 +122,11 @@ class Monitor:
 
         The first device that tells its power counts; what it covers is its fact `power_scope`.
         """
-        found = self._energies(start_ns, end_ns)
+        slack_ns = int(2 * self._interval_s * 1e9)
+        found = {kind: energy_mj(self._of(kind), start_ns, end_ns, slack_ns) for kind in self._kinds}
         reasons = "; ".join(f"{kind}: {reading.reason}" for kind, reading in found.items())
         known = (reading for reading in found.values() if reading.value is not None)
         return next(known, unread(reasons or "no device was watched", UNIT))
-
-    def energy_scope(self, start_ns: int, end_ns: int) -> Reading:
-        """Return what the energy of an interval covers."""
-        for kind, reading in self._energies(start_ns, end_ns).items():
-            if reading.value is not None:
-                return self._facts[kind].get("power_scope", unread(f"{kind} does not say what its power covers"))
-        return unread("no device told its power")
 
     def cost(self) -> Reading:
         """Return the mean time that one sample took, in microseconds."""
@@ -151,10 +145,6 @@ class Monitor:
     @property
     def _kinds(self) -> list[str]:
         return [adapter.kind for adapter in self._adapters]
-
-    def _energies(self, start_ns: int, end_ns: int) -> dict[str, Reading]:
-        slack_ns = int(2 * self._interval_s * 1e9)
-        return {kind: energy_mj(self._of(kind), start_ns, end_ns, slack_ns) for kind in self._kinds}
 
     def _watch(self) -> None:
         while not self._stop.wait(self._interval_s):

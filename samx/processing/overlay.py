@@ -64,19 +64,15 @@ def _paint_mask(canvas: RgbArray, image: RgbArray, mask: BoolArray, colour: Rgb,
     box = mask_box(mask)
     if box is None:
         return
-    part = _widened(box, round(3 * line), mask.shape)
+    (x0, y0, x1, y1), margin = box, round(3 * line)
+    part = slice(max(y0 - margin, 0), y1 + margin), slice(max(x0 - margin, 0), x1 + margin)
     region = canvas[part]
     inside = mask[part][..., None]
     tinted = image[part] * np.float32(1 - TINT) + np.float32(TINT) * np.array(colour, np.float32)
     painted = np.where(inside, tinted, region)
     edge = _outline(mask[part], line)[..., None]
-    region[:] = (painted * (1 - edge) + np.array(_lighter(colour), np.float32) * edge + 0.5).astype(np.uint8)
-
-
-def _widened(box: PixelBox, margin: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    x0, y0, x1, y1 = box
-    rows = slice(max(y0 - margin, 0), min(y1 + margin, shape[0]))
-    return rows, slice(max(x0 - margin, 0), min(x1 + margin, shape[1]))
+    lighter = (np.array(colour, np.float32) + 2 * 255) // 3
+    region[:] = (painted * (1 - edge) + lighter * edge + 0.5).astype(np.uint8)
 
 
 def _outline(mask: BoolArray, line: float) -> FloatArray:
@@ -95,11 +91,6 @@ def _blurred(mask: BoolArray, deviation: float) -> FloatArray:
         ends, starts = np.split(sums, [width], axis)[1], np.split(sums, [-width], axis)[0]
         found = (ends - starts) / np.float32(width)
     return found
-
-
-def _lighter(colour: Rgb) -> Rgb:
-    red, green, blue = ((channel + 2 * 255) // 3 for channel in colour)
-    return red, green, blue
 
 
 def _draw_box(canvas: RgbArray, box: Box, line: float) -> None:

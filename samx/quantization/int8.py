@@ -177,7 +177,7 @@ def _speed(backend: Backend, job: QuantisationJob, artifact: Artifact) -> dict[s
     prompts = fitted(case.prompts, job.export.spec)
     feeds = ({name: value.repeat(n, axis=0) for name, value in prompts.items()} for n in SPEED_PROMPTS)
     compared = [compare_speed(runs, feed, sizes, threads=threads, seconds=SPEED_SECONDS) for feed in feeds]
-    return {"measured": [one.to_json() for one in compared], "reason": None}
+    return {"measured": compared, "reason": None}
 
 
 def _floating(backend: Backend, job: ExportJob, directory: Path, like: Manifest) -> Artifact:

@@ -11,7 +11,7 @@ import numpy as np
 from fake_candidates import FakeClock
 
 from samx.artifacts.store import Artifact
-from samx.benchmarks.cold_start import ColdStart
+from samx.benchmarks.cold_start import FIELDS
 from samx.benchmarks.harness import Harness
 from samx.benchmarks.results import (
     BenchReport,
@@ -90,7 +90,7 @@ def energy_mj(start_ns: int, end_ns: int) -> Reading:
     return Reading((end_ns - start_ns) * 10 / 1e6, "mJ") if end_ns > start_ns else unread("no time", "mJ")
 
 
-def no_starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
+def no_starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> dict[str, Any]:
     raise AssertionError("no process was expected")
 
 
@@ -131,10 +131,11 @@ def pair() -> tuple[TimedSession, TimedSession]:
     return TimedSession(clock, "slow", 20), TimedSession(clock, "quick", 10)
 
 
-def cold_start(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
+def cold_start(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> dict[str, Any]:
     """Stand in for a process."""
     peak = {"value": 5_000_000, "unit": "bytes", "reason": None}
-    return ColdStart(300 * MS, 200 * MS, 50 * MS, (40 * MS,) * calls, peak)
+    spent = (300 * MS, 200 * MS, 50 * MS, [40 * MS] * calls, peak)
+    return dict(zip(FIELDS, spent, strict=True))
 
 
 def toy_result(subject: str = "a", times_ms: Sequence[float] = (10, 11, 12), **changes: Any) -> Result:

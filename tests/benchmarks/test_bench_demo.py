@@ -12,20 +12,20 @@ import pytest
 
 from samx.benchmarks.harness import INTERRUPTED
 from samx.benchmarks.results import BenchReport
-from samx.commands.bench import BenchRequest, bench
+from samx.commands.bench import bench
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 from pathlib import Path
-from samx.commands.bench import BenchRequest, bench
-request = BenchRequest([Path(sys.argv[1])], seconds=60, scenarios=["click"], output=Path(sys.argv[2]))
-bench(request, lambda text, *place: print(text, flush=True))
+from samx.commands.bench import bench
+bench([Path(sys.argv[1])], seconds=60, scenarios=["click"], output=Path(sys.argv[2]),
+      progress=lambda text, *place: print(text, flush=True))
 """
 
 
 def test_quick_measures_its_scenarios(demo_artifact: Path, tmp_path: Path) -> None:
-    report = bench(BenchRequest([demo_artifact, demo_artifact], quick=True, output=tmp_path / "report.json"))
+    report = bench([demo_artifact, demo_artifact], quick=True, output=tmp_path / "report.json")
     assert report.partial is None
     assert BenchReport.load(tmp_path / "report.json") == report
     assert {result.scenario for result in report.results} == {"click", "box", "batch8", "cold"}
@@ -33,7 +33,7 @@ def test_quick_measures_its_scenarios(demo_artifact: Path, tmp_path: Path) -> No
 
 
 def test_a_fresh_process_knows_its_memory(demo_artifact: Path) -> None:
-    (result,) = bench(BenchRequest([demo_artifact], scenarios=["memory"])).results
+    (result,) = bench([demo_artifact], scenarios=["memory"]).results
     assert result.peak_bytes is not None
     assert 2**27 < result.peak_bytes["value"] < 2**31
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from bench_toys import MS, SPEC, CopyingSession, TimedSession, cold_start, harness, measured, pair, workload
 from fake_candidates import FakeClock
 
-from samx.benchmarks.cold_start import ColdStart
 from samx.benchmarks.harness import COLD_STARTS, QUICK_CALLS, QUICK_COLD_STARTS, Harness
 from samx.benchmarks.interleave import now_ns
 from samx.benchmarks.scenarios import BY_NAME, MOST_POINTS, NAMES, SCENARIOS, chosen
@@ -226,7 +226,7 @@ def test_energy_is_that_of_the_timed_rounds_and_of_one_artifact() -> None:
 def test_cold_starts_are_fresh_processes_with_their_phases_apart(quick: bool, starts: int) -> None:
     asked: list[tuple[Path, str, Feed, int]] = []
 
-    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
+    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> dict[str, Any]:
         asked.append((artifact, device, feed, calls))
         return cold_start(artifact, device, threads, feed, calls)
 

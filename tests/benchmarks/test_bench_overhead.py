@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from statistics import median
 
 import pytest
 from fake_candidates import FakeClock
 
 import samx.commands.bench
 from samx import benchmarks
-from samx.benchmarks import harness
-from samx.benchmarks.interleave import step_ns
+from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling, now_ns, step_ns
 
 FOLDER = Path(benchmarks.__file__).parent
 LIBRARY = Path(samx.commands.bench.__file__)
@@ -45,22 +45,27 @@ def test_the_step_of_a_clock_is_its_smallest() -> None:
     assert step_ns() > 0
 
 
-def test_overhead_tells_the_loop_from_what_is_counted() -> None:
+def cost_us(clock: Clock, calls: int) -> tuple[float, float]:
+    """Time calls that do nothing. Units: microseconds inside the timed span, and of a call in all."""
+    nothing = Candidate("nothing", 1, lambda argument: argument, lambda number: number)
+    sampling = Sampling([nothing], Effort(0, least=calls, wanted=calls, warm_up_s=0), clock)
+    sampling.run()
+    return median(sampling.samples[0].call_ns) / 1e3, (sampling.end_ns - sampling.start_ns) / 1e3 / calls
+
+
+def test_the_loop_reads_the_clock_twice_a_call_and_once_a_round() -> None:
     fake = FakeClock()
 
     def ticking() -> int:
         fake.now_ns += 500
         return fake.now_ns
 
-    counted_us, loop_us, step_us = harness.overhead(ticking, calls=100)
-    assert counted_us == 0.5
-    assert loop_us == pytest.approx(1.5)  # two readings a call, one a round
-    assert step_us == 0.5
+    counted, whole = cost_us(ticking, 100)
+    assert counted == 0.5
+    assert whole == pytest.approx(1.5)
 
 
-def test_the_program_tells_its_bound(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "overhead", lambda: (0.1, 3.0, 0.04))
-    assert harness.main() == 0
-    assert "3.00 us in the loop (bound 20)" in capsys.readouterr().out
-    monkeypatch.setattr(harness, "overhead", lambda: (0.1, 20.1, 0.04))
-    assert harness.main() == 1
+def test_a_call_costs_less_than_20_microseconds() -> None:
+    counted, whole = zip(*(cost_us(now_ns, 2000) for _ in range(10)), strict=True)
+    assert min(counted) < 1
+    assert min(whole) < 20

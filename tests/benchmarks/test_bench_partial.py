@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_toys import TimedSession, calls_alone, cold_start, harness, pair
 from fake_candidates import FakeClock
 
-from samx.benchmarks.cold_start import ColdStart
 from samx.benchmarks.harness import INTERRUPTED
 from samx.benchmarks.scenarios import BY_NAME, SCENARIOS
 from samx.errors import UnavailableError
@@ -57,7 +57,7 @@ def test_nothing_measured_is_partial_too() -> None:
 def test_cold_starts_before_an_interruption_are_kept() -> None:
     starts: list[int] = []
 
-    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
+    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> dict[str, Any]:
         starts.append(calls)
         if len(starts) == 3:
             raise KeyboardInterrupt

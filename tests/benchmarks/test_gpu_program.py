@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from bench_toys import toy_report
+from bench_toys import toy_report, toy_result, toy_subject
 from safetensors.torch import save_file
 from toys import one_thread as one_thread
 from toys import toy_decoder
@@ -24,8 +21,7 @@ from samx.benchmarks import contenders, gpu
 from samx.benchmarks.gpu import KINDS, NO_GPU, NO_TIME, TINY, Part, file_name, in_budget, merged, plan, start
 from samx.benchmarks.processes import MARK, reports_of
 from samx.benchmarks.results import BenchReport, NotMeasured, Roofline
-from samx.benchmarks.wheels import unpack, wheels_on_path
-from samx.errors import InputError, UnavailableError, UsageError
+from samx.errors import UnavailableError, UsageError
 from samx.models.spec import sam1_spec
 from samx.progress import silent
 
@@ -38,7 +34,7 @@ HAS_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine 
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = sam1_spec(image_size=128)
     path = tmp_path_factory.mktemp("checkpoint") / "toy.safetensors"
-    save_file(toy_decoder(spec).state_dict(), path, {"image_size": str(spec.image_size)})
+    save_file(toy_decoder(spec).state_dict(), path)  # it fits pictures of any size
     return path
 
 
@@ -188,18 +184,26 @@ def test_a_report_of_nothing_ends_with_5() -> None:
 def test_parts_make_one_report_that_can_be_read_back() -> None:
     line = Roofline(None, {"value": 1.0, "unit": "x", "reason": None}, {"value": 1.0, "unit": "x", "reason": None}, ())
     one = toy_report(rooflines=(line,))
-    found = merged(
-        parts("plain", "compiled", "onnxruntime"), [(one, None), (replace(one, partial="lost"), None), (None, "died")]
-    )
+    other = toy_report(
+        subjects=(toy_subject("c"),), results=(toy_result("c"),), ratios=(), not_measured=(), rooflines=(line,),
+        partial="lost",
+    )  # fmt: skip
+    found = merged(parts("plain", "compiled", "onnxruntime"), [(one, None), (other, None), (None, "died")])
     assert BenchReport.from_bytes(found.to_bytes(), "report") == found
-    assert [subject.name for subject in found.subjects] == ["a", "b", "a (compiled)", "b (compiled)"]
-    assert [(ratio.baseline, ratio.candidate) for ratio in found.ratios] == [
-        ("a", "b"),
-        ("a (compiled)", "b (compiled)"),
-    ]
+    assert [subject.name for subject in found.subjects] == ["a", "b", "c"]
+    assert {result.subject for result in found.results} == {"a", "b", "c"}
+    assert [(ratio.baseline, ratio.candidate) for ratio in found.ratios] == [("a", "b")]
     assert len(found.rooflines) == 2
     assert NotMeasured("onnxruntime fp32", None, None, "died") in found.not_measured
     assert NotMeasured("compiled fp32", None, None, "lost") in found.not_measured
+
+
+def test_a_parts_own_baseline_has_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "TINY_IMAGE_PX", 128)
+    monkeypatch.setattr(gpu, "KINDS", {**KINDS, "compiled": ("pytorch",)})
+    part = Part("compiled", "fp32", "cpu", str(checkpoint), ("click",), 0.001, 1, tiny=True)
+    names = [subject.name for subject in next(gpu.measured(part)).subjects]
+    assert names == ["meta-pytorch (compiled)", "reference (compiled)", "pytorch"]
 
 
 def test_a_gpus_report_is_named_after_it() -> None:
@@ -259,53 +263,6 @@ def test_a_part_runs_in_a_process_of_its_own(checkpoint: Path) -> None:
     assert failure is not None
     assert "exit code 6; its last words: " in failure
     assert "Traceback" not in failure
-
-
-def wheel(path: Path, files: dict[str, str]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return path
-
-
-@pytest.fixture
-def unimported() -> Iterator[None]:
-    yield
-    sys.modules.pop("brought_along", None)
-
-
-@pytest.mark.usefixtures("unimported")
-def test_wheels_are_imported_from_by_this_process_and_its_children_and_are_gone_afterwards(tmp_path: Path) -> None:
-    wheel(tmp_path / "brought_along-1-py3-none-any.whl", {"brought_along/__init__.py": "HERE = __file__"})
-    before = list(sys.path), os.environ.get("PYTHONPATH")
-    with wheels_on_path(tmp_path) as names:
-        assert names == ["brought_along-1-py3-none-any.whl"]
-        import brought_along  # type: ignore[import-not-found]
-
-        program = f"import brought_along\nprint({MARK!r} + '{{\"n\": 3}}')"
-        assert child(program) == ([{"n": 3}], None)
-    assert not Path(brought_along.HERE).exists()
-    assert (list(sys.path), os.environ.get("PYTHONPATH")) == before
-
-
-@pytest.mark.parametrize("name", ["../outside.py", "/tmp/outside.py", "a\\..\\b.py", "C:/b.py"])
-def test_a_wheel_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
-    path = wheel(tmp_path / "bad.whl", {"good.py": "", name: "planted"})
-    with pytest.raises(InputError, match="leads elsewhere"):
-        unpack(path, tmp_path / "in")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bad.whl"]
-
-
-def test_damaged_wheels_and_folders_without_any_are_refused(tmp_path: Path) -> None:
-    path = wheel(tmp_path / "cut.whl", {"good.py": "x = 1\n" * 100})
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"cut\.whl' cannot be unpacked"), wheels_on_path(tmp_path):
-        pass
-    path.unlink()
-    with pytest.raises(UsageError, match="no wheels to bring along"), wheels_on_path(tmp_path):
-        pass
-    with pytest.raises(UsageError, match="no wheels to bring along"), wheels_on_path(tmp_path / "none"):
-        pass
 
 
 @pytest.mark.slow

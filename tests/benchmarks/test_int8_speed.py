@@ -8,14 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from samx.benchmarks.summary import SpeedReport, compare_speed
+from samx.benchmarks.summary import compare_speed, speed_facts
 
 FEED = {"point_coords": np.zeros((4, 2, 2), np.float32)}
 SIZES = {"float": 1000, "int8": 310}
-
-
-def report(float_ms: float, int8_ms: float) -> SpeedReport:
-    return SpeedReport(1, 1, 10, float_ms, int8_ms, 1000, 310)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +19,7 @@ def report(float_ms: float, int8_ms: float) -> SpeedReport:
     [(12.0, "INT8 is SLOWER than float here"), (10.4, "as fast as"), (9.6, "as fast as"), (8.0, "faster than")],
 )
 def test_the_sentence_says_which_is_slower(int8_ms: float, words: str) -> None:
-    sentence = report(10.0, int8_ms).sentence()
+    sentence = speed_facts(1, 1, 10, 10.0, int8_ms, 1000, 310)["sentence"]
     assert words in sentence
     assert f"{int8_ms:.2f} against 10.00 ms a prompt" in sentence
     assert "31% of the size" in sentence
@@ -38,8 +34,8 @@ def test_both_are_measured_in_turns_a_prompt() -> None:
 
     runs = {"float": lambda _: sleeper("float", 0.002), "int8": lambda _: sleeper("int8", 0.008)}
     found = compare_speed(runs, FEED, SIZES, threads=1, seconds=0.05)
-    assert found.calls >= 10
-    assert found.int8_ms >= 2  # 8 ms for 4 prompts
-    assert found.ratio > 1.5
+    assert found["calls"] >= 10
+    assert found["int8_ms"] >= 2  # 8 ms for 4 prompts
+    assert found["ratio"] > 1.5
     assert {"float", "int8"} == set(order[:2]) == set(order[2:4])
-    assert json.loads(json.dumps(found.to_json()))["sentence"] == found.sentence()
+    assert json.loads(json.dumps(found)) == found

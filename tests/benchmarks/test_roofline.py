@@ -52,18 +52,18 @@ def found(subject: Subject, scenario: str = "batch8", device: str = "cpu", measu
 
 def test_a_call_needs_its_products_and_its_bytes_once(subject: Callable[[dict[str, Any]], Subject]) -> None:
     line = found(subject(GOOD))
-    work = count(SMALL, "absorbed", 2, cached=False)
+    of_image, of_prompt, _ = count(SMALL, "absorbed", 2, cached=False)
     image = SMALL.width * SMALL.grid**2 * 4
     masks = 8 * SMALL.masks_out * SMALL.mask_size**2 * 4
-    assert line.needs == (Need("toy", "batch8", work.image + 8 * work.prompt, len(b"no model") + image + masks),)
+    assert line.needs == (Need("toy", "batch8", of_image + 8 * of_prompt, len(b"no model") + image + masks),)
     assert (line.threads, line.multiply_adds_per_s["value"], line.bytes_per_s["value"]) == (2, 1e9, 1e10)
 
 
 def test_the_image_is_worked_on_where_it_is_new_only(subject: Callable[[dict[str, Any]], Subject]) -> None:
     kept = subject({**GOOD, "form": "low_rank", "cached": True, "split": True})
-    work = count(SMALL, "low_rank", 2, cached=True)
-    assert found(kept).needs[0].multiply_adds == 8 * work.prompt
-    assert found(kept, "image").needs[0].multiply_adds == work.image + work.prompt
+    of_image, of_prompt, _ = count(SMALL, "low_rank", 2, cached=True)
+    assert found(kept).needs[0].multiply_adds == 8 * of_prompt
+    assert found(kept, "image").needs[0].multiply_adds == of_image + of_prompt
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_peaks_come_from_a_process_with_as_many_threads(monkeypatch: pytest.Monk
 
 def test_the_program_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import samx.benchmarks.roofline as p; p.product_rate = lambda: 1.0; p.copy_rate = lambda n: n * 2.0"
-    monkeypatch.setattr(measuring, "CHILD", (sys.executable, "-c", f"{program}; p.main()"))
+    monkeypatch.setattr(measuring, "CHILD", (sys.executable, "-c", f"import sys; {program}; p.main(int(sys.argv[1]))"))
     assert peaks(2) == {"threads": 2, "multiply_adds_per_s": 1.0, "bytes_per_s": 4.0}
 
 

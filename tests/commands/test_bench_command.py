@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from bench_toys import toy_report
 
 import samx.commands.bench
 from samx.benchmarks import harness, subjects
-from samx.benchmarks.cold_start import ColdStart
+from samx.benchmarks.cold_start import FIELDS
 from samx.benchmarks.interleave import Effort
 from samx.benchmarks.results import BenchReport, NotMeasured
 from samx.benchmarks.scenarios import Scenario
-from samx.commands.bench import BenchRequest, bench, require_complete
+from samx.commands.bench import bench, command_line, require_complete
 from samx.errors import BenchmarkError, ImageError, ParityError, UsageError, WriteError
 from samx.models.session import Feed, Outputs, Placement
 
@@ -49,8 +50,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     def effort(self: Scenario, seconds: float) -> Effort:
         return Effort(0, least=10, wanted=10, warm_up_s=0, warm_up_calls=1)
 
-    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> ColdStart:
-        return ColdStart(3, 2, 1, (5,) * calls, {"value": 1, "unit": "bytes", "reason": None})
+    def starter(artifact: Path, device: str, threads: int | None, feed: Feed, calls: int) -> dict[str, Any]:
+        spent = (3, 2, 1, [5] * calls, {"value": 1, "unit": "bytes", "reason": None})
+        return dict(zip(FIELDS, spent, strict=True))
 
     monkeypatch.setattr(Scenario, "effort", effort)
     monkeypatch.setattr(samx.commands.bench, "Harness", partial(harness.Harness, starter=starter))
@@ -72,8 +74,7 @@ def test_the_report_holds_everything_and_is_written(toy: Path, tmp_path: Path) -
     def note(text: str, done: int = 0, total: int = 0, /) -> None:
         steps.append((text, done, total))
 
-    request = BenchRequest([toy], quick=True, output=tmp_path / "report.json", threads=1, seed=5)
-    report = bench(request, note)
+    report = bench([toy], quick=True, output=tmp_path / "report.json", threads=1, seed=5, progress=note)
     assert BenchReport.load(tmp_path / "report.json") == report
     assert (report.partial, report.quick, report.threads, report.seed) == (None, True, 1, 5)
     assert {(entry.scenario, entry.phase) for entry in report.results} == {
@@ -92,7 +93,7 @@ def test_the_report_holds_everything_and_is_written(toy: Path, tmp_path: Path) -
 
 @pytest.mark.usefixtures("session")
 def test_results_lie_on_the_clock_of_the_telemetry(toy: Path) -> None:
-    report = bench(BenchRequest([toy], scenarios=["click"]))
+    report = bench([toy], scenarios=["click"])
     times = [sample["time_ns"] for sample in report.device.samples]
     for result in report.results:
         assert times[0] < result.start_ns < result.end_ns < times[-1]
@@ -101,7 +102,7 @@ def test_results_lie_on_the_clock_of_the_telemetry(toy: Path) -> None:
 @pytest.mark.usefixtures("session")
 def test_two_artifacts_get_ratios_and_other_checkpoints_are_flagged(toy: Path, tmp_path: Path) -> None:
     other = toy_artifact(tmp_path / "other", checkpoint="large")
-    report = bench(BenchRequest([toy, other], scenarios=["click"]))
+    report = bench([toy, other], scenarios=["click"])
     assert [(ratio.baseline, ratio.candidate, ratio.phase) for ratio in report.ratios] == [("toy", "other", "steady")]
     assert any("different checkpoints" in flag for flag in report.flags)
 
@@ -111,7 +112,7 @@ def test_a_run_that_ends_early_leaves_its_report(
     toy: Path, tmp_path: Path, session: Callable[[ConeSession], None], error: BaseException
 ) -> None:
     session(FailingSession(20, error))
-    report = bench(BenchRequest([toy], scenarios=["click", "box"], output=tmp_path / "report.json"))
+    report = bench([toy], scenarios=["click", "box"], output=tmp_path / "report.json")
     assert BenchReport.load(tmp_path / "report.json") == report
     assert report.partial is not None
     assert report.find("toy", "click") is not None
@@ -124,7 +125,7 @@ def test_a_run_that_ends_at_once_leaves_its_report(
     toy: Path, tmp_path: Path, session: Callable[[ConeSession], None]
 ) -> None:
     session(FailingSession(1, KeyboardInterrupt()))
-    bench(BenchRequest([toy], output=tmp_path / "report.json"))
+    bench([toy], output=tmp_path / "report.json")
     report = BenchReport.load(tmp_path / "report.json")
     assert (report.results, report.subjects[0].placement) == ((), None)
 
@@ -133,20 +134,20 @@ def test_a_run_that_ends_at_once_leaves_its_report(
 def test_a_report_that_is_there_is_not_replaced_unasked(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("mine")
     with pytest.raises(WriteError, match="exists already"):
-        bench(BenchRequest([toy], output=tmp_path / "report.json"))
+        bench([toy], output=tmp_path / "report.json")
     assert (tmp_path / "report.json").read_text() == "mine"
-    bench(BenchRequest([toy], output=tmp_path / "report.json", overwrite=True, scenarios=["click"]))
+    bench([toy], output=tmp_path / "report.json", overwrite=True, scenarios=["click"])
     assert BenchReport.load(tmp_path / "report.json").results
 
 
 @pytest.mark.usefixtures("session")
 def test_own_embeddings_are_measured(toy: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "photo.npz", **zeros(SMALL, 1.0))  # type: ignore[arg-type]
-    report = bench(BenchRequest([toy], scenarios=["click"], embeddings=[tmp_path / "photo.npz"]))
+    report = bench([toy], scenarios=["click"], embeddings=[tmp_path / "photo.npz"])
     assert report.images == "embeddings: photo.npz"
     np.savez(tmp_path / "photo.npz", image_embeddings=np.full((1, 256, 8, 8), np.nan, np.float32))
     with pytest.raises(ImageError, match="not finite"):
-        bench(BenchRequest([toy], scenarios=["click"], embeddings=[tmp_path / "photo.npz"]))
+        bench([toy], scenarios=["click"], embeddings=[tmp_path / "photo.npz"])
 
 
 @pytest.mark.parametrize(
@@ -156,26 +157,29 @@ def test_own_embeddings_are_measured(toy: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_requests_that_cannot_be_meant_are_refused(values: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=f"{words} cannot be"):
-        BenchRequest(**{"paths": [Path("toy")], **values})  # type: ignore[arg-type]
+        bench(**{"paths": [Path("toy")], **values})  # type: ignore[arg-type]
 
 
-def test_the_command_measures_the_same_again() -> None:
-    full = BenchRequest([Path("a"), Path("b")], scenarios=["click"], seconds=1.5, embeddings=[Path("x.npz")], threads=2)
-    assert " ".join(full.command()) == (
-        "samx bench a b --device cpu --threads 2 --seed 0 --seconds 1.5 --scenario click --embedding x.npz"
+@pytest.mark.usefixtures("session")
+def test_the_command_measures_the_same_again(toy: Path) -> None:
+    report = bench([toy], scenarios=["click"], seconds=1.5, threads=2)
+    words = f"samx bench {toy} --device cpu --threads 2 --seed 0 --seconds 1.5 --scenario click"
+    assert " ".join(report.command) == words
+    options = {"--threads": None, "--embedding": [Path("x.npz"), Path("y.npz")], "--checkpoint": Path("w.pth")}
+    assert " ".join(command_line([Path("a"), Path("b")], True, options)) == (
+        "samx bench a b --quick --embedding x.npz --embedding y.npz --checkpoint w.pth"
     )
-    beside = BenchRequest([Path("a")], quick=True, against=["meta,pytorch"], checkpoint=Path("w.pth"))
-    assert " ".join(beside.command()[-4:]) == "--against meta,pytorch --checkpoint w.pth"
-    assert " ".join(BenchRequest([Path("a")], quick=True).command()) == "samx bench a --quick --device cpu --seed 0"
+    report = bench([toy], quick=True, scenarios=("click",))
+    assert " ".join(report.command) == f"samx bench {toy} --quick --device cpu --seed 0 --scenario click"
 
 
 @pytest.mark.usefixtures("session")
 def test_contenders_have_to_have_the_artifacts_weights(toy: Path) -> None:
     with pytest.raises(UsageError, match=r"made from another checkpoint.*Name its file with --checkpoint") as caught:
-        bench(BenchRequest([toy], scenarios=["click"], against=["meta"]))
+        bench([toy], scenarios=["click"], against=["meta"])
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match="nobody of that name"):
-        bench(BenchRequest([toy], against=["nobody"]))
+        bench([toy], against=["nobody"])
 
 
 def test_a_contender_that_computes_something_else_ends_with_3_and_one_that_is_missing_does_not() -> None:
@@ -186,10 +190,12 @@ def test_a_contender_that_computes_something_else_ends_with_3_and_one_that_is_mi
     assert caught.value.exit_code == 3
 
 
-def test_quick_is_never_longer() -> None:
-    assert BenchRequest([Path("a")], quick=True).timed_seconds == 1.0
-    assert BenchRequest([Path("a")], quick=True, seconds=0.1).timed_seconds == 0.1
-    assert BenchRequest([Path("a")]).timed_seconds == 3.0
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize(
+    ("asked", "seconds"), [({"quick": True}, 1.0), ({"quick": True, "seconds": 0.1}, 0.1), ({}, 3.0)]
+)
+def test_quick_is_never_longer(asked: dict[str, Any], seconds: float, toy: Path) -> None:
+    assert bench([toy], scenarios=["click"], **asked).seconds == seconds
 
 
 def test_a_complete_report_passes() -> None:
@@ -206,6 +212,6 @@ def test_work_that_ran_elsewhere_and_a_coarse_clock_are_flagged(
     monkeypatch.setattr(astray, "placement", lambda: placement)
     session(astray)
     monkeypatch.setattr(samx.commands.bench, "step_ns", lambda clock: 10**9)
-    flags = bench(BenchRequest([toy], scenarios=["click"])).flags
+    flags = bench([toy], scenarios=["click"]).flags
     assert "toy was asked to run on cuda, and ran {'cuda': 5, 'cpu': 2} operations by device" in flags
     assert "the clock is too coarse for click of toy: steps of 1000000000 ns" in flags

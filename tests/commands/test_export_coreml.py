@@ -73,7 +73,7 @@ def test_it_segments_a_picture(exported: ExportResult, tmp_path: Path) -> None:
     write_picture(picture)
     width, height = PICTURE_SIZE_PX
     box = (0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height)
-    (found,) = segment_picture(picture, exported.path, [Prompt(box=box)]).masks
+    _, (found,) = segment_picture(picture, exported.path, [Prompt(box=box)])
     assert found.mask.shape == (height, width)
     assert found.area_px == found.mask.sum() > 0
 

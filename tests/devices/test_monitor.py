@@ -173,7 +173,6 @@ def test_energy_of_an_interval() -> None:
     with Monitor([FakeAdapter()], 1.0, clock) as monitor:
         ticking(clock, monitor, 6)
         assert monitor.energy_mj(SECOND, 5 * SECOND).value == pytest.approx(20e3)
-        assert monitor.energy_scope(SECOND, 5 * SECOND) == Reading("all of the fake")
         few = monitor.energy_mj(SECOND, 2 * SECOND)
     assert few.reason == "fake: 2 samples of power lie in the interval, at least 3 are needed"
 
@@ -184,7 +183,6 @@ def test_energy_comes_from_the_first_device_that_tells_it() -> None:
     with Monitor([silent, FakeAdapter("module")], 1.0, clock) as monitor:
         ticking(clock, monitor, 4)
     assert monitor.energy_mj(0, 4 * SECOND).value == pytest.approx(20e3)
-    assert monitor.energy_scope(0, 4 * SECOND) == Reading("all of the module")
 
 
 def test_without_power_every_device_says_why() -> None:
@@ -193,7 +191,6 @@ def test_without_power_every_device_says_why() -> None:
     with Monitor([silent, FakeAdapter("cpu", dict)], 1.0, clock) as monitor:
         ticking(clock, monitor, 4)
     assert monitor.energy_mj(0, 4 * SECOND) == unread("gpu: Not Supported; cpu: has no power reading", "mJ")
-    assert monitor.energy_scope(0, 4 * SECOND).value is None
 
 
 def test_a_device_that_vanished_gives_no_energy_for_what_came_after() -> None:

@@ -70,7 +70,7 @@ def test_an_artifact_is_measured_and_the_report_is_the_usual_one(kit: Path, tmp_
     assert {result.scenario for result in found.results} == {"click", "box", "batch8", "cold"}
     assert found.subjects[0].parity.verdict == "passed"
     assert all(line.multiply_adds_per_s["value"] > 0 for line in found.rooflines)
-    assert "artifact" in report([path]).markdown
+    assert "artifact" in report([path])["markdown"]
 
 
 def test_a_picture_is_segmented_without_pillow(kit: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from toys import toy_decoder
 
 from samx import console
 from samx.artifacts.store import Artifact
-from samx.benchmarks.summary import SpeedReport
-from samx.commands.calibrate import CalibrateRequest, calibrate
+from samx.benchmarks.summary import speed_facts
+from samx.commands.calibrate import calibrate
 from samx.commands.export import ExportRequest, ExportResult, export
 from samx.commands.validate import validate
 from samx.errors import ArtifactError, InputError, ParityError, SamxError, UsageError
@@ -66,12 +66,9 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Mine:
     found.embeddings.mkdir()
     for i in range(6):
         np.save(found.embeddings / f"{i}.npy", features(SPEC, i)["image_embeddings"])
-    request = CalibrateRequest(
-        found.calibration, found.checkpoint, image_size=SIZE_PX, embeddings=found.embeddings, samples=24
-    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("samx.quantization.rollout.HELD_OUT_SAMPLES", 16)
-        calibrate(request)
+        calibrate(found.calibration, found.checkpoint, image_size=SIZE_PX, embeddings=found.embeddings, samples=24)
     return found
 
 
@@ -289,10 +286,10 @@ def test_slower_is_said(mine: Mine, notes: Path, tmp_path: Path, monkeypatch: py
     asked: list[Any] = []
     sizes: list[dict[str, int]] = []
 
-    def slow(runs: Any, feed: Any, size: dict[str, int], **options: Any) -> SpeedReport:
+    def slow(runs: Any, feed: Any, size: dict[str, int], **options: Any) -> dict[str, Any]:
         assert set(runs) == {"float", "int8"}
         sizes.append(size)
-        return SpeedReport(len(feed["point_coords"]), options["threads"], 10, 10.0, 15.0, size["float"], size["int8"])
+        return speed_facts(len(feed["point_coords"]), options["threads"], 10, 10.0, 15.0, size["float"], size["int8"])
 
     monkeypatch.setattr("samx.benchmarks.summary.compare_speed", slow)
     monkeypatch.setattr(OnnxTrial, "judge", counted(OnnxTrial.judge, asked))

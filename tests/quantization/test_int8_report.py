@@ -15,7 +15,7 @@ from verdict_toys import Discs, grown, held, shrunk, verdict
 from samx import console
 from samx.artifacts import strict_json
 from samx.artifacts.commit import write_file
-from samx.benchmarks.summary import SpeedReport
+from samx.benchmarks.summary import speed_facts
 from samx.errors import ParityError
 from samx.quantization.search import Budget, Found, Judged, Plan, Row
 from samx.quantization.verdict import Int8Report, remedy
@@ -29,8 +29,8 @@ ROWS = (
 )
 FOUND = Found(PLAN, Judged(0.985, 0.96, 310), 1000, ROWS, ("upscaling 2",))
 ARITHMETIC = {"integer_multiply_adds": 4000, "constant_weight_multiply_adds": 9000}
-SLOWER = SpeedReport(1, 2, 64, 10.0, 12.0, 1000, 310).to_json()
-FASTER = SpeedReport(16, 2, 64, 10.0, 7.0, 1000, 310).to_json()
+SLOWER = speed_facts(1, 2, 64, 10.0, 12.0, 1000, 310)
+FASTER = speed_facts(16, 2, 64, 10.0, 7.0, 1000, 310)
 NO_SPEED = "Speed was not measured: there is no such machine here."
 
 

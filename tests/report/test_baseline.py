@@ -30,7 +30,7 @@ def one(found: BaselineComparison, scenario: str = "click", phase: str = "steady
 
 
 def reasons(found: BaselineComparison) -> str:
-    return "; ".join(gap.reason for gap in found.not_compared)
+    return "; ".join(str(gap["reason"]) for gap in found.not_compared)
 
 
 def test_a_planted_slowdown_of_a_tenth_is_the_only_regression() -> None:
@@ -120,7 +120,7 @@ def test_what_only_one_side_has_is_named_and_not_skipped() -> None:
     base = bench_report({"fp32": 11.0, "fp16": 8.0}, seed=5)
     base = replace(base, results=tuple(r for r in base.results if r.scenario != "box"), ratios=())
     found = compared(new, base)
-    gaps = {(gap.subject, gap.scenario): gap.reason for gap in found.not_compared}
+    gaps = {(gap["subject"], gap["scenario"]): str(gap["reason"]) for gap in found.not_compared}
     assert "no such artifact" in gaps["sam1-onnx-int8", None]
     assert gaps["sam1-onnx-fp16", None] == "only the baseline has this artifact"
     assert gaps["sam1-onnx-fp32", "box"] == "the baseline has no such result"
@@ -132,7 +132,7 @@ def test_every_result_of_both_runs_is_compared_or_named() -> None:
     base = replace(base, results=base.results[:-4], ratios=())
     found = compared(new, base)
     told = {(c.subject, c.scenario, c.phase) for c in found.changes}
-    told |= {(gap.subject or "", gap.scenario or "", gap.phase or "") for gap in found.not_compared}
+    told |= {(gap["subject"] or "", gap["scenario"] or "", gap["phase"] or "") for gap in found.not_compared}
     assert told >= {(r.subject, r.scenario, r.phase) for r in (*new.results, *base.results)}
 
 
@@ -156,6 +156,15 @@ def test_what_else_changed_is_named() -> None:
     older = {**base.device.environment, "onnxruntime": "1.30.0"}
     found = compared(bench_report(), replace(base, device=replace(base.device, environment=older)))
     assert found.differences == ("A: onnxruntime 1.30.0 \u2192 1.31.1",)
+
+
+def test_a_device_that_was_set_otherwise_is_named() -> None:
+    base = bench_report(seed=3)
+    ((kind, found),) = base.device.kinds.items()
+    memory = {"memory": {**found["facts"]["memory"], "value": 8192}}
+    kinds = {kind: {**found, "facts": {**found["facts"], **memory}}}
+    differences = compared(bench_report(), replace(base, device=replace(base.device, kinds=kinds))).differences
+    assert differences == (f"A: {kind} memory 8192 \u2192 16384",)
 
 
 def test_operations_that_ran_elsewhere_are_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib import resources
 from xml.etree import ElementTree
 
 import pytest
@@ -47,10 +48,14 @@ def test_a_chart_fits_into_a_page_with_others(name: str) -> None:
     assert root.get("viewBox")
     assert "<style" not in svg
     assert "http" not in svg
-    assert "font-family" not in svg
     assert "url(" not in svg
     assert {name for element in root.iter() for name in element.attrib} & {"id", "clip-path", "href"} == set()
     assert "use" not in {element.tag for element in root.iter()}
+
+
+def test_the_page_chooses_the_font_and_not_matplotlib() -> None:
+    style = resources.files("samx.benchmarks.report").joinpath("templates/page.css").read_text(encoding="utf-8")
+    assert re.search(r"\.chart text \{ font-family: inherit !important;", style)
 
 
 def test_the_same_data_give_the_same_chart() -> None:

@@ -152,19 +152,19 @@ def test_a_regression_is_written_first_and_then_an_error(tmp_path: Path) -> None
         require_unregressed(result)
     assert caught.value.exit_code == 4
     assert "2 of 20 results became slower" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
-    assert result.markdown == (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert result.paths == (tmp_path / "page.md", tmp_path / "page.html")
-    assert len(json.loads(json.dumps(result.to_json(), allow_nan=False))["regressions"]) == 2
+    assert result["markdown"] == (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert result["paths"] == [str(tmp_path / "page.md"), str(tmp_path / "page.html")]
+    assert len(json.loads(json.dumps(result, allow_nan=False))["regressions"]) == 2
 
 
 def test_without_a_regression_there_is_no_error(tmp_path: Path) -> None:
     paths = write_all(tmp_path, [bench_report(seed=1), bench_report(seed=2)])
     result = report(paths[:1], baseline=paths[1])
     require_unregressed(result)
-    assert result.comparison is not None
-    assert result.paths == ()
-    assert result.summary().startswith("none of 20 results became slower than the baseline")
-    assert result.summary().endswith("; wrote nothing")
+    assert result["comparison"] is not None
+    assert result["paths"] == []
+    assert result["summary"].startswith("none of 20 results became slower than the baseline")
+    assert result["summary"].endswith("; wrote nothing")
 
 
 def test_a_throttled_run_is_flagged_and_no_regression(tmp_path: Path) -> None:

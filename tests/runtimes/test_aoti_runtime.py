@@ -108,7 +108,7 @@ def test_a_trusted_package_is_loaded_and_damage_is_told(tmp_path: Path) -> None:
 def test_samx_trust_names_a_package(tmp_path: Path) -> None:
     artifact(tmp_path / "toy")
     found = name_trusted(tmp_path / "toy")
-    assert (found.file, found.sha256) == ("decoder.pt2", SHA256)
+    assert (found["file"], found["sha256"]) == ("decoder.pt2", SHA256)
     assert trust.is_trusted(SHA256)
 
 

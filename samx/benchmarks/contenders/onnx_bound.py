@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samx.benchmarks.contenders import Opened, Setting
-from samx.benchmarks.contenders.pytorch import Tensors, TorchSession, exact_arithmetic, in_order
+from samx.benchmarks.contenders.pytorch import Fed, Tensors, TorchSession, exact_arithmetic, in_order
 from samx.errors import UnavailableError
 from samx.exporters import onnx as exporter
 from samx.exporters.base import ExportJob, export_decoder
@@ -95,40 +95,29 @@ def arithmetic(session: Any) -> int:
     return sum(node.op_type in ARITHMETIC for part in parts for node in part.get_nodes())
 
 
-class Bound:
-    """A prompt graph whose inputs and outputs are PyTorch's tensors, bound when prompts come in a new shape.
-
-    The next call overwrites the outputs.
-    """
+class Bound(Fed):
+    """A prompt graph whose inputs and outputs are PyTorch's tensors."""
 
     def __init__(self, session: Any, state: Mapping[str, Tensor], spec: DecoderSpec, device: torch.device) -> None:
+        super().__init__()
         self._session, self._state, self._spec, self._device = session, state, spec, device
-        self._given: Tensors = ()
-        self._outputs: Tensors = ()
-        self._binding: Any = None
 
-    def __call__(self, *prompts: Tensor) -> Tensors:
-        """Copy the prompts in, and run."""
-        if [x.shape for x in self._given] != [x.shape for x in prompts]:
-            self._bind(prompts)
-        for kept, tensor in zip(self._given, prompts, strict=True):
-            kept.copy_(tensor)
-        if self._device.type != "cpu":
-            torch.cuda.synchronize(self._device)  # ONNX Runtime works on a stream of its own
-        self._session.run_with_iobinding(self._binding)
-        return self._outputs
-
-    def _bind(self, prompts: Tensors) -> None:
-        self._given = tuple(tensor.clone() for tensor in prompts)
-        sizes = {"prompts": len(prompts[0])}
+    def _prepare(self) -> Callable[[], object]:
+        sizes = {"prompts": len(self._given[0])}
         shapes = [[sizes[d] if isinstance(d, str) else d for d in output.shape] for output in self._spec.outputs]
         self._outputs = tuple(torch.empty(shape, device=self._device) for shape in shapes)
-        self._binding = self._session.io_binding()
+        binding = self._session.io_binding()
         names = [tensor.name for tensor in self._spec.prompt_inputs]
         for name, tensor in {**self._state, **dict(zip(names, self._given, strict=True))}.items():
-            self._binding.bind_input(name, *self._place(tensor))
+            binding.bind_input(name, *self._place(tensor))
         for output, tensor in zip(self._spec.outputs, self._outputs, strict=True):
-            self._binding.bind_output(output.name, *self._place(tensor))
+            binding.bind_output(output.name, *self._place(tensor))
+        return lambda: self._work_on(binding)
+
+    def _work_on(self, binding: Any) -> None:
+        if self._device.type != "cpu":
+            torch.cuda.synchronize(self._device)  # ONNX Runtime works on a stream of its own
+        self._session.run_with_iobinding(binding)
 
     def _place(self, tensor: Tensor) -> tuple[Any, ...]:
         index = self._device.index or 0

@@ -191,31 +191,38 @@ def exact_arithmetic(setting: Setting) -> torch.device:
     return torch_device(setting.device)
 
 
-class Graphed:
-    """A call as a CUDA graph, recorded when prompts come in a new shape.
+class Fed:
+    """A call on tensors that stay, prepared when prompts come in a new shape. The next call overwrites the outputs."""
 
-    Graphs share a pool's memory, so that the largest number of prompts fits once. Outputs are the graph's own tensors:
-    the next call of any graph with the same pool overwrites them.
-    """
-
-    def __init__(self, call: Callable[..., Tensors], pool: Any) -> None:
-        self._call, self._pool = call, pool
+    def __init__(self) -> None:
         self._given: Tensors = ()
         self._outputs: Tensors = ()
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._work: Callable[[], object] = lambda: None
 
     def __call__(self, *prompts: Tensor) -> Tensors:
-        """Copy the prompts in, and replay."""
-        if self._graph is None or [x.shape for x in self._given] != [x.shape for x in prompts]:
-            self._graph = self._record(prompts)
+        """Copy the prompts in, and work."""
+        if [x.shape for x in self._given] != [x.shape for x in prompts]:
+            self._given, self._outputs, self._work = (), (), lambda: None  # their memory goes to the next
+            self._given = tuple(tensor.clone() for tensor in prompts)
+            self._work = self._prepare()
         for kept, tensor in zip(self._given, prompts, strict=True):
             kept.copy_(tensor)
-        self._graph.replay()
+        self._work()
         return self._outputs
 
-    def _record(self, prompts: Tensors) -> torch.cuda.CUDAGraph:
-        self._graph, self._outputs = None, ()  # their memory goes to the next
-        self._given = tuple(tensor.clone() for tensor in prompts)
+    def _prepare(self) -> Callable[[], object]:
+        """Return what fills the outputs from what is given."""
+        raise NotImplementedError
+
+
+class Graphed(Fed):
+    """A call as a CUDA graph. Graphs share a pool's memory, so that the largest number of prompts fits once."""
+
+    def __init__(self, call: Callable[..., Tensors], pool: Any) -> None:
+        super().__init__()
+        self._call, self._pool = call, pool
+
+    def _prepare(self) -> Callable[[], object]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -225,7 +232,7 @@ class Graphed:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             self._outputs = self._call(*self._given)
-        return graph
+        return graph.replay
 
 
 def clock_for(device: str) -> Clock:

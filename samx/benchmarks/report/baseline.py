@@ -12,6 +12,8 @@ from samx.benchmarks.summary import BLOCKS, CHANGE_CONFIDENCE, CHANGE_SAMPLES, R
 from samx.errors import InputError
 
 MARGIN = 0.05  # the smallest change that is spoken of: two starts of one program differ by a few percent
+# What has no counterpart, and why: run, subject, scenario, phase, reason; None stands for all of them.
+Gap = dict[str, str | None]
 REGRESSED, FASTER, SAME, UNCLEAR, DOUBTFUL = "slower", "faster", "unchanged", "unclear", "doubtful"
 NO_TWIN = (
     "the baseline has no such artifact: same checkpoint, masks, target and precision, and where several are alike, "
@@ -57,23 +59,12 @@ class Change:
 
 
 @dataclass(frozen=True)
-class NotCompared:
-    """What has no counterpart, and why; None stands for all subjects, scenarios or phases."""
-
-    run: str
-    subject: str | None
-    scenario: str | None
-    phase: str | None
-    reason: str
-
-
-@dataclass(frozen=True)
 class BaselineComparison:
     """Everything that was, and was not, compared with a baseline."""
 
     baseline: Run
     changes: tuple[Change, ...]
-    not_compared: tuple[NotCompared, ...]
+    not_compared: tuple[Gap, ...]
     differences: tuple[str, ...]  # in what surrounded the runs
 
     @property
@@ -105,7 +96,7 @@ class BaselineComparison:
             "baseline": str(self.baseline.path),
             "rule": RULE,
             "changes": [asdict(change) for change in self.changes],
-            "not_compared": [asdict(entry) for entry in self.not_compared],
+            "not_compared": list(self.not_compared),
             "differences": list(self.differences),
         }
 
@@ -117,11 +108,11 @@ def compare(runs: tuple[Run, ...], baseline: Run) -> BaselineComparison:
     """
     found = [entry for run in runs for entry in _compare_run(run, baseline)]
     changes = tuple(entry for entry in found if isinstance(entry, Change))
-    missing = tuple(entry for entry in found if isinstance(entry, NotCompared))
+    missing = tuple(entry for entry in found if not isinstance(entry, Change))
     if not changes:
         raise InputError(
             f"nothing can be compared with the baseline '{baseline.path}'",
-            found="; ".join(dict.fromkeys(entry.reason for entry in missing)),
+            found="; ".join(dict.fromkeys(str(entry["reason"]) for entry in missing)),
             expected="a run of the same decoder, target and precision on the same device",
             fix="Measure the baseline again on this device, or name another one.",
         )  # fmt: skip
@@ -149,22 +140,28 @@ def verdict(ratio: Ratio, margin: float, doubts: tuple[str, ...]) -> str:
     return DOUBTFUL if doubts and found in (REGRESSED, FASTER) else found
 
 
-def _compare_run(run: Run, baseline: Run) -> Iterator[Change | NotCompared]:
+def _compare_run(run: Run, baseline: Run) -> Iterator[Change | Gap]:
     if reason := _other_place(run.report, baseline.report):
-        yield NotCompared(run.key, None, None, None, reason)
+        yield _gap(run, reason)
         return
     twins = {subject.name: _twin(subject, run.report, baseline.report) for subject in run.report.subjects}
     for name, twin in twins.items():
         if twin is None:
-            yield NotCompared(run.key, name, None, None, NO_TWIN)
+            yield _gap(run, NO_TWIN, name)
         else:
             yield from _compare_subject(run, baseline, name, twin)
     for subject in baseline.report.subjects:
         if subject.name not in twins.values():
-            yield NotCompared(run.key, subject.name, None, None, "only the baseline has this artifact")
+            yield _gap(run, "only the baseline has this artifact", subject.name)
 
 
-def _compare_subject(run: Run, baseline: Run, subject: str, twin: str) -> Iterator[Change | NotCompared]:
+def _gap(
+    run: Run, reason: str, subject: str | None = None, scenario: str | None = None, phase: str | None = None
+) -> Gap:
+    return {"run": run.key, "subject": subject, "scenario": scenario, "phase": phase, "reason": reason}
+
+
+def _compare_subject(run: Run, baseline: Run, subject: str, twin: str) -> Iterator[Change | Gap]:
     before = {(r.scenario, r.phase): r for r in baseline.report.results if r.subject == twin}
     now = {(r.scenario, r.phase): r for r in run.report.results if r.subject == subject}
     for where in now | before:
@@ -172,7 +169,7 @@ def _compare_subject(run: Run, baseline: Run, subject: str, twin: str) -> Iterat
         if reason is None:
             yield _change(run, baseline, before[where], now[where])
         else:
-            yield NotCompared(run.key, subject, *where, reason)
+            yield _gap(run, reason, subject, *where)
 
 
 def _change(run: Run, baseline: Run, base: Result, new: Result) -> Change:
@@ -186,7 +183,7 @@ def _change(run: Run, baseline: Run, base: Result, new: Result) -> Change:
 
 
 def _excuses(run: Run, who: str) -> list[str]:
-    return [f"{who}: {doubt.text}" for doubt in run.doubts if doubt.excuses]
+    return [f"{who}: {doubt['text']}" for doubt in run.doubts if doubt["excuses"]]
 
 
 def _other_place(new: BenchReport, base: BenchReport) -> str | None:
@@ -236,5 +233,6 @@ def _surroundings(report: BenchReport, base: BenchReport) -> dict[str, str]:
     """Describe what surrounded a run, artifacts by the names that they have in the baseline."""
     twins = {twin: subject for subject in report.subjects if (twin := _twin(subject, report, base)) is not None}
     ran = {f"{twin} ran": places((subject.placement or {}).get("operations")) for twin, subject in twins.items()}
-    moving = {"load_1min"}
-    return {**{name: text for name, text in report.device.environment.items() if name not in moving}, **ran}
+    facts = {f"{kind} {name}": str(reading["value"]) for kind, device in report.device.kinds.items()
+             for name, reading in device["facts"].items() if reading["value"] is not None}  # fmt: skip
+    return {**report.device.environment, **facts, **ran}

@@ -24,7 +24,6 @@ DOTS_SHOWN = 160
 LEAST_SHAPE = 16  # calls that have a shape
 CURVE_POINTS = 120
 THINNED = 2000  # calls that the shape is made of at most
-FAINT = 0.01  # of the highest density; below it there is nothing to see
 MS = 1e-6
 
 Row = tuple[str, str, Result]  # its name, a name of the page's colours, and its calls
@@ -73,20 +72,10 @@ def _cloud(axes: Axes, times: Floats, base: float, colour: str) -> None:
     reach = kernel.factor * values.std() * 2
     grid = np.linspace(max(values.min() - reach, ends[0]), min(values.max() + reach, ends[1]), CURVE_POINTS)
     density = kernel.evaluate(grid)
-    around = _around_peak(density)
-    grid, density = grid[around], density[around]
     x = np.exp(grid) if is_log else grid
     top = base - density / density.max() * CLOUD_HEIGHT
     axes.fill([x[0], *x, x[-1]], [base, *top, base], color=colour, alpha=0.32, linewidth=0)
     axes.plot(x, top, color=colour, linewidth=1.4, solid_joinstyle="round")
-
-
-def _around_peak(density: Floats) -> slice:
-    """Leave out the far islands that single slow calls make: the dots show them."""
-    faint, peak = np.flatnonzero(density < FAINT * density.max()), int(density.argmax())
-    first = faint[faint < peak][-1:].tolist() or [0]
-    last = faint[faint > peak][:1].tolist() or [len(density) - 1]
-    return slice(first[0], last[0] + 1)
 
 
 def _middle(axes: Axes, result: Result, at: float, colour: str) -> None:

@@ -32,8 +32,7 @@ def _baseline(found: BaselineComparison) -> Iterator[str]:
                                [_change(change) for change in telling]))  # fmt: skip
     if found.not_compared:
         lines = [
-            f"- {_where(gap.run, gap.subject, gap.scenario, gap.phase)}: {_safe(gap.reason)}"
-            for gap in found.not_compared
+            f"- {_where(*parts)}: {_safe(reason or '')}" for *parts, reason in map(dict.values, found.not_compared)
         ]
         yield from ("", *_folded(f"{len(lines)} not comparable", lines))
     if found.differences:
@@ -51,17 +50,17 @@ def _change(change: Change) -> Sequence[str]:
 def _doubts(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         for doubt in run.doubts:
-            if doubt.kind != "information":
-                yield f"- {run.key}: **{doubt.kind}** {_safe(doubt.text)}"
+            if doubt["kind"] != "information":
+                yield f"- {run.key}: **{doubt['kind']}** {_safe(doubt['text'])}"
 
 
 def _table(runs: Sequence[Run]) -> Iterator[str]:
     """List the artifacts under each other: wide tables are hard to read in a comment."""
     found = headline(runs)
     if found is not None:
-        time = f"{_safe(spaced(found.scenario))} p50, ms"
+        time = f"{_safe(spaced(found['scenario']))} p50, ms"
         heads = ("device", "artifact", time, "prompts/s", "mask IoU", "ran", "flags")
-        yield from markdown_table(heads, [_row(*cell) for cell in found.cells])
+        yield from markdown_table(heads, [_row(*cell) for cell in found["cells"]])
 
 
 def _row(entry: Entry, result: Result) -> Sequence[str]:
@@ -90,7 +89,7 @@ def _reproduce(runs: Sequence[Run]) -> Iterator[str]:
     yield from _folded("Measure it yourself", ["", *lines, ""])
 
 
-def _where(run: str, subject: str | None, scenario: str | None, phase: str | None) -> str:
+def _where(run: str | None, subject: str | None, scenario: str | None, phase: str | None) -> str:
     parts = [run, subject, scenario, None if phase == "steady" else phase]
     return " \u00b7 ".join(_safe(spaced(part)) for part in parts if part)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from samx.benchmarks.report.bars import Bar, Mark, bars, intervals, roof
 from samx.benchmarks.report.baseline import DOUBTFUL, FASTER, MARGIN, REGRESSED, SAME, UNCLEAR, Change
@@ -33,15 +33,13 @@ CLICK = (("transfer", "phase-1", "transfer"), ("steady", "phase-3", "decoder"),
 COLOURS = {REGRESSED: "bad", FASTER: "good", SAME: "muted", UNCLEAR: "muted", DOUBTFUL: "muted"}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A chart with its words."""
+Legend = Sequence[tuple[str, str]]
+Picture = dict[str, Any]  # a chart: title, caption, svg, note, and a legend of colours and meanings
 
-    title: str
-    caption: str
-    svg: str
-    note: str = ""
-    legend: tuple[tuple[str, str], ...] = ()  # colour and meaning
+
+def picture(title: str, caption: str, svg: str, note: str = "", legend: Legend = ()) -> Picture:
+    """Put a chart and its words together."""
+    return {"title": title, "caption": caption, "svg": svg, "note": note, "legend": legend}
 
 
 def pictures(runs: Sequence[Run], changes: Sequence[Change]) -> dict[str, list[Picture]]:
@@ -49,12 +47,12 @@ def pictures(runs: Sequence[Run], changes: Sequence[Change]) -> dict[str, list[P
     heads = precisions(runs)
     colours = {head: f"series-{i % SERIES + 1}" for i, head in enumerate(heads)}
     return {
-        "latency": [picture for name in scenarios(runs) for picture in _latency(name, runs, colours)],
+        "latency": [made for name in scenarios(runs) for made in _latency(name, runs, colours)],
         "ratios": _ratios(runs),
         "changes": _changes(changes),
         "phases": [*_phases(runs), *_memory(runs)],
         "energy": _energy(runs, colours),
-        "roofs": [picture for run in runs for line in run.report.rooflines for picture in _roof(run, line, colours)],
+        "roofs": [made for run in runs for line in run.report.rooflines for made in _roof(run, line, colours)],
     }
 
 
@@ -66,7 +64,7 @@ def _latency(name: str, runs: Sequence[Run], colours: dict[str, str]) -> list[Pi
         return []
     svg, note = distributions(plain(name), rows)
     caption = f"{BY_NAME[name].meaning}; ms a call" if name in BY_NAME else "ms a call"
-    return [Picture(spaced(plain(name)), caption, svg, note)]
+    return [picture(spaced(plain(name)), caption, svg, note)]
 
 
 def _ratios(runs: Sequence[Run]) -> list[Picture]:
@@ -78,7 +76,7 @@ def _ratios(runs: Sequence[Run]) -> list[Picture]:
             rows = [_ratio(ratio) for ratio in ratios if ratio.baseline == base.subject.name]
             caption = f"times as fast as {base.name}, with 95 % intervals; right of 1 is faster"
             if rows:
-                found.append(Picture(entry.label, caption, intervals(f"{entry.label}, {caption}.", rows)))
+                found.append(picture(entry.label, caption, intervals(f"{entry.label}, {caption}.", rows)))
     return found
 
 
@@ -98,7 +96,7 @@ def _changes(changes: Sequence[Change]) -> list[Picture]:
         found.setdefault(f"{row.run} \u00b7 {row.subject}", []).append(mark)
     caption = "time now by time in the baseline; right of 1 is slower, the band is the least margin"
     band = (1 / (1 + MARGIN), 1 + MARGIN)
-    return [Picture(plain(name), caption, intervals(f"{plain(name)}, {caption}.", rows, band))
+    return [picture(plain(name), caption, intervals(f"{plain(name)}, {caption}.", rows, band))
             for name, rows in found.items()]  # fmt: skip
 
 
@@ -124,7 +122,7 @@ def _parts(
             rows.append((entry.label, [(colour, found[phase]) for phase, colour, _ in parts if phase in found]))
     shown = {colour for _, bar in rows for colour, _ in bar}
     legend = tuple((colour, meaning) for _, colour, meaning in parts if colour in shown)
-    return [Picture(title, caption, bars(f"{title}, {caption}.", "ms", rows), legend=legend)] if rows else []
+    return [picture(title, caption, bars(f"{title}, {caption}.", "ms", rows), legend=legend)] if rows else []
 
 
 def _memory(runs: Sequence[Run]) -> list[Picture]:
@@ -132,7 +130,7 @@ def _memory(runs: Sequence[Run]) -> list[Picture]:
     rows = [(entry.label, [("phase-3", value / MIB)]) for entry in all_entries(runs) for result in entry.results
             if result.peak_bytes is not None and isinstance(value := result.peak_bytes["value"], int)]  # fmt: skip
     caption = BY_NAME["memory"].meaning
-    return [Picture("Peak memory", caption, bars(f"Peak memory: {caption}.", "MiB", rows))] if rows else []
+    return [picture("Peak memory", caption, bars(f"Peak memory: {caption}.", "MiB", rows))] if rows else []
 
 
 def _energy(runs: Sequence[Run], colours: dict[str, str]) -> list[Picture]:
@@ -143,7 +141,7 @@ def _energy(runs: Sequence[Run], colours: dict[str, str]) -> list[Picture]:
         rows = [(entry.label, [(colours[entry.precision], value)]) for entry, _, value in measured[name]]
         caption = f"{counted(measured[name][0][1].prompts, 'prompt')} a call; mJ a prompt, idle power included"
         svg = bars(f"Energy in {plain(name)}, {caption}.", "mJ", rows)
-        found.append(Picture(spaced(plain(name)), caption, svg))
+        found.append(picture(spaced(plain(name)), caption, svg))
     return found
 
 
@@ -152,10 +150,10 @@ def _roof(run: Run, line: Roofline, colours: dict[str, str]) -> list[Picture]:
     needs = limits(run, line)
     if not needs:
         return []
-    calls = [Mark(str(i), (limit.adds_per_byte, limit.adds_per_s), colours[limit.entry.precision],
-                  f"{i} {limit.words}") for i, limit in enumerate(needs, 1)]  # fmt: skip
+    calls = [Mark(str(i), (per_byte, rate), colours[entry.precision], f"{i} {words}")
+             for i, (entry, per_byte, rate, words) in enumerate(needs, 1)]  # fmt: skip
     threads = "" if line.threads is None else f", {counted(line.threads, 'thread')}"
     caption = f"{line.precision} multiply-adds a second, over multiply-adds for each byte that a call needs"
     svg = roof(f"{run.key}, {caption}.", line.multiply_adds_per_s["value"], line.bytes_per_s["value"], calls)
     legend = tuple((call.colour, call.words) for call in calls)
-    return [Picture(f"{run.key} \u00b7 {plain(run.device)}{threads}", caption, svg, legend=legend)]
+    return [picture(f"{run.key} \u00b7 {plain(run.device)}{threads}", caption, svg, legend=legend)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from math import floor, isfinite, log10
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 from samx.benchmarks.results import BenchReport, Result, SubjectRecord
 from samx.benchmarks.scenarios import NAMES
@@ -39,6 +40,7 @@ MEANINGS = {
     "unstable": f"the second half of the calls differs by more than {UNSTABLE_DRIFT:.0%} and chance",
 }
 
+Doubt = Mapping[str, Any]  # why numbers are doubtful: kind, text, whether it excuses a slowdown, and is grave
 NARROW = "\u202f"  # space inside a number
 NO_VALUE = "n/a"
 KEPT = (" ", NARROW)
@@ -48,20 +50,6 @@ WHY_NO_PERCENTILE = {
     "p90": f"a p90 needs {P90_SAMPLES} calls or more",
     "p99": f"a p99 needs {P99_SAMPLES} calls or more",
 }
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """Why numbers are doubtful, in plain words."""
-
-    kind: str
-    text: str
-    excuses: bool = False
-
-    @property
-    def grave(self) -> bool:
-        """Return whether a reader has to know it before any number."""
-        return self.excuses or self.kind == "busy"
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ class Run:
     @property
     def grave_kinds(self) -> list[str]:
         """Return the kinds of doubt about the whole run."""
-        return list(dict.fromkeys(doubt.kind for doubt in self.doubts if doubt.grave))
+        return list(dict.fromkeys(doubt["kind"] for doubt in self.doubts if doubt["grave"]))
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -214,19 +202,24 @@ def _rank(order: Sequence[str], name: str) -> tuple[int, str]:
 def sort_flag(flag: str) -> Doubt:
     """Return the doubt that a flag about a device raises."""
     kind, excuses = next((kind, excuses) for kind, words, excuses in DOUBTS if re.search(words, flag))
-    return Doubt(kind, flag.removeprefix(INFORMATION), excuses)
+    return _doubt(kind, flag.removeprefix(INFORMATION), excuses)
+
+
+def _doubt(kind: str, text: str, excuses: bool = False) -> Doubt:
+    """Make a doubt; a grave one has to be known before any number is read."""
+    return {"kind": kind, "text": text, "excuses": excuses, "grave": excuses or kind == "busy"}
 
 
 def doubts(report: BenchReport) -> list[Doubt]:
     """Return what makes a report doubtful, the gravest first."""
     partial = [] if report.partial is None else [f"the run ended before its end: {report.partial}"]
     found = [
-        *(Doubt("partial", text, excuses=True) for text in partial),
+        *(_doubt("partial", text, excuses=True) for text in partial),
         *map(sort_flag, report.device.flags),
-        *(Doubt("note", flag) for flag in report.flags),
+        *(_doubt("note", flag) for flag in report.flags),
         *_of_results(report),
     ]
-    return sorted(found, key=lambda doubt: (doubt.kind == "information", not doubt.excuses))
+    return sorted(found, key=lambda doubt: (doubt["kind"] == "information", not doubt["excuses"]))
 
 
 def _of_results(report: BenchReport, most: int = 4) -> Iterator[Doubt]:
@@ -236,7 +229,7 @@ def _of_results(report: BenchReport, most: int = 4) -> Iterator[Doubt]:
         more = f" and {len(where) - most} more" if len(where) > most else ""
         if where:
             text = f"{meaning} ({len(where)} of {len(report.results)} results: {', '.join(where[:most])}{more})"
-            yield Doubt(name, text)
+            yield _doubt(name, text)
 
 
 def short(value: float, digits: int = 3) -> str:

@@ -47,8 +47,6 @@ STYLE: Mapping[str, Any] = {
 }
 SPACE = "{http://www.w3.org/2000/svg}"
 DECIMALS = re.compile(r"(\d+\.\d)\d+")
-FONT = re.compile(r"font:\s*(?:(\d+)\s+)?([\d.]+)px[^;]*;?")
-FAMILY = re.compile(r"font-family:[^;]*;?")
 WIDE = 4.0  # an axis whose end is so many times its start is logarithmic
 SHOWN = 99.0  # percentile of the slowest calls that the axis still reaches
 PAD = 0.04
@@ -165,16 +163,9 @@ def _inline(data: bytes, width: float, height: float, alt: str) -> str:
 
 
 def _tidy(element: ElementTree.Element) -> None:
-    """Take out names, needless digits and matplotlib's own font."""
+    """Take out names and needless digits; the page's style sheet chooses the font."""
     element.tag = element.tag.removeprefix(SPACE)
     for name in FOREIGN:
         element.attrib.pop(name, None)
     if "d" in element.attrib:
         element.attrib["d"] = " ".join(DECIMALS.sub(r"\1", element.attrib["d"]).split())
-    if "style" in element.attrib:
-        element.attrib["style"] = FAMILY.sub("", FONT.sub(_font, element.attrib["style"]))
-
-
-def _font(found: re.Match[str]) -> str:
-    weight = f" font-weight: {found[1]};" if found[1] else ""
-    return f"font-size: {found[2]}px;{weight}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -11,37 +10,22 @@ from samx.benchmarks.report.runs import NARROW, Entry, Run, all_entries, plain, 
 from samx.benchmarks.results import PHASES, Need, Reading, Result, Roofline
 
 SHOWN_FIRST = "click"  # what a person waits for; another scenario only where none measured it
+MOVING = 2  # fewest different values that make a line
 MEGA, GIGA = 1e6, 1e9
 
-Cell = tuple[Entry, Result]
+# An artifact's calls beside the machine's peaks: multiply-adds a byte and a second, what was reached in words.
+Limit = tuple[Entry, float, float, str]
+# What was read of a device: name, words before and after the run, the reason for none; times and numbers meanwhile.
+Fact = dict[str, Any]
+Points = Sequence[tuple[float, float]]
+Gap = tuple[str, str]  # what is missing, and why
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The table: for each run, for each column, the artifacts that belong there."""
+def headline(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Build the table: for each run, for each column, the artifacts that belong there.
 
-    scenario: str
-    columns: list[str]
-    rows: list[tuple[Run, list[list[Cell]]]]
-
-    @property
-    def cells(self) -> list[Cell]:
-        """Return the cells, row by row."""
-        return [cell for _, row in self.rows for column in row for cell in column]
-
-    @property
-    def best(self) -> Cell:
-        """Return the fastest cell."""
-        return min(self.cells, key=lambda cell: cell[1].summary.median_ms)
-
-    @property
-    def slowest_ms(self) -> float:
-        """Return the slowest cell's time."""
-        return max(result.summary.median_ms for _, result in self.cells)
-
-
-def headline(runs: Sequence[Run]) -> Headline | None:
-    """Build the table; None where nothing was measured steadily."""
+    None where nothing was measured steadily.
+    """
     measured, heads = scenarios(runs), precisions(runs)
     if not measured:
         return None
@@ -49,73 +33,44 @@ def headline(runs: Sequence[Run]) -> Headline | None:
     cells = [(entry, result) for entry in all_entries(runs) if (result := entry.find(scenario)) is not None]
     rows = [(run, [[cell for cell in cells if cell[0].run is run and cell[0].precision == head] for head in heads])
             for run in runs]  # fmt: skip
-    return Headline(scenario, heads, rows)
+    ordered = [cell for _, row in rows for column in row for cell in column]
+    by_time = sorted(ordered, key=lambda cell: cell[1].summary.median_ms)
+    return {
+        "scenario": scenario, "columns": heads, "rows": rows, "cells": ordered, "best": by_time[0],
+        "slowest_ms": by_time[-1][1].summary.median_ms,
+    }  # fmt: skip
 
 
-def title(found: Headline | None) -> str:
+def title(found: Mapping[str, Any] | None) -> str:
     """Return the most important thing in one line."""
     if found is None:
         return "No result"
-    what = "a click" if found.scenario == SHOWN_FIRST else f"in {spaced(found.scenario)}"
-    return f"{short(found.best[1].summary.median_ms)} ms {what}"
-
-
-@dataclass(frozen=True)
-class Limit:
-    """One artifact's calls in one scenario beside the machine's peaks."""
-
-    entry: Entry
-    need: Need
-    result: Result
-    share: float  # of the time that the machine would need at best
-
-    @property
-    def adds_per_byte(self) -> float:
-        """Return how many multiply-adds a call has for each byte that it needs."""
-        return self.need.multiply_adds / self.need.bytes
-
-    @property
-    def adds_per_s(self) -> float:
-        """Return how many multiply-adds were done a second."""
-        return self.need.multiply_adds / self.result.summary.median_ms * 1e3
-
-    @property
-    def words(self) -> str:
-        """Return what was reached, in words."""
-        each = self.need.multiply_adds / max(self.result.prompts, 1) / MEGA
-        return (f"{self.entry.name}, {spaced(plain(self.need.scenario))}: {short(each)} million a prompt, "
-                f"{short(self.adds_per_s / GIGA)} G/s, {short(100 * self.share)}{NARROW}% of the roof")  # fmt: skip
+    what = "a click" if found["scenario"] == SHOWN_FIRST else f"in {spaced(found['scenario'])}"
+    return f"{short(found['best'][1].summary.median_ms)} ms {what}"
 
 
 def limits(run: Run, line: Roofline) -> list[Limit]:
     """Return what has a need, a steady time and known peaks."""
     entries = {entry.subject.name: entry for entry in run.entries}
-    pairs = [(need, entries[need.subject].find(need.scenario)) for need in line.needs]
-    return [Limit(entries[need.subject], need, result, share) for need, result in pairs
-            if result is not None and (share := line.share(need, result.summary.median_ms)) is not None]  # fmt: skip
+    found = [_limit(entries[need.subject], need, line) for need in line.needs]
+    return [limit for limit in found if limit is not None]
+
+
+def _limit(entry: Entry, need: Need, line: Roofline) -> Limit | None:
+    result = entry.find(need.scenario)
+    share = None if result is None else line.share(need, result.summary.median_ms)
+    if result is None or share is None:
+        return None
+    each, rate = need.multiply_adds / max(result.prompts, 1), need.multiply_adds / result.summary.median_ms * 1e3
+    words = (f"{entry.name}, {spaced(plain(need.scenario))}: {short(each / MEGA)} million a prompt, "
+             f"{short(rate / GIGA)} G/s, {short(100 * share)}{NARROW}% of the roof")  # fmt: skip
+    return entry, need.multiply_adds / need.bytes, rate, words
 
 
 def unknown_limits(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return of which runs no peaks are known, and why."""
     return [(f"peaks of {run.key}", plain(str(line.bytes_per_s["reason"]))) for run in runs
             for line in run.report.rooflines if not limits(run, line)]  # fmt: skip
-
-
-MOVING = 2  # fewest different values that make a line
-
-Gap = tuple[str, str]  # what is missing, and why
-
-
-@dataclass(frozen=True)
-class Fact:
-    """What was read of a device, before and after the run and meanwhile."""
-
-    name: str
-    before: str
-    after: str
-    reason: str | None
-    times: tuple[float, ...] = ()
-    values: tuple[float, ...] = ()
 
 
 def latencies(runs: Sequence[Run]) -> list[tuple[str, list[tuple[Entry, Result]]]]:
@@ -160,30 +115,26 @@ def facts(run: Run, kind: str) -> tuple[list[Fact], list[Fact]]:
     """Return what does not move, and what does, of one kind of device."""
     found = run.report.device.kinds[kind]
     before, after = found["before"], found["after"]
-    moving = [_fact(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
     fixed = [_fact(name, reading, reading) for name, reading in found["facts"].items()]
-    return fixed, [_with_samples(fact, run, kind) for fact in moving]
+    moving = [_fact(name, before.get(name), after.get(name), _samples(run, kind, name)) for name in {**before, **after}]
+    return fixed, moving
 
 
-def _fact(name: str, before: Reading | None, after: Reading | None) -> Fact:
+def _fact(name: str, before: Reading | None, after: Reading | None, points: Points = ()) -> Fact:
     read = [reading for reading in (before, after) if reading is not None]
-    reasons = [str(reading["reason"]) for reading in read if reading["value"] is None]
-    return Fact(name, _value(before), _value(after), reasons[0] if len(reasons) == len(read) and reasons else None)
+    reason = next((str(reading["reason"]) for reading in read), None) if all(r["value"] is None for r in read) else None
+    times, numbers = zip(*points, strict=True) if len({found for _, found in points}) >= MOVING else ((), ())
+    words = {"before": _value(before), "after": _value(after)}
+    return {"name": name, **words, "reason": reason, "times": times, "numbers": numbers}
 
 
-def _with_samples(fact: Fact, run: Run, kind: str) -> Fact:
-    points = [(sample["time_ns"] / 1e9, found) for sample in run.report.device.samples
-              if (found := _number(sample["readings"], kind, fact.name)) is not None]  # fmt: skip
-    if len({found for _, found in points}) < MOVING:
-        return fact
-    times, values = zip(*points, strict=True)
-    return replace(fact, times=times, values=values)
-
-
-def _number(readings: Mapping[str, Mapping[str, Any]], kind: str, name: str) -> float | None:
-    found = readings.get(kind, {}).get(name)
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool) and isfinite(found)
-    return float(found) if is_number and found is not None else None
+def _samples(run: Run, kind: str, name: str) -> Points:
+    """Return a reading's numbers during a run, with their times in seconds."""
+    read = [
+        (sample["time_ns"] / 1e9, sample["readings"].get(kind, {}).get(name)) for sample in run.report.device.samples
+    ]
+    return [(time, found) for time, found in read
+            if isinstance(found, (int, float)) and not isinstance(found, bool) and isfinite(found)]  # fmt: skip
 
 
 def _value(reading: Reading | None) -> str:
