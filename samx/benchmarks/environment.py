@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,9 +18,9 @@ PEAK = "VmHWM"  # of this program alone: getrusage on Linux keeps the peak of th
 KIB = 1024
 
 
-def benchmark_environment() -> dict[str, str]:
+def benchmark_environment(more: Sequence[str] = ()) -> dict[str, str]:
     """Describe this machine and its libraries, in words; telemetry tells what its devices are, and how they fare."""
-    versions = {library: _version(library) for library in LIBRARIES}
+    versions = {library: _version(library) for library in (*LIBRARIES, *more)}
     return {**environment(), "cpus_usable": str(cpu.usable_cpus()), **versions}
 
 

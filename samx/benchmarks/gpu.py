@@ -12,10 +12,8 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -213,7 +211,7 @@ def surroundings(device: str) -> dict[str, str]:
     """Say with what is measured: the environment, threads or the GPU, and more libraries."""
     import torch
 
-    found = benchmark_environment()
+    found = benchmark_environment(LIBRARIES)
     if device == "cpu":
         found["threads"] = str(torch.get_num_threads())
     else:
@@ -225,9 +223,6 @@ def surroundings(device: str) -> dict[str, str]:
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
         }
-    for library in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[library] = version(library)
     return found
 
 
