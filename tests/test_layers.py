@@ -204,7 +204,7 @@ FOLDERS_OF_TARGETS = ("exporters", "formats", "quantization", "runtimes")
 OWN_NAMES = {"trt": "tensorrt", "trt-rtx": "tensorrt"}  # where files are not named after the target itself
 EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("samx/extras.py", "onnx"): "a library that every export needs",
-    ("samx/benchmarks/environment.py", "onnx"): "a library whose version is told",
+    ("samx/commands/bench.py", "onnx"): "a library whose version is told",
 }
 
 

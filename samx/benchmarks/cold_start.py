@@ -14,9 +14,8 @@ import numpy as np
 
 from samx import children
 from samx.artifacts.store import Artifact, read_manifest
-from samx.benchmarks.environment import peak_bytes
 from samx.benchmarks.interleave import Clock, now_ns
-from samx.benchmarks.processes import print_report, report_of
+from samx.benchmarks.processes import peak_bytes, print_report, report_of
 from samx.errors import SamxError
 from samx.models.session import Feed, Session
 from samx.registry import backend, load

@@ -22,7 +22,6 @@ import typer
 from samx import console
 from samx.benchmarks import contenders
 from samx.benchmarks.bench_table import tables
-from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.harness import Harness
 from samx.benchmarks.interleave import Clock, now_ns
 from samx.benchmarks.processes import print_report, reports_of
@@ -31,7 +30,7 @@ from samx.benchmarks.roofline import rooflines
 from samx.benchmarks.scenarios import Workload
 from samx.benchmarks.scenarios import chosen as scenarios_of
 from samx.benchmarks.subjects import open_contenders, reason_of
-from samx.commands.bench import device_record, require_complete, summarised
+from samx.commands.bench import benchmark_environment, device_record, require_complete, summarised
 from samx.demo import demo_checkpoint
 from samx.devices.adapter import unread
 from samx.devices.monitor import Monitor, adapters

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from samx import children
 from samx.artifacts import strict_json as read
+from samx.devices.adapter import Reading, unread
 from samx.errors import SamxError
 
 TIMEOUT_S = 1800.0
 TAIL_CHARACTERS = 300  # of the child's last words, in an error line
+STATUS = Path("/proc/self/status")
+PEAK = "VmHWM"  # of this program alone: getrusage on Linux keeps the peak of the process that started it
+KIB = 1024
 MARK = "samx-fresh:"  # begins a line that is read; libraries print what they like
 
 
@@ -74,3 +81,16 @@ def _run(command: Sequence[str], limit_s: float, variables: Mapping[str, str]) -
 def _text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode("utf-8", errors="replace")
+
+
+def peak_bytes(platform: str = sys.platform, status: Path = STATUS) -> Reading:
+    """Read the most memory that this process has held."""
+    if platform == "darwin":
+        import resource
+
+        return Reading(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "bytes")
+    try:
+        found = re.search(rf"^{PEAK}:\s*(\d+) ", status.read_text(), re.MULTILINE)
+    except OSError as cause:
+        return unread(f"{status} cannot be read: {cause.strerror}", "bytes")
+    return Reading(int(found[1]) * KIB, "bytes") if found else unread(f"{status} has no {PEAK}", "bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -13,7 +14,6 @@ import samx
 from samx.artifacts.manifest import utc_now
 from samx.artifacts.store import Artifact
 from samx.benchmarks import contenders
-from samx.benchmarks.environment import benchmark_environment
 from samx.benchmarks.harness import Harness
 from samx.benchmarks.interleave import CLOCK_NAME, Clock, Samples, now_ns, step_ns
 from samx.benchmarks.results import BenchReport, Comparison, DeviceRecord, NotMeasured, Result, Roofline
@@ -22,15 +22,18 @@ from samx.benchmarks.scenarios import Workload, chosen
 from samx.benchmarks.subjects import Subject, comparability_flags, open_contenders, open_subjects
 from samx.benchmarks.summary import RATIO_SAMPLES, speedup
 from samx.demo import demo_checkpoint
+from samx.devices import cpu
 from samx.devices.monitor import Monitor, adapters
 from samx.errors import BenchmarkError, ParityError, UsageError
 from samx.extras import require_export
 from samx.processing.images import check_free, read_embedding
 from samx.progress import Progress, silent
 from samx.validators.child import SUITE_ROLE
+from samx.validators.report import environment
 from samx.validators.suite import ParitySuite
 
 QUICK_SECONDS = 1.0
+LIBRARIES = ("onnxruntime", "torch", "onnx", "segment-anything", "samexporter", "sam2", "transformers")
 COARSE = 0.01  # share of a median that one step of the clock may be
 # Post-processing is the same code for every artifact.
 COMPARED = ("import", "load", "first_call", "steady", "transfer")
@@ -187,6 +190,19 @@ def summarised(
         flags=(*run.flags, *comparability_flags(run.subjects), *too_few, *_doubtful(run, step)),
         rooflines=lines,
     )
+
+
+def benchmark_environment(more: Sequence[str] = ()) -> dict[str, str]:
+    """Describe this machine and its libraries, in words; telemetry tells what its devices are, and how they fare."""
+    versions = {library: _version(library) for library in (*LIBRARIES, *more)}
+    return {**environment(), "cpus_usable": str(cpu.usable_cpus()), **versions}
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def device_record(requested: str, monitor: Monitor) -> DeviceRecord:

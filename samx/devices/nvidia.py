@@ -10,6 +10,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -43,51 +44,38 @@ def _switch(value: Any) -> Value:
     return "on" if value else "off"
 
 
-Query = Callable[[ModuleType, object], Reading]  # of the library, and a GPU's handle
+@dataclass(frozen=True)
+class Query:
+    """How one value is asked for: function, conversion of the answer, unit, constant after the handle."""
 
-
-def _query(
-    function: str, convert: Callable[[Any], Value] = _same, unit: str | None = None, constant: str | None = None
-) -> Query:
-    """Make what asks for one value; what the GPU does not answer is a reading without a value.
-
-    It raises UnavailableError when the GPU is gone.
-    """
-
-    def ask(nvml: ModuleType, handle: object) -> Reading:
-        arguments = [] if function.startswith("nvmlSystem") else [handle]
-        arguments += [getattr(nvml, constant)] if constant else []
-        try:
-            return Reading(convert(getattr(nvml, function)(*arguments)), unit)
-        except tuple(getattr(nvml, name) for name in LOST) as cause:
-            raise UnavailableError("the GPU no longer answers", found=cause, fix=REMEDY) from cause
-        except nvml.NVMLError as cause:
-            return unread(f"{function}: {cause}", unit)
-
-    return ask
+    function: str
+    convert: Callable[[Any], Value] = _same
+    unit: str | None = None
+    constant: str | None = None
+    of_device: bool = True
 
 
 FACTS = {
-    "gpu": _query("nvmlDeviceGetName"),
-    "driver": _query("nvmlSystemGetDriverVersion"),
-    "cuda": _query("nvmlSystemGetCudaDriverVersion_v2", lambda n: f"{n // 1000}.{n % 1000 // 10}"),
-    "memory": _query("nvmlDeviceGetMemoryInfo", lambda info: _mib(info.total), "MiB"),
-    "power_limit": _query("nvmlDeviceGetEnforcedPowerLimit", _milli, "W"),
-    "clock_sm_limit": _query("nvmlDeviceGetMaxClockInfo", unit="MHz", constant="NVML_CLOCK_SM"),
-    "clock_memory_limit": _query("nvmlDeviceGetMaxClockInfo", unit="MHz", constant="NVML_CLOCK_MEM"),
-    "clock_sm_set": _query("nvmlDeviceGetApplicationsClock", unit="MHz", constant="NVML_CLOCK_SM"),
-    "clock_memory_set": _query("nvmlDeviceGetApplicationsClock", unit="MHz", constant="NVML_CLOCK_MEM"),
-    "persistence_mode": _query("nvmlDeviceGetPersistenceMode", _switch),
-    "mig_mode": _query("nvmlDeviceGetMigMode", lambda modes: _switch(modes[0])),
+    "gpu": Query("nvmlDeviceGetName"),
+    "driver": Query("nvmlSystemGetDriverVersion", of_device=False),
+    "cuda": Query("nvmlSystemGetCudaDriverVersion_v2", lambda n: f"{n // 1000}.{n % 1000 // 10}", of_device=False),
+    "memory": Query("nvmlDeviceGetMemoryInfo", lambda info: _mib(info.total), "MiB"),
+    "power_limit": Query("nvmlDeviceGetEnforcedPowerLimit", _milli, "W"),
+    "clock_sm_limit": Query("nvmlDeviceGetMaxClockInfo", unit="MHz", constant="NVML_CLOCK_SM"),
+    "clock_memory_limit": Query("nvmlDeviceGetMaxClockInfo", unit="MHz", constant="NVML_CLOCK_MEM"),
+    "clock_sm_set": Query("nvmlDeviceGetApplicationsClock", unit="MHz", constant="NVML_CLOCK_SM"),
+    "clock_memory_set": Query("nvmlDeviceGetApplicationsClock", unit="MHz", constant="NVML_CLOCK_MEM"),
+    "persistence_mode": Query("nvmlDeviceGetPersistenceMode", _switch),
+    "mig_mode": Query("nvmlDeviceGetMigMode", lambda modes: _switch(modes[0])),
 }
 SAMPLE = {
-    "clock_sm": _query("nvmlDeviceGetClockInfo", unit="MHz", constant="NVML_CLOCK_SM"),
-    "clock_memory": _query("nvmlDeviceGetClockInfo", unit="MHz", constant="NVML_CLOCK_MEM"),
-    "power": _query("nvmlDeviceGetPowerUsage", _milli, "W"),
-    "energy": _query("nvmlDeviceGetTotalEnergyConsumption", _milli, "J"),
-    "temperature": _query("nvmlDeviceGetTemperature", unit="C", constant="NVML_TEMPERATURE_GPU"),
-    "utilisation": _query("nvmlDeviceGetUtilizationRates", lambda rates: rates.gpu, "%"),
-    "memory_used": _query("nvmlDeviceGetMemoryInfo", lambda info: _mib(info.used), "MiB"),
+    "clock_sm": Query("nvmlDeviceGetClockInfo", unit="MHz", constant="NVML_CLOCK_SM"),
+    "clock_memory": Query("nvmlDeviceGetClockInfo", unit="MHz", constant="NVML_CLOCK_MEM"),
+    "power": Query("nvmlDeviceGetPowerUsage", _milli, "W"),
+    "energy": Query("nvmlDeviceGetTotalEnergyConsumption", _milli, "J"),
+    "temperature": Query("nvmlDeviceGetTemperature", unit="C", constant="NVML_TEMPERATURE_GPU"),
+    "utilisation": Query("nvmlDeviceGetUtilizationRates", lambda rates: rates.gpu, "%"),
+    "memory_used": Query("nvmlDeviceGetMemoryInfo", lambda info: _mib(info.used), "MiB"),
 }
 # Drivers before 535 know the reasons under their older name only.
 REASON_FUNCTIONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -129,18 +117,18 @@ class NvidiaAdapter(Adapter):
 
     def name(self) -> str:
         """Return the GPU's name."""
-        return str(FACTS["gpu"](self._nvml, self._handle).value or "unknown")
+        return str(ask(self._nvml, self._handle, FACTS["gpu"]).value or "unknown")
 
     def facts(self) -> Readings:
         """Read model, driver, memory, limits and modes."""
-        found = {name: query(self._nvml, self._handle) for name, query in FACTS.items()}
-        power = SAMPLE["power"](self._nvml, self._handle)
+        found = {name: ask(self._nvml, self._handle, query) for name, query in FACTS.items()}
+        power = ask(self._nvml, self._handle, SAMPLE["power"])
         scope = unread(power.reason) if power.value is None else Reading(SCOPE)
         return {**found, "choice": self._choice, "power_scope": scope}
 
     def sample(self) -> Readings:
         """Read clocks, power, heat, use, and why the clocks are what they are."""
-        found = {name: query(self._nvml, self._handle) for name, query in SAMPLE.items()}
+        found = {name: ask(self._nvml, self._handle, query) for name, query in SAMPLE.items()}
         return {**found, "throttle_reasons": reasons(self._nvml, self._handle)}
 
     def throttled(self, samples: Sequence[Readings]) -> list[str]:
@@ -179,14 +167,29 @@ def _sure(nvml: ModuleType, handles: Sequence[object], environment: Mapping[str,
     return unread(f"{words} is assumed: CUDA may count these different GPUs in another order; set {ORDER}=PCI_BUS_ID")
 
 
+def ask(nvml: ModuleType, handle: object, query: Query) -> Reading:
+    """Ask one question; what the GPU does not answer is a reading without a value.
+
+    Raises: UnavailableError when the GPU is gone.
+    """
+    arguments = [handle] if query.of_device else []
+    arguments += [getattr(nvml, query.constant)] if query.constant else []
+    try:
+        return Reading(query.convert(getattr(nvml, query.function)(*arguments)), query.unit)
+    except tuple(getattr(nvml, name) for name in LOST) as cause:
+        raise UnavailableError("the GPU no longer answers", found=cause, fix=REMEDY) from cause
+    except nvml.NVMLError as cause:
+        return unread(f"{query.function}: {cause}", query.unit)
+
+
 def reasons(nvml: ModuleType, handle: object) -> Reading:
     """Ask why the clocks are below their highest, in words.
 
     Raises: UnavailableError when the GPU is gone.
     """
-    first, older = (_query(function, lambda mask: in_words(nvml, int(mask))) for function in REASON_FUNCTIONS)
-    found = first(nvml, handle)
-    return found if found.value is not None else older(nvml, handle)
+    first, older = (Query(function, lambda mask: in_words(nvml, int(mask))) for function in REASON_FUNCTIONS)
+    found = ask(nvml, handle, first)
+    return found if found.value is not None else ask(nvml, handle, older)
 
 
 def in_words(nvml: ModuleType, mask: int) -> str:

@@ -37,16 +37,17 @@ def open_artifact(artifact: Artifact, device: str = "cpu", threads: int | None =
 
 def open_models(
     models: Mapping[str, bytes], spec: DecoderSpec, options: Mapping[str, Any], device: str = "cpu",
-    threads: int | None = None, where: str = "the export",
+    threads: int | None = None, where: str = "the export", chunk: int | None = None,
 ) -> OnnxRuntimeRuntime:  # fmt: skip
     """Open a decoder's files, the image graph before the prompt graph; `options` are the export's.
 
+    With `chunk`, so many prompts are decoded at a time, for somebody's graph that takes no more.
     Raises: as open_artifact().
     """
     sessions = [_session(name, model, device, threads) for name, model in models.items()]
     pooled = device == "cpu" and options.get("split")
     return OnnxRuntimeRuntime(
-        spec, sessions, device, usual_chunk(options, device), Padding.of(options, where),
+        spec, sessions, device, chunk or usual_chunk(options, device), Padding.of(options, where),
         side_by_side=threads or usable_cpus() if pooled else 0,
         open_single=partial(_session, *list(models.items())[-1], device, threads=1),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from bench_toys import MS, TimedSession
 from fake_candidates import FakeClock
 
 from samx.artifacts.store import Artifact
-from samx.benchmarks import cold_start, environment, processes
+from samx.benchmarks import cold_start, processes
 from samx.benchmarks.cold_start import main, start
 from samx.benchmarks.processes import MARK
 from samx.errors import SamxError
@@ -115,17 +115,17 @@ def test_a_child_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_peak_is_that_of_this_program_alone(tmp_path: Path) -> None:
     status = tmp_path / "status"
     status.write_text("VmPeak:\t  999 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 1 kB\n")
-    assert environment.peak_bytes("linux", status).value == 2 * 2**20
+    assert processes.peak_bytes("linux", status).value == 2 * 2**20
     status.write_text("Name: x\n")
-    assert environment.peak_bytes("linux", status).reason == f"{status} has no VmHWM"
-    assert "cannot be read" in str(environment.peak_bytes("linux", tmp_path / "missing").reason)
+    assert processes.peak_bytes("linux", status).reason == f"{status} has no VmHWM"
+    assert "cannot be read" in str(processes.peak_bytes("linux", tmp_path / "missing").reason)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_does_not_come_from_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     held = np.ones(2**27 // 8)  # 128 MiB that a child inherits in getrusage
     program = (
-        "import json\nfrom samx.benchmarks.environment import peak_bytes\n"
+        "import json\nfrom samx.benchmarks.processes import peak_bytes\n"
         f"print({MARK!r} + json.dumps({{**{GOOD!r}, 'peak': peak_bytes().to_json()}}))"
     )
     assert started(monkeypatch, program)["peak"]["value"] < held.nbytes

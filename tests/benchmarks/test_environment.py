@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from samx.benchmarks import environment
+from samx.commands.bench import benchmark_environment
 from samx.devices import cpu
 
 
 def test_names_the_machine_and_the_libraries() -> None:
-    facts = environment.benchmark_environment()
+    facts = benchmark_environment()
     assert {"cpu", "cpus_usable", "onnxruntime", "torch", "numpy"} <= set(facts)
     assert int(facts["cpus_usable"]) >= 1
 

@@ -171,14 +171,19 @@ def test_the_weights_are_a_fraction_of_the_size(exported: Exported) -> None:
     assert size <= 0.45 * found["float_bytes"]
 
 
+def of_int8(notes: Sequence[str]) -> list[str]:
+    """Leave out what is said of every checkpoint that states no frame."""
+    return [note for note in notes if not note.startswith("The checkpoint does not state")]
+
+
 def test_people_are_told_masks_size_accuracy_and_speed(exported: Exported) -> None:
-    masks, size, accuracy, one, several = exported.result.notes
+    masks, size, accuracy, one, several = of_int8(exported.result.notes)
     assert masks.startswith("INT8: mean mask IoU 0.9")
     assert size.startswith("Size: ")
     assert accuracy.startswith("Accuracy was not measured: these images come without regions")
     assert ("1 prompt a call" in one, "2 prompts a call" in several) == (True, True)
     assert all(line.startswith("INT8 is ") and "float here" in line for line in (one, several))
-    assert exported.report["sentences"] == list(exported.result.notes)
+    assert exported.report["sentences"] == [masks, size, accuracy, one, several]
 
 
 def test_nothing_else_is_left(exported: Exported) -> None:
@@ -206,7 +211,7 @@ def test_the_command_shows_the_table_and_gives_the_data(exported: Exported, monk
     assert "-0.0" in chosen
     facts = json.loads(json.dumps(data, default=str))
     assert facts["int8"] == exported.report
-    assert facts["notes"] == exported.report["sentences"]
+    assert of_int8(facts["notes"]) == exported.report["sentences"]
 
 
 def test_a_float_export_shows_none_of_it(exported: Exported) -> None:

@@ -61,8 +61,7 @@ def open_graph(setting: Setting, model: bytes, masks: Any, *, pads: bool = False
     if masks not in ("all", spec.masks):
         raise UnavailableError("it has other masks", found=masks, expected=spec.masks)
     theirs = replace(spec, masks=masks, mask_input=True, object_score=spec.object_score and masks == "all")
-    how: dict[str, Any] = {"options": {"split": True}} if pooled else {"options": {}, "chunk": 1}
-    inner = open_models({"decoder": model}, theirs, threads=setting.threads, **how)
+    inner = open_models({"decoder": model}, theirs, {"split": pooled}, threads=setting.threads, chunk=1)
     return Opened(OnePrompt(replace(spec, object_score=theirs.object_score), inner, pads), len(model))
 
 
