@@ -11,7 +11,6 @@ from samx.errors import PromptError
 from samx.models.session import Feed, Outputs, Session
 from samx.validators.cases import Case
 
-AGAIN = 4  # calls that are made once more at the end
 KEPT_PROMPTS = 8  # outputs of calls of so many prompts at most are kept until the end: the others are large
 MESSAGE_CHARACTERS = 400  # of an exception, in a report
 
@@ -41,18 +40,20 @@ class Asked:
             self.kept.append((case, outputs, {name: value.copy() for name, value in outputs.items()}))
 
     def again(self, rng: np.random.Generator) -> list[str]:
-        """Ask some calls once more, in drawn order and twice in a row on an image that is set anew. Gives what differs.
+        """Ask one call once more and once again, on its image set anew. Gives what differs.
 
         No answer of earlier may have changed since.
         """
-        chosen = [self.kept[i] for i in rng.permutation(len(self.kept))[:AGAIN]]
+        single = self._single()
+        if not single:
+            return self.altered()
+        case, _, copies = single[rng.integers(len(single))]
         self.image = None
-        found = [line for case, _, copies in chosen for _ in range(2) for line in self._differs(case, copies)]
-        return found + self.altered()
+        return [line for _ in range(2) for line in self._differs(case, copies)] + self.altered()
 
     def go_on(self, calls: int, rng: np.random.Generator) -> list[str]:
         """Ask calls of one prompt until so many were made. Gives what differs."""
-        single = [one for one in self.kept if len(one[0].prompts["point_labels"]) == 1]
+        single = self._single()
         found: list[str] = []
         while single and self.calls < calls and not found:
             case, _, copies = single[rng.integers(len(single))]
@@ -77,6 +78,9 @@ class Asked:
         except Exception as error:
             return [f"has_mask_input = 0.5 must be refused as a prompt: {message(error)}"]
         return ["has_mask_input = 0.5 was answered, must be refused"]
+
+    def _single(self) -> list[tuple[Case, Outputs, Outputs]]:
+        return [one for one in self.kept if len(one[0].prompts["point_labels"]) == 1]
 
     def _differs(self, case: Case, copies: Outputs) -> list[str]:
         try:

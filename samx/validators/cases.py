@@ -18,14 +18,14 @@ PADDING, BACKGROUND, FOREGROUND = LABELS["padding"], LABELS["background"], LABEL
 BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
 
 MANY_POINTS = 16
-POINT_COUNTS = tuple(n for n in range(3, 21) if n != MANY_POINTS)  # one and two have cases of their own
+POINT_COUNTS = tuple(n for n in range(3, 19) if n != MANY_POINTS)  # one and two have cases of their own
 DRAWN_COUNTS, MOST_DRAWN = 2, 64  # so many numbers of points more are drawn, up to this one
 POOL = 8  # prompts that differ in the cases whose prompts are asked many at a time
 FAR = 8.0  # times the usual embedding: an image encoder's largest values, and more than anybody clips at
 FARTHEST = 6e4  # float16 holds it
-FAR_LOGIT = 300.0  # of a mask prompt
+FAR_LOGIT, FAINT_LOGIT = 300.0, 1.0  # of mask prompts that are not in steps
 NON_SQUARE = 0.75  # height / width of the second picture: a 4:3 photograph
-SAME = 1000  # where the random numbers of cases begin that do not belong to one image
+FAR_KEY = 1000  # of the far image's random numbers: beyond those of the cases before
 MASK_LOGIT, EXTREME_LOGIT = 10.0, 32.0  # usual size of mask logits; where SAM 2 clamps those of its memory
 MASK_STEP = 0.125  # mask prompts are multiples of it: exact in float16, and they compress
 UNUSED_MASK_LOGIT = 7.5  # under has_mask_input = 0 the mask must not matter, so it is not zero
@@ -72,9 +72,11 @@ def parity_cases(
     cases = []
     for i, (name, make) in enumerate(makers.items()):
         image = i % len(frames)  # alternating, so that a stale image shows
-        draw = Draw(spec, np.random.default_rng([seed, i]), *frames[image])
+        # The second case is the first one on another image, so that what a session keeps by prompts shows.
+        frame = tuple(map(min, zip(*frames[:2], strict=True))) if i < 2 else frames[image]
+        draw = Draw(spec, np.random.default_rng([seed, max(i, 1)]), *frame)
         cases.append(Case(name, image, make(draw)))
-    cases += _same_on_every_image(spec, seed, frames) + _far(spec, seed, frames)
+    cases += _far(spec, seed, frames)
     return [case for case in cases if most_points is None or case.prompts["point_labels"].shape[1] <= most_points]
 
 
@@ -82,23 +84,16 @@ def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
     """Return a case for each number of points: the small ones, the largest one that there is, and some drawn."""
     most = MOST_DRAWN if most_points is None else most_points - 1
     counts = {*POINT_COUNTS} if most_points is None else {*POINT_COUNTS, max(most, 1)}
-    others = [n for n in range(MANY_POINTS + 1, most) if n not in counts]
+    others = [n for n in range(POINT_COUNTS[-1] + 1, most) if n not in counts]
     if drawn is not None:
         rng = np.random.default_rng([drawn, len(others)])
         counts |= {int(n) for n in rng.choice(others, min(DRAWN_COUNTS, len(others)), replace=False)}
     return {f"points_{n}": partial(_points, count=n) for n in sorted(counts)}
 
 
-def _same_on_every_image(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
-    """Ask one prompt about each image, so that what a session keeps by prompts shows."""
-    width, height = (min(sizes) for sizes in zip(*frames, strict=True))
-    prompts = _points(Draw(spec, np.random.default_rng([seed, SAME]), width, height), 1)
-    return [Case(f"same_point_{image}", image, prompts) for image in range(len(frames))]
-
-
 def _far(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
     """Ask about the far image, which comes after the others; with a mask prompt of far logits, if there are any."""
-    draw = Draw(spec, np.random.default_rng([seed, SAME + 1]), *frames[0])
+    draw = Draw(spec, np.random.default_rng([seed, FAR_KEY]), *frames[0])
     cases = [Case("far_point", len(frames), _points(draw, 1))]
     if spec.mask_input:
         masks = draw.blobs(1, FAR_LOGIT, step=None)
@@ -202,7 +197,7 @@ _MASK_CASES: dict[str, Maker] = {
     "masks_on_and_off": lambda draw: draw.with_mask(draw.points(4, [FOREGROUND]), draw.blobs(4, MASK_LOGIT), [1, 0]),
     "mask_and_box": lambda draw: draw.with_mask(draw.boxes(2), draw.blobs(2, EXTREME_LOGIT), [0, 1]),
     "mask_only": lambda draw: draw.with_mask(
-        draw.feed(np.zeros((1, 0, 2), np.float32), []), draw.blobs(1, MASK_LOGIT), [1]
+        draw.feed(np.zeros((1, 0, 2), np.float32), []), draw.blobs(1, FAINT_LOGIT, step=None), [1]
     ),
 }
 

@@ -18,10 +18,12 @@ from samx.validators.cases import POOL, Case
 from samx.validators.metrics import Expected, joined
 from samx.validators.suite import ParitySuite
 
-# Numbers of prompts a call, from and to; in each run one of each pair. Beyond the last, nothing is asked. The large
-# ones cost most of the time, so their least is drawn most often: whatever is wrong beyond a number shows there.
+# Numbers of prompts a call, from and to: one of each pair in each run, but of MORE in some runs, in FEW's place. Beyond
+# the last, nothing is asked. The large ones cost most of the time, so their least is drawn most often: whatever is
+# wrong beyond a number shows there.
 FEW, SOME, MORE, MANY = (4, 8), (9, 15), (16, 64), (65, 130)
-SKEW = 6
+MORE_SHARE = 0.25
+SKEW = 8
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ def few(suite: ParitySuite, rng: np.random.Generator) -> list[Question]:
     single = [question for question in planned(suite) if _prompts(question.case) == 1]
     images = groupby(sorted(single, key=lambda question: question.case.image), lambda question: question.case.image)
     chosen = [(every := list(of_image))[rng.integers(len(every))] for _, of_image in images]
-    pools = _pools(suite)
-    return [*chosen, *(_call(suite, rows, _count(FEW, rng), rng) for rows in pools[:1])]
+    return [*chosen, *(_call(suite, rows, 3, rng) for rows in _pools(suite)[:1])]
 
 
 def renamed(question: Question) -> Question:
@@ -97,7 +98,7 @@ def _sizes(
     asked = [(first, max(len(first), _count(MANY, rng)))]
     asked += [(rows, max(len(rows), _count(SOME, rng))) for rows in others or pools[:1]]
     several = [rows for rows in pools if len(rows) > 1] or pools[:1]
-    counts = [3, _count(FEW, rng), _count(MORE, rng)]
+    counts = [3, _count(MORE if rng.random() < MORE_SHARE else FEW, rng)]
     return asked + [(several[rng.integers(len(several))], count) for count in counts]
 
 

@@ -142,9 +142,13 @@ def encode(logits: FloatArray) -> tuple[NDArray[np.uint8], FloatArray]:
 
 def code_error(logits: FloatArray, codes: NDArray[np.uint8], peaks: FloatArray) -> float:
     """Return the largest distance of a logit from what its code stands for. Shapes: as encode()'s."""
-    step = (peaks / np.float32(CODE_STEPS))[..., None]
-    distance = np.abs(logits - (codes.astype(np.float32) - np.float32(CODE_STEPS)) * step)
-    return max(float((distance - step * CODE_REACH).max()), 0.0)
+    step = peaks / np.float32(CODE_STEPS)
+    distance = codes.astype(np.float32)
+    distance -= np.float32(CODE_STEPS)
+    distance *= step[..., None]
+    distance -= logits
+    largest = np.abs(distance, out=distance).max(axis=-1)
+    return max(float((largest - step * CODE_REACH).max()), 0.0)
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,10 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
         error = max(error, code_error(logits, expected.codes, expected.peaks))
         largest = float(expected.peaks.max())
     iou_pair = expected.scores["iou_predictions"], outputs["iou_predictions"]
+    common, joint = _areas(candidate, reference)
     values = {
-        "mask_iou_min": float(mask_iou(candidate, reference, bounds.forgiven_pixels).min()),
-        "mask_iou_case": float(mask_iou(candidate.ravel(), reference.ravel())),
+        "mask_iou_min": float(_share(common, joint, bounds.forgiven_pixels).min()),
+        "mask_iou_case": float(_share(common.sum(), joint.sum())),
         "logit_error": error,
         "logit_error_relative": error / largest,
         "iou_prediction_error": _largest_error(*iou_pair),
@@ -206,9 +211,9 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
         values["object_score_flips"] = float(sign_flips(*score_pair, bounds.object_score_error))
     return CaseMetrics(
         values=values,
-        mask_iou=tuple(float(iou) for iou in mask_iou(candidate, reference).ravel()),
+        mask_iou=tuple(float(iou) for iou in _share(common, joint).ravel()),
         pixels=candidate.size,
-        flipped=int((candidate != reference).sum()),
+        flipped=int((joint - common).sum()),
         undecided=int(expected.undecided.sum()),
     )
 
@@ -218,7 +223,14 @@ def mask_iou(a: BoolArray, b: BoolArray, forgiven_pixels: int = 0) -> FloatArray
 
     Up to `forgiven_pixels` on which a mask pair differs count as common.
     """
-    common, joint = (a & b).sum(-1), (a | b).sum(-1)
+    return _share(*_areas(a, b), forgiven_pixels)
+
+
+def _areas(a: BoolArray, b: BoolArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return np.count_nonzero(a & b, axis=-1), np.count_nonzero(a | b, axis=-1)
+
+
+def _share(common: NDArray[np.int64], joint: NDArray[np.int64], forgiven_pixels: int = 0) -> FloatArray:
     common = common + np.minimum(joint - common, forgiven_pixels)
     return np.where(joint == 0, 1.0, common / np.maximum(joint, 1))
 
