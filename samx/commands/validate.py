@@ -20,7 +20,8 @@ def validate(
 ) -> ParityReport:  # fmt: skip
     """Compare an artifact's outputs with what PyTorch computed at export, or computes now from the checkpoint.
 
-    A seed repeats what an earlier run drew; its report names it. Without a checkpoint this needs NumPy and the artifact's runtime only.
+    A seed repeats what an earlier run drew; its report names it. Without a checkpoint this needs NumPy and the
+    artifact's runtime only.
     Raises: ArtifactError, MissingExtraError, UnavailableError; ParityError when the check gives no verdict.
     """
     artifact = Artifact.open(path)

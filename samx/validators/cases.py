@@ -147,14 +147,17 @@ class Draw:
         return {**feed, "mask_input": masks, "has_mask_input": flags}
 
     def blobs(self, prompts: int, logit: float, step: float | None = MASK_STEP) -> FloatArray:
-        """Draw smooth round masks with logits from -logit to +logit. Shapes: -> (N, 1, 4G, 4G)."""
+        """Draw smooth round masks with logits from -logit to +logit, in steps or as fine as float16 is.
+
+        Shapes: -> (N, 1, 4G, 4G).
+        """
         size = self.spec.mask_size
         centre = self.rng.uniform(0.25, 0.75, (prompts, 1, 1, 2)) * size
         radius = self.rng.uniform(0.1, 0.3, (prompts, 1, 1)) * size
         y, x = np.mgrid[:size, :size]
         distance = np.hypot(x - centre[..., 0], y - centre[..., 1])
         logits = np.clip(2 * logit * (1 - distance / radius), -logit, logit)
-        stepped: FloatArray = logits if step is None else np.round(logits / step) * step
+        stepped = logits.astype(np.float16) if step is None else np.round(logits / step) * step
         return stepped[:, None].astype(np.float32)
 
     def borders(self) -> Feed:

@@ -23,7 +23,7 @@ from samx.validators.suite import ParitySuite
 # wrong beyond a number shows there.
 FEW, SOME, MORE, MANY = (4, 8), (9, 15), (16, 64), (65, 130)
 MORE_SHARE = 0.25
-SKEW = 8
+SKEW = 16
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _sizes(
     asked += [(rows, max(len(rows), _count(SOME, rng))) for rows in others or pools[:1]]
     several = [rows for rows in pools if len(rows) > 1] or pools[:1]
     counts = [3, _count(MORE if rng.random() < MORE_SHARE else FEW, rng)]
-    return asked + [(several[rng.integers(len(several))], count) for count in counts]
+    return asked + [(several[int(rng.integers(len(several)))], count) for count in counts]
 
 
 def _count(bounds: tuple[int, int], rng: np.random.Generator) -> int:

@@ -250,10 +250,12 @@ def _expected(reader: ArrayReader, spec: DecoderSpec, index: int, case: Case, co
 
 
 def _packed(expected: Expected, grid: int) -> dict[str, NDArray[Any]]:
-    full = expected.codes is None  # a suite that was read has logits on the lattice only
-    codes, peaks = encode(expected.logits) if full else (expected.codes, expected.peaks)
+    codes, peaks, logits = expected.codes, expected.peaks, expected.logits
+    if codes is None or peaks is None:  # of the reference itself; a suite that was read has logits on the lattice only
+        codes, peaks = encode(logits)
+        logits = logits[..., lattice(grid)]
     return {
-        "logits": expected.logits[..., lattice(grid)] if full else expected.logits,
+        "logits": logits,
         "codes": codes,
         "peaks": peaks,
         "above": np.packbits(expected.above, axis=-1),
