@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 
@@ -64,12 +63,13 @@ def draw(suite: ParitySuite, rng: np.random.Generator) -> list[Question]:
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
-def few(suite: ParitySuite, rng: np.random.Generator) -> list[Question]:
-    """Return some calls that stand for all: one of each image, and one of several prompts."""
-    single = [question for question in planned(suite) if _prompts(question.case) == 1]
-    images = groupby(sorted(single, key=lambda question: question.case.image), lambda question: question.case.image)
-    chosen = [(every := list(of_image))[rng.integers(len(every))] for _, of_image in images]
-    return [*chosen, *(_call(suite, rows, 3, rng) for rows in _pools(suite)[:1])]
+def deal(suite: ParitySuite, questions: Sequence[Question], rng: np.random.Generator) -> list[list[Question]]:
+    """Share calls out between two sessions: every second one of one prompt to the other, and one of three prompts."""
+    single = [question for question in questions if _prompts(question.case) == 1]
+    theirs = single[1::2]
+    names = {question.case.name for question in theirs}
+    mine = [question for question in questions if question.case.name not in names]
+    return [mine, [renamed(one) for one in [*theirs, _call(suite, _pools(suite)[0], 3, rng)]]]
 
 
 def renamed(question: Question) -> Question:

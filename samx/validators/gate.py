@@ -14,11 +14,12 @@ from samx.errors import UsageError
 from samx.models.session import Outputs, Placement, Session
 from samx.validators.asked import Asked, message
 from samx.validators.cases import Case
-from samx.validators.draw import Drawn, Question, draw, few, planned, renamed
+from samx.validators.draw import Drawn, Question, deal, draw, planned
 from samx.validators.metrics import Bounds, CaseMetrics, measure, suite_values
 from samx.validators.report import CaseResult, ParityReport, environment
 from samx.validators.suite import ParitySuite, output_problems
 
+LEAST_CALLS = 22  # of each session: some faults come after twenty
 UNKNOWN = Placement(runtime="unknown", requested="unknown", operations={}, details={})
 
 
@@ -88,32 +89,38 @@ def _run(
     if drawn is None:
         return [judge(question, asked) for question in planned(suite)], {}
     rng = np.random.default_rng(drawn.seed)
-    runs = [judge(question, asked) for question in draw(suite, rng)]
-    failures += asked.again(rng) + asked.refuses_half_flags()
-    more, facts, found = _ask_another(drawn, suite, judge, rng, asked)
+    mine, theirs = draw(suite, rng), []
+    if drawn.another is not None:
+        mine, theirs = deal(suite, mine, rng)
+    runs = [judge(question, asked) for question in mine]
+    failures += asked.again(rng) + asked.refuses_half_flags() + asked.go_on(LEAST_CALLS, rng)
+    more, facts, found = _ask_another(drawn, theirs, suite, judge, rng, asked)
     failures += found
-    counts = sorted(result.prompts for result, _, _ in runs)
-    calls = {"seed": drawn.seed, "cases": len(runs) + len(more), "prompts_a_call": sorted({*counts})}
+    counts = sorted({result.prompts for result, _, _ in runs})
+    calls = {"seed": drawn.seed, "cases": len(mine) + len(theirs), "prompts_a_call": counts}
     return runs + more, {**calls, "calls": asked.calls, **facts}
 
 
 def _ask_another(
-    drawn: Drawn, suite: ParitySuite, judge: Judge, rng: np.random.Generator, first: Asked
-) -> tuple[list[Judged], dict[str, object], list[str]]:
-    """Ask a session with another number of threads a few things, and one session many more."""
+    drawn: Drawn, questions: Sequence[Question], suite: ParitySuite, judge: Judge, rng: np.random.Generator,
+    first: Asked,
+) -> tuple[list[Judged], dict[str, object], list[str]]:  # fmt: skip
+    """Ask a session with another number of threads its share, and one session many more calls."""
+    calls = max(drawn.calls, LEAST_CALLS)
     if drawn.another is None:
-        return [], {}, first.go_on(drawn.calls, rng)
+        return [], {}, first.go_on(calls, rng)
     try:
         session = drawn.another()
     except UsageError as error:  # there are no threads to choose
-        return [], {"other_threads": f"not asked: {error.what}"}, first.go_on(drawn.calls, rng)
+        runs = [judge(question, first) for question in questions]
+        return runs, {"other_threads": f"not asked: {error.what}"}, first.again(rng) + first.go_on(calls, rng)
     except Exception as error:
         return [], {}, [f"no second session: {message(error)}"]
     if found := _foreign(session, suite):
         return [], {}, found
     asked = Asked(session, suite.images)
-    runs = [judge(renamed(question), asked) for question in few(suite, rng)]
-    found = asked.again(rng) + asked.go_on(drawn.calls, rng)
+    runs = [judge(question, asked) for question in questions]
+    found = asked.again(rng) + asked.go_on(calls, rng)
     return runs, {"calls_with_other_threads": asked.calls}, found + first.altered()
 
 
