@@ -102,10 +102,11 @@ def open(
 
 def validate(
     artifact: PathLike | Artifact, device: str = "cpu", threads: int | None = None, *,
-    checkpoint: PathLike | None = None,
+    checkpoint: PathLike | None = None, seed: int | None = None,
 ) -> ParityReport:  # fmt: skip
     """Run an artifact's comparison with PyTorch again, here; with a checkpoint, on expectations computed anew.
 
+    seed: of an earlier run's report, to repeat what it drew.
     Raises: ArtifactError, MissingExtraError, UnavailableError; ParityError when the check gives no verdict.
 
     Example:
@@ -116,7 +117,8 @@ def validate(
     from samx.commands.validate import validate as run
 
     path = artifact.path if isinstance(artifact, Artifact) else Path(artifact)
-    return run(path, device=device, threads=threads, checkpoint=None if checkpoint is None else Path(checkpoint))
+    weights = None if checkpoint is None else Path(checkpoint)
+    return run(path, device=device, threads=threads, checkpoint=weights, seed=seed)
 
 
 def load(checkpoint: PathLike | None = None, family: str = "sam1", **options: Any) -> FastDecoder:

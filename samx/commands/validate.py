@@ -15,11 +15,13 @@ from samx.validators.suite import ParitySuite
 
 
 def validate(
-    path: Path, *, device: str = "cpu", threads: int | None = None, checkpoint: Path | None = None
-) -> ParityReport:
+    path: Path, *, device: str = "cpu", threads: int | None = None, checkpoint: Path | None = None,
+    seed: int | None = None,
+) -> ParityReport:  # fmt: skip
     """Compare an artifact's outputs with what PyTorch computed at export, or computes now from the checkpoint.
 
-    Without a checkpoint this needs NumPy and the artifact's runtime only.
+    A seed repeats what an earlier run drew; its report names it. Without a checkpoint this needs NumPy and the
+    artifact's runtime only.
     Raises: ArtifactError, MissingExtraError, UnavailableError; ParityError when the check gives no verdict.
     """
     artifact = Artifact.open(path)
@@ -27,11 +29,11 @@ def validate(
     entry.require_device(device)
     level = entry.level(device)
     if checkpoint is None:
-        return gate_in_child(path, level=level, device=device, threads=threads)
+        return gate_in_child(path, level=level, device=device, threads=threads, seed=seed)
     with tempfile.TemporaryDirectory(prefix="samx-validate-") as folder:
         suite = Path(folder, "suite.npz")
         _fresh_suite(artifact, checkpoint).save(suite)
-        return gate_in_child(path, level=level, device=device, threads=threads, suite=suite)
+        return gate_in_child(path, level=level, device=device, threads=threads, suite=suite, seed=seed)
 
 
 def _fresh_suite(artifact: Artifact, checkpoint: Path) -> ParitySuite:

@@ -163,7 +163,7 @@ class CalibrationSet:
         """
         data = _read(path)
         reader = ArrayReader(data, f"calibration set '{path}'")
-        header = reader.header(HEADER, FIELDS)
+        header = reader.header((HEADER, FIELDS))
         spec: DecoderSpec = header["spec"]
         images = tuple(reader.feed(f"image{i}", spec.image_inputs) for i in range(header.pop("images")))
         for part in PARTS:

@@ -23,6 +23,8 @@ from samx.models.spec import PADDED_POINT, DecoderSpec, TensorSpec
 DEFAULT_CHUNK = 16
 
 
+FLAGS = (0.0, 1.0)  # has_mask_input: a mask is used or it is not
+
 GRAPH_ROLES = ("image", "prompt")  # of a split artifact's files; else one file with the role 'decoder'
 
 
@@ -198,6 +200,8 @@ class Runtime(ABC):
         n = len(feed["point_coords"])
         if n == 0:
             raise PromptError("no prompts", found="N = 0", expected="at least one prompt")
+        if "has_mask_input" in feed and not np.isin(feed["has_mask_input"], FLAGS).all():
+            raise PromptError("has_mask_input is no flag", found=feed["has_mask_input"], expected="0 or 1 each")
         pooled = 0 < self._side_by_side <= n
         slices = list(_slices(n, 1 if pooled else self._chunk))
         parts = [{name: value[rows] for name, value in feed.items()} for rows in slices]

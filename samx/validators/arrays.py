@@ -18,7 +18,7 @@ from samx.artifacts.strict_json import contents, parse, refusal
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import TensorSpec
 
-HEADER = "header"
+HEADER, VERSION = "header", "schema_version"
 UNPACKED_CAP_BYTES = 1024**3  # the default suite unpacks to about 10 MiB; more is an attack on the memory
 DAMAGE = (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error,
           NotImplementedError, RuntimeError)  # fmt: skip
@@ -77,9 +77,12 @@ class ArrayReader:
     def __init__(self, data: bytes, where: str) -> None:
         self.arrays, self.where = _arrays(data, where), where
 
-    def header(self, fixed: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the header: fixed values, and fields of these types."""
-        return contents(parse(self.take(HEADER, np.uint8, None).tobytes(), self.where), fixed, shape, self.where)
+    def header(self, *forms: tuple[Mapping[str, Any], Mapping[str, Any]]) -> dict[str, Any]:
+        """Take the header: fixed values, and fields of these types; of the first form, or of an earlier one."""
+        found = parse(self.take(HEADER, np.uint8, None).tobytes(), self.where)
+        version = found.get(VERSION) if isinstance(found, dict) else None
+        fixed, shape = next((form for form in forms if form[0][VERSION] == version), forms[0])
+        return contents(found, fixed, shape, self.where)
 
     def take(self, name: str, dtype: Any, shape: tuple[int | None, ...] | None) -> NDArray[Any]:
         """Take an array; None stands for any size."""

@@ -18,8 +18,16 @@ PADDING, BACKGROUND, FOREGROUND = LABELS["padding"], LABELS["background"], LABEL
 BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
 
 MANY_POINTS = 16
-BATCHES = (7, 64)  # an odd small one and SAM's automatic mode's points per batch
+POINT_COUNTS = tuple(n for n in range(3, 19) if n != MANY_POINTS)  # one and two have cases of their own
+DRAWN_COUNTS, MOST_DRAWN = 2, 64  # so many numbers of points more are drawn, up to this one
+POOL = 8  # prompts that differ in the cases whose prompts are asked many at a time
+FAR = 8.0  # times the usual embedding: more than anybody clips at
+# Other factors. What is added last is normalised no more: so large, SAM 2's demo logits reach 200 and not 40.
+FARTHER = {"high_res_features_0": 256.0}
+FARTHEST = 6e4  # float16 holds it
+FAR_LOGIT, FAINT_LOGIT = 300.0, 1.0  # of mask prompts that are not in steps
 NON_SQUARE = 0.75  # height / width of the second picture: a 4:3 photograph
+FAR_KEY = 1000  # of the far image's random numbers: beyond those of the cases before
 MASK_LOGIT, EXTREME_LOGIT = 10.0, 32.0  # usual size of mask logits; where SAM 2 clamps those of its memory
 MASK_STEP = 0.125  # mask prompts are multiples of it: exact in float16, and they compress
 UNUSED_MASK_LOGIT = 7.5  # under has_mask_input = 0 the mask must not matter, so it is not zero
@@ -51,23 +59,54 @@ def default_frames(spec: DecoderSpec, count: int) -> list[Frame]:
 
 
 def parity_cases(
-    spec: DecoderSpec, seed: int = 0, frames: Sequence[Frame] | None = None, most_points: int | None = None
-) -> list[Case]:
-    """Make the cases for pictures with these valid parts (default: those of synthetic_images).
+    spec: DecoderSpec, seed: int = 0, frames: Sequence[Frame] | None = None, most_points: int | None = None,
+    drawn: int | None = None,
+) -> list[Case]:  # fmt: skip
+    """Make the cases for pictures with these valid parts (default: those of synthetic_images), and for a far image.
 
     Where a prompt may have `most_points` only, padding counted, the case of many points has exactly that many, and
-    cases of more are no prompts of that decoder.
+    cases of more are no prompts of that decoder. `drawn` is a seed of numbers of points that no other case has.
     """
     frames = frames or default_frames(spec, 2)
-    makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {})}
+    makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {}), **_counts(most_points, drawn)}
     if most_points is not None:
-        makers["many_points"] = partial(_many_points, most=min(most_points - 1, MANY_POINTS))
+        makers["many_points"] = partial(_points, count=min(most_points - 1, MANY_POINTS), prompts=2)
     cases = []
     for i, (name, make) in enumerate(makers.items()):
         image = i % len(frames)  # alternating, so that a stale image shows
-        draw = Draw(spec, np.random.default_rng([seed, i]), *frames[image])
+        # The second case is the first one on another image, so that what a session keeps by prompts shows.
+        frame = tuple(map(min, zip(*frames[:2], strict=True))) if i < 2 else frames[image]
+        draw = Draw(spec, np.random.default_rng([seed, max(i, 1)]), *frame)
         cases.append(Case(name, image, make(draw)))
+    cases += _far(spec, seed, frames)
     return [case for case in cases if most_points is None or case.prompts["point_labels"].shape[1] <= most_points]
+
+
+def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
+    """Return a case for each number of points: the small ones, the largest one that there is, and some drawn."""
+    most = MOST_DRAWN if most_points is None else most_points - 1
+    counts = {*POINT_COUNTS} if most_points is None else {*POINT_COUNTS, max(most, 1)}
+    others = [n for n in range(POINT_COUNTS[-1] + 1, most) if n not in counts]
+    if drawn is not None:
+        rng = np.random.default_rng([drawn, len(others)])
+        counts |= {int(n) for n in rng.choice(others, min(DRAWN_COUNTS, len(others)), replace=False)}
+    return {f"points_{n}": partial(_points, count=n) for n in sorted(counts)}
+
+
+def _far(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
+    """Ask about the far image, which comes after the others; with a mask prompt of far logits, if there are any."""
+    draw = Draw(spec, np.random.default_rng([seed, FAR_KEY]), *frames[0])
+    cases = [Case("far_point", len(frames), _points(draw, 1))]
+    if spec.mask_input:
+        masks = draw.blobs(1, FAR_LOGIT, step=None)
+        cases.append(Case("far_mask", len(frames), draw.with_mask(_points(draw, 1), masks, [1])))
+    return cases
+
+
+def far_image(image: Feed) -> Feed:
+    """Return an image whose features reach far beyond the usual."""
+    factors = {name: np.float32(FARTHER.get(name, FAR)) for name in image}
+    return {name: np.clip(value * factors[name], -FARTHEST, FARTHEST) for name, value in image.items()}
 
 
 class Draw:
@@ -110,34 +149,38 @@ class Draw:
         masks = unused if masks is None else np.where(flags[:, None, None, None] > 0, masks, unused)
         return {**feed, "mask_input": masks, "has_mask_input": flags}
 
-    def blobs(self, prompts: int, logit: float) -> FloatArray:
-        """Draw smooth round masks with logits from -logit to +logit. Shapes: -> (N, 1, 4G, 4G)."""
+    def blobs(self, prompts: int, logit: float, step: float | None = MASK_STEP) -> FloatArray:
+        """Draw smooth round masks with logits from -logit to +logit, in steps or as fine as float16 is.
+
+        Shapes: -> (N, 1, 4G, 4G).
+        """
         size = self.spec.mask_size
         centre = self.rng.uniform(0.25, 0.75, (prompts, 1, 1, 2)) * size
         radius = self.rng.uniform(0.1, 0.3, (prompts, 1, 1)) * size
         y, x = np.mgrid[:size, :size]
         distance = np.hypot(x - centre[..., 0], y - centre[..., 1])
         logits = np.clip(2 * logit * (1 - distance / radius), -logit, logit)
-        stepped: FloatArray = (np.round(logits / MASK_STEP) * MASK_STEP).astype(np.float32)
-        return stepped[:, None]
+        stepped = logits.astype(np.float16) if step is None else np.round(logits / step) * step
+        return stepped[:, None].astype(np.float32)
 
     def borders(self) -> Feed:
-        """Put points on the picture's corners and a fraction of a pixel from its edges."""
+        """Put points on the picture's corners and a fraction of a pixel from its edges; others anywhere."""
         width, height = self.extent
         corners = [(0, 0), (width - 1, height - 1), (width - 1, 0), (0, height - 1)]
         edges = [(width - 0.5, height / 2), (0.25, height / 3), (width / 2, height - 0.5), (width / 3, 0.25)]
-        return self.feed(np.array([[point] for point in [*corners, *edges]], np.float32), [FOREGROUND])
+        inside = self.rng.uniform(0, self.extent - 1, (POOL, 2))
+        return self.feed(np.array([*corners, *edges, *inside], np.float32)[:, None], [FOREGROUND])
 
-    def padding(self) -> Feed:
-        """Return nothing but a padding token, at coordinates that must not matter."""
+    def alone(self, label: int) -> Feed:
+        """Return one token and no padding beside it."""
         coords = np.broadcast_to(self.extent / 3, (1, 1, 2)).astype(np.float32)
-        only = {"point_coords": coords, "point_labels": np.full((1, 1), PADDING, np.float32)}
+        only = {"point_coords": coords, "point_labels": np.full((1, 1), label, np.float32)}
         return self.with_mask(only, None, [0])
 
 
-def _many_points(draw: Draw, most: int) -> Feed:
-    """Draw that many points, one more with padding."""
-    return draw.points(2, [FOREGROUND if i % 2 == 0 else BACKGROUND for i in range(max(most, 1))])
+def _points(draw: Draw, count: int, prompts: int = 1) -> Feed:
+    """Draw prompts of that many points, one more with padding."""
+    return draw.points(prompts, [FOREGROUND if i % 2 == 0 else BACKGROUND for i in range(max(count, 1))])
 
 
 Maker = Callable[[Draw], Feed]
@@ -148,20 +191,19 @@ _POINT_CASES: dict[str, Maker] = {
     "box": lambda draw: draw.boxes(1),
     "box_and_points": lambda draw: draw.boxes(2, [FOREGROUND, FOREGROUND, BACKGROUND]),
     "negative_points": lambda draw: draw.points(1, [BACKGROUND, BACKGROUND]),
-    "many_points": lambda draw: _many_points(draw, MANY_POINTS),
+    "many_points": lambda draw: _points(draw, MANY_POINTS, 2),
     "borders": Draw.borders,
     "no_points": lambda draw: draw.feed(np.zeros((1, 0, 2), np.float32), []),
-    "padding_only": Draw.padding,
-    f"boxes_x{BATCHES[0]}": lambda draw: draw.boxes(BATCHES[0]),
-    f"points_x{BATCHES[1]}": lambda draw: draw.points(BATCHES[1], [FOREGROUND]),
-    f"points_x{BATCHES[0]}": lambda draw: draw.points(BATCHES[0], [FOREGROUND, BACKGROUND, FOREGROUND]),
+    "padding_only": lambda draw: draw.alone(PADDING),
+    f"boxes_x{POOL}": lambda draw: draw.boxes(POOL),
+    "bare_point": lambda draw: draw.alone(FOREGROUND),
 }
 _MASK_CASES: dict[str, Maker] = {
     "mask_and_point": lambda draw: draw.with_mask(draw.points(1, [FOREGROUND]), draw.blobs(1, MASK_LOGIT), [1]),
     "masks_on_and_off": lambda draw: draw.with_mask(draw.points(4, [FOREGROUND]), draw.blobs(4, MASK_LOGIT), [1, 0]),
     "mask_and_box": lambda draw: draw.with_mask(draw.boxes(2), draw.blobs(2, EXTREME_LOGIT), [0, 1]),
     "mask_only": lambda draw: draw.with_mask(
-        draw.feed(np.zeros((1, 0, 2), np.float32), []), draw.blobs(1, MASK_LOGIT), [1]
+        draw.feed(np.zeros((1, 0, 2), np.float32), []), draw.blobs(1, FAINT_LOGIT, step=None), [1]
     ),
 }
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +22,7 @@ from samx.artifacts.manifest import LEVELS, Level
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
 from samx.registry import backend, load
+from samx.validators.draw import Drawn
 from samx.validators.gate import run_gate
 from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
@@ -27,6 +30,7 @@ from samx.validators.suite import ParitySuite
 
 SUITE_ROLE = "parity_cases"
 DEFAULT_TIMEOUT_S = 1800.0  # the default suite takes seconds on a laptop and minutes on a small board
+SEED_BITS = 31
 PASSED, FAILED = 0, ParityError.exit_code
 TAIL_CHARACTERS = 300  # of the child's last words, in an error line
 CHILD = children.command("samx.validators.child")
@@ -40,17 +44,21 @@ def gate_in_child(
     threads: int | None = None,
     suite: Path | None = None,
     subject: str | None = None,
+    seed: int | None = None,
+    calls: int = 0,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     command: Sequence[str] = CHILD,
 ) -> ParityReport:
     """Judge an artifact in a process of its own and give its report, whether passed or failed.
 
+    `seed` repeats a run's draws; one session is asked so many calls at least.
     Raises: ParityError naming what happened when the child did not report and exit as agreed.
     """
     nonce = os.urandom(16).hex()
     with tempfile.TemporaryDirectory(prefix="samx-gate-") as folder:
         report = Path(folder, "report.json")
         arguments = [str(artifact), "--report", str(report), "--nonce", nonce, "--level", level, "--device", device]
+        arguments += ["--seed", str(secrets.randbits(SEED_BITS) if seed is None else seed), "--calls", str(calls)]
         arguments += ["--threads", str(threads)] if threads is not None else []
         arguments += ["--suite", str(suite)] if suite is not None else []
         arguments += ["--subject", subject] if subject is not None else []
@@ -134,15 +142,17 @@ def judge(options: argparse.Namespace) -> ParityReport:
     if suite.spec != manifest.spec:
         raise ArtifactError(f"the parity suite is for another decoder than {artifact.path}", fix="Export again.")
     entry = backend(manifest.target)
-    open_session = load(entry.runner(options.device).runtime)
+    open_session = partial(load(entry.runner(options.device).runtime), artifact, device=options.device)
+    another = partial(open_session, threads=2 if options.threads == 1 else 1)
     return run_gate(
-        open_session(artifact, device=options.device, threads=options.threads),
+        open_session(threads=options.threads),
         suite,
         bounds_for(entry.precisions.get(manifest.precision, manifest.precision), manifest.options),
         level=cast(Level, options.level),
         subject=options.subject or f"artifact {artifact.path.name or artifact.path}",
         device=options.device,
         nonce=options.nonce,
+        drawn=Drawn(options.seed, options.calls, another),
     )
 
 
@@ -165,6 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--level", choices=LEVELS, default="graph")
     parser.add_argument("--nonce")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--calls", type=int, default=0, help="to ask of one session at least")
     return parser
 
 

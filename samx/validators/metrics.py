@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ BoolArray = NDArray[np.bool_]
 # this close to the threshold, relative to the mask's largest logit, have no side: neither mask's IoU counts them.
 TIE_BAND = 1e-5
 LOW_PERCENTILE = 5
+# A stored code of a logit counts steps from its mask's largest logit below zero to the same above: 0 to 2 * CODE_STEPS.
+CODE_STEPS = 31
+CODE_REACH = np.float32(0.5001)  # steps from a code that are its own; the rest is float32 rounding
 AT_LEAST = ("mask_iou_min", "mask_iou_case", "mask_iou_mean", "mask_iou_p05")
 # Starting points of the design (mask IoU, logit and predicted-IoU error), to be tightened when devices are measured.
 # The others follow from them:
@@ -96,7 +99,9 @@ def bounds_for(precision: str, options: Mapping[str, Any] | None = None) -> Boun
 class Expected:
     """Keep what the reference computed for a case: thresholded masks in full, logits at some or all pixels.
 
-    Shapes: logits (N, M, K); pixels (K,), positions in a flattened mask; above, undecided (N, M, H*W).
+    Where logits are kept at some pixels only, `codes` say roughly what each one is; earlier suites have none.
+    Shapes: logits (N, M, K); pixels (K,), positions in a flattened mask; above, undecided, codes (N, M, H*W);
+    peaks (N, M), the largest logit of each mask.
     """
 
     logits: FloatArray
@@ -104,6 +109,46 @@ class Expected:
     above: BoolArray
     undecided: BoolArray
     scores: Outputs
+    codes: NDArray[np.uint8] | None = None
+    peaks: FloatArray | None = None
+
+    def arrays(self) -> Iterator[NDArray[Any]]:
+        """List the arrays that an answer must not be made of."""
+        yield from (self.logits, *self.scores.values())
+
+    def rows(self, rows: Sequence[int]) -> Expected:
+        """Return the answers to some of the prompts."""
+        per_prompt = ("logits", "above", "undecided", "codes", "peaks")
+        kept = {name: value[rows] for name in per_prompt if (value := getattr(self, name)) is not None}
+        scores = {name: value[rows] for name, value in self.scores.items()}
+        return replace(self, **kept, scores=scores)
+
+
+def joined(parts: Sequence[Expected]) -> Expected:
+    """Return the answers to several calls as those to one."""
+    names = ("logits", "above", "undecided", "codes", "peaks")
+    kept = {name: np.concatenate([getattr(part, name) for part in parts])
+            for name in names if getattr(parts[0], name) is not None}  # fmt: skip
+    scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
+    return replace(parts[0], **kept, scores=scores)
+
+
+def encode(logits: FloatArray) -> tuple[NDArray[np.uint8], FloatArray]:
+    """Return a coarse code of every logit, and each mask's largest logit. Shapes: (N, M, K) -> (N, M, K), (N, M)."""
+    peaks = np.abs(logits).max(axis=-1)
+    scale = CODE_STEPS / np.maximum(peaks, np.finfo(np.float32).tiny)[..., None]
+    return np.rint(logits * scale + CODE_STEPS).astype(np.uint8), peaks
+
+
+def code_error(logits: FloatArray, codes: NDArray[np.uint8], peaks: FloatArray) -> float:
+    """Return the largest distance of a logit from what its code stands for. Shapes: as encode()'s."""
+    step = peaks / np.float32(CODE_STEPS)
+    distance = codes.astype(np.float32)
+    distance -= np.float32(CODE_STEPS)
+    distance *= step[..., None]
+    distance -= logits
+    largest = np.abs(distance, out=distance).max(axis=-1)
+    return max(float((largest - step * CODE_REACH).max()), 0.0)
 
 
 @dataclass(frozen=True)
@@ -146,12 +191,17 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
     decided = ~expected.undecided
     candidate, reference = (logits > spec.mask_threshold) & decided, expected.above & decided
     error = float(np.abs(logits[..., expected.pixels].astype(np.float64) - expected.logits).max())
+    largest = float(np.abs(expected.logits).max())
+    if expected.codes is not None and expected.peaks is not None:
+        error = max(error, code_error(logits, expected.codes, expected.peaks))
+        largest = float(expected.peaks.max())
     iou_pair = expected.scores["iou_predictions"], outputs["iou_predictions"]
+    common, joint = _areas(candidate, reference)
     values = {
-        "mask_iou_min": float(mask_iou(candidate, reference, bounds.forgiven_pixels).min()),
-        "mask_iou_case": float(mask_iou(candidate.ravel(), reference.ravel())),
+        "mask_iou_min": float(_share(common, joint, bounds.forgiven_pixels).min()),
+        "mask_iou_case": float(_share(common.sum(), joint.sum())),
         "logit_error": error,
-        "logit_error_relative": error / float(np.abs(expected.logits).max()),
+        "logit_error_relative": error / largest,
         "iou_prediction_error": _largest_error(*iou_pair),
         "best_mask_changes": float(best_mask_changes(*iou_pair, bounds.iou_prediction_error)),
     }
@@ -161,9 +211,9 @@ def measure(spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bou
         values["object_score_flips"] = float(sign_flips(*score_pair, bounds.object_score_error))
     return CaseMetrics(
         values=values,
-        mask_iou=tuple(float(iou) for iou in mask_iou(candidate, reference).ravel()),
+        mask_iou=tuple(float(iou) for iou in _share(common, joint).ravel()),
         pixels=candidate.size,
-        flipped=int((candidate != reference).sum()),
+        flipped=int((joint - common).sum()),
         undecided=int(expected.undecided.sum()),
     )
 
@@ -173,7 +223,14 @@ def mask_iou(a: BoolArray, b: BoolArray, forgiven_pixels: float = 0) -> FloatArr
 
     Up to `forgiven_pixels` on which a mask pair differs count as common.
     """
-    common, joint = (a & b).sum(-1), (a | b).sum(-1)
+    return _share(*_areas(a, b), forgiven_pixels)
+
+
+def _areas(a: BoolArray, b: BoolArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return np.count_nonzero(a & b, axis=-1), np.count_nonzero(a | b, axis=-1)
+
+
+def _share(common: NDArray[np.int64], joint: NDArray[np.int64], forgiven_pixels: float = 0) -> FloatArray:
     common = common + np.minimum(joint - common, forgiven_pixels)
     return np.where(joint == 0, 1.0, common / np.maximum(joint, 1))
 

@@ -114,7 +114,8 @@ class ParityReport(Document):
             iou, _ = self.worst().get("mask_iou_min", (math.nan, ""))
             return f"parity passed: {len(self.cases)} cases, {self.precision}, {where}, lowest mask IoU {iou:.5f}"
         first = next(iter(self.all_failures()), "not every planned case was compared")
-        return f"parity failed: {len(failed)} of {self.suite['cases']} cases, {self.precision}, {where}: {first}"
+        drawn = f" (seed {self.suite['seed']})" if "seed" in self.suite else ""
+        return f"parity failed: {len(failed)} of {self.suite['cases']} cases, {self.precision}, {where}: {first}{drawn}"
 
     def to_bytes(self) -> bytes:
         """Return the file's content. Of a placement's details, what is no JSON is written as its words."""

@@ -1,8 +1,8 @@
 """ParitySuite: images, cases, and what the reference computed for them; live, or read back from an artifact.
 
-Its file is compact. Every pixel's side of the threshold is kept as a bit. Logits are kept at one pixel of each 4x4
-patch, the position rotating from patch to patch, so that every image token and each of the 16 paths through the two
-upscalings is compared.
+Its file is compact. Every pixel's side of the threshold is kept as a bit, and its logit as a coarse code. Logits are
+kept in full at one pixel of each 4x4 patch, the position rotating from patch to patch, so that every image token and
+each of the 16 paths through the two upscalings is compared.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from samx.artifacts.strict_json import OTHER_VERSION, Count, refusal, shaped
 from samx.errors import ParityError
 from samx.models.session import Feed, Session
 from samx.models.spec import LABELS, UPSCALING, DecoderSpec, TensorSpec
-from samx.validators.arrays import ArrayReader, feed_digest, frozen, pack, stored
-from samx.validators.cases import GENERATOR_VERSION, Case, parity_cases, synthetic_images
-from samx.validators.metrics import BoolArray, Expected, expect
+from samx.validators.arrays import VERSION, ArrayReader, feed_digest, frozen, pack, stored
+from samx.validators.cases import GENERATOR_VERSION, Case, far_image, parity_cases, synthetic_images
+from samx.validators.metrics import CODE_STEPS, BoolArray, Expected, encode, expect
 
-HEADER = {"format": "samx-parity-suite", "schema_version": 1, "logits": "lattice"}
+FORMAT = "samx-parity-suite"
+HEADER = {"format": FORMAT, VERSION: 2, "logits": "lattice and codes"}
+EARLIER = {"format": FORMAT, VERSION: 1, "logits": "lattice"}  # of 0.1.0: without codes, draws and a far image
 CASE = Annotated[dict[str, Any], shaped({"name": str, "image": Count})]
 FIELDS = {"spec": DecoderSpec, "image_source": str, "reference": str, "seed": Count | None, "generator": Count,
           "images": tuple[str, ...], "cases": tuple[CASE, ...]}  # fmt: skip
+MORE_FIELDS = {"drawn": Count | None, "far": bool}
 IMAGE_CAP = 64  # of images that are made and not stored; more is an attack on the memory
 ROW_STEP, COLUMN_STEP = 7, 3  # odd, so that 16 neighbours in a row or a column visit all 16 positions
 
@@ -46,6 +49,8 @@ class ParitySuite:
     image_source: str
     reference: str  # what computed the answers
     seed: int | None  # of synthetic_images, when the images are those
+    drawn: int | None = None  # seed of what was drawn anew for this suite
+    far: bool = False  # the last image is the first one's far_image()
     # The session that computed the answers, so that it cannot be judged by them. A stored suite has none.
     reference_session: object = field(default=None, compare=False, repr=False)
 
@@ -58,14 +63,20 @@ class ParitySuite:
         image_source: str | None = None,
         *,
         seed: int = 0,
+        drawn: int | None = None,
+        far: bool | None = None,
     ) -> ParitySuite:
         """Return a suite of the reference's answers. Without images or cases, make synthetic ones from the seed.
 
+        `far`: ask about the first image's far_image() too, as the last one; None: where a case does.
         Raises: ParityError when the reference's own answers are unusable.
         """
         spec = reference.spec
-        chosen = synthetic_images(spec, seed) if images is None else images
-        asked = parity_cases(spec, seed) if cases is None else cases
+        chosen = list(synthetic_images(spec, seed) if images is None else images)
+        asked = parity_cases(spec, seed, drawn=drawn) if cases is None else cases
+        if far is None:
+            far = any(case.image == len(chosen) for case in asked)
+        chosen += [far_image(frozen(chosen[0]))] if far else []
         # Rounded first: the stored suite must ask exactly what the reference was asked.
         kept = tuple(frozen(feed) for feed in chosen)
         rounded = tuple(Case(case.name, case.image, frozen(case.prompts)) for case in asked)
@@ -77,6 +88,8 @@ class ParitySuite:
             image_source=image_source or (f"synthetic, seed {seed}" if images is None else "given, unnamed"),
             reference=describe(reference),
             seed=seed if images is None else None,
+            drawn=drawn,
+            far=far,
             reference_session=reference,
         )
 
@@ -88,12 +101,14 @@ class ParitySuite:
             "image_source": self.image_source,
             "reference": self.reference,
             "seed": self.seed,
+            "drawn": self.drawn,
+            "far": self.far,
             "generator": GENERATOR_VERSION,
             "images": [feed_digest(image) for image in self.images],
             "cases": [{"name": case.name, "image": case.image} for case in self.cases],
         }
         arrays: dict[str, NDArray[Any]] = {}
-        for i, image in enumerate(self.images if self.seed is None else ()):
+        for i, image in enumerate(self.images[: len(self.images) - self.far] if self.seed is None else ()):
             arrays.update(stored(f"image{i}", image))
         for i, (case, expected) in enumerate(zip(self.cases, self.expected, strict=True)):
             arrays.update(stored(f"case{i}", case.prompts))
@@ -114,13 +129,15 @@ class ParitySuite:
         another type or shape than the spec says.
         """
         reader = ArrayReader(data, where)
-        header = reader.header(HEADER, FIELDS)
+        found = reader.header((HEADER, FIELDS | MORE_FIELDS), (EARLIER, FIELDS))
+        header = {"drawn": None, "far": False} | found
         spec: DecoderSpec = header["spec"]
         images = _images(reader, spec, header)
         cases = tuple(_case(reader, spec, i, entry, len(images)) for i, entry in enumerate(header["cases"]))
-        expected = tuple(_expected(reader, spec, i, case) for i, case in enumerate(cases))
+        expected = tuple(_expected(reader, spec, i, case, coded="far" in found) for i, case in enumerate(cases))
         reader.finish()
-        return cls(spec, images, cases, expected, header["image_source"], header["reference"], header["seed"])
+        kept = {name: header[name] for name in ("image_source", "reference", "seed", "drawn", "far")}
+        return cls(spec, images, cases, expected, **kept)
 
 
 def describe(session: Session) -> str:
@@ -180,13 +197,16 @@ def lattice(grid: int) -> NDArray[np.int64]:
 
 
 def _images(reader: ArrayReader, spec: DecoderSpec, header: dict[str, Any]) -> tuple[Feed, ...]:
-    digests, seed = header["images"], header["seed"]
+    digests, seed, far = header["images"], header["seed"], header["far"]
     if len(digests) > IMAGE_CAP:
         raise refusal(f"{reader.where} has too many images", str(len(digests)), f"at most {IMAGE_CAP}")
+    if far and len(digests) < 2:
+        raise refusal(f"{reader.where} has a far image of no image")
     if seed is None:
-        images = [reader.feed(f"image{i}", spec.image_inputs) for i in range(len(digests))]
+        images = [reader.feed(f"image{i}", spec.image_inputs) for i in range(len(digests) - far)]
     else:
-        images = synthetic_images(spec, seed, len(digests))
+        images = synthetic_images(spec, seed, len(digests) - far)
+    images += [far_image(images[0])] if far else []
     for i, (image, digest) in enumerate(zip(images, digests, strict=True)):
         if feed_digest(image) != digest:
             found, expected = (f"image generator {one}" for one in (GENERATOR_VERSION, header["generator"]))
@@ -206,7 +226,7 @@ def _case(reader: ArrayReader, spec: DecoderSpec, index: int, entry: dict[str, A
     return Case(entry["name"], entry["image"], prompts)
 
 
-def _expected(reader: ArrayReader, spec: DecoderSpec, index: int, case: Case) -> Expected:
+def _expected(reader: ArrayReader, spec: DecoderSpec, index: int, case: Case, coded: bool) -> Expected:
     prompts, masks, pixels = len(case.prompts["point_coords"]), spec.masks_out, lattice(spec.grid)
     planes = (prompts, masks, spec.mask_size**2)
     fixed = {tensor.name: [size for size in tensor.shape if isinstance(size, int)] for tensor in spec.outputs}
@@ -215,20 +235,29 @@ def _expected(reader: ArrayReader, spec: DecoderSpec, index: int, case: Case) ->
         for name, sizes in fixed.items()
         if name != "low_res_masks"
     }
+    codes = reader.take(f"case{index}.codes", np.uint8, planes) if coded else None
+    if codes is not None and codes.max() > 2 * CODE_STEPS:
+        raise refusal(f"{reader.where}: array 'case{index}.codes' has a code that no logit has")
     return Expected(
         logits=reader.take(f"case{index}.logits", np.float32, (prompts, masks, len(pixels))),
         pixels=pixels,
         above=_bits(reader, f"case{index}.above", planes),
         undecided=_bits(reader, f"case{index}.undecided", planes),
         scores=scores,
+        codes=codes,
+        peaks=reader.take(f"case{index}.peaks", np.float32, planes[:2]) if coded else None,
     )
 
 
 def _packed(expected: Expected, grid: int) -> dict[str, NDArray[Any]]:
-    pixels = lattice(grid)
-    kept = np.searchsorted(expected.pixels, pixels)  # a stored suite that is stored again has only these
+    codes, peaks, logits = expected.codes, expected.peaks, expected.logits
+    if codes is None or peaks is None:  # of the reference itself; a suite that was read has logits on the lattice only
+        codes, peaks = encode(logits)
+        logits = logits[..., lattice(grid)]
     return {
-        "logits": expected.logits[..., kept] if len(expected.pixels) > len(pixels) else expected.logits,
+        "logits": logits,
+        "codes": codes,
+        "peaks": peaks,
         "above": np.packbits(expected.above, axis=-1),
         "undecided": np.packbits(expected.undecided, axis=-1),
         **expected.scores,

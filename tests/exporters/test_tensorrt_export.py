@@ -217,7 +217,7 @@ class TestPadding:
         candidate = OnnxRuntimeRuntime(spec, [session], "cpu", padding=fixed)
         cases = parity_cases(spec, most_points=fixed.points.max)
         suite = ParitySuite.build(reference_session(checkpoint, spec), cases=cases)
-        assert {case.name for case in cases} > {"one_point", "box", "many_points", "no_points", "points_x7"}
+        assert {case.name for case in cases} > {"one_point", "box", "many_points", "no_points", "boxes_x8"}
         report = run_gate(candidate, suite, bounds_for("fp32"), level="graph")
         assert report.passed, report.summary()
 

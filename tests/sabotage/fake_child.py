@@ -15,8 +15,10 @@ import numpy as np
 
 from samx import registry
 from samx.artifacts.store import Artifact
+from samx.errors import PromptError
 from samx.models.session import Feed, Outputs, Placement
 from samx.validators import child
+from samx.validators.arrays import feed_digest
 from samx.validators.report import ParityReport
 
 TARGET = "fake"
@@ -24,23 +26,31 @@ BACKEND = replace(registry.BACKENDS[0], target=TARGET, runtime="fake_child:open_
 BEHAVIOUR = "honest"
 
 
+def keys(image: Feed, prompts: Feed) -> list[str]:
+    """Name every prompt on an image."""
+    rows = [{name: value[i] for name, value in prompts.items()} for i in range(len(prompts["point_coords"]))]
+    return [feed_digest({**image, **row}) for row in rows]
+
+
 class ReplaySession:
-    """Answer from the artifact's recorded outputs, in the order of the cases."""
+    """Answer from the artifact's recorded outputs, prompt by prompt."""
 
     def __init__(self, artifact: Artifact, device: str) -> None:
         self.spec = artifact.manifest.spec
         self.device = device
         with np.load(io.BytesIO(artifact.read("answers.npz")), allow_pickle=False) as stored:
             self.answers = dict(stored)
-        self.asked = 0
+        self.image: Feed = {}
 
     def set_image(self, image: Feed) -> None:
-        return
+        self.image = image
 
     def decode(self, prompts: Feed) -> Outputs:
         IN_DECODE.get(BEHAVIOUR, lambda: None)()
-        outputs = {tensor.name: self.answers[f"{self.asked}.{tensor.name}"] for tensor in self.spec.outputs}
-        self.asked += 1
+        if not np.isin(prompts["has_mask_input"], (0, 1)).all():
+            raise PromptError("has_mask_input is no flag")
+        names, asked = [tensor.name for tensor in self.spec.outputs], keys(self.image, prompts)
+        outputs = {name: np.stack([self.answers[f"{key}.{name}"] for key in asked]) for name in names}
         if BEHAVIOUR == "wrong":
             outputs["low_res_masks"] = -outputs["low_res_masks"]
         return outputs

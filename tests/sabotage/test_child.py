@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_child import TARGET
+from fake_child import TARGET, keys
 from toy_sessions import SPECS, ToySession
 
 from samx.artifacts.commit import seal, staging
@@ -38,9 +38,12 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _answers(session: ToySession, suite: ParitySuite) -> bytes:
     arrays = {}
-    for i, case in enumerate(suite.cases):
-        session.set_image(suite.images[case.image])
-        arrays.update({f"{i}.{name}": value for name, value in session.decode(case.prompts).items()})
+    for case in suite.cases:
+        image = suite.images[case.image]
+        session.set_image(image)
+        outputs = session.decode(case.prompts)
+        for i, key in enumerate(keys(image, case.prompts)):
+            arrays.update({f"{key}.{name}": value[i] for name, value in outputs.items()})
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
@@ -54,8 +57,19 @@ def gate(artifact: Path, behaviour: str, timeout_s: float = 60, device: str = "c
 def test_honest_child_passes(artifact: Path) -> None:
     report = gate(artifact, "honest")
     assert report.passed
-    assert len(report.cases) == 3
+    assert len(report.cases) == report.suite["cases"] > 3
     assert report.suite["form"] == "stored"
+
+
+def test_a_seed_repeats_a_run(artifact: Path) -> None:
+    first = gate(artifact, "honest")
+    command = (sys.executable, str(CHILD), "honest")
+    again = gate_in_child(artifact, level="graph", seed=first.suite["seed"], command=command)
+    other = gate_in_child(artifact, level="graph", seed=first.suite["seed"] + 1, command=command)
+    assert [case.name for case in again.cases] == [case.name for case in first.cases]
+    assert [case.name for case in other.cases] != [case.name for case in first.cases]
+    longer = gate_in_child(artifact, level="graph", calls=50, command=command)
+    assert longer.suite["calls_with_other_threads"] == 50
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from toys import toy_decoder
 
+from samx.errors import PromptError
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 
@@ -33,6 +35,8 @@ class ToySession:
         self.image = image
 
     def decode(self, prompts: Feed) -> Outputs:
+        if not np.isin(prompts.get("has_mask_input", 0), (0, 1)).all():
+            raise PromptError("has_mask_input is no flag", expected="0 or 1 each")
         feed = {**self.image, **prompts}
         key = hashlib.sha256(b"".join(feed[name].tobytes() for name in sorted(feed))).hexdigest()
         if key not in self.memory:

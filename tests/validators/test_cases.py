@@ -9,7 +9,7 @@ import pytest
 
 from samx.models.session import Feed
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
-from samx.validators.cases import Case, default_frames, parity_cases, synthetic_images
+from samx.validators.cases import Case, default_frames, far_image, parity_cases, synthetic_images
 
 SPECS = [sam1_spec(), sam1_spec(mask_input=True), sam2_spec(), sam2_spec(mask_input=True)]
 # Pinned: stored suites name the generator's version and seed only. If this changes, raise GENERATOR_VERSION.
@@ -57,17 +57,17 @@ def test_padding_and_order_of_sam2() -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_edges_are_there(spec: DecoderSpec) -> None:
     cases = parity_cases(spec)
-    assert {1, 7, 64} <= {len(case.prompts["point_labels"]) for case in cases}
-    assert max(case.prompts["point_labels"].shape[1] for case in cases) >= 16
+    assert {1, 2, 8, 16} <= {len(case.prompts["point_labels"]) for case in cases}
+    assert {case.prompts["point_labels"].shape[1] for case in cases} >= {*range(1, 20)}
     assert {-1, 0, 1, 2, 3} == {label for case in cases for label in case.prompts["point_labels"].ravel()}
-    assert {case.image for case in cases} == {0, 1}
+    assert {case.image for case in cases} == {0, 1, 2}  # the last one is the far image
     negative = by_name(spec)["negative_points"]["point_labels"]
     assert set(negative.ravel()) == {0, -1}
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_points_stay_in_the_picture_and_boxes_are_ordered(spec: DecoderSpec) -> None:
-    frames = default_frames(spec, 2)
+    frames = default_frames(spec, 3)  # the far image is the first one, with larger features
     for case in parity_cases(spec):
         coords, codes = case.prompts["point_coords"], case.prompts["point_labels"]
         assert (coords >= 0).all()
@@ -93,6 +93,8 @@ def test_mask_prompts_are_on_and_off_within_a_batch() -> None:
     assert masks[1].min() != 0  # unused, and would show if it were used
     assert np.abs(cases["mask_and_box"]["mask_input"]).max() == 32
     assert cases["mask_only"]["point_coords"].shape == (1, 0, 2)
+    assert np.abs(cases["far_mask"]["mask_input"]).max() == 300
+    assert len(np.unique(cases["mask_only"]["mask_input"] % 0.125)) > 100  # not in steps
     assert "mask_only" not in by_name(sam1_spec())
 
 
@@ -110,9 +112,41 @@ def test_seed_decides() -> None:
     assert not _same(parity_cases(sam1_spec(), 3), parity_cases(sam1_spec(), 4))
 
 
+def tokens(cases: list[Case]) -> set[int]:
+    return {case.prompts["point_labels"].shape[1] for case in cases}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_numbers_of_points_are_drawn_over_what_there_is(spec: DecoderSpec) -> None:
+    drawn = [tokens(parity_cases(spec, drawn=seed)) - tokens(parity_cases(spec)) for seed in range(20)]
+    assert all(len(more) == 2 and min(more) >= 20 and max(more) <= 65 for more in drawn)
+    assert len({count for more in drawn for count in more}) > 15
+    assert tokens(parity_cases(spec, drawn=3)) == tokens(parity_cases(spec, drawn=3))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 9, 17, 20, 30, 200])
+def test_where_there_are_only_so_many_points_the_largest_number_is_asked(most: int) -> None:
+    asked = tokens(parity_cases(sam2_spec(), most_points=most, drawn=1))
+    assert max(asked) == most
+    assert {*range(1, min(most, 19) + 1)} <= asked
+
+
+def test_the_second_case_is_the_first_on_another_image() -> None:
+    first, second = parity_cases(sam1_spec())[:2]
+    assert (first.image, second.image) == (0, 1)
+    assert (first.prompts["point_coords"] == second.prompts["point_coords"]).all()
+
+
+def test_far_features_stay_within_float16() -> None:
+    image = {"image_embeddings": np.array([0.5, -3, 9e3], np.float32)}
+    assert far_image(image)["image_embeddings"].tolist() == [4, -24, 6e4]
+    features = {"high_res_features_0": np.array([0.5, -3, 9e3], np.float32)}
+    assert far_image(features)["high_res_features_0"].tolist() == [128, -768, 6e4]
+
+
 def test_given_frames_are_used() -> None:
     for case in parity_cases(sam1_spec(), frames=[(100, 40)]):
-        assert case.image == 0
+        assert case.image == int(case.name.startswith("far_"))
         assert (case.prompts["point_coords"] < (100, 40)).all()
 
 

@@ -18,7 +18,7 @@ from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.validators import arrays
 from samx.validators.cases import parity_cases, synthetic_images
 from samx.validators.gate import run_gate
-from samx.validators.metrics import BOUNDS
+from samx.validators.metrics import BOUNDS, CODE_STEPS, code_error
 from samx.validators.suite import ParitySuite, lattice
 
 SMALL = sam1_spec(image_size=128, mask_input=True)
@@ -89,7 +89,21 @@ def test_a_suite_on_one_given_image() -> None:
     cases = parity_cases(spec, frames=[(128, 64)])
     suite = ParitySuite.build(StubSession(spec), synthetic_images(spec, 9, 1), cases)
     assert suite.seed is None
-    assert len(ParitySuite.load(suite.to_bytes()).images) == 1
+    stored = ParitySuite.load(suite.to_bytes())
+    assert (len(stored.images), stored.far) == (2, True)  # the far image is made again, and not stored
+    assert (stored.images[1]["image_embeddings"] == 8 * stored.images[0]["image_embeddings"]).all()
+
+
+def test_codes_look_at_every_pixel(live: ParitySuite, data: bytes) -> None:
+    for full, kept in zip(live.expected, ParitySuite.load(data).expected, strict=True):
+        assert kept.codes is not None
+        assert kept.peaks is not None
+        assert code_error(full.logits, kept.codes, kept.peaks) == 0
+        step = float(kept.peaks[0, 0]) / CODE_STEPS
+        for pixel in (0, 333, full.logits.shape[-1] - 1):
+            moved = full.logits.copy()
+            moved[0, 0, pixel] += 2 * step
+            assert step < code_error(moved, kept.codes, kept.peaks) < 2.5 * step
 
 
 # --- Damage -----------------------------------------------------------------------------------------------------
@@ -138,6 +152,14 @@ DAMAGES: dict[str, Callable[[Arrays], object]] = {
     "logits float64": put("case0.logits", lambda logits: logits.astype(np.float64)),
     "logits short": put("case0.logits", lambda logits: logits[..., 1:]),
     "logits NaN": put("case0.logits", lambda logits: logits * np.float32(np.nan)),
+    "codes short": put("case0.codes", lambda codes: codes[..., 1:]),
+    "code of no logit": put("case0.codes", lambda codes: codes + np.uint8(100)),
+    "codes missing": lambda arrays: arrays.pop("case1.codes"),
+    "peaks NaN": put("case0.peaks", lambda peaks: peaks * np.float32(np.nan)),
+    "far image of none": header(lambda found: found.update(images=found["images"][:1])),
+    "far as a number": header(lambda found: found.update(far=1)),
+    "drawn as text": header(lambda found: found.update(drawn="1")),
+    "earlier schema": header(lambda found: found.update(schema_version=1, logits="lattice")),
     "bits short": put("case0.above", lambda bits: bits[..., 1:]),
     "bits as bool": put("case0.undecided", lambda bits: bits.astype(np.bool_)),
     "prompts disagree": put("case0.point_labels", lambda labels: labels.repeat(2, 0)),
