@@ -57,7 +57,7 @@ def test_there_are_many_kinds() -> None:
 @pytest.mark.parametrize("family", SPECS)
 def test_honest_sessions_pass_whatever_is_drawn(family: str) -> None:
     open_session, suite = toys(family)
-    for seed in range(SEED, SEED + 20):
+    for seed in range(SEED, SEED + 8):
         report = judge(open_session, suite, seed=seed)
         assert report.passed, (seed, report.all_failures())
         counts = report.suite["prompts_a_call"]
@@ -72,10 +72,9 @@ def test_honest_sessions_pass_whatever_is_drawn(family: str) -> None:
 @pytest.mark.parametrize("family", SPECS)
 def test_planted_fault_is_caught(family: str, kind: str) -> None:
     open_session, suite = toys(family)
-    for seed in range(SEED, SEED + 3):
-        report = judge(planted(kind, open_session, seed), suite, seed=seed)
-        assert not report.passed, f"seed {seed}"
-        assert report.all_failures()
+    report = judge(planted(kind, open_session), suite)
+    assert not report.passed, f"seed {SEED}"
+    assert report.all_failures()
 
 
 @pytest.mark.parametrize("kind", OF_THREADS)
@@ -119,6 +118,7 @@ def test_honest_export_passes(exported: Callable[..., tuple[Artifact, ParitySuit
     artifact, suite = exported(family, target)
     report = judge(_opener(artifact, 2), suite, _opener(artifact, 1))
     assert report.passed, (SEED, report.all_failures())
+    assert report.suite["calls_with_other_threads"] == EXPORT_CALLS
 
 
 @pytest.mark.slow
