@@ -17,13 +17,12 @@ Frame = tuple[int, int]  # width, height in px of the part of the square frame t
 PADDING, BACKGROUND, FOREGROUND = LABELS["padding"], LABELS["background"], LABELS["foreground"]
 BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
 
+ONE_POINT = "one_point"  # how the cases of the same prompt on two images begin
 MANY_POINTS = 16
 POINT_COUNTS = tuple(n for n in range(3, 19) if n != MANY_POINTS)  # one and two have cases of their own
 DRAWN_COUNTS, MOST_DRAWN = 2, 64  # so many numbers of points more are drawn, up to this one
 POOL = 8  # prompts that differ in the cases whose prompts are asked many at a time
 FAR = 8.0  # times the usual embedding: more than anybody clips at
-# Other factors. What is added last is normalised no more: so large, SAM 2's demo logits reach 200 and not 40.
-FARTHER = {"high_res_features_0": 256.0}
 FARTHEST = 6e4  # float16 holds it
 FAR_LOGIT, FAINT_LOGIT = 300.0, 1.0  # of mask prompts that are not in steps
 NON_SQUARE = 0.75  # height / width of the second picture: a 4:3 photograph
@@ -105,8 +104,7 @@ def _far(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
 
 def far_image(image: Feed) -> Feed:
     """Return an image whose features reach far beyond the usual."""
-    factors = {name: np.float32(FARTHER.get(name, FAR)) for name in image}
-    return {name: np.clip(value * factors[name], -FARTHEST, FARTHEST) for name, value in image.items()}
+    return {name: np.clip(value * np.float32(FAR), -FARTHEST, FARTHEST) for name, value in image.items()}
 
 
 class Draw:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from samx.models.session import Session
-from samx.validators.cases import POOL, Case
+from samx.validators.cases import ONE_POINT, POOL, Case
 from samx.validators.metrics import Expected, joined
 from samx.validators.suite import ParitySuite
 
@@ -64,8 +64,11 @@ def draw(suite: ParitySuite, rng: np.random.Generator) -> list[Question]:
 
 
 def deal(suite: ParitySuite, questions: Sequence[Question], rng: np.random.Generator) -> list[list[Question]]:
-    """Share calls out between two sessions: every second one of one prompt to the other, and one of three prompts."""
-    single = [question for question in questions if _prompts(question.case) == 1]
+    """Share calls out between two sessions: every second one of one prompt to the other, and one of three prompts.
+
+    The prompt that is asked on two images stays with one session: what is kept by prompts shows only there.
+    """
+    single = [one for one in questions if _prompts(one.case) == 1 and not one.case.name.startswith(ONE_POINT)]
     theirs = single[1::2]
     names = {question.case.name for question in theirs}
     mine = [question for question in questions if question.case.name not in names]
