@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "samx.models.shape_range",
         "samx.demo.__init__",
     ),
-    ("samx.artifacts.strict_json",),
+    ("samx.artifacts.strict_json", "samx.files"),
     ("samx.models.families",),
     ("samx.errors",),
     ("samx.processing",),

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from samx.errors import InputError, UnavailableError
 from samx.extras import require
+from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.formats.onnx import own_metadata
 from samx.formats.openvino_rewrite import PERIODIC, rewrite
 
@@ -201,13 +202,9 @@ def describe(path: Path) -> dict[str, Any]:
     Raises: MissingExtraError; InputError when it is none or lacks its weights.
     """
     weights = path.with_suffix(WEIGHTS_SUFFIX)
-    try:
-        files = Ir(path.read_bytes(), weights.read_bytes())
-    except OSError as cause:
-        raise InputError(
-            f"'{path}' lacks its weights", found=cause.strerror, expected=weights.name, fix="Keep the two together."
-        ) from cause
-    graph = read(files)
+    if not weights.is_file():
+        raise InputError(f"'{path}' lacks its weights", expected=weights.name, fix="Keep the two together.")
+    graph = read(Ir(*(read_file(file, GRAPH_CAP_BYTES, f"'{file}'") for file in (path, weights))))
     return {
         "kind": "openvino",
         "inputs": [port.get_any_name() for port in graph.inputs],

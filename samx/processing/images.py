@@ -18,6 +18,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from samx.errors import ImageError, UnavailableError, UsageError, WriteError
+from samx.files import open_regular, reading
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
@@ -113,13 +114,7 @@ def parse_levels(text: str) -> Levels:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that the user named."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise ImageError(f"file '{path}' does not exist", fix="Check the path.") from error
-    except OSError as error:
-        raise ImageError(f"file '{path}' cannot be opened", found=error.strerror) from error
-    with file:
+    with open_regular(path, f"file '{path}'", ImageError) as file, reading(f"file '{path}'", ImageError):
         yield file
 
 
