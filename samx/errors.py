@@ -107,6 +107,12 @@ class WriteError(SamxError):
     exit_code = 7
 
 
+class NoMemoryError(SamxError):
+    """Report work that needs more memory than this process may take."""
+
+    exit_code = 8
+
+
 class Doubt(UserWarning):
     """Warn of a request that was answered, and may not be what was meant."""
 

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.cli",),
     ("samx.cli_export", "samx.cli_measure"),
     ("samx.console",),
+    ("samx.last_resort",),
     ("samx.pages",),
     ("samx.api",),
     ("samx.commands",),

@@ -267,11 +267,8 @@ def _how(plan: Plan) -> str:
 def _read(path: Path, key: str) -> dict[str, Judged]:
     shape = {"key": str, "judged": Mapping[str, Judged]}
     try:
-        found = take(
-            shape,
-            parse(read_file(path, REPORT_CAP_BYTES, "search cache", ArtifactError), "search cache"),
-            "search cache",
-        )
+        data = read_file(path, REPORT_CAP_BYTES, "search cache", ArtifactError)
+        found = take(shape, parse(data, "search cache"), "search cache")
     except ArtifactError:
         return {}
     return found["judged"] if found["key"] == key else {}
