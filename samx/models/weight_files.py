@@ -165,9 +165,9 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
 
 
 def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
-    if is_zip:
-        _check_zip(path)
     try:
+        if is_zip:
+            _check_zip(path)
         # mmap reads only the tensors that are touched; the format before PyTorch 1.6 is no zip and cannot do it.
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as cause:
@@ -175,8 +175,9 @@ def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
             f"checkpoint '{path}' was not opened, because it is no plain weights file",
             "other bytes, or Python objects that could run code", SAVE_WEIGHTS_ONLY,
         ) from cause  # fmt: skip
-    # What PyTorch raises on damaged bytes; its messages are left out, some suggest switching the safe loading off.
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as cause:
+    except (CheckpointError, OSError, MemoryError):
+        raise
+    except Exception as cause:  # its messages are left out, some suggest switching the safe loading off
         found = f"bytes that PyTorch cannot read ({type(cause).__name__})"
         raise _refusal(f"checkpoint '{path}' is damaged or no PyTorch file", found) from cause
     return {key: tensor.detach for key, tensor in _flatten(data)}

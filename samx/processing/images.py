@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -235,7 +234,9 @@ def read_embedding(path: Path, spec: DecoderSpec) -> Feed:
     with _opened(path) as file:
         try:
             return _read_npz(path, file, spec) if zipfile.is_zipfile(file) else _read_npy(path, file, spec)
-        except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # damaged files make zipfile and NumPy raise nearly anything
             fix = "Save it with numpy.savez or numpy.save, without pickled objects."
             raise ImageError(f"embedding '{path}' is no readable NumPy file", found=error, fix=fix) from error
 
