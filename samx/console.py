@@ -81,7 +81,10 @@ def print_json(document: Any) -> None:
 
 def run(command: Callable[[], Any], as_json: bool) -> int:
     """Run a command and return its exit code; whatever goes wrong becomes one line."""
-    code = _run(command, as_json)
+    try:
+        code = _run(command, as_json)
+    except MemoryError:
+        return last_resort.no_memory()
     lost = last_resort.stdout_error()
     if lost is None:
         return code

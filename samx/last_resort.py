@@ -63,6 +63,13 @@ def unwritten(cause: OSError) -> WriteError:
     return WriteError("the standard output cannot be written", found=cause.strerror, fix="Send it somewhere else.")
 
 
+def no_memory() -> int:
+    """Say that there is too little memory even to say so in colours; gives the exit code."""
+    with suppress(OSError):
+        os.write(2, b"error: there is not enough memory for this\n")
+    return NoMemoryError.exit_code
+
+
 def in_words(error: Exception) -> SamxError:
     """Say in one line what nobody foresaw."""
     if any(map(_is_memory, _chain(error))):

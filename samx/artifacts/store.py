@@ -104,15 +104,14 @@ def read_manifest(path: Path) -> Manifest:
 
 def manifest_bytes(path: Path) -> bytes:
     """Read the manifest file itself."""
-    if path.suffix == PACKAGE_SUFFIX and path.is_dir():
+    if path.suffix == PACKAGE_SUFFIX and os.path.isdir(path):
         raise ArtifactError(
             f"{path} is a bare Core ML package", expected="the directory that 'samx export' left around one",
             fix="Nothing is known about this one; 'samx inspect' looks into it.",
         )  # fmt: skip
-    if not path.is_dir():
-        raise ArtifactError(
-            f"there is no artifact at {path}", found="a file" if path.exists() else "nothing", expected="a directory"
-        )
+    if not os.path.isdir(path):  # of os.path, which says so of a name too that no system takes
+        found = "a file" if os.path.exists(path) else "nothing"
+        raise ArtifactError(f"there is no artifact at {path}", found=found, expected="a directory")
     with _regular_file(path, MANIFEST_NAME) as file, reading(str(path / MANIFEST_NAME), ArtifactError):
         data = file.read(MANIFEST_CAP_BYTES + 1)
     if len(data) > MANIFEST_CAP_BYTES:

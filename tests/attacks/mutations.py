@@ -21,24 +21,30 @@ WORDS = (b"\0", b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"[" * 2000, b'
 DTYPES = ("<f2", "<f4", "<f8", "<i8", "|u1", "|b1", ">f4", "<c8", "<U4", "|S3")
 SHAPES: Sequence[tuple[int, ...]] = ((), (0,), (1,), (2, 2), (1, 0, 3), (1, 1, 1, 1), (1,) * 30)
 
-Change = Callable[[Any], bytes]
-
 
 def damaged(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
     """Cut, copy, overwrite and stuff bytes, up to four times."""
-    step = st.tuples(st.integers(0, 5), st.floats(0, 1), st.floats(0, 0.2), st.binary(min_size=1, max_size=8))
+    step = st.tuples(
+        st.integers(0, len(CUTS) - 1), st.floats(0, 1), st.floats(0, 0.2), st.binary(min_size=1, max_size=8)
+    )
     words = st.sampled_from(WORDS)
     return st.builds(_bytes, st.sampled_from(seeds), st.lists(st.tuples(step, words), min_size=1, max_size=4))
+
+
+CUTS: Sequence[Callable[[bytes, int, int, bytes, bytes], bytes]] = (
+    lambda data, at, end, new, word: data[:at] + new + data[at + len(new) :],
+    lambda data, at, end, new, word: data[:at] + data[end:],
+    lambda data, at, end, new, word: data[:at],
+    lambda data, at, end, new, word: data[:end] + data[at:],
+    lambda data, at, end, new, word: data[:at] + word + data[at:],
+    lambda data, at, end, new, word: data[:at] + new + data[at:],
+)
 
 
 def _bytes(data: bytes, steps: list[tuple[tuple[int, float, float, bytes], bytes]]) -> bytes:
     for (kind, where, share, new), word in steps:
         at = int(where * len(data))
-        end = at + int(share * len(data))
-        data = (
-            lambda: data[:at] + new + data[at + len(new) :], lambda: data[:at] + data[end:], lambda: data[:at],
-            lambda: data[:end] + data[at:], lambda: data[:at] + word + data[at:], lambda: data[:at] + new + data[at:],
-        )[kind]()  # fmt: skip
+        data = CUTS[kind](data, at, at + int(share * len(data)), new, word)
     return data
 
 
@@ -96,7 +102,7 @@ def archives(seed: bytes, header: str | None) -> st.SearchStrategy[bytes]:
     names = st.sampled_from([name for name in arrays if name != header])
     array = st.tuples(names, st.sampled_from(DTYPES), st.sampled_from(SHAPES), st.booleans())
     changed = st.lists(array, max_size=3).map(lambda changes: _arrays(arrays, changes))
-    lied = st.tuples(names, st.sampled_from(SHAPES + ((2**40,), (2**62, 4), (-1,)))).map(lambda lie: _lie(arrays, *lie))
+    lied = st.tuples(names, st.sampled_from((*SHAPES, (2**40,), (2**62, 4), (-1,)))).map(lambda lie: _lie(arrays, *lie))
     ways = [changed, lied, damaged([seed])]
     if header is not None:
         told = document(json.loads(arrays[header].tobytes()))
