@@ -29,6 +29,7 @@ ARCHIVE = HERE / "data" / "artifact-0.1.0.tar.xz"
 SAMX = [sys.executable, "-m", "samx"]
 NARROW = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "20"}
 FULL = Path("/dev/full")
+CALLS = ("os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.rename", "pathlib.Path.replace")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_user_without_home_and_name_keeps_no_cache(monkeypatch: pytest.MonkeyP
     assert trust.cache_path("kernels", "toy") is None
     assert trust.read_cached(None) is None
     assert trust.write_cached(None, b"") == "this user has no home directory to keep it in"
-    with pytest.raises(UnavailableError, match="no home directory.*XDG_STATE_HOME"):
+    with pytest.raises(UnavailableError, match=r"no home directory.*XDG_STATE_HOME"):
         trust.is_trusted("0" * 64)
 
 
@@ -144,9 +145,7 @@ def test_a_failing_disk_is_no_fault_of_samx(number: int, capsys: pytest.CaptureF
     assert "/there: found" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "call", ["os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.rename", "pathlib.Path.replace"]
-)
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_takes_nothing_is_a_write_error(
     call: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,7 +33,7 @@ READERS: Mapping[str, Callable[[Path], object]] = {
     "embedding": lambda path: read_embedding(path, SPEC),
     "calibration set": CalibrationSet.load,
     "report": BenchReport.load,
-    "suite": lambda path: child._suite(Artifact(path, read_manifest(path)) if path.is_dir() else None, path),  # type: ignore[arg-type]
+    "suite": lambda path: child._suite(Artifact(path, read_manifest(path)) if os.path.isdir(path) else None, path),  # type: ignore[arg-type]
     "graph": describe,
     "artifact": Artifact.open,
     "anything": inspect,
@@ -95,12 +95,14 @@ def model(folder: Path, name: str, data: bytes) -> Path:
 
 INDEX = "model.safetensors.index.json"
 UNHASHABLE = {"weight_map": {"a": ["shard"], "b": {"shard": 1}}}
+BROKEN = {
+    "lists": b"[" * 10**6, "objects": b'{"a":' * 10**5, "unhashable": json.dumps(UNHASHABLE).encode(), "no text": b"\xff",
+    "number": b"1" * 10**5,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["config.json", INDEX])
-@pytest.mark.parametrize(
-    "data", [b"[" * 10**6, b'{"a":' * 10**5, json.dumps(UNHASHABLE).encode(), b"\xff", b"1" * 10**5]
-)
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 def test_a_models_json_gives_one_line(name: str, data: bytes, tmp_path: Path) -> None:
     if name == "config.json" and data.startswith(b'{"weight'):
         data = json.dumps({**json.loads(configuration()), "mask_decoder_config": {"hidden_size": [{}]}}).encode()
