@@ -25,9 +25,7 @@ SHAPES: Sequence[tuple[int, ...]] = ((), (0,), (1,), (2, 2), (1, 0, 3), (1, 1, 1
 def damaged(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
     """Cut, copy, overwrite and stuff bytes, up to four times."""
     new = st.binary(min_size=1, max_size=8)
-    step = st.tuples(
-        st.integers(0, len(CUTS) - 1), st.floats(0, 1), st.floats(0, 0.2), st.binary(min_size=1, max_size=8)
-    )
+    step = st.tuples(st.integers(0, len(CUTS) - 1), st.floats(0, 1), st.floats(0, 0.2), new)
     words = st.sampled_from(WORDS)
     return st.builds(_bytes, st.sampled_from(seeds), st.lists(st.tuples(step, words), min_size=1, max_size=4))
 

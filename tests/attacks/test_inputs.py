@@ -96,9 +96,12 @@ def model(folder: Path, name: str, data: bytes) -> Path:
 INDEX = "model.safetensors.index.json"
 UNHASHABLE = {"weight_map": {"a": ["shard"], "b": {"shard": 1}}}
 BROKEN = {
-    "lists": b"[" * 10**6, "objects": b'{"a":' * 10**5, "unhashable": json.dumps(UNHASHABLE).encode(), "no text": b"\xff",
+    "lists": b"[" * 10**6,
+    "objects": b'{"a":' * 10**5,
+    "unhashable": json.dumps(UNHASHABLE).encode(),
+    "no text": b"\xff",
     "number": b"1" * 10**5,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["config.json", INDEX])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from readers import READERS, folder, quietly
 
 from samx.errors import SamxError
@@ -52,7 +52,7 @@ def attack(name: str, count: int, repeatable: bool) -> tuple[int, int]:
 
     @settings(
         max_examples=count, derandomize=repeatable, database=None, deadline=None, suppress_health_check=ODD,
-        print_blob=False,
+        print_blob=False, phases=[Phase.generate],
     )  # fmt: skip
     @given(reader.inputs().map(Damaged))
     def survives(value: Damaged) -> None:
