@@ -65,17 +65,14 @@ def kept(name: str) -> bytes:
         return file.read()
 
 
-@cache
-def folder() -> Path:
-    """Make the folder that inputs are written to."""
-    return Path(tempfile.mkdtemp(prefix="samx-attack-"))
+FOLDER = tempfile.TemporaryDirectory(prefix="samx-attack-", ignore_cleanup_errors=True)
 
 
 def on_disk(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
     """Read from a file of this name."""
 
     def written(data: bytes) -> object:
-        path = folder() / name
+        path = Path(FOLDER.name, name)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         return read(path)
@@ -96,7 +93,7 @@ def stamp() -> bytes:
 
 def embedding(save: Callable[..., None], **named: Any) -> bytes:
     """Return an image encoder's output in a file."""
-    buffer, value = io.BytesIO(), np.ones(SPEC.image_inputs[0].shape, np.float32)
+    buffer, value = io.BytesIO(), np.ones([int(size) for size in SPEC.image_inputs[0].shape], np.float32)
     save(buffer, value) if not named else save(buffer, **{SPEC.image_inputs[0].name: value})
     return buffer.getvalue()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from readers import READERS, folder, quietly
+from readers import READERS, quietly
 
 from samx.errors import SamxError
 
@@ -40,7 +41,7 @@ class Damaged(NamedTuple):
     value: Any
 
     def __repr__(self) -> str:
-        file = folder() / f"failing-{zlib.crc32(repr(self.value).encode('utf-8', 'replace')):08x}"
+        file = Path(tempfile.gettempdir()) / f"samx-failing-{zlib.crc32(repr(self.value).encode('utf-8', 'replace')):08x}"
         file.write_bytes(self.value if isinstance(self.value, bytes) else self.value.encode("utf-8", "surrogatepass"))
         return f"Damaged({file})"
 
