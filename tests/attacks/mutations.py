@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -61,17 +62,15 @@ def document(seed: Any) -> st.SearchStrategy[Any]:
 
 def _document(seed: Any, changes: list[tuple[str, float, Any]]) -> Any:
     found = json.loads(json.dumps(seed))
-    for kind, where, value in changes:
-        places = _places(found)
+    for kind, where, drawn in changes:
+        places, value = _places(found), deepcopy(drawn)  # drawn ones are shared
         if not places:
             return value
         holder, key = places[int(where * (len(places) - 1))]
         if kind == "drop":
             del holder[key]
         elif isinstance(holder, list):
-            holder[key] = value if kind == "set" else holder
-            if kind != "set":
-                holder[key] = [*holder[:key], value]
+            holder[key] = value if kind == "set" else [*holder[:key], value]
         else:
             holder[f"{key}x" if kind == "add" else key] = value if kind != "copy" else json.loads(_json(holder))
     return found

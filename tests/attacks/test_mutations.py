@@ -41,8 +41,10 @@ class Damaged(NamedTuple):
     value: Any
 
     def __repr__(self) -> str:
-        file = Path(tempfile.gettempdir()) / f"samx-failing-{zlib.crc32(repr(self.value).encode('utf-8', 'replace')):08x}"
-        file.write_bytes(self.value if isinstance(self.value, bytes) else self.value.encode("utf-8", "surrogatepass"))
+        checksum = zlib.crc32(repr(self.value).encode("utf-8", "replace"))
+        file = Path(tempfile.gettempdir()) / f"samx-failing-{checksum:08x}"
+        data = self.value if isinstance(self.value, bytes) else self.value.encode("utf-8", "surrogatepass")
+        file.write_bytes(data)
         return f"Damaged({file})"
 
 
