@@ -88,7 +88,9 @@ def bench_bytes() -> bytes:
 
 def stamp() -> bytes:
     """Return an engine's stamp."""
-    return Stamp("trt-rtx", "this_gpu", Machine("1.7.1", "Linux x86_64"), "0" * 64, "1" * 64, "now").to_bytes()
+    return Stamp(
+        "trt", "this_gpu", Machine("10.3.0", "Linux x86_64", "Orin", "8.7", "540.4"), "0" * 64, "1" * 64, "now"
+    ).to_bytes()
 
 
 def embedding(save: Callable[..., None], **named: Any) -> bytes:
