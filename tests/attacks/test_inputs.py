@@ -114,6 +114,13 @@ def test_a_models_json_gives_one_line(name: str, data: bytes, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
+def test_a_long_value_of_a_configuration_makes_no_long_line(tmp_path: Path) -> None:
+    data = json.dumps({**json.loads(configuration()), "model_type": ["x" * 100_000]}).encode()
+    with pytest.raises(CheckpointError, match="model_type") as caught:
+        load_checkpoint(model(tmp_path / "model", "config.json", data))
+    assert len(str(caught.value)) < 2000
+
+
 @pytest.mark.parametrize("name", ["config.json", INDEX])
 def test_a_sparse_file_of_gigabytes_is_not_read(name: str, tmp_path: Path) -> None:
     folder = model(tmp_path / "model", name, index())
