@@ -242,7 +242,7 @@ READERS: Mapping[str, Reader] = {
     "index of shards": Reader(
         lambda: documents([index()]), on_disk("shards/model.safetensors.index.json", load_checkpoint)
     ),
-    "ONNX": Reader(lambda: damaged([toy_onnx(), kept("prompt.onnx")]), on_disk("g.onnx", onnx_files.describe)),
+    "ONNX": Reader(lambda: damaged([toy_onnx(), kept("image.onnx")]), on_disk("g.onnx", onnx_files.describe)),
     "OpenVINO": Reader(lambda: damaged([openvino_graph()]), on_disk("g.xml", graph)),
     "Core ML manifest": Reader(
         lambda: documents([json.dumps(PACKAGE).encode()]), on_disk("p.mlpackage/Manifest.json", package)
