@@ -205,12 +205,11 @@ def describe(path: Path) -> dict[str, Any]:
     if not weights.is_file():
         raise InputError(f"'{path}' lacks its weights", expected=weights.name, fix="Keep the two together.")
     graph = read(Ir(*(read_file(file, GRAPH_CAP_BYTES, f"'{file}'") for file in (path, weights))))
-    return {
-        "kind": "openvino",
-        "inputs": [port.get_any_name() for port in graph.inputs],
-        "outputs": [port.get_any_name() for port in graph.outputs],
-        "samx": metadata(graph),
-    }
+    try:
+        names = [[port.get_any_name() for port in ports] for ports in (graph.inputs, graph.outputs)]
+    except RuntimeError as cause:  # a port without a name
+        raise InputError(f"'{path}' is no decoder's graph", found=_first_line(cause), fix="Export it again.") from cause
+    return {"kind": "openvino", "inputs": names[0], "outputs": names[1], "samx": metadata(graph)}
 
 
 def _openvino(part: str = "") -> ModuleType:
