@@ -23,6 +23,7 @@ MEASURED := --scenario click --scenario box --scenario batch8 --scenario batch64
 POINT := 737,290
 BOX := 79,127,534,624
 
+ATTACK_INPUTS ?= 100000
 DEVICE ?= cuda
 WHEELS ?=
 BROUGHT := .wheels
@@ -32,7 +33,7 @@ GPU_NEEDS := torch numpy PIL rich typer safetensors
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint size browser docs picture bench compare gpu train evaluate clean
+.PHONY: help demo test attack lint size browser docs picture bench compare gpu train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,9 @@ lint: $(INSTALLED) ## Check style, format, types and the documentation's links
 	@$(BIN)/vermin --quiet --no-tips --violations --target=3.10- samx tools
 	@echo "== The documentation's site: every link, every page"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+attack: $(INSTALLED) ## Give every reader many damaged inputs (ATTACK_INPUTS=100000 each; hours)
+	@ATTACK_INPUTS=$(ATTACK_INPUTS) $(BIN)/pytest -q -m attack -n $(JOBS) tests/attacks
 
 size: ## Count code lines, files, classes of fields and circles
 	@$(PYTHON) -m tools.size

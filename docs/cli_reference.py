@@ -40,7 +40,10 @@ EXIT_CODES = {
     5: "unavailable: a backend, a device or an optional library is not on this machine",
     6: "input rejected: checkpoint, picture, embedding, prompt or artifact",
     7: "could not write; nothing was left behind",
+    8: "not enough memory",
     130: "stopped by the user; no output was left behind (but a search keeps its notes, to go on from)",
+    141: "whoever read the output is gone, as after `| head`",
+    143: "stopped by SIGTERM; no output was left behind",
 }
 
 

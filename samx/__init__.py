@@ -20,7 +20,7 @@ __version__ = "0.2.0"
 
 ERRORS = (
     "ArtifactError", "BenchmarkError", "CheckpointError", "ImageError", "InputError", "MissingExtraError",
-    "ParityError", "PromptError", "SamxError", "UnavailableError", "UsageError", "WriteError",
+    "NoMemoryError", "ParityError", "PromptError", "SamxError", "UnavailableError", "UsageError", "WriteError",
 )  # fmt: skip
 # Names that cost something, imported when they are first asked for; __init__.pyi tells type checkers.
 LAZY = {

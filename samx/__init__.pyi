@@ -9,6 +9,7 @@ from samx.errors import CheckpointError as CheckpointError
 from samx.errors import ImageError as ImageError
 from samx.errors import InputError as InputError
 from samx.errors import MissingExtraError as MissingExtraError
+from samx.errors import NoMemoryError as NoMemoryError
 from samx.errors import ParityError as ParityError
 from samx.errors import PromptError as PromptError
 from samx.errors import SamxError as SamxError

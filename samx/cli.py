@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from samx import cli_export, cli_measure, console
+from samx import cli_export, cli_measure, console, last_resort
 
 app = typer.Typer(
     name="samx", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -205,6 +205,7 @@ def options(
 
 def main() -> None:
     """Start samx from the shell."""
+    last_resort.prepare()
     sys.exit(console.run(app, as_json="--json" in sys.argv))
 
 

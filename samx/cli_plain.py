@@ -11,11 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-import typer
 from typer.core import TyperCommand
 from typer.models import ArgumentInfo
 
-from samx import __version__, console
+from samx import __version__, console, last_resort
 from samx.cli import app
 
 NAME = "samx.pyz"
@@ -23,14 +22,11 @@ NAME = "samx.pyz"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Start samx.pyz from the shell."""
+    last_resort.prepare()
     given = sys.argv[1:] if arguments is None else arguments
     values = vars(parser().parse_args(given or ["--help"]))
     command: Callable[..., None] = values.pop("command")
-    try:
-        code = console.run(lambda: command(**values), as_json=values["json"])
-    except typer.Exit as ended:
-        code = ended.exit_code
-    sys.exit(code)
+    sys.exit(console.run(lambda: command(**values), as_json=values["json"]))
 
 
 def parser() -> argparse.ArgumentParser:

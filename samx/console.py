@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from typer import Exit
 
+from samx import last_resort
 from samx.errors import Doubt, SamxError
 from samx.progress import Progress
 
@@ -28,9 +30,21 @@ if TYPE_CHECKING:
 Draw = Callable[[], None]
 Facts = dict[str, Any]
 
-out = Console()
-err = Console(stderr=True)
+STOPPED, NOBODY_READS = 130, 128 + 13  # exit codes: by the user, and as shells tell of SIGPIPE
 MIB = 1024 * 1024
+
+
+class Screen(Console):
+    """Print; when whoever read the output is gone, end without a word."""
+
+    def on_broken_pipe(self) -> None:
+        """End the program."""
+        last_resort.mute_stdout()
+        raise SystemExit(NOBODY_READS)
+
+
+out = Screen()
+err = Screen(stderr=True)
 
 
 @contextmanager
@@ -50,7 +64,8 @@ def steps() -> Iterator[Progress]:
 
 
 def _line(text: str, done: int = 0, total: int = 0, /) -> None:
-    err.print(f"{escape(text)} {_count(done, total)}...", highlight=False, soft_wrap=True)
+    with suppress(OSError):  # progress that cannot be shown stops no work
+        err.print(f"{escape(text)} {_count(done, total)}...", highlight=False, soft_wrap=True)
 
 
 def _count(done: int, total: int) -> str:
@@ -63,21 +78,46 @@ def print_json(document: Any) -> None:
 
 
 def run(command: Callable[[], Any], as_json: bool) -> int:
-    """Run a command and return its exit code; samx's own errors and doubts become one line each."""
+    """Run a command and return its exit code; whatever goes wrong becomes one line."""
+    try:
+        code = _run(command, as_json)
+    except MemoryError:
+        return last_resort.no_memory()
+    lost = last_resort.stdout_error()
+    if lost is None:
+        return code
+    last_resort.mute_stdout()
+    return NOBODY_READS if isinstance(lost, BrokenPipeError) else _told(last_resort.unwritten(lost), False)
+
+
+def _run(command: Callable[[], Any], as_json: bool) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
             warnings.simplefilter("default", Doubt)
             command()
     except SamxError as error:
-        if as_json:
-            print_json(error.to_json())
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return error.exit_code
+        return _told(error, as_json)
+    except Exit as ended:
+        return ended.exit_code
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except KeyboardInterrupt:
         err.print("stopped; no output was left behind")
-        return 130
+        return STOPPED
+    except Exception as error:
+        return _told(last_resort.in_words(error), as_json) if last_resort.stdout_error() is None else 0
     return 0
+
+
+def _told(error: SamxError, as_json: bool) -> int:
+    """Print an error, where there is anybody to read it."""
+    with suppress(OSError):
+        if as_json:
+            print_json(error.to_json())
+    with suppress(OSError):
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+    return error.exit_code
 
 
 def _show_warning(other: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any) -> None:

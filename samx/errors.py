@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+LONGEST_FACT = 1000  # characters of a line; a file may hold anything
+
 
 class SamxError(Exception):
     """Say in one line what failed, what was found, what was expected and what to do."""
@@ -18,8 +20,8 @@ class SamxError(Exception):
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:
-        facts = [f"found {self.found}"] if self.found is not None else []
-        facts += [f"expected {self.expected}"] if self.expected is not None else []
+        facts = [f"found {_cut(self.found)}"] if self.found is not None else []
+        facts += [f"expected {_cut(self.expected)}"] if self.expected is not None else []
         line = f"{self.what}: {', '.join(facts)}" if facts else self.what
         line = f"{line}. {self.fix}" if self.fix else line
         return " ".join(line.split())
@@ -35,6 +37,10 @@ class SamxError(Exception):
             "expected": self.expected,
             "fix": self.fix,
         }
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= LONGEST_FACT else f"{words[:LONGEST_FACT]}..."
 
 
 class UsageError(SamxError):
@@ -105,6 +111,12 @@ class WriteError(SamxError):
     """Report an output that could not be written; nothing was left behind."""
 
     exit_code = 7
+
+
+class NoMemoryError(SamxError):
+    """Report work that needs more memory than this process may take."""
+
+    exit_code = 8
 
 
 class Doubt(UserWarning):

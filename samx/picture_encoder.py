@@ -8,6 +8,7 @@ from pathlib import Path
 
 from samx.artifacts.store import Artifact
 from samx.errors import ImageError, UsageError
+from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.models.session import Feed, FloatArray
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray, check_pixels, normalised, to_frame
@@ -51,10 +52,7 @@ class PictureEncoder:
 
     def _model(self) -> tuple[bytes, str]:
         if self.file is not None:
-            try:
-                return self.file.read_bytes(), self.file.name
-            except OSError as cause:
-                raise ImageError(f"cannot read the encoder '{self.file}'", found=cause.strerror) from cause
+            return read_file(self.file, GRAPH_CAP_BYTES, f"encoder '{self.file}'", ImageError), self.file.name
         own = [name for name, entry in self.artifact.manifest.files.items() if entry.role == ENCODER_ROLE]
         if not own:
             raise UsageError(

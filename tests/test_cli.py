@@ -190,7 +190,7 @@ def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
         (["--int8", "--min-iou", "0.5"], 2, "found --min-iou 0.5, expected 0.98"),
         (["--int8", "--min-iou", "1.0"], 2, "found --min-iou 1, expected 0.98"),
         (["--int8", "--embedding", "picture.npz"], 2, "found --embedding. Calibrate on them: samx calibrate"),
-        (["--int8", "--calibration", "missing.npz"], 6, "calibration set 'missing.npz' cannot be read"),
+        (["--int8", "--calibration", "missing.npz"], 6, "calibration set 'missing.npz' does not exist"),
         (["--single", "--all-masks"], 2, "more than one choice of masks"),
         (["--opset", "17"], 2, "opset is not offered: found 17"),
         (["--family", "sam9"], 2, "no demo weights for this family"),

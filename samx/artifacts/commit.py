@@ -23,6 +23,7 @@ from samx.errors import ArtifactError, WriteError
 # Locks that the kernel drops with the process; Windows has none that a directory takes.
 fcntl: Any = importlib.import_module("fcntl") if find_spec("fcntl") else None
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FAILING = (errno.EIO, errno.EROFS)  # of a disk; where no path is told, reading tells one, so that it was a write
 MIB = 1024 * 1024
 # renameat2(2), Linux: swap two names in one step. The numbers are part of the kernel's interface.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -109,7 +110,8 @@ def _as_write_error(target: Path) -> Iterator[None]:
         yield
     except OSError as cause:
         named = [os.fspath(name) for name in (cause.filename, cause.filename2) if isinstance(name, (str, Path))]
-        if cause.errno not in NO_SPACE and not any(_is_ours(name, target) for name in named):
+        at_large = cause.errno in NO_SPACE or (cause.errno in FAILING and not named)
+        if not at_large and not any(_is_ours(name, target) for name in named):
             raise
         fix = "Nothing was left behind. Choose a place that can be written."
         if cause.errno in NO_SPACE:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from samx.artifacts.manifest import MANIFEST_NAME, FileEntry, Manifest
 from samx.errors import ArtifactError
+from samx.files import reading
 
 MANIFEST_CAP_BYTES = 4 * 1024 * 1024  # a manifest is a few KiB; a larger one is not ours
 CHUNK_BYTES = 1024 * 1024
@@ -38,8 +39,9 @@ class Artifact:
         """
         artifact = cls(path, read_manifest(path))
         for name, entry in artifact.manifest.files.items():
-            with _regular_file(path, name) as file:
-                _check(path / name, entry, *digest(file, entry.bytes))
+            with _regular_file(path, name) as file, reading(str(path / name), ArtifactError):
+                found = digest(file, entry.bytes)
+            _check(path / name, entry, *found)
         return artifact
 
     def facts(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class Artifact:
                 f"artifact {self.path} has no file of this name", found=name, expected=", ".join(self.manifest.files)
             )
         entry = self.manifest.files[name]
-        with _regular_file(self.path, name) as file:
+        with _regular_file(self.path, name) as file, reading(str(self.path / name), ArtifactError):
             data = file.read(entry.bytes + 1)
         _check(self.path / name, entry, hashlib.sha256(data).hexdigest(), len(data))
         return data
@@ -102,16 +104,15 @@ def read_manifest(path: Path) -> Manifest:
 
 def manifest_bytes(path: Path) -> bytes:
     """Read the manifest file itself."""
-    if path.suffix == PACKAGE_SUFFIX and path.is_dir():
+    if path.suffix == PACKAGE_SUFFIX and os.path.isdir(path):
         raise ArtifactError(
             f"{path} is a bare Core ML package", expected="the directory that 'samx export' left around one",
             fix="Nothing is known about this one; 'samx inspect' looks into it.",
         )  # fmt: skip
-    if not path.is_dir():
-        raise ArtifactError(
-            f"there is no artifact at {path}", found="a file" if path.exists() else "nothing", expected="a directory"
-        )
-    with _regular_file(path, MANIFEST_NAME) as file:
+    if not os.path.isdir(path):  # of os.path, which says so of a name too that no system takes
+        found = "a file" if os.path.exists(path) else "nothing"
+        raise ArtifactError(f"there is no artifact at {path}", found=found, expected="a directory")
+    with _regular_file(path, MANIFEST_NAME) as file, reading(str(path / MANIFEST_NAME), ArtifactError):
         data = file.read(MANIFEST_CAP_BYTES + 1)
     if len(data) > MANIFEST_CAP_BYTES:
         raise ArtifactError(f"{path / MANIFEST_NAME} is too large", expected=f"at most {MANIFEST_CAP_BYTES} bytes")
@@ -137,8 +138,8 @@ def _regular_file(directory: Path, name: str) -> BinaryIO:
     path = directory / name
     try:
         descriptor = _open_inside(directory, name)
-    except OSError as cause:
-        kind = "a link" if _has_link(directory, name) else cause.strerror
+    except (OSError, ValueError) as cause:  # ValueError: a path that the system cannot take
+        kind = "a link" if _has_link(directory, name) else getattr(cause, "strerror", cause)
         raise ArtifactError(f"cannot read {path}", found=kind, expected="a regular file", fix=ALTERED) from cause
     linked = _has_link(directory, name)  # again, for systems without O_NOFOLLOW
     if linked or not stat.S_ISREG(os.fstat(descriptor).st_mode):

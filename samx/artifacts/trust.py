@@ -16,7 +16,8 @@ from typing import Any
 from samx.artifacts import strict_json as read
 from samx.artifacts.commit import fcntl, write_file
 from samx.artifacts.manifest import utc_now
-from samx.errors import ArtifactError, WriteError
+from samx.errors import ArtifactError, UnavailableError, WriteError
+from samx.files import open_regular
 
 HEADER = {"format": "samx-trusted-engines", "schema_version": 1}
 
@@ -94,12 +95,12 @@ def read_private(path: Path) -> bytes | None:
     Raises: ArtifactError when somebody else owns it, or could have written it.
     """
     try:
-        with path.open("rb") as file:
+        if not os.path.lexists(path):
+            return None
+        with open_regular(path, str(path), ArtifactError) as file:
             _check_ours(path.parent, path.parent.stat())
             _check_ours(path, os.fstat(file.fileno()))
             return file.read()
-    except FileNotFoundError:
-        return None
     except OSError as cause:
         raise ArtifactError(f"cannot read {path}", found=cause.strerror) from cause
 
@@ -118,15 +119,22 @@ def write_private(path: Path, data: bytes) -> None:
         raise WriteError(f"cannot write {path}", found=cause.strerror or type(cause).__name__) from cause
 
 
-def cache_path(kind: str, target: str, *facts: str) -> Path:
-    """Return where something is kept that holds for these facts alone, by a name that any file system takes."""
-    return cache_directory() / kind / f"{target}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}.cache"
+def cache_path(kind: str, target: str, *facts: str) -> Path | None:
+    """Return where something is kept that holds for these facts alone, by a name that any file system takes.
+
+    None: this user has no home directory.
+    """
+    try:
+        folder = cache_directory()
+    except UnavailableError:
+        return None
+    return folder / kind / f"{target}-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}.cache"
 
 
-def read_cached(path: Path) -> bytes | None:
+def read_cached(path: Path | None) -> bytes | None:
     """Read what write_cached() wrote; None where there is none or where any of it changed."""
     try:
-        data = read_private(path)
+        data = None if path is None else read_private(path)
     except ArtifactError:
         return None
     if data is None or hashlib.sha256(data[DIGEST_LENGTH:]).digest() != data[:DIGEST_LENGTH]:
@@ -134,8 +142,10 @@ def read_cached(path: Path) -> bytes | None:
     return data[DIGEST_LENGTH:]
 
 
-def write_cached(path: Path, data: bytes) -> str | None:
+def write_cached(path: Path | None, data: bytes) -> str | None:
     """Keep something that can be made again. Gives None, or why it could not be kept: that stops nobody's work."""
+    if path is None:
+        return "this user has no home directory to keep it in"
     try:
         write_private(path, hashlib.sha256(data).digest() + data)
     except WriteError as cause:
@@ -181,7 +191,13 @@ def _made(lock: Path) -> int:
 def _base(variable: str, default: str) -> Path:
     """Follow the XDG rule: a value that is no absolute path counts as none."""
     value = os.environ.get(variable, "")
-    return Path(value) if os.path.isabs(value) else Path.home() / default
+    if os.path.isabs(value):
+        return Path(value)
+    try:
+        return Path.home() / default
+    except RuntimeError as cause:
+        fix = f"Set HOME, or {variable} to a directory of this user's."
+        raise UnavailableError("this user has no home directory", found=cause, fix=fix) from cause
 
 
 def _check_ours(path: Path, found: os.stat_result) -> None:

@@ -14,6 +14,7 @@ from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import Count, Document, Positive, refusal, shaped, take
 from samx.benchmarks.summary import Summary, describe
 from samx.errors import ArtifactError
+from samx.files import REPORT_CAP_BYTES, read_file
 
 FORMAT = "samx-benchmark-report"
 SCHEMA_VERSION = 2
@@ -237,10 +238,7 @@ class BenchReport(Document):
 
         Raises: ArtifactError when it cannot be read, or for anything that save() would not have written.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as cause:
-            raise ArtifactError(f"cannot read the report '{path}'", found=cause.strerror) from cause
+        data = read_file(path, REPORT_CAP_BYTES, f"report '{path}'", ArtifactError)
         return cls.from_bytes(data, f"report '{path}'")
 
     def check(self, where: str) -> None:

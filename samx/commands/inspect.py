@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ def inspect(path: Path) -> dict[str, Any]:
 
     Raises: ArtifactError for a damaged artifact; InputError for anything else.
     """
-    if path.suffix == PACKAGE_SUFFIX and path.is_dir():
+    if path.suffix == PACKAGE_SUFFIX and os.path.isdir(path):
         return {"kind": "coreml package", "path": str(path), **_package_facts(path)}
-    if path.is_dir():
+    if os.path.isdir(path):
         artifact = Artifact.open(path)
         return {"kind": "artifact", **artifact.facts(), "shown": _shown(artifact)}
     graphs = {suffix: found for entry in registry.BACKENDS for suffix, found in entry.describes.items()}
-    if path.suffix in graphs and path.is_file():
+    if path.suffix in graphs and os.path.isfile(path):
         facts = load(graphs[path.suffix])(path)
         return {"kind": facts["kind"], "path": str(path), "bytes": path.stat().st_size, **facts}
     raise InputError(
-        f"cannot inspect '{path}'", found="a file of another kind" if path.exists() else "nothing",
+        f"cannot inspect '{path}'", found="a file of another kind" if os.path.exists(path) else "nothing",
         expected=f"an artifact directory, a file {' or '.join(graphs)}, or an {PACKAGE_SUFFIX}",
         fix="Name what 'samx export' left.",
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from samx.artifacts.strict_json import parse
 from samx.errors import InputError
 from samx.extras import require
+from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.models.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def describe(path: Path) -> dict[str, Any]:
     Raises: MissingExtraError; InputError when it is none.
     """
     onnx = require("onnx", "export", "looking into an ONNX file")
+    data = read_file(path, GRAPH_CAP_BYTES, f"'{path}'")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load_model_from_string(data)
     except Exception as cause:  # protobuf's errors share no base class with onnx's
         raise InputError(f"'{path}' is no ONNX file", found=cause, fix="Export it again.") from cause
     return {

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from samx.errors import InputError, UnavailableError
 from samx.extras import require
+from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.formats.onnx import own_metadata
 from samx.formats.openvino_rewrite import PERIODIC, rewrite
 
@@ -201,19 +202,14 @@ def describe(path: Path) -> dict[str, Any]:
     Raises: MissingExtraError; InputError when it is none or lacks its weights.
     """
     weights = path.with_suffix(WEIGHTS_SUFFIX)
+    if not weights.is_file():
+        raise InputError(f"'{path}' lacks its weights", expected=weights.name, fix="Keep the two together.")
+    graph = read(Ir(*(read_file(file, GRAPH_CAP_BYTES, f"'{file}'") for file in (path, weights))))
     try:
-        files = Ir(path.read_bytes(), weights.read_bytes())
-    except OSError as cause:
-        raise InputError(
-            f"'{path}' lacks its weights", found=cause.strerror, expected=weights.name, fix="Keep the two together."
-        ) from cause
-    graph = read(files)
-    return {
-        "kind": "openvino",
-        "inputs": [port.get_any_name() for port in graph.inputs],
-        "outputs": [port.get_any_name() for port in graph.outputs],
-        "samx": metadata(graph),
-    }
+        names = [[port.get_any_name() for port in ports] for ports in (graph.inputs, graph.outputs)]
+    except RuntimeError as cause:  # a port without a name
+        raise InputError(f"'{path}' is no decoder's graph", found=_first_line(cause), fix="Export it again.") from cause
+    return {"kind": "openvino", "inputs": names[0], "outputs": names[1], "samx": metadata(graph)}
 
 
 def _openvino(part: str = "") -> ModuleType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samx.errors import CheckpointError
+from samx.artifacts.strict_json import parse
+from samx.errors import ArtifactError, CheckpointError
 from samx.extras import require
+from samx.files import CONFIG_CAP_BYTES, INDEX_CAP_BYTES, open_regular, read_file
 
 HASH_CHUNK_BYTES = 1 << 20
 # {"state": {"model": {"module": {...}}}} is the deepest wrapping seen; also ends a mapping that holds itself.
@@ -77,7 +79,7 @@ def open_weights(path: Path) -> WeightSource:
     Raises: CheckpointError when it is missing, damaged or of another kind.
     """
     try:
-        if not path.is_file() and not path.is_dir():
+        if "\0" in str(path) or not (path.is_file() or path.is_dir()):
             raise _refusal(f"checkpoint '{path}' does not exist or is no file", fix="Check the path.")
         weight_file = _directory_file(path) if path.is_dir() else path
         files = _shards(weight_file) if weight_file.name.endswith(INDEX_SUFFIX) else (weight_file,)
@@ -110,12 +112,12 @@ def _directory_file(folder: Path) -> Path:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    weight_map = _json(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    weight_map = _json(index, INDEX_CAP_BYTES).get("weight_map")
+    listed = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not listed or not all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in listed):
         expected = "'weight_map' with file names"
         raise CheckpointError(f"'{index}' does not list shards", expected=expected, fix=DOWNLOAD_AGAIN)
-    shards = tuple(index.parent / name for name in sorted(names))
+    shards = tuple(index.parent / name for name in sorted(set(listed)))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         found = f"no {', '.join(missing[:3])}"
@@ -126,19 +128,19 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def _config(weight_file: Path) -> Mapping[str, Any]:
     path = weight_file.parent / "config.json"
     belongs = weight_file.name in DIRECTORY_FILES  # beside other files it may be any program's
-    return _json(path) if belongs and path.is_file() else {}
+    return _json(path, CONFIG_CAP_BYTES) if belongs and os.path.lexists(path) else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, cap: int) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as cause:
-        raise CheckpointError(f"'{path}' is not valid JSON", found=cause, fix=DOWNLOAD_AGAIN) from cause
+        data = parse(read_file(path, cap, f"'{path}'", CheckpointError), f"'{path}'")
+    except ArtifactError as cause:
+        raise CheckpointError(f"'{path}' is not valid JSON", found=cause.found, fix=DOWNLOAD_AGAIN) from cause
     return data if isinstance(data, dict) else {}
 
 
 def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
-    with path.open("rb") as file:
+    with open_regular(path, f"checkpoint '{path}'", CheckpointError) as file:
         start = file.read(max(len(GIT_LFS_START), 9))
     if not start:
         raise _refusal(f"checkpoint '{path}' is empty", "0 bytes")
@@ -163,9 +165,9 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
 
 
 def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
-    if is_zip:
-        _check_zip(path)
     try:
+        if is_zip:
+            _check_zip(path)
         # mmap reads only the tensors that are touched; the format before PyTorch 1.6 is no zip and cannot do it.
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as cause:
@@ -173,8 +175,9 @@ def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
             f"checkpoint '{path}' was not opened, because it is no plain weights file",
             "other bytes, or Python objects that could run code", SAVE_WEIGHTS_ONLY,
         ) from cause  # fmt: skip
-    # What PyTorch raises on damaged bytes; its messages are left out, some suggest switching the safe loading off.
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as cause:
+    except (CheckpointError, OSError, MemoryError):
+        raise
+    except Exception as cause:  # its messages are left out, some suggest switching the safe loading off
         found = f"bytes that PyTorch cannot read ({type(cause).__name__})"
         raise _refusal(f"checkpoint '{path}' is damaged or no PyTorch file", found) from cause
     return {key: tensor.detach for key, tensor in _flatten(data)}

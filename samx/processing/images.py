@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,6 +17,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from samx.errors import ImageError, UnavailableError, UsageError, WriteError
+from samx.files import open_regular, reading
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
@@ -113,13 +113,7 @@ def parse_levels(text: str) -> Levels:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that the user named."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise ImageError(f"file '{path}' does not exist", fix="Check the path.") from error
-    except OSError as error:
-        raise ImageError(f"file '{path}' cannot be opened", found=error.strerror) from error
-    with file:
+    with open_regular(path, f"file '{path}'", ImageError) as file, reading(f"file '{path}'", ImageError):
         yield file
 
 
@@ -240,7 +234,9 @@ def read_embedding(path: Path, spec: DecoderSpec) -> Feed:
     with _opened(path) as file:
         try:
             return _read_npz(path, file, spec) if zipfile.is_zipfile(file) else _read_npy(path, file, spec)
-        except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # damaged files make zipfile and NumPy raise nearly anything
             fix = "Save it with numpy.savez or numpy.save, without pickled objects."
             raise ImageError(f"embedding '{path}' is no readable NumPy file", found=error, fix=fix) from error
 

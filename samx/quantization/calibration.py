@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import Count, shaped
 from samx.errors import ArtifactError, ImageError, InputError
+from samx.files import read_file
 from samx.models.session import Feed
 from samx.models.spec import LABELS, DecoderSpec
 from samx.validators.arrays import UNPACKED_CAP_BYTES, ArrayReader, feed_digest, frozen, pack, stored
@@ -161,7 +162,7 @@ class CalibrationSet:
 
         Raises: ArtifactError for anything that save() would not have written; ImageError, InputError as when made.
         """
-        data = _read(path)
+        data = read_file(path, UNPACKED_CAP_BYTES, f"calibration set '{path}'", ArtifactError)
         reader = ArrayReader(data, f"calibration set '{path}'")
         header = reader.header((HEADER, FIELDS))
         spec: DecoderSpec = header["spec"]
@@ -229,19 +230,6 @@ def check_features(features: Feed, spec: DecoderSpec, what: str) -> None:
 def prompt_key(case: Case) -> tuple[int, str]:
     """Identify a prompt: two cases with the same key are the same question."""
     return case.image, feed_digest(case.prompts)
-
-
-def _read(path: Path) -> bytes:
-    """Read a file that the user named."""
-    try:
-        size = path.stat().st_size
-        if size > UNPACKED_CAP_BYTES:
-            expected = f"at most {UNPACKED_CAP_BYTES} bytes"
-            raise ArtifactError(f"file '{path}' is too large for a calibration set", found=size, expected=expected)
-        return path.read_bytes()
-    except OSError as cause:
-        fix = "Check the path."
-        raise ArtifactError(f"calibration set '{path}' cannot be read", found=cause.strerror, fix=fix) from cause
 
 
 def _facts(case: Case) -> dict[str, Any]:

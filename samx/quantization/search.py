@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import Count, Document, parse, plain, take
 from samx.errors import ArtifactError, InputError, ParityError, UsageError
+from samx.files import REPORT_CAP_BYTES, read_file
 from samx.models.session import Feed, Session
 from samx.progress import Progress, silent
 from samx.quantization.calibration import CalibrationSet
@@ -266,8 +267,9 @@ def _how(plan: Plan) -> str:
 def _read(path: Path, key: str) -> dict[str, Judged]:
     shape = {"key": str, "judged": Mapping[str, Judged]}
     try:
-        found = take(shape, parse(path.read_bytes(), "search cache"), "search cache")
-    except (OSError, ArtifactError):
+        data = read_file(path, REPORT_CAP_BYTES, "search cache", ArtifactError)
+        found = take(shape, parse(data, "search cache"), "search cache")
+    except ArtifactError:
         return {}
     return found["judged"] if found["key"] == key else {}
 

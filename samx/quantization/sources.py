@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from samx.demo.model import DemoModel, is_demo, load_demo
 from samx.demo.scenes import generate_scene
 from samx.errors import ImageError, UsageError
+from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
@@ -72,7 +73,8 @@ def open_source(
         return Source(words, [partial(_embedding, path, spec) for path in files])
     if pictures is not None and encoder is not None and pixels is not None:
         files, words = _choose(pictures, PICTURE_SUFFIXES, "pictures", images, seed)
-        encode = open_encoder(_read(encoder), encoder.name)
+        model = read_file(encoder, GRAPH_CAP_BYTES, f"encoder '{encoder}'", ImageError)
+        encode = open_encoder(model, encoder.name)
         words = f"{words}, encoder '{encoder.name}'"
         return Source(words, [partial(_picture, path, encode, pixels, spec) for path in files])
     if not is_demo(checkpoint):
@@ -181,10 +183,3 @@ def _files(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
         found = f"{len(there)} other files" if there else "nothing"
         raise ImageError(f"folder '{folder}' has no {what}", found=found, expected=", ".join(suffixes))
     return files
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as cause:
-        raise ImageError(f"cannot read the encoder '{path}'", found=cause.strerror, fix="Check the path.") from cause

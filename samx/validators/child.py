@@ -21,7 +21,9 @@ from samx import children
 from samx.artifacts.manifest import LEVELS, Level
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
+from samx.files import REPORT_CAP_BYTES, read_file
 from samx.registry import backend, load
+from samx.validators.arrays import UNPACKED_CAP_BYTES
 from samx.validators.draw import Drawn
 from samx.validators.gate import run_gate
 from samx.validators.metrics import bounds_for
@@ -91,9 +93,9 @@ def _accept(path: Path, nonce: str, code: int | None, words: str) -> ParityRepor
     if code not in (PASSED, FAILED):
         raise _refusal(_ending(code), words)
     try:
-        report = ParityReport.from_bytes(path.read_bytes(), "its report")
-    except (OSError, ArtifactError) as cause:
-        found = "it left no report" if isinstance(cause, OSError) else str(cause)
+        report = ParityReport.from_bytes(read_file(path, REPORT_CAP_BYTES, "its report", ArtifactError), "its report")
+    except ArtifactError as cause:
+        found = str(cause) if path.exists() else "it left no report"
         raise _refusal(f"exit code {code}, but {found}", words) from cause
     if report.nonce != nonce:
         raise _refusal(f"exit code {code}, but its report belongs to another run", words)
@@ -159,10 +161,7 @@ def judge(options: argparse.Namespace) -> ParityReport:
 def _suite(artifact: Artifact, path: Path | None) -> ParitySuite:
     if path is None:
         return ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)), f"{artifact.path}: parity suite")
-    try:
-        return ParitySuite.load(path.read_bytes(), str(path))
-    except OSError as cause:
-        raise ArtifactError(f"cannot read the parity suite {path}", found=cause.strerror) from cause
+    return ParitySuite.load(read_file(path, UNPACKED_CAP_BYTES, f"parity suite {path}", ArtifactError), str(path))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,7 @@ FIELDS = {"spec": DecoderSpec, "image_source": str, "reference": str, "seed": Co
           "images": tuple[str, ...], "cases": tuple[CASE, ...]}  # fmt: skip
 MORE_FIELDS = {"drawn": Count | None, "far": bool}
 IMAGE_CAP = 64  # of images that are made and not stored; more is an attack on the memory
+MADE_CAP_BYTES, FLOAT_BYTES = 1 << 29, 4  # those of a suite take 50 MiB
 ROW_STEP, COLUMN_STEP = 7, 3  # odd, so that 16 neighbours in a row or a column visit all 16 positions
 
 # A reference whose mask has more of its pixels on the threshold than this says nothing (see metrics.TIE_BAND).
@@ -202,6 +204,10 @@ def _images(reader: ArrayReader, spec: DecoderSpec, header: dict[str, Any]) -> t
         raise refusal(f"{reader.where} has too many images", str(len(digests)), f"at most {IMAGE_CAP}")
     if far and len(digests) < 2:
         raise refusal(f"{reader.where} has a far image of no image")
+    size = sum(prod(map(int, tensor.shape)) for tensor in spec.image_inputs) * FLOAT_BYTES
+    if len(digests) * size > MADE_CAP_BYTES:
+        found, expected = f"{len(digests)} of {size} bytes", f"at most {MADE_CAP_BYTES} bytes together"
+        raise refusal(f"{reader.where} has too large images", found, expected)
     if seed is None:
         images = [reader.feed(f"image{i}", spec.image_inputs) for i in range(len(digests) - far)]
     else:

@@ -191,6 +191,7 @@ def test_a_damaged_or_refused_timing_cache_is_begun_anew() -> None:
     path = cache_path("timing", "trt", "10.3.0", "Orin 8.7")
     write_cached(path, b"of another driver")
     assert build._attach(FakeConfig(refused=b"of another driver"), path) == "new"
+    assert path is not None
     path.write_bytes(b"damaged")
     assert build._attach(FakeConfig(), path) == "new"
 

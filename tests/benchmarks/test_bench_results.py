@@ -145,7 +145,7 @@ def test_what_could_not_be_read_has_a_reason_and_nothing_else_has() -> None:
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="cannot read the report"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         BenchReport.load(tmp_path / "missing.json")
     with pytest.raises(WriteError):
         toy_report().save(tmp_path / "no" / "folder" / "report.json")

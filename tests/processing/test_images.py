@@ -195,7 +195,7 @@ def postscript(path: Path) -> Path:
     ("make", "message"),
     [
         (lambda folder: folder / "missing.png", "does not exist"),
-        (lambda folder: folder, "cannot be opened"),
+        (lambda folder: folder, "cannot be read"),
         (lambda folder: text(folder / "a.png"), "is no picture that samx reads"),
         (lambda folder: empty(folder / "a.png"), "is no picture that samx reads"),
         (lambda folder: postscript(folder / "a.eps"), "is no picture that samx reads"),

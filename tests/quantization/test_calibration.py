@@ -294,13 +294,13 @@ def test_an_altered_byte_is_refused(data: bytes, tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_is_not_read(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "UNPACKED_CAP_BYTES", 1000)
-    with pytest.raises(ArtifactError, match="too large for a calibration set"):
+    with pytest.raises(ArtifactError, match="is too large: found"):
         CalibrationSet.load(stored(data, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["nothing.npz", "."])
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ArtifactError, match="cannot be read") as caught:
+    with pytest.raises(ArtifactError, match=r"cannot be read|does not exist") as caught:
         CalibrationSet.load(tmp_path / name)
     assert "\n" not in str(caught.value)
 

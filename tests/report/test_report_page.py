@@ -250,5 +250,5 @@ def test_a_missing_library_is_named_with_its_extra_and_nothing_is_written(
 
 
 def test_refusals_are_samx_errors(tmp_path: Path) -> None:
-    with pytest.raises(SamxError, match="cannot read the report"):
+    with pytest.raises(SamxError, match="does not exist"):
         report([tmp_path / "missing.json"])

@@ -134,5 +134,5 @@ def test_suite_from_another_file(artifact: Path, tmp_path: Path) -> None:
     copy = tmp_path / "cases.npz"
     copy.write_bytes((artifact / "cases.npz").read_bytes())
     assert gate_in_child(artifact, level="graph", suite=copy, threads=1, command=command).passed
-    with pytest.raises(ParityError, match="cannot read the parity suite"):
+    with pytest.raises(ParityError, match=r"parity suite .* does not exist"):
         gate_in_child(artifact, level="graph", suite=tmp_path / "absent", command=command)

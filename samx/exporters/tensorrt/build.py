@@ -158,7 +158,7 @@ def _built(
     return bytes(memoryview(engine)), cache
 
 
-def _attach(config: trt.IBuilderConfig, path: Path) -> str:
+def _attach(config: trt.IBuilderConfig, path: Path | None) -> str:
     """Let the builder start from the kept timing cache, or from an empty one; returns which."""
     for data, words in ((read_cached(path), "kept"), (b"", "new")):
         if data is not None:
@@ -168,7 +168,7 @@ def _attach(config: trt.IBuilderConfig, path: Path) -> str:
     return "refused"
 
 
-def _keep(config: trt.IBuilderConfig, path: Path) -> str | None:
+def _keep(config: trt.IBuilderConfig, path: Path | None) -> str | None:
     """Write what the builder learnt about this GPU's kernels; returns why it could not."""
     cache: trt.ITimingCache | None = config.get_timing_cache()
     return "the library gave none" if cache is None else write_cached(path, bytes(memoryview(cache.serialize())))

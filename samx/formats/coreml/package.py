@@ -14,6 +14,7 @@ from samx.artifacts import strict_json as read
 from samx.artifacts.manifest import MAX_COMPONENTS, check_file_name
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, WriteError
+from samx.files import reading
 
 DECODER = "decoder.mlpackage"  # in an artifact, the folder of the whole decoder
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
@@ -72,7 +73,8 @@ def package_from_directory(path: Path) -> PackageFiles:
     if path.is_symlink() or not path.is_dir():
         found = "a link" if path.is_symlink() else "a file" if path.exists() else "nothing"
         raise ArtifactError(f"there is no Core ML package at {path}", found=found, expected="a directory")
-    sizes = dict(_listed(path, ""))
+    with reading(str(path), ArtifactError):
+        sizes = dict(_listed(path, ""))
     _check_sizes(sizes, str(path))
     model = _model_path(_bytes(path / MANIFEST, sizes[MANIFEST]), sizes, str(path))
     return PackageFiles({name: _bytes(path / name, size) for name, size in sizes.items()}, model)

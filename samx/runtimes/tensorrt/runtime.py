@@ -190,7 +190,7 @@ def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
 class KernelCache:
     """The kernels that were compiled on this GPU, kept so that the next start does not compile them again."""
 
-    def __init__(self, config: trt.IRuntimeConfig, path: Path) -> None:
+    def __init__(self, config: trt.IRuntimeConfig, path: Path | None) -> None:
         self._config, self._path = config, path  # what the context is made from must live as long as the context
         self._cache: trt.IRuntimeCache = config.create_runtime_cache()
         kept = read_cached(path)
