@@ -87,8 +87,8 @@ def open(
 ) -> Predictor:  # fmt: skip
     """Verify an artifact and open it where its target runs, to be called as Meta's predictors are.
 
-    encoder: an image encoder as ONNX, (1, 3, S, S) in, for artifacts that bring none; pixels: what it takes, where
-    that is not what the artifact says of its model: imagenet, half (-1 to 1), minmax or unit (0 to 1).
+    encoder: an image encoder as ONNX, (1, 3, S, S) in, for artifacts that bring none; pixels: what it takes, needed
+    with it: imagenet, half (-1 to 1), minmax or unit (0 to 1).
     Raises: ArtifactError, MissingExtraError, UnavailableError.
 
     Example:

@@ -19,7 +19,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda. Never changed silently.")]
-PIXELS_HELP = "What that encoder takes, if not what its model does: imagenet, half, minmax or unit (0 to 1)."
+PIXELS_HELP = "What that encoder takes, needed with it: imagenet, half (-1 to 1), minmax or unit (0 to 1)."
 Threads = Annotated[Optional[int], typer.Option(help="CPU threads (default: all).", min=1)]
 
 

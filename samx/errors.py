@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.metadata import PackageNotFoundError, distribution
 
 LONGEST_FACT = 1000  # characters of a line; a file may hold anything
 
@@ -73,13 +74,25 @@ class UnavailableError(SamxError):
     exit_code = 5
 
 
+def how_to_install(library: str, extra: str) -> str:
+    """Say how a library comes here: with the installed samx's extra, or by itself beside samx.pyz or a bare checkout.
+
+    samx is on no package index: where it is not installed, pip would look for somebody else's.
+    """
+    try:
+        distribution("samx")
+    except PackageNotFoundError:
+        return f"Install the library '{library}' for this Python; a kit's README.txt has the command."
+    return f"Install it with: pip install 'samx[{extra}]'"
+
+
 class MissingExtraError(UnavailableError):
     """Report a library that an optional extra would bring."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the library '{library}', which is not installed",
-            fix=f"Install it with: pip install 'samx[{extra}]'",
+            fix=how_to_install(library, extra),
         )
         self.library = library
         self.extra = extra

@@ -131,7 +131,7 @@ def _first_steps(abilities: Iterable[Facts]) -> Iterator[str]:
     if exports["available"]:
         yield "samx export CHECKPOINT -o DIR  exports your weights; without CHECKPOINT the demo model"
     else:
-        yield f"{exports['fix']}  to export; an artifact from elsewhere runs without it"
+        yield f"{exports['fix'].removesuffix('.')}, to export; an artifact from elsewhere runs without it"
     if any(ability["available"] for ability in runs):
         yield "samx validate DIR  compares an artifact with PyTorch's answers here"
         yield SEGMENT.format(path="DIR") + "  draws a mask"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -138,3 +139,14 @@ def built_toy(path: Path) -> Path:
         (path / name).write_bytes(data)
     trust.remember(sha256, "built for a test")
     return path
+
+
+def named_at_once(count: int) -> list[str]:
+    """Name engines as trusted from as many threads, and return their hashes."""
+    names = [f"{number:064x}" for number in range(count)]
+    threads = [threading.Thread(target=trust.remember, args=(name, "at once")) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return names

@@ -523,8 +523,8 @@ def test_doctor_says_what_to_install(samx: Samx, monkeypatch: pytest.MonkeyPatch
     hidden = lambda name, *rest: None if name in ("onnxruntime", "torch") else real(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
     abilities = {entry["name"]: entry for entry in samx("doctor", "--json").json["abilities"]}
-    assert abilities["export"]["fix"] == "pip install 'samx[export]'"
-    assert abilities["run onnx (ONNX Runtime)"]["fix"] == "pip install 'samx[onnxruntime]'"
+    assert abilities["export"]["fix"] == "Install it with: pip install 'samx[export]'"
+    assert abilities["run onnx (ONNX Runtime)"]["fix"] == "Install it with: pip install 'samx[onnxruntime]'"
 
 
 def test_errors_are_json_too(samx: Samx, tmp_path: Path) -> None:

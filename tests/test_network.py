@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from samx.registry import BACKENDS
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="filters of system calls are Linux's")
 
 ARCHIVE = Path(__file__).parent / "data" / "artifact-0.1.0.tar.xz"
@@ -99,7 +101,7 @@ def test_running_an_artifact_opens_none_and_leaves_no_id(home: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("target", [entry.target for entry in BACKENDS if entry.device == "cpu" and entry.kit])
 def test_no_command_opens_one_and_leaves_no_id(target: str, home: Path, tmp_path: Path) -> None:
     out, png = tmp_path / "artifact", tmp_path / "scene.png"
     commands: list[list[str | Path]] = [

@@ -111,7 +111,7 @@ def test_a_machine_that_cannot_is_told_what_to_install() -> None:
     page = text(doctor_page(machine(exports=False, runs=False)))
     assert "Works here" not in page
     assert "run onnx (ONNX Runtime) not installed: it. pip install B" in page
-    assert "What to do next: pip install A to export" in page
+    assert "What to do next: pip install A, to export" in page
     assert "samx validate" not in page
 
 

@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "a list": (lambda p: (p / "index.json").write_text("[]"), 6, "has the wrong type"),
     "another format": (change("format", "x"), 6, "has another format"),
     "leads elsewhere": (change("pieces.name", "../001.piece"), 6, "leads elsewhere: found '../001.piece'"),
-    "is written elsewhere": (change("name", "/tmp/x"), 6, "leads elsewhere: found '/tmp/x'"),
+    "is written elsewhere": (change("name", "/away/x"), 6, "leads elsewhere: found '/away/x'"),
     "other whole": (change("sha256", "0" * 64), 6, "do not make 'big.whl'"),
     "a size in words": (change("pieces.bytes", "1000"), 6, "bytes has the wrong type"),
 }

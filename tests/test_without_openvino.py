@@ -23,7 +23,7 @@ IGNORED = shutil.ignore_patterns(f"*{NAME}*.py", NAME, ".git", ".venv*", "*cache
 # Every test module is imported, which finds what is missing; these are run.
 RUN = (
     "test_layers.py", "test_toy_backend.py", "exporters/test_onnx.py", "commands/test_export_engines.py",
-    "benchmarks/test_compare.py",
+    "benchmarks/test_contenders.py",
 )  # fmt: skip
 
 

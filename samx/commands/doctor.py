@@ -10,7 +10,7 @@ from typing import Any
 
 import samx
 from samx import registry
-from samx.errors import UnavailableError
+from samx.errors import UnavailableError, how_to_install
 from samx.extras import EXPORT, EXPORT_LIBRARIES
 from samx.registry import Backend, load
 
@@ -44,7 +44,7 @@ def run_ability(entry: Backend) -> Ability:
     except UnavailableError as cause:
         return _without(ability, cause.what, cause.fix)
     except ImportError as cause:  # installed, but for another Python or system
-        fix = f"Reinstall it: pip install --force-reinstall 'samx[{entry.extra}]'"
+        fix = f"Install it again. {how_to_install(entry.library, entry.extra)}"
         return _without(ability, f"{entry.library} does not load: {cause}", fix)
     if not devices:
         here = "engines can be built here and run elsewhere" if entry.compiles_anywhere else ELSEWHERE
@@ -58,7 +58,9 @@ def _ability(name: str, libraries: tuple[str, ...], extra: str) -> Ability:
     ability: Ability = {
         "name": name, "available": True, "versions": versions, "reason": None, "fix": None, "devices": (),
     }  # fmt: skip
-    return _without(ability, f"not installed: {missing}", f"pip install 'samx[{extra}]'") if missing else ability
+    if not missing:
+        return ability
+    return _without(ability, f"not installed: {missing}", how_to_install(missing, extra))
 
 
 def _without(ability: Ability, reason: str, fix: str | None) -> Ability:

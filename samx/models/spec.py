@@ -166,7 +166,8 @@ class DecoderSpec(Document):
             fine, coarse = HIGH_RES_CHANNELS
             shapes["high_res_features_0"] = (1, fine, size, size)
             shapes["high_res_features_1"] = (1, coarse, size // 2, size // 2)
-        meanings = zip(shapes.items(), self.rules.features, strict=False)  # some have no high-resolution features
+        said = self.rules.features[: len(shapes)]  # some decoders have no high-resolution features
+        meanings = zip(shapes.items(), said, strict=True)
         return tuple(TensorSpec(name, shape, "1", meaning) for (name, shape), meaning in meanings)
 
     @property

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from engine_toys import home as home
+from engine_toys import named_at_once
 
 from samx.artifacts import trust
 from samx.artifacts.trust import cache_path, read_cached, read_private, write_cached, write_private
@@ -38,13 +38,7 @@ def test_naming_keeps_the_others() -> None:
 
 
 def test_engines_named_at_the_same_time_are_all_kept() -> None:
-    names = [f"{number:064x}" for number in range(12)]
-    threads = [threading.Thread(target=trust.remember, args=(name, "at once")) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(map(trust.is_trusted, names))
+    assert all(map(trust.is_trusted, named_at_once(12)))
 
 
 def test_the_list_is_this_users_alone(home: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from engine_toys import home as home
+from engine_toys import named_at_once
 
 import samx
 from samx.artifacts import commit, trust
@@ -56,13 +56,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 @pytest.mark.usefixtures("no_locks")
 def test_engines_named_at_the_same_time_are_all_kept() -> None:
-    names = [f"{number:064x}" for number in range(6)]
-    threads = [threading.Thread(target=trust.remember, args=(name, "at once")) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(map(trust.is_trusted, names))
+    assert all(map(trust.is_trusted, named_at_once(6)))
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -143,7 +143,8 @@ KITS = [entry for entry in BACKENDS if entry.kit is not None]
 
 
 def test_the_targets_of_devices_have_kits() -> None:
-    assert {"onnx", "trt", "trt-rtx", "coreml", "openvino"} == {entry.target for entry in KITS}
+    assert {"onnx", "trt", "trt-rtx", "coreml"} <= {entry.target for entry in KITS}
+    assert [entry.target for entry in BACKENDS if entry not in KITS] == ["aoti"]  # PyTorch is what it runs in
 
 
 @pytest.mark.parametrize("entry", KITS, ids=lambda entry: entry.target)

@@ -189,6 +189,8 @@ def test_a_missing_backend_is_named(kit: Path) -> None:
     done = on_device(kit, "validate", "artifact", libraries=("numpy",))
     assert done.returncode == 5
     assert "'onnxruntime', which is not installed" in last_line(done)
+    assert "a kit's README.txt has the command" in last_line(done)
+    assert "samx[" not in last_line(done)  # which pip would look for where samx is on no index
 
 
 def test_a_backend_that_is_too_old_is_refused(kit: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from samx.errors import ArtifactError
-from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models import spec as spec_module
+from samx.models.families import find, known
+from samx.models.spec import DecoderSpec, family_spec, sam1_spec, sam2_spec
 
 
 @pytest.mark.parametrize("spec", [sam1_spec(), sam2_spec(masks="single", mask_input=True, image_size=512)])
@@ -53,3 +56,18 @@ def test_sam2_has_what_sam1_lacks() -> None:
     assert {masks: sam1_spec(masks=masks).masks_out for masks in ("multimask", "single", "all")} == {
         "multimask": 3, "single": 1, "all": 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", known())
+@pytest.mark.parametrize("high_res", [False, True])
+def test_no_image_input_is_dropped_and_each_has_its_meaning(family: str, high_res: bool) -> None:
+    inputs = family_spec(family, high_res_features=high_res).image_inputs
+    assert len(inputs) == (3 if high_res else 1)
+    assert all(tensor.meaning in find(family).features for tensor in inputs)
+
+
+def test_a_family_that_tells_too_little_is_no_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = replace(find("sam2"), features=("one",))  # type: ignore[arg-type]
+    monkeypatch.setattr(spec_module, "find", lambda name: told)
+    with pytest.raises(ValueError, match="shorter"):
+        _ = sam2_spec().image_inputs

@@ -12,17 +12,18 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samx.errors import UnavailableError, UsageError
+from samx.errors import UnavailableError, UsageError, how_to_install
 from samx.models.session import Session
 
 if TYPE_CHECKING:
     from samx.models.checkpoint import LoadedDecoder
 
 PLAIN_PRECISION = "fp32"
-INSTALL = {
-    "torch": "pip install 'samx[export]'", "segment_anything": "pip install 'samx[bench]'",
-    "onnxruntime": "pip install 'samx[onnxruntime]'", "samexporter": "make compare", "transformers": "make compare",
+EXTRAS: Mapping[str, str | None] = {
+    "torch": "export", "segment_anything": "bench", "onnxruntime": "onnxruntime", "samexporter": None,
+    "transformers": None,
 }  # fmt: skip
+ELSEWHERE = "'make compare' installs it into an environment of its own."  # what no extra brings
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Contender:
         Raises: UnavailableError.
         """
         if importlib.util.find_spec(self.library) is None:
-            raise UnavailableError(f"its package '{self.library}' is not installed", fix=f"{INSTALL[self.library]}.")
+            extra = EXTRAS.get(self.library)
+            fix = how_to_install(self.library, extra) if extra else ELSEWHERE
+            raise UnavailableError(f"its package '{self.library}' is not installed", fix=fix)
         for what, found, known in (("family", family, self.families), ("device", device, self.devices)):
             if found not in known:
                 raise UnavailableError(f"it has no such {what}", found=found, expected=" or ".join(known))

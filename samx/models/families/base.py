@@ -84,7 +84,9 @@ class Family:
     reference: str = "samx.models.reference:ReferenceDecoder"
 
     # Pictures. What each image input of the decoder is, of the encoder's outputs
-    features: tuple[str, ...] = ("the image encoder's output",)
+    features: tuple[str, str, str] = (
+        "the image encoder's output", "its features of stride 4", "its features of stride 8",
+    )  # fmt: skip
     resizes_floats: bool = False  # a picture is resized as numbers, or rounded to 8 bits
 
     # Prompts: pixels of the frame, to whose centres an offset is added inside the decoder
