@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,3 +125,11 @@ def test_a_case_takes_its_masks_together() -> None:
     metrics = measure(spec, expect(spec, answer), spoiled, BOUNDS["fp16"])
     assert metrics.values["mask_iou_min"] > min(metrics.mask_iou)
     assert min(metrics.mask_iou) < metrics.values["mask_iou_case"] < 1
+
+
+def test_a_prompt_counts_once_however_often_it_was_asked() -> None:
+    reference, candidate = expect(SPEC, outputs([1] * 8 + [-1] * 8)), outputs([1] * 6 + [-1] * 10)
+    wrong = [measure(SPEC, reference, candidate, FP32, [(3, 1)]) for _ in range(9)]
+    right = measure(SPEC, reference, outputs([1] * 8 + [-1] * 8), FP32, [(3, 0)])
+    values = suite_values([*wrong, right, replace(right, prompts=((3, 1),))])
+    assert values["mask_iou_mean"] == pytest.approx((0.75 + 5) / 6)
