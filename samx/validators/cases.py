@@ -18,6 +18,7 @@ PADDING, BACKGROUND, FOREGROUND = LABELS["padding"], LABELS["background"], LABEL
 BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
 
 BARE_POINT = "bare_point"
+COUNTED = "points_"  # how the cases begin of which each has another number of points
 ONE_POINT = "one_point"  # how the cases of the same prompt on two images begin
 MANY_POINTS = 16
 POINT_COUNTS = tuple(n for n in range(3, 19) if n != MANY_POINTS)  # one and two have cases of their own
@@ -93,7 +94,7 @@ def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
     if drawn is not None:
         rng = np.random.default_rng([drawn, len(others)])
         counts |= {int(n) for n in rng.choice(others, min(DRAWN_COUNTS, len(others)), replace=False)}
-    return {f"points_{n}": partial(_points, count=n) for n in sorted(counts)}
+    return {f"{COUNTED}{n}": partial(_points, count=n) for n in sorted(counts)}
 
 
 def _far(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
