@@ -266,9 +266,8 @@ def test_an_artifact_segments_as_metas_predictor_does(family: str, request: pyte
         for case in ("point", "box", "box and points", "mask fed back"):
             found, expected = (ONE[case](predictor, size) for predictor in (ours, meta))
             assert 0.001 < expected[0].mean() < 0.999
-            # SAM 2's own predictor resizes the picture in floating point.
-            assert iou(found[0], expected[0]) > (0.999 if family == "sam1" else 0.99), case
-            np.testing.assert_allclose(found[1], expected[1], atol=1e-4 if family == "sam1" else 1e-2)
+            assert iou(found[0], expected[0]) > 0.9999, case
+            np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
 
 
 def test_a_batch_of_pictures() -> None:

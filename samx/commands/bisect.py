@@ -74,12 +74,16 @@ def _worst(report: ParityReport) -> dict[str, Any]:
 def _suite(loaded: LoadedDecoder, path: Path) -> ParitySuite:
     from samx.demo.model import demo_images, is_demo
     from samx.runtimes.torch import reference_session
-    from samx.validators.cases import default_frames, parity_cases, synthetic_images
+    from samx.validators.cases import COUNTED, default_frames, parity_cases, synthetic_images
 
     spec = loaded.spec
     images = demo_images(path, spec) if is_demo(path) else synthetic_images(spec)
     cases = parity_cases(spec, frames=default_frames(spec, len(images)))
-    few: Sequence[Any] = [case for case in cases if len(case.prompts["point_labels"]) <= MOST_PROMPTS]
+    few: Sequence[Any] = [
+        case
+        for case in cases
+        if len(case.prompts["point_labels"]) <= MOST_PROMPTS and not case.name.startswith(COUNTED)
+    ]
     return ParitySuite.build(reference_session(loaded, spec), images, few, "demo scenes" if is_demo(path) else None)
 
 

@@ -159,7 +159,7 @@ class _Export:
         quantised = None if job is None else int8.quantise(self.entry, job)
         exported = exported if quantised is None else quantised.exported
         held = self._held_out(exported.most_points) if self.on_held_out else None
-        suite = self._suite(exported.most_points, held)
+        suite = self._suite(exported, held)
         suite.save(self.made.directory / SUITE_FILE)
         self.made.add(
             {**exported.files, **self._encoder(), SUITE_FILE: SUITE_ROLE},
@@ -188,7 +188,7 @@ class _Export:
             self.job, self.checkpoint, self.calibration, MOST_EMBEDDINGS, most_points, self.progress
         )
 
-    def _suite(self, most_points: int | None, held: HeldOut | None) -> ParitySuite:
+    def _suite(self, exported: Exported, held: HeldOut | None) -> ParitySuite:
         """Ask the reference about prompts of every kind that the export takes, or about those that a set holds out."""
         from samx.runtimes.torch import reference_session
 
@@ -199,7 +199,9 @@ class _Export:
         images, source = self._images()
         frames = default_frames(self.job.spec, len(images)) if images else None
         seed = secrets.randbits(SEED_BITS)
-        cases = parity_cases(self.job.spec, frames=frames, most_points=most_points, drawn=seed)
+        cases = parity_cases(
+            self.job.spec, frames=frames, most_points=exported.most_points, drawn=seed, bare=exported.bare
+        )
         return ParitySuite.build(reference, images, cases, source, drawn=seed)
 
     def _images(self) -> tuple[list[Feed] | None, str | None]:

@@ -114,6 +114,7 @@ class Exported:
     options: Mapping[str, Any]
     tools: Mapping[str, str]
     most_points: int | None = None  # that a prompt may have, padding counted; None: any number
+    bare: bool = True  # a prompt may come without padding; False: the graph adds it and cannot do without
     notes: tuple[str, ...] = ()  # what people should read about the files
 
 

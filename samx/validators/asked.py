@@ -52,7 +52,7 @@ class Asked:
         return [line for _ in range(2) for line in self._differs(case, copies)] + self.altered()
 
     def go_on(self, calls: int, rng: np.random.Generator) -> list[str]:
-        """Ask calls of one prompt until so many were made. Gives what differs."""
+        """Ask calls once more until so many were made. Gives what differs."""
         single = self._single()
         found: list[str] = []
         while single and self.calls < calls and not found:
@@ -80,7 +80,8 @@ class Asked:
         return ["has_mask_input = 0.5 was answered, must be refused"]
 
     def _single(self) -> list[tuple[Case, Outputs, Outputs]]:
-        return [one for one in self.kept if len(one[0].prompts["point_labels"]) == 1]
+        """Return the calls of one prompt, which cost least; those of more where there are no others."""
+        return [one for one in self.kept if len(one[0].prompts["point_labels"]) == 1] or self.kept
 
     def _differs(self, case: Case, copies: Outputs) -> list[str]:
         try:

@@ -17,6 +17,8 @@ Frame = tuple[int, int]  # width, height in px of the part of the square frame t
 PADDING, BACKGROUND, FOREGROUND = LABELS["padding"], LABELS["background"], LABELS["foreground"]
 BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
 
+BARE_POINT = "bare_point"
+COUNTED = "points_"  # how the cases begin of which each has another number of points
 ONE_POINT = "one_point"  # how the cases of the same prompt on two images begin
 MANY_POINTS = 16
 POINT_COUNTS = tuple(n for n in range(3, 19) if n != MANY_POINTS)  # one and two have cases of their own
@@ -59,12 +61,13 @@ def default_frames(spec: DecoderSpec, count: int) -> list[Frame]:
 
 def parity_cases(
     spec: DecoderSpec, seed: int = 0, frames: Sequence[Frame] | None = None, most_points: int | None = None,
-    drawn: int | None = None,
+    drawn: int | None = None, bare: bool = True,
 ) -> list[Case]:  # fmt: skip
     """Make the cases for pictures with these valid parts (default: those of synthetic_images), and for a far image.
 
     Where a prompt may have `most_points` only, padding counted, the case of many points has exactly that many, and
-    cases of more are no prompts of that decoder. `drawn` is a seed of numbers of points that no other case has.
+    cases of more are no prompts of that decoder. `drawn` is a seed of numbers of points that no other case has. Without
+    `bare`, every prompt has its padding: some decoders add it themselves.
     """
     frames = frames or default_frames(spec, 2)
     makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {}), **_counts(most_points, drawn)}
@@ -78,7 +81,9 @@ def parity_cases(
         draw = Draw(spec, np.random.default_rng([seed, max(i, 1)]), *frame)
         cases.append(Case(name, image, make(draw)))
     cases += _far(spec, seed, frames)
-    return [case for case in cases if most_points is None or case.prompts["point_labels"].shape[1] <= most_points]
+    shapes = {case.name: case.prompts["point_labels"].shape[1] for case in cases}
+    fit = [case for case in cases if most_points is None or shapes[case.name] <= most_points]
+    return [case for case in fit if bare or case.name != BARE_POINT]
 
 
 def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
@@ -89,7 +94,7 @@ def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
     if drawn is not None:
         rng = np.random.default_rng([drawn, len(others)])
         counts |= {int(n) for n in rng.choice(others, min(DRAWN_COUNTS, len(others)), replace=False)}
-    return {f"points_{n}": partial(_points, count=n) for n in sorted(counts)}
+    return {f"{COUNTED}{n}": partial(_points, count=n) for n in sorted(counts)}
 
 
 def _far(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
@@ -194,7 +199,7 @@ _POINT_CASES: dict[str, Maker] = {
     "no_points": lambda draw: draw.feed(np.zeros((1, 0, 2), np.float32), []),
     "padding_only": lambda draw: draw.alone(PADDING),
     f"boxes_x{POOL}": lambda draw: draw.boxes(POOL),
-    "bare_point": lambda draw: draw.alone(FOREGROUND),
+    BARE_POINT: lambda draw: draw.alone(FOREGROUND),
 }
 _MASK_CASES: dict[str, Maker] = {
     "mask_and_point": lambda draw: draw.with_mask(draw.points(1, [FOREGROUND]), draw.blobs(1, MASK_LOGIT), [1]),

@@ -25,12 +25,16 @@ MORE_SHARE = 0.25
 SKEW = 16
 
 
+Row = tuple[int, int]  # case, prompt in it
+
+
 @dataclass(frozen=True)
 class Question:
     """Name a call with its right answer."""
 
     case: Case
     expected: Expected
+    prompts: tuple[Row, ...]  # which of the suite's they are
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,12 @@ class Drawn:
     another: Callable[[], Session] | None = None  # with another number of threads
 
 
-Row = tuple[int, int]  # case, prompt in it
-
-
 def planned(suite: ParitySuite) -> list[Question]:
     """Return the suite's cases as they are."""
-    return [Question(case, expected) for case, expected in zip(suite.cases, suite.expected, strict=True)]
+    return [
+        Question(case, expected, tuple((i, row) for row in range(_prompts(case))))
+        for i, (case, expected) in enumerate(zip(suite.cases, suite.expected, strict=True))
+    ]
 
 
 def draw(suite: ParitySuite, rng: np.random.Generator) -> list[Question]:
@@ -120,4 +124,5 @@ def _call(suite: ParitySuite, rows: Sequence[Row], count: int, rng: np.random.Ge
     image, tokens = suite.cases[rows[0][0]].image, len(prompts[0]["point_labels"])
     together = {name: np.stack([one[name] for one in prompts]) for name in prompts[0]}
     name = f"{count}_prompts_of_{tokens}_tokens_on_image_{image}"
-    return Question(Case(name, image, together), joined([suite.expected[case].rows([row]) for case, row in picked]))
+    expected = joined([suite.expected[case].rows([row]) for case, row in picked])
+    return Question(Case(name, image, together), expected, tuple(picked))

@@ -136,7 +136,7 @@ def _judge(
         failures = [message(error)]
     else:
         failures = output_problems(suite.spec, outputs, len(case.prompts["point_coords"])) or _borrowed(outputs, suite)
-        metrics = None if failures else measure(suite.spec, question.expected, outputs, bounds)
+        metrics = None if failures else measure(suite.spec, question.expected, outputs, bounds, question.prompts)
     if metrics is not None:
         failures = bounds.violations(metrics.values)
         asked.remember(case, outputs)

@@ -161,11 +161,12 @@ def test_a_disk_that_takes_nothing_is_a_write_error(
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from toy_artifact import build
 from samx import console, last_resort
 last_resort.prepare()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 def wait(folder):
     (Path(sys.argv[1]).parent / "started").touch()
     time.sleep(60)

@@ -141,7 +141,8 @@ def test_a_configuration_that_is_no_file_is_not_passed_over(tmp_path: Path) -> N
 def test_a_small_suite_makes_no_gigabytes(seed: int | None) -> None:
     spec = {**SPEC.to_json(), "image_size": 8192, "width": 1024}
     header: dict[str, Any] = {
-        **HEADER, "spec": spec, "image_source": "s", "reference": "r", "seed": seed, "generator": 1,
+        **HEADER, "spec": spec, "image_source": "s", "reference": "r", "seed": seed, "drawn": None,
+        "far": False, "generator": 1,
         "images": ["0" * 64] * IMAGE_CAP, "cases": [],
     }  # fmt: skip
     data = pack(header, {"unknown": np.zeros(1)})

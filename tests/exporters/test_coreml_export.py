@@ -66,9 +66,8 @@ def opened(directory: Path, spec: DecoderSpec, exported: Exported, precision: st
 
 def judged(session: MilRuntime, spec: DecoderSpec, exported: Exported, precision: str) -> ParityReport:
     loaded = toy_checkpoint(spec)
-    cases = [
-        case for case in parity_cases(spec, most_points=exported.most_points) if len(case.prompts["point_labels"]) < 9
-    ]
+    every = parity_cases(spec, most_points=exported.most_points, bare=exported.bare)
+    cases = [case for case in every if len(case.prompts["point_labels"]) < 9]
     suite = ParitySuite.build(reference_session(loaded, spec), cases=cases)
     return run_gate(session, suite, bounds_for(precision), level="graph")
 

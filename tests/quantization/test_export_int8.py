@@ -344,7 +344,7 @@ def test_a_set_of_this_very_decoder_is_taken(mine: Mine, tmp_path: Path) -> None
     ("changes", "error", "code", "words"),
     [
         ({"calibration": None}, UsageError, 2, "needs a calibration set .*samx calibrate CHECKPOINT"),
-        ({"calibration": Path("missing.npz")}, ArtifactError, 6, "calibration set 'missing.npz' cannot be read"),
+        ({"calibration": Path("missing.npz")}, ArtifactError, 6, "calibration set 'missing.npz' does not exist"),
         ({"embeddings": (Path("a.npz"),)}, UsageError, 2, "found --embedding. .*samx calibrate CHECKPOINT"),
         ({"min_iou": 0.5}, UsageError, 2, "found --min-iou 0.5, expected 0.98"),
         ({"min_iou": 1.0}, UsageError, 2, "found --min-iou 1, expected 0.98"),

@@ -180,3 +180,8 @@ def test_second_sam1_image_has_padding() -> None:
     assert (padded[:, 48:].std(axis=(1, 2)) < 1e-6).all()
     assert (padded[:, :48].std(axis=(1, 2)) > 0.1).all()
     assert (square[:, 48:].std(axis=(1, 2)) > 0.1).all()
+
+
+def test_a_decoder_that_pads_for_itself_is_not_asked_without_padding() -> None:
+    names, padded = ({case.name for case in parity_cases(sam2_spec(), bare=bare)} for bare in (True, False))
+    assert names - padded == {"bare_point"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,16 @@ def test_a_case_takes_its_masks_together() -> None:
     answer = outputs([1] * 8 + [-1] * 8)
     spoiled = {**answer, "low_res_masks": answer["low_res_masks"].copy()}
     spoiled["low_res_masks"].reshape(-1)[0] *= -1
-    metrics = measure(spec, expect(spec, answer), spoiled, BOUNDS["fp16"])
-    assert metrics.values["mask_iou_min"] > min(metrics.mask_iou)
+    metrics = measure(spec, expect(spec, answer), spoiled, FP32)
     assert min(metrics.mask_iou) < metrics.values["mask_iou_case"] < 1
+    forgiven = measure(spec, expect(spec, answer), spoiled, BOUNDS["fp16"])
+    assert min(forgiven.mask_iou) == suite_values([forgiven])["mask_iou_mean"] == 1
+    assert forgiven.values["mask_iou_case"] == metrics.values["mask_iou_case"]
+
+
+def test_a_prompt_counts_once_however_often_it_was_asked() -> None:
+    reference, candidate = expect(SPEC, outputs([1] * 8 + [-1] * 8)), outputs([1] * 6 + [-1] * 10)
+    wrong = [measure(SPEC, reference, candidate, FP32, [(3, 1)]) for _ in range(9)]
+    right = measure(SPEC, reference, outputs([1] * 8 + [-1] * 8), FP32, [(3, 0)])
+    values = suite_values([*wrong, right, replace(right, prompts=((3, 1),))])
+    assert values["mask_iou_mean"] == pytest.approx((0.75 + 5) / 6)

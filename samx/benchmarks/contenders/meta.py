@@ -96,12 +96,14 @@ def _no_masks(spec: DecoderSpec, prompts: int) -> Feed:
 def unpadded(prompts: Feed) -> Feed:
     """Take the padding token off prompts, for code that adds its own.
 
-    Raises: PromptError for prompts of nothing else, or of different kinds.
+    Raises: PromptError for prompts of nothing else, of different kinds, or of points that have none.
     """
     coords, labels = prompts["point_coords"], prompts["point_labels"]
     kept = labels[0] != LABELS["padding"]
     if not kept.any() or (labels != labels[:1]).any():
         raise PromptError("it takes prompts of one kind, with a point or a box each")
+    if kept.all() and (labels[0] < LABELS["box_top_left"]).all():
+        raise PromptError("it adds padding to every point")
     return {**prompts, "point_coords": coords[:, kept], "point_labels": labels[:, kept]}
 
 

@@ -115,7 +115,7 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     (directory / SWIFT_FILE).write_text(swift, encoding="utf-8")
     chosen = {"ios": options.ios, "weights": options.weights, **_facts(contract, functions, default)}
     files = {**files, LINT_FILE: LINT_ROLE, SWIFT_FILE: SWIFT_ROLE}
-    return Exported(files, chosen, _tools(), max(functions.values()), notes)
+    return Exported(files, chosen, _tools(), max(functions.values()), not contract.padding, notes)
 
 
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
