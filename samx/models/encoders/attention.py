@@ -17,7 +17,7 @@ QUERIES = 512  # at a time: all scores of a large map do not fit into a processo
 
 
 class Attention(nn.Module):
-    """Hold the projections of attention, under the names that upstreams have."""
+    """Hold the projections of attention: under upstreams' names when it is loaded, folded after that."""
 
     def __init__(self, width_in: int, width: int, heads: int) -> None:
         super().__init__()
@@ -31,23 +31,35 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fold the scale into q, and the biases of k and v away; once, after loading."""
-        width = self.proj.in_features
-        self.proj.bias += self.proj.weight @ self.qkv.bias[2 * width :]
-        self.qkv.bias[width:] = 0
-        self.qkv.weight[:width] *= self.scale
-        self.qkv.bias[:width] *= self.scale
+        """Split the projection in three, fold the scale into q's, and the biases of k's and v's away."""
+        (q, k, v), (q_bias, _, v_bias) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
+        self.q, self.k, self.v = layer(q * self.scale, q_bias * self.scale), layer(k), layer(v)
+        self.proj.bias.add_(self.proj.weight @ v_bias)
+        del self.qkv
 
-    def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Split projected tokens. Shapes: (N, H, W, parts * C) -> parts of (N, heads, H * W, C / heads)."""
+    def split(self, tokens: Tensor) -> Tensor:
+        """Split projected tokens into heads. Shapes: (N, H, W, C) -> (N, heads, H * W, C / heads)."""
         rows, columns, width = tokens.shape[1:]
-        head = self.proj.in_features // self.heads
-        parts = tokens.reshape(-1, rows * columns, width // self.proj.in_features, self.heads, head)
-        return parts.permute(2, 0, 3, 1, 4).unbind(0)
+        return tokens.reshape(-1, rows * columns, self.heads, width // self.heads).transpose(1, 2)
 
     def joined(self, tokens: Tensor, side: int) -> Tensor:
         """Join heads. Shapes: (N, heads, side * side, C / heads) -> (N, side, side, C)."""
         return tokens.transpose(1, 2).reshape(-1, side, side, self.proj.in_features)
+
+
+def layer(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """Return a layer with these weights."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    made.load_state_dict(values, assign=True)
+    return made.requires_grad_(False)
+
+
+def fold_attention(encoder: nn.Module) -> None:
+    """Fold all attention of an encoder; once, after loading."""
+    for module in [*encoder.modules()]:
+        if isinstance(module, Attention):
+            module.fold()
 
 
 def attended(

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from samx.models.encoders.attention import Attention, attended, cut, uncut
+from samx.models.encoders.attention import Attention, attended, cut, fold_attention, layer, uncut
 from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly, refused, shape_of
 from samx.models.spec import DecoderSpec
 
@@ -88,15 +88,14 @@ class PooledAttention(Attention):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix tokens. Shapes: (B, S, S, C) -> the same, or (B, S / 2, S / 2, 2 C)."""
-        projected, side = self.qkv(tokens), tokens.shape[1]
-        if not self.pools:
-            q, k, v = self.split(cut(projected, self.window) if self.window else projected)
-            mixed = self.joined(attended(q, k, v), self.window or side)
-            return self.proj(uncut(mixed, side) if self.window else mixed)
-        width, side, window = self.proj.in_features, side // 2, self.window // 2
-        (q,) = self.split(cut(pooled(projected[..., :width]), window))
-        k, v = self.split(cut(projected[..., width:], self.window))
-        return self.proj(uncut(self.joined(attended(q, k, v), window), side))
+        side, window = tokens.shape[1], self.window
+        q, k, v = self.q(tokens), self.k(tokens), self.v(tokens)
+        k, v = (self.split(cut(each, window) if window else each) for each in (k, v))
+        if self.pools:
+            q, side, window = pooled(q), side // 2, window // 2
+        q = self.split(cut(q, window) if window else q)
+        mixed = self.joined(attended(q, k, v), window or side)
+        return self.proj(uncut(mixed, side) if window else mixed)
 
 
 class Mlp(nn.Module):
@@ -148,15 +147,13 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def fold(self, picture_px: int) -> None:
-        """Resize positions for a size of pictures, and fold what attention allows."""
+        """Resize positions for a size of pictures."""
         side = picture_px // 4
         coarse = nn.functional.interpolate(self.pos_embed, (side, side), mode="bicubic")
         repeats = side // self.pos_embed_window.shape[2]
         positions = coarse + self.pos_embed_window.tile(1, 1, repeats, repeats)
         self.register_buffer("positions", positions.permute(0, 2, 3, 1).contiguous(), persistent=False)
         del self.pos_embed, self.pos_embed_window
-        for block in self.blocks:
-            block.attn.fold()
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return the maps, finest first. Shapes: (B, 3, px, px) -> (B, S, S, C) each."""
@@ -177,6 +174,10 @@ class Neck(nn.Module):
         stages = reversed(range(STAGES))
         self.convs = nn.ModuleList(nn.ModuleDict({"conv": nn.Conv2d(width << stage, out_width, 1)}) for stage in stages)
 
+    def levels(self) -> list[nn.Conv2d]:
+        """List the layers."""
+        return [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+
 
 def composed(first: nn.Conv2d, then: nn.Conv2d | None = None) -> nn.Linear:
     """Join convolutions of one pixel into a layer for tokens."""
@@ -186,9 +187,7 @@ def composed(first: nn.Conv2d, then: nn.Conv2d | None = None) -> nn.Linear:
         assert then.bias is not None
         outer = then.weight.flatten(1)
         weight, bias = outer @ weight, outer @ bias + then.bias
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
-    return layer
+    return layer(weight, bias.clone())
 
 
 class HieraEncoder(Encoder):
@@ -208,9 +207,10 @@ class HieraEncoder(Encoder):
     def fold(self) -> None:
         """Fold positions, biases and layers into each other; once, after loading."""
         self.trunk.fold(self.picture_px)
-        top, middle, *skips = [level["conv"] for level in self.neck.convs]
+        fold_attention(self)
+        top, middle, *skips = self.neck.levels()
         self.top, self.middle = composed(top), composed(middle)
-        self.middle.bias += self.top.bias + self.no_mem_embed.flatten()  # a constant stays one under enlargement
+        self.middle.bias.add_(self.top.bias + self.no_mem_embed.flatten())  # a constant stays one under enlargement
         self.top.bias.zero_()
         afters = [self.conv_s1, self.conv_s0] if self.has_features else []
         self.skips = nn.ModuleList(composed(skip, after) for skip, after in zip(skips, afters, strict=False))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from samx.models.encoders.attention import QUERIES, Attention, attended, cut, uncut
+from samx.models.encoders.attention import QUERIES, Attention, attended, cut, fold_attention, uncut
 from samx.models.encoders.base import (
     Architecture,
     Encoder,
@@ -65,6 +65,9 @@ class Sizes:
 class RelativeAttention(Attention):
     """Attend within windows, or everywhere, with a learned term for the distance down and the distance across."""
 
+    down: Tensor  # of a query's row and a key's. Shape: (side, channels, side)
+    across: Tensor
+
     def __init__(self, sizes: Sizes, side: int) -> None:
         super().__init__(sizes.width, sizes.width, sizes.width // sizes.head_width)
         self.side, self.is_global = side, side == sizes.grid
@@ -84,8 +87,8 @@ class RelativeAttention(Attention):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix tokens. Shapes: (B, S, S, C) -> the same."""
-        projected = self.qkv(tokens)
-        q, k, v = self.split(projected if self.is_global else cut(projected, self.side))
+        projected = (project(tokens) for project in (self.q, self.k, self.v))
+        q, k, v = (self.split(each if self.is_global else cut(each, self.side)) for each in projected)
         queries = max(1, QUERIES // self.side) * self.side  # whole rows
         mixed = self.joined(attended(q, k, v, queries, self.moved), self.side)
         return self.proj(mixed if self.is_global else uncut(mixed, tokens.shape[1]))
@@ -210,8 +213,7 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
         weights = resampled(weights, spec.grid)
     encoder = VitEncoder(Sizes.of(weights))
     loaded_strictly(encoder, weights, TITLE)
-    for block in encoder.blocks:
-        block.attn.fold()
+    fold_attention(encoder)
     if spec.grid != released.grid:
         trained_px = released.grid * released.patch_px
         encoder.notes = (
