@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ from samx.models.families import known, recognise
 from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec, family_spec
-from samx.models.stated import DEMO_FORMAT, assumed_note, check_configuration, check_size, stated_fields
+from samx.models.stated import (
+    DEMO_FORMAT,
+    assumed_note,
+    check_configuration,
+    check_size,
+    resized_note,
+    stated_fields,
+    stated_sizes,
+)
 from samx.models.weight_files import WANTED, WeightSource, open_weights
 from samx.models.weights import check_finite, check_floats, clean_readers, owned_float32, some
 
@@ -71,15 +79,17 @@ def load_checkpoint(
     names = family.decoder_names(readers, prefix)
     raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
     weights = _convert(path, family, raw)
-    stated = stated_fields(source, family, readers, {"image_size": image_size, "frame": frame, "pixels": pixels})
+    sizes, given = stated_sizes(source, family, readers), {"image_size": image_size, "frame": frame, "pixels": pixels}
+    stated = stated_fields(source, family, readers, sizes, given)
     spec = _spec(path, family, weights, list(names.values()), stated)
-    check_configuration(source, family, spec)
+    check_configuration(source, family, replace(spec, **sizes))
     _check_shapes(path, spec, weights)
     check_finite(path, weights)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for _, _, tensor in raw})
     return LoadedDecoder(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
-        kind=_kind(source, names, family), dtype="+".join(dtypes), notes=assumed_note(family, stated, spec),
+        kind=_kind(source, names, family), dtype="+".join(dtypes),
+        notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
     )  # fmt: skip
 
 
