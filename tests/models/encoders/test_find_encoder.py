@@ -165,7 +165,11 @@ class TestRefused:
                 {"image_encoder.trunk.pos_embed_window": None},
                 "lacks weights: found trunk.pos_embed_window",
             ),
-            (hiera_state, {"image_encoder.trunk.blocks.7.proj.weight": None}, "lacks weights"),
+            (
+                hiera_state,
+                {"image_encoder.trunk.blocks.6.proj.weight": None},
+                "found 16 wide, [1, 2, 5] blocks a stage",
+            ),
         ],
     )
     def test_in_one_line(self, tmp_path: Path, state: Any, change: dict[str, Any], said: str) -> None:
