@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NamedTuple
 
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from samx.errors import CheckpointError
 from samx.models.encoders.base import Architecture, Encoder, refused
 from samx.models.families.base import Family
@@ -73,7 +76,21 @@ def find_encoder(source: WeightSource, spec: DecoderSpec) -> Found:
     weights = {names[key]: owned_float32(tensor) for key, tensor in raw.items()}
     check_finite(source.path, weights)
     module = architecture.build(weights, spec)
+    check_outputs(architecture, module, spec)
     return Found(LoadedEncoder(architecture, module), module.notes)
+
+
+def check_outputs(architecture: Architecture, module: Encoder, spec: DecoderSpec) -> None:
+    """Refuse an encoder whose features are not of the decoder's shapes; nothing is computed.
+
+    Raises: CheckpointError.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        outputs = module(torch.empty(1, 3, module.picture_px, module.picture_px))
+    found = [tuple(output.shape) for output in outputs]
+    expected = [tensor.shape for tensor in spec.image_inputs]
+    if found != expected:
+        raise refused(architecture.title, "does not fit the decoder beside it", found, str(expected))
 
 
 def encoder_names(architecture: Architecture, prefix: str, keys: Iterable[str]) -> Mapping[str, str]:

@@ -202,8 +202,21 @@ class TestSizes:
 
     def test_the_configuration_is_still_compared_with_its_own_size(self, tmp_path: Path) -> None:
         hugging_face_sam_2("Sam2").save_pretrained(tmp_path)
-        config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-        config["prompt_encoder_config"]["patch_size"] = 8
-        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        with pytest.raises(CheckpointError):
+        rewritten(tmp_path, mask_token_count=1)
+        with pytest.raises(CheckpointError, match="does not know"):
             load(tmp_path, image_size=192)
+
+    def test_features_of_another_shape_than_the_decoders_are_refused(self, tmp_path: Path) -> None:
+        hugging_face_sam_2("Sam2").save_pretrained(tmp_path)
+        rewritten(tmp_path, patch_size=8)
+        with pytest.raises(
+            CheckpointError, match=r"does not fit the decoder.*found \[\(1, 256, 8, 8\), .*256, 16, 16\)"
+        ):
+            load(tmp_path)
+
+
+def rewritten(folder: Path, **fields: Any) -> None:
+    """Change fields of the prompt encoder in config.json."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["prompt_encoder_config"] |= fields
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
