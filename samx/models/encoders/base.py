@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class Architecture:
     build: Callable[[Weights, DecoderSpec], Encoder]  # from weights under upstream's names, strictly
     renames: tuple[tuple[str, str], ...] = ()  # of others' layouts to upstream's names, applied in this order
     unused: tuple[str, ...] = ()  # regular expressions of names that no inference needs
+    # What a Hugging Face configuration says of these weights' encoder, by dotted name below vision_config
+    configuration: Callable[[Weights], Mapping[str, Any]] = lambda _: {}
     size_step: int = 0  # px: it can be built for any multiple; 0: only for the size that its weights have
 
     def has(self, names: Iterable[str]) -> bool:

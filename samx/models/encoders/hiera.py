@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -240,6 +241,19 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     return encoder
 
 
+def configuration(weights: Weights) -> dict[str, Any]:
+    """Return what a configuration says of the encoder, where no shape says it."""
+    layout = Sizes.of(weights).layout
+    neck = {"fpn_kernel_size": 1, "fpn_stride": 1, "fpn_padding": 0, "fpn_top_down_levels": [2, 3]}
+    trunk = {
+        "patch_kernel_size": 7, "patch_stride": 4, "patch_padding": 3, "query_stride": 2, "num_query_pool_stages": 3,
+        "num_attention_heads_per_stage": [layout.heads << stage for stage in range(STAGES)],
+        "window_size_per_stage": list(layout.windows), "global_attention_blocks": list(layout.everywhere),
+    }  # fmt: skip
+    rest = {"hidden_act": "gelu", "layer_norm_eps": EPS}
+    return {**neck, **rest, **{f"backbone_config.{name}": value for name, value in {**trunk, **rest}.items()}}
+
+
 ENCODER = Architecture(
     name="hiera",
     title=TITLE,
@@ -253,5 +267,6 @@ ENCODER = Architecture(
         (r"^(trunk\.blocks\.\d+\.mlp)\.proj_out\.", r"\1.layers.1."),
         (r"^neck\.convs\.(\d)\.(weight|bias)$", r"neck.convs.\1.conv.\2"),
     ),
+    configuration=configuration,
     size_step=SIZE_STEP_PX,
 )

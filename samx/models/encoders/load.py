@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -75,9 +75,27 @@ def find_encoder(source: WeightSource, spec: DecoderSpec) -> Found:
         check_floats(source.path, key, tensor)
     weights = {names[key]: owned_float32(tensor) for key, tensor in raw.items()}
     check_finite(source.path, weights)
+    check_configuration(source, architecture.configuration(weights))
     module = architecture.build(weights, spec)
     check_outputs(architecture, module, spec)
     return Found(LoadedEncoder(architecture, module), module.notes)
+
+
+def check_configuration(source: WeightSource, expected: Mapping[str, Any]) -> None:
+    """Refuse a configuration that says of the encoder what samx does not compute.
+
+    Raises: CheckpointError naming the field.
+    """
+    for name, value in expected.items():
+        found: Any = source.config.get("vision_config")
+        for part in name.split("."):
+            found = found.get(part, value) if isinstance(found, Mapping) else value
+        if found not in (value, [value, value]):
+            raise CheckpointError(
+                f"the image encoder in '{source.path}' differs from the released",
+                found=f"vision_config.{name} = {found!r} in config.json", expected=f"{value!r}",
+                fix="Restore the file if it was edited, or export with --no-encoder.",
+            )  # fmt: skip
 
 
 def check_outputs(architecture: Architecture, module: Encoder, spec: DecoderSpec) -> None:

@@ -7,6 +7,7 @@ Source: Meta's segment_anything (ImageEncoderViT); SAM-Med2D's adapters and how 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -223,6 +224,15 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     return encoder
 
 
+def configuration(weights: Weights) -> dict[str, Any]:
+    """Return what a configuration says of the encoder, where no shape says it."""
+    sizes = Sizes.of(weights)
+    return {
+        "hidden_act": "gelu", "layer_norm_eps": EPS, "num_attention_heads": sizes.width // sizes.head_width,
+        "qkv_bias": True, "use_abs_pos": True, "use_rel_pos": True,
+    }  # fmt: skip
+
+
 ENCODER = Architecture(
     name="vit",
     title=TITLE,
@@ -237,5 +247,6 @@ ENCODER = Architecture(
         (r"^neck\.conv2\.", "neck.2."),
         (r"^neck\.layer_norm2\.", "neck.3."),
     ),
+    configuration=configuration,
     size_step=1,
 )

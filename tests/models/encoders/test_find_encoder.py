@@ -215,6 +215,28 @@ class TestSizes:
             load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("hidden_act", "relu", "hidden_act = 'relu' in config.json, expected 'gelu'"),
+        ("layer_norm_eps", 1e-5, "layer_norm_eps = 1e-05 in config.json, expected 1e-06"),
+        ("global_attention_blocks", [3], "global_attention_blocks = [3] in config.json, expected [4]"),
+        ("num_attention_heads_per_stage", [2, 4, 8, 16], "expected [1, 2, 4, 8]"),
+        ("patch_stride", [2, 2], "patch_stride = [2, 2] in config.json, expected 4"),
+    ],
+)
+def test_a_configuration_of_another_encoder_is_refused(tmp_path: Path, field: str, value: object, said: str) -> None:
+    hugging_face_sam_2("Sam2").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["vision_config"]["backbone_config"][field] = value
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="differs from the released") as caught:
+        load(tmp_path)
+    assert f"vision_config.backbone_config.{field}" in str(caught.value)
+    assert said in str(caught.value)
+
+
 def rewritten(folder: Path, **fields: Any) -> None:
     """Change fields of the prompt encoder in config.json."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

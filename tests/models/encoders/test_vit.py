@@ -56,9 +56,9 @@ def test_vit_b_computes_what_metas_does() -> None:
     assert error(vit.build(theirs.state_dict(), sam1_spec()), theirs, 1024) <= TOLERANCE
 
 
-def adapted(theirs: nn.Module) -> State:
+def adapted(theirs: Any) -> State:
     """Give each block of Meta's encoder SAM-Med2D's adapter, and return the state with its weights."""
-    state = theirs.state_dict()
+    state: State = theirs.state_dict()
     width = theirs.pos_embed.shape[-1]
     for number, block in enumerate(theirs.blocks):
         adapter = vit.Adapter(width, 12)  # for the names and shapes of its weights alone
