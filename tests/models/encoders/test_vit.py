@@ -16,6 +16,7 @@ from samx.models.encoders import vit
 from samx.models.spec import DecoderSpec, sam1_spec
 
 TOLERANCE = 2e-6  # float32 sums in another order
+FOLDING_TOLERANCE = 5e-7  # weights folded in float32 and computed with in float64
 State = dict[str, Tensor]
 
 
@@ -52,8 +53,14 @@ def test_metas_weights_are_left_as_they_are() -> None:
 
 @pytest.mark.slow
 def test_vit_b_computes_what_metas_does() -> None:
-    theirs = upstream.meta_vit(1024, width=768, blocks=12, heads=12, out=256)
-    assert error(vit.build(theirs.state_dict(), sam1_spec()), theirs, 1024) <= TOLERANCE
+    """Compare with Meta's in float64, whose own float32 is 1.8e-6 off at this depth, about as much as the tolerance."""
+    theirs, pixels = upstream.meta_vit(1024, width=768, blocks=12, heads=12, out=256), upstream.pictures(1024, 1)
+    encoder = vit.build(theirs.state_dict(), sam1_spec())
+    (ours,), other = encoder(pixels), theirs(pixels)
+    exact = theirs.double()(pixels.double())
+    assert upstream.relative_error(ours.double(), exact) <= 1.5 * upstream.relative_error(other.double(), exact)
+    (folded,) = encoder.double()(pixels.double())
+    assert upstream.relative_error(folded, exact) <= FOLDING_TOLERANCE
 
 
 def adapted(theirs: Any) -> State:
