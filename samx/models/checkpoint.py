@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,22 @@ from torch import Tensor
 
 from samx.errors import CheckpointError
 from samx.models.families import known, recognise
-from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family, clean
+from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec, family_spec
-from samx.models.stated import DEMO_FORMAT, assumed_note, check_configuration, check_size, stated_fields
-from samx.models.weight_files import WANTED, Reader, WeightSource, open_weights
+from samx.models.stated import (
+    DEMO_FORMAT,
+    assumed_note,
+    check_configuration,
+    check_size,
+    resized_note,
+    stated_fields,
+    stated_sizes,
+)
+from samx.models.weight_files import WANTED, WeightSource, open_weights
+from samx.models.weights import check_finite, check_floats, clean_readers, owned_float32, some
 
-FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TWIN_FRAMES_PX = 32  # what a frame of the family is a multiple of, and of its twin is not: SAM 3 has 1008 px
-SHOWN = 3  # names or shapes in an error line
 
 OBJECT_TOKEN, HIGH_RES_PART = "mask_decoder.obj_score_token.weight", "mask_decoder.conv_s0."
 IOU_LAYER = "mask_decoder.iou_prediction_head.layers.0.weight"
@@ -64,7 +71,7 @@ def load_checkpoint(
     Raises: CheckpointError when it holds no supported decoder, not exactly one, or a damaged one.
     """
     source = open_weights(path)
-    readers = _clean(source)
+    readers = clean_readers(source)
     _refuse_relatives(source, readers)
     family = recognise(readers)
     prefix = _only_prefix(path, family, readers)
@@ -72,15 +79,17 @@ def load_checkpoint(
     names = family.decoder_names(readers, prefix)
     raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
     weights = _convert(path, family, raw)
-    stated = stated_fields(source, family, readers, {"image_size": image_size, "frame": frame, "pixels": pixels})
+    sizes, given = stated_sizes(source, family, readers), {"image_size": image_size, "frame": frame, "pixels": pixels}
+    stated = stated_fields(source, family, readers, sizes, given)
     spec = _spec(path, family, weights, list(names.values()), stated)
-    check_configuration(source, family, spec)
+    check_configuration(source, family, replace(spec, **sizes))
     _check_shapes(path, spec, weights)
-    _check_finite(path, weights)
+    check_finite(path, weights)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for _, _, tensor in raw})
     return LoadedDecoder(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
-        kind=_kind(source, names, family), dtype="+".join(dtypes), notes=assumed_note(family, stated, spec),
+        kind=_kind(source, names, family), dtype="+".join(dtypes),
+        notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
     )  # fmt: skip
 
 
@@ -89,16 +98,6 @@ def build_reference(loaded: LoadedDecoder) -> ReferenceDecoder:
     decoder: ReferenceDecoder = loaded.spec.rules.reference_class()(loaded.spec)
     decoder.load_state_dict(loaded.weights)
     return decoder.eval().requires_grad_(False)
-
-
-def _clean(source: WeightSource) -> dict[str, Reader]:
-    readers = {clean(key): reader for key, reader in source.readers.items()}
-    if len(readers) < len(source.readers):
-        raise CheckpointError(
-            f"'{source.path}' holds some weights twice", found="keys with and without 'module.' or '_orig_mod.'",
-            expected="one decoder", fix="Save the one you mean in a file of its own.",
-        )  # fmt: skip
-    return readers
 
 
 def _refuse_relatives(source: WeightSource, keys: Iterable[str]) -> None:
@@ -126,16 +125,16 @@ def _only_prefix(path: Path, family: Family, keys: Iterable[str]) -> str:
         return found[0]
     if found:
         raise CheckpointError(
-            f"'{path}' holds more than one decoder", found="prefixes " + _some(repr(p) for p in found),
+            f"'{path}' holds more than one decoder", found="prefixes " + some(repr(p) for p in found),
             expected="one", fix="Save the one you mean in a file of its own.",
         )  # fmt: skip
     if any(ENCODER_KEY.search(key) for key in keys):
         raise CheckpointError(
-            f"'{path}' holds an image encoder without a decoder", found="keys " + _some(keys),
+            f"'{path}' holds an image encoder without a decoder", found="keys " + some(keys),
             expected="keys 'prompt_encoder.*' and 'mask_decoder.*'", fix="Use the complete checkpoint.",
         )  # fmt: skip
     raise CheckpointError(
-        f"'{path}' is not a Segment Anything checkpoint", found="keys " + (_some(keys) or "none"),
+        f"'{path}' is not a Segment Anything checkpoint", found="keys " + (some(keys) or "none"),
         expected=WANTED, fix="Check which file it is.",
     )  # fmt: skip
 
@@ -158,13 +157,9 @@ def _check_twin(source: WeightSource, family: Family, keys: Iterable[str], image
 def _convert(path: Path, family: Family, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for key, name, tensor in raw:
-        if tensor.dtype not in FLOAT_TYPES or tensor.layout is not torch.strided:
-            raise CheckpointError(
-                f"weight '{key}' of '{path}' is not an array of floats", found=f"{tensor.dtype}, {tensor.layout}",
-                expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
-            )  # fmt: skip
+        check_floats(path, key, tensor)
         for part_name, part in _parts(family, name, tensor):
-            value = part.detach().to(torch.float32, copy=True).contiguous()  # the file's memory can be let go
+            value = owned_float32(part)
             if part_name in weights and not torch.equal(weights[part_name], value):
                 raise CheckpointError(
                     f"'{path}' holds two different values of '{part_name}'", found=f"the second is '{key}'",
@@ -206,7 +201,7 @@ def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
     missing = [key for key, axis in SIZE_KEYS.values() if key not in weights or weights[key].ndim <= axis]
     if missing:
         raise CheckpointError(
-            f"the decoder in '{path}' is incomplete", found="no usable " + _some(dict.fromkeys(missing)),
+            f"the decoder in '{path}' is incomplete", found="no usable " + some(dict.fromkeys(missing)),
             expected="every weight of a SAM decoder",
             fix="Use the complete checkpoint; merge a peft adapter into its model first (merge_and_unload()).",
         )  # fmt: skip
@@ -256,19 +251,9 @@ def _check_shapes(path: Path, spec: DecoderSpec, weights: Mapping[str, Tensor]) 
 
 def _other_weights(path: Path, problem: str, items: Iterable[str]) -> CheckpointError:
     return CheckpointError(
-        f"the decoder in '{path}' {problem}", found=_some(items), expected="the decoder of SAM or SAM 2",
+        f"the decoder in '{path}' {problem}", found=some(items), expected="the decoder of SAM or SAM 2",
         fix="Use the complete checkpoint of an unchanged decoder.",
     )  # fmt: skip
-
-
-def _check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
-    for name, tensor in weights.items():
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise CheckpointError(
-                f"weight '{name}' of '{path}' is not finite", found=f"NaN or infinity in {bad} of {tensor.numel()}",
-                expected="finite numbers", fix="Use a checkpoint from before the training diverged.",
-            )  # fmt: skip
 
 
 def _kind(source: WeightSource, keys: Iterable[str], family: Family) -> str:
@@ -277,9 +262,3 @@ def _kind(source: WeightSource, keys: Iterable[str], family: Family) -> str:
     if any(HUGGING_FACE_MARK.search(key) for key in keys):
         return f"Hugging Face {family.title} model"
     return f"Meta {family.title} checkpoint"
-
-
-def _some(items: Iterable[str]) -> str:
-    listed = list(items)
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + more

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from samx.errors import CheckpointError
+from samx.models.encoders.load import architecture_of
 from samx.models.families.base import Family
 from samx.models.families.configuration import BOOKKEEPING, COMPLETE, RANGES, READ, SIZED_SECTIONS, SIZES
 from samx.models.spec import DecoderSpec, family_spec
@@ -32,29 +33,43 @@ class Statement(NamedTuple):
     where: str
 
 
+def stated_sizes(source: WeightSource, family: Family, readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """Return the spec's sizes that the file states.
+
+    Raises: CheckpointError for statements that contradict each other.
+    """
+    return _agreed(source.path, [*_sizes(source, family, readers)])
+
+
 def stated_fields(
-    source: WeightSource, family: Family, readers: Mapping[str, Reader], given: Mapping[str, Any]
-) -> dict[str, Any]:
+    source: WeightSource, family: Family, readers: Mapping[str, Reader], sizes: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Return the spec's fields that the file or the caller states; `given` has the caller's, None where unstated.
 
-    Raises: CheckpointError for statements that contradict each other, and for a configuration of other types.
+    Raises: CheckpointError where the caller contradicts the file, and for a configuration of other types.
     """
     fields: dict[str, Any] = {}
     for variant in family.variants:
         if any(re.search(variant.mark, key) and _ends(reader, variant.shape) for key, reader in readers.items()):
             fields |= variant.spec
-    agreed = _agreed(source.path, [*_sizes(source, family, readers)])
-    stated, asked = agreed.get("image_size"), given["image_size"]
-    if None not in (stated, asked) and stated != asked:
+    stated, asked = sizes.get("image_size"), given["image_size"]
+    if None not in (stated, asked) and stated != asked and not _resizes(family, readers, asked):
         raise CheckpointError(
             f"'{source.path}' states another image size", found=f"{stated} px", expected=f"{asked} px",
             fix="Leave the image size out.",
         )  # fmt: skip
-    fields |= {**agreed, **{name: value for name, value in given.items() if value is not None}}
+    fields |= {**sizes, **{name: value for name, value in given.items() if value is not None}}
     if source.metadata.get("format") == DEMO_FORMAT:
         released = family_spec(family.name)
         fields = {"image_size": released.image_size, "frame": released.frame, "pixels": "unit", **fields}
     return {**fields, **_configured(source, family)}
+
+
+def _resizes(family: Family, readers: Mapping[str, Reader], image_size: int) -> bool:
+    """Tell whether there is an image encoder that can be built for this size."""
+    architecture = architecture_of(family, readers)
+    return architecture is not None and architecture.size_step > 0 and image_size % architecture.size_step == 0
 
 
 def _ends(reader: Reader, shape: tuple[int, ...]) -> bool:
@@ -188,6 +203,16 @@ def check_size(path: Path, size: Any, patch_px: Any) -> None:
         expected=f"a multiple of {patch_px} from {smallest * patch_px} to {largest * patch_px} px, for both sides",
         fix="Give the size that the model was trained at.",
     )  # fmt: skip
+
+
+def resized_note(sizes: Mapping[str, Any], spec: DecoderSpec) -> tuple[str, ...]:
+    """Return the line that says that the model is built for another size than its own."""
+    own = sizes.get("image_size", spec.image_size)
+    return (
+        ()
+        if own == spec.image_size
+        else (f"The checkpoint states {own} px; built for {spec.image_size} px, as asked.",)
+    )
 
 
 def assumed_note(family: Family, stated: Mapping[str, Any], spec: DecoderSpec) -> tuple[str, ...]:

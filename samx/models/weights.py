@@ -1,0 +1,68 @@
+"""What is asked of every weight that is read, whichever part of a model it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samx.errors import CheckpointError
+from samx.models.families.base import clean
+from samx.models.weight_files import Reader, WeightSource
+
+FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SHOWN = 3  # names or shapes in an error line
+
+
+def clean_readers(source: WeightSource) -> dict[str, Reader]:
+    """Return a checkpoint's readers under keys without the names of framework wrappers.
+
+    Raises: CheckpointError where two keys are one then.
+    """
+    readers = {clean(key): reader for key, reader in source.readers.items()}
+    if len(readers) < len(source.readers):
+        raise CheckpointError(
+            f"'{source.path}' holds some weights twice", found="keys with and without 'module.' or '_orig_mod.'",
+            expected="one decoder", fix="Save the one you mean in a file of its own.",
+        )  # fmt: skip
+    return readers
+
+
+def check_floats(path: Path, key: str, tensor: Tensor) -> None:
+    """Refuse a weight that is quantized or sparse.
+
+    Raises: CheckpointError.
+    """
+    if tensor.dtype not in FLOAT_TYPES or tensor.layout is not torch.strided:
+        raise CheckpointError(
+            f"weight '{key}' of '{path}' is not an array of floats", found=f"{tensor.dtype}, {tensor.layout}",
+            expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
+        )  # fmt: skip
+
+
+def owned_float32(tensor: Tensor) -> Tensor:
+    """Copy a weight, so that the file's memory can be let go."""
+    return tensor.detach().to(torch.float32, copy=True).contiguous()
+
+
+def check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises: CheckpointError naming the first weight that has one.
+    """
+    for name, tensor in weights.items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise CheckpointError(
+                f"weight '{name}' of '{path}' is not finite", found=f"NaN or infinity in {bad} of {tensor.numel()}",
+                expected="finite numbers", fix="Use a checkpoint from before the training diverged.",
+            )  # fmt: skip
+
+
+def some(items: Iterable[str]) -> str:
+    """Join the first few of a list for an error line, and count the others."""
+    listed = list(items)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
