@@ -39,6 +39,8 @@ class Architecture:
     marks: tuple[str, ...]  # regular expressions of names; all of them are found among an encoder's
     build: Callable[[Weights, DecoderSpec], Encoder]  # from weights under upstream's names, strictly
     renames: tuple[tuple[str, str], ...] = ()  # of others' layouts to upstream's names, applied in this order
+    unused: tuple[str, ...] = ()  # regular expressions of names that no inference needs
+    size_step: int = 0  # px: it can be built for any multiple; 0: only for the size that its weights have
 
     def has(self, names: Iterable[str]) -> bool:
         """Tell whether names are this architecture's."""
@@ -50,6 +52,33 @@ class Architecture:
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
+
+
+def refused(title: str, problem: str, found: object, expected: str) -> CheckpointError:
+    """Return the error of an encoder that cannot be built."""
+    return CheckpointError(
+        f"the image encoder ({title}) {problem}", found=found, expected=expected,
+        fix="Use the complete checkpoint, or export with --no-encoder.",
+    )  # fmt: skip
+
+
+def shape_of(weights: Weights, name: str, rank: int, title: str) -> tuple[int, ...]:
+    """Return the shape of a weight that sizes are read from.
+
+    Raises: CheckpointError where it is not there, or has another rank.
+    """
+    if name not in weights:
+        raise refused(title, "lacks weights", name, f"the weights of {title}")
+    shape = tuple(weights[name].shape)
+    if len(shape) != rank or 0 in shape:
+        raise refused(title, "has weights of the wrong shape", f"{name} {shape}", f"{rank} axes")
+    return shape
+
+
+def count_of(weights: Weights, stem: str) -> int:
+    """Count numbered parts, up to the last that is there."""
+    found = (re.match(re.escape(stem) + r"\.(\d+)\.", name) for name in weights)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def loaded_strictly(encoder: Encoder, weights: Weights, title: str) -> Encoder:
@@ -71,10 +100,7 @@ def loaded_strictly(encoder: Encoder, weights: Weights, title: str) -> Encoder:
     for problem, names in problems.items():
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            raise CheckpointError(
-                f"the image encoder ({title}) {problem}", found=", ".join(names[:SHOWN]) + more,
-                expected=f"the weights of {title}", fix="Use the complete checkpoint, or export with --no-encoder.",
-            )  # fmt: skip
+            raise refused(title, problem, ", ".join(names[:SHOWN]) + more, f"the weights of {title}")
     encoder.load_state_dict(dict(weights))
     return encoder.eval().requires_grad_(False)
 
