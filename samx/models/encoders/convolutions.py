@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from samx.models.encoders.base import Weights, refused, shape_of
+from samx.models.encoders.base import LayerNorm2d, Weights, refused, shape_of
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -24,12 +24,17 @@ class Weigher:
         """Return a weight's shape. Raises: CheckpointError where there is none of that rank."""
         return shape_of(self.weights, name, rank, self.title)
 
-    def conv(self, name: str, stride: int = 1, groups: int | None = None) -> nn.Conv2d:
+    def conv(self, name: str, stride: int = 1, *, groups: int | None = None, bias: bool = True) -> nn.Conv2d:
         """Return a convolution that keeps the size, but for its stride; depthwise where kernels are of one channel."""
         width, depth, height, _ = self.shape(f"{name}.weight")
         groups = (width if depth == 1 else 1) if groups is None else groups
-        has_bias = f"{name}.bias" in self.weights
-        return nn.Conv2d(depth * groups, width, height, stride, height // 2, groups=groups, bias=has_bias)
+        return nn.Conv2d(depth * groups, width, height, stride, height // 2, groups=groups, bias=bias)
+
+    def neck(self, name: str) -> nn.Sequential:
+        """Return the convolutions and norms that SAM's encoders end with."""
+        width = self.shape(f"{name}.0.weight")[0]
+        first, second = (self.conv(f"{name}.{i}", bias=False) for i in (0, 2))
+        return nn.Sequential(first, LayerNorm2d(width), second, LayerNorm2d(width))
 
 
 class OpList(nn.Module):
@@ -59,6 +64,26 @@ class Bicubic(nn.Module):
         return self.factors.T @ (x @ self.factors)
 
 
+def check_depths(found: tuple[int, ...], known: tuple[tuple[int, ...], ...], title: str) -> None:
+    """Refuse numbers of blocks that no released encoder has: where the last are missing, no name tells.
+
+    Raises: CheckpointError.
+    """
+    if found not in known:
+        raise refused(title, "has another number of blocks", found, " or ".join(map(str, known)))
+
+
+def taken(weights: dict[str, Tensor], name: str, shape: tuple[int, ...], title: str) -> Tensor:
+    """Take a weight out, in float64.
+
+    Raises: CheckpointError where it is not there, or of another shape.
+    """
+    found = shape_of(weights, name, len(shape), title)
+    if found != shape:
+        raise refused(title, "has weights of the wrong shape", f"{name} {found}", str(shape))
+    return weights.pop(name).double()
+
+
 def without_batch_norms(
     weights: Weights, title: str, *, conv: str = "c", norm: str = "bn", folded: str = "", eps: float = 1e-5
 ) -> dict[str, Tensor]:
@@ -66,33 +91,22 @@ def without_batch_norms(
 
     Raises: CheckpointError where a norm is not whole, or not its convolution's.
     """
-    rest = dict(weights)
-    mean = f".{norm}.{BATCH_NORM[2]}"
+    rest, mean = dict(weights), f".{norm}.running_mean"
     for layer in [name.removesuffix(mean) for name in weights if name.endswith(mean)]:
         if f"{layer}.{conv}.weight" in rest:
-            weight = rest.pop(f"{layer}.{conv}.weight")
-            scale, shift = scale_and_shift(rest, f"{layer}.{norm}", len(weight), eps, title)
-            whole = f"{layer}.{folded}" if folded else layer
-            rest[f"{whole}.weight"], rest[f"{whole}.bias"] = scaled(weight, scale), shift.float()
+            fold_batch_norm(rest, f"{layer}.{conv}", f"{layer}.{norm}", f"{layer}.{folded}".rstrip("."), eps, title)
     return rest
 
 
-def scale_and_shift(
-    weights: dict[str, Tensor], norm: str, channels: int, eps: float, title: str
-) -> tuple[Tensor, Tensor]:
-    """Take a batch norm out of weights, and return it as factors and summands, in float64.
+def fold_batch_norm(weights: dict[str, Tensor], conv: str, norm: str, folded: str, eps: float, title: str) -> None:
+    """Put one convolution, under a name of its own, in the place of a convolution and the batch norm after it.
 
-    Raises: CheckpointError where it is not whole, or of other channels.
+    Raises: CheckpointError where one is not whole, or of other channels than the other.
     """
-    for part in BATCH_NORM:
-        if shape_of(weights, f"{norm}.{part}", 1, title) != (channels,):
-            found = f"{norm}.{part} {tuple(weights[f'{norm}.{part}'].shape)}"
-            raise refused(title, "has weights of the wrong shape", found, f"{channels} channels")
-    gain, bias, mean, variance = (weights.pop(f"{norm}.{part}").double() for part in BATCH_NORM)
+    weight = weights.pop(f"{conv}.weight").double()
+    channels = weight.shape[:1]
+    bias = taken(weights, f"{conv}.bias", channels, title) if f"{conv}.bias" in weights else 0.0
+    gain, summand, mean, variance = (taken(weights, f"{norm}.{part}", channels, title) for part in BATCH_NORM)
     scale = gain / (variance + eps).sqrt()
-    return scale, bias - mean * scale
-
-
-def scaled(weight: Tensor, scale: Tensor) -> Tensor:
-    """Multiply each output channel of a convolution by its factor, rounding once."""
-    return (weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))).float()
+    weights[f"{folded}.weight"] = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).float()
+    weights[f"{folded}.bias"] = ((bias - mean) * scale + summand).float()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly, refused
-from samx.models.encoders.convolutions import Weigher
+from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly
+from samx.models.encoders.convolutions import Weigher, check_depths
 from samx.models.encoders.repvit import UNUSED, SqueezeExcite, fused
 from samx.models.spec import DecoderSpec
 
@@ -84,54 +84,97 @@ class Stem(nn.Module):
         return self.conv2(F.gelu(self.conv1(x)))
 
 
+class Body(nn.Module):
+    """The stem and four stages, under timm's names."""
+
+    def __init__(self, of: Weigher, depths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem = Stem(of, f"{BODY}.stem")
+        for i, depth in enumerate(depths):
+            self.add_module(f"stages_{i}", Stage(of, f"{BODY}.stages_{i}", depth, is_first=i == 0))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return every stage's output. Shapes: (B, 3, S, S) -> (B, C, S / 4, S / 4), (B, C', S / 8, S / 8), ..."""
+        stem, *stages = self.children()
+        x, levels = stem(x), []
+        for stage in stages:
+            x = stage(x)
+            levels.append(x)
+        return levels
+
+
+class Trunk(nn.Module):
+    """The trunk, under the name that it has."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.body = body
+
+
+class Lateral(nn.Module):
+    """The convolution between a stage and the pyramid, under the name that it has."""
+
+    def __init__(self, of: Weigher, name: str) -> None:
+        super().__init__()
+        self.conv = of.conv(f"{name}.conv")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) -> (B, C', H, W)."""
+        return self.conv(x)
+
+
+class Neck(nn.Module):
+    """The pyramid; nothing reaches its two finer levels from above."""
+
+    def __init__(self, of: Weigher) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(Lateral(of, f"neck.convs.{i}") for i in range(STAGES))
+
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes: (B, C, h, h), the finest first -> (B, 256, S / 16, S / 16) and the two finer ones, finest first."""
+        above, tokens, coarse, fine = (conv(x) for conv, x in zip(self.convs, reversed(levels), strict=True))
+        return tokens + F.interpolate(above, scale_factor=2.0, mode="nearest"), fine, coarse
+
+
 class EdgeTAM(Encoder):
-    """The encoder, as its weights have it."""
+    """The encoder, as its weights have it, with what SAM 2 does to its features before they are decoded."""
 
     def __init__(self, of: Weigher, spec: DecoderSpec, depths: tuple[int, ...]) -> None:
         super().__init__()
         self.picture_px = spec.image_size
-        stages = [Stage(of, f"{BODY}.stages_{i}", depth, is_first=i == 0) for i, depth in enumerate(depths)]
-        named = {f"stages_{i}": stage for i, stage in enumerate(stages)}
-        self.trunk = nn.ModuleDict({"body": nn.ModuleDict({"stem": Stem(of, f"{BODY}.stem"), **named})})
-        laterals = [nn.ModuleDict({"conv": of.conv(f"neck.convs.{i}.conv")}) for i in range(STAGES)]
-        self.neck = nn.ModuleDict({"convs": nn.ModuleList(laterals)})
+        self.trunk, self.neck = Trunk(Body(of, depths)), Neck(of)
         self.conv_s0, self.conv_s1 = of.conv("conv_s0"), of.conv("conv_s1")
         self.no_mem_embed = nn.Parameter(torch.zeros(of.shape("no_mem_embed", 3)))
 
     @torch.no_grad()
     def fold(self) -> None:
         """Multiply convolutions that follow each other, and add what is always added to a bias."""
-        fine, coarse, tokens, _ = self.laterals()
-        self.neck["convs"][3]["conv"], self.conv_s0 = composed(fine, self.conv_s0), nn.Identity()
-        self.neck["convs"][2]["conv"], self.conv_s1 = composed(coarse, self.conv_s1), nn.Identity()
-        tokens.bias.add_(self.no_mem_embed.flatten())
-        self.no_mem_embed.zero_()
-
-    def laterals(self) -> list[nn.Conv2d]:
-        """Return the pyramid's convolutions, the finest first."""
-        return [lateral["conv"] for lateral in reversed(self.neck["convs"])]
+        _, tokens, coarse, fine = (lateral for lateral in self.neck.convs if isinstance(lateral, Lateral))
+        fine.conv, coarse.conv = composed(fine.conv, self.conv_s0), composed(coarse.conv, self.conv_s1)
+        bias_of(tokens.conv).add_(self.no_mem_embed.flatten())
+        del self.conv_s0, self.conv_s1, self.no_mem_embed
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Encode pictures; nothing reaches the two finer levels from above. fold() has been called.
+        """Encode pictures, after fold().
 
         Shapes: (B, 3, S, S) -> (B, 256, S / 16, S / 16), (B, 32, S / 4, S / 4), (B, 64, S / 8, S / 8).
         """
-        body = self.trunk["body"]
-        levels, x = [], body["stem"](pixels)
-        for i in range(STAGES):
-            x = body[f"stages_{i}"](x)
-            levels.append(x)
-        fine, coarse, tokens, above = (lateral(x) for lateral, x in zip(self.laterals(), levels, strict=True))
-        return tokens + F.interpolate(above, scale_factor=2.0, mode="nearest"), fine, coarse
+        return self.neck(self.trunk.body(pixels))
 
 
 def composed(first: nn.Conv2d, second: nn.Conv2d) -> nn.Conv2d:
     """Return one convolution for two of 1 x 1 pixel that follow each other."""
-    weight, bias = (parameter.double() for parameter in (second.weight[:, :, 0, 0], first.bias))
-    both = nn.Conv2d(first.in_channels, second.out_channels, 1)
-    both.weight.copy_((weight @ first.weight[:, :, 0, 0].double())[:, :, None, None])
-    both.bias.copy_(weight @ bias + second.bias)
-    return both.requires_grad_(False)
+    both = nn.Conv2d(first.in_channels, second.out_channels, 1).requires_grad_(False)
+    factors = second.weight[:, :, 0, 0].double()
+    both.weight.copy_((factors @ first.weight[:, :, 0, 0].double())[:, :, None, None])
+    bias_of(both).copy_(factors @ bias_of(first).double() + bias_of(second))
+    return both
+
+
+def bias_of(conv: nn.Conv2d) -> Tensor:
+    """Return the bias of a convolution that has one."""
+    assert conv.bias is not None
+    return conv.bias
 
 
 def build(weights: Weights, spec: DecoderSpec) -> Encoder:
@@ -140,8 +183,7 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     Raises: CheckpointError for another number of blocks, and where weights are missing, left over or of other shapes.
     """
     depths = tuple(count_of(weights, f"{BODY}.stages_{i}.blocks") for i in range(STAGES))
-    if depths not in DEPTHS:
-        raise refused(TITLE, "has another number of blocks", depths, " or ".join(map(str, DEPTHS)))
+    check_depths(depths, DEPTHS, TITLE)
     weights = fused(weights, TITLE)
     encoder = EdgeTAM(Weigher(weights, TITLE), spec, depths)
     loaded_strictly(encoder, weights, TITLE)

@@ -12,13 +12,14 @@ import re
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samx.models.encoders.base import Architecture, Encoder, LayerNorm2d, Weights, count_of, loaded_strictly, refused, shape_of
+from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly, shape_of
 from samx.models.encoders.convolutions import (
     Bicubic,
     OpList,
     Weigher,
-    scale_and_shift,
-    scaled,
+    check_depths,
+    fold_batch_norm,
+    taken,
     without_batch_norms,
 )
 from samx.models.spec import DecoderSpec
@@ -28,6 +29,7 @@ TITLE = "RepViT"
 DEPTHS = ((3, 4, 16, 3), (3, 4, 14, 3), (5, 6, 20, 3), (7, 8, 36, 3))
 NORM_EPS = 1e-5
 UNUSED = (r"\.num_batches_tracked$",)
+BRANCHES = (("conv", 3), ("conv1", 1))  # with the side of their kernels
 BRANCH = re.compile(r"\.token_mixer(?:\.0)?\.conv1\.weight$")
 
 
@@ -75,7 +77,7 @@ class Block(nn.Module):
         return self.channel_mixer(self.token_mixer(x))
 
 
-def stage_starts(weights: Weights, title: str) -> list[int]:
+def stage_starts(weights: Weights) -> list[int]:
     """Return where stages start among the features; all but the first start with a block that goes on to a new width.
 
     Raises: CheckpointError for another number of blocks.
@@ -83,8 +85,7 @@ def stage_starts(weights: Weights, title: str) -> list[int]:
     count = count_of(weights, "features")
     starts = [1, *(i for i in range(1, count) if f"features.{i}.token_mixer.2.weight" in weights)]
     depths = tuple(end - start for start, end in zip(starts, (*starts[1:], count), strict=True))
-    if depths not in DEPTHS:
-        raise refused(title, "has another number of blocks", depths, " or ".join(map(str, DEPTHS)))
+    check_depths(depths, DEPTHS, TITLE)
     return starts
 
 
@@ -102,17 +103,12 @@ def fused(weights: Weights, title: str) -> dict[str, Tensor]:
 def _fuse_branches(weights: dict[str, Tensor], name: str, title: str) -> None:
     """Add a kernel, a factor for each channel and the input itself; where a batch norm follows, fold that in too."""
     width = shape_of(weights, f"{name}.conv.weight", 4, title)[0]
-    parts = {"conv.weight": (width, 1, 3, 3), "conv.bias": (width,), "conv1.weight": (width, 1, 1, 1)}
-    for part, shape in {**parts, "conv1.bias": (width,)}.items():
-        found = shape_of(weights, f"{name}.{part}", len(shape), title)
-        if found != shape:
-            raise refused(title, "has weights of the wrong shape", f"{name}.{part} {found}", str(shape))
-    kernel, bias, factor, summand = (weights.pop(f"{name}.{part}") for part in (*parts, "conv1.bias"))
-    kernel, bias = kernel + F.pad(factor + 1, (1, 1, 1, 1)), bias + summand
-    if f"{name}.bn.weight" in weights:
-        scale, shift = scale_and_shift(weights, f"{name}.bn", width, NORM_EPS, title)
-        kernel, bias = scaled(kernel, scale), (scale * bias + shift).float()
-    weights[f"{name}.weight"], weights[f"{name}.bias"] = kernel, bias
+    kernel, factor = (taken(weights, f"{name}.{part}.weight", (width, 1, side, side), title) for part, side in BRANCHES)
+    bias, summand = (taken(weights, f"{name}.{part}.bias", (width,), title) for part, _ in BRANCHES)
+    weights[f"{name}.weight"] = (kernel + F.pad(factor + 1, (1, 1, 1, 1))).float()
+    weights[f"{name}.bias"] = (bias + summand).float()
+    if f"{name}.bn.running_mean" in weights:
+        fold_batch_norm(weights, name, f"{name}.bn", name, NORM_EPS, title)
 
 
 class RepViT(Encoder):
@@ -128,10 +124,10 @@ class RepViT(Encoder):
         self.features = nn.ModuleList((stem, *blocks))
         self.last_stage = starts[-1]
         if self.joins:
-            self.fuse_stage2 = of.conv("fuse_stage2")
-            self.fuse_stage3 = OpList(of.conv("fuse_stage3.op_list.0"), Bicubic(spec.grid // 2, spec.grid))
-        width = of.shape("neck.0.weight")[0]
-        self.neck = nn.Sequential(of.conv("neck.0"), LayerNorm2d(width), of.conv("neck.2"), LayerNorm2d(width))
+            self.fuse_stage2 = of.conv("fuse_stage2", bias=False)
+            halved = of.conv("fuse_stage3.op_list.0", bias=False)
+            self.fuse_stage3 = OpList(halved, Bicubic(spec.grid // 2, spec.grid))
+        self.neck = of.neck("neck")
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Encode pictures. Shapes: (B, 3, S, S) -> (B, 256, S / 16, S / 16)."""
@@ -148,7 +144,7 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     Raises: CheckpointError for another number of blocks, and where weights are missing, left over or of other shapes.
     """
     weights = fused(weights, TITLE)
-    encoder = RepViT(Weigher(weights, TITLE), spec, stage_starts(weights, TITLE))
+    encoder = RepViT(Weigher(weights, TITLE), spec, stage_starts(weights))
     return loaded_strictly(encoder, weights, TITLE)
 
 

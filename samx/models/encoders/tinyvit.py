@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from samx.models.encoders.base import (
     Architecture,
     Encoder,
-    LayerNorm2d,
     Weights,
     count_of,
     loaded_strictly,
     refused,
 )
-from samx.models.encoders.convolutions import Weigher, without_batch_norms
+from samx.models.encoders.convolutions import Weigher, check_depths, without_batch_norms
 from samx.models.spec import DecoderSpec
 
 TITLE = "TinyViT"
@@ -53,6 +52,8 @@ class PatchMerging(nn.Module):
 
 class Attention(nn.Module):
     """Attend within windows, with a learned bias for each distance. Computes nothing before fold()."""
+
+    table: Tensor  # of biases by pair of tokens
 
     def __init__(self, of: Weigher, name: str) -> None:
         super().__init__()
@@ -138,14 +139,28 @@ class Block(nn.Module):
 class Layer(nn.Module):
     """Blocks of one width, and the way to the next."""
 
-    def __init__(self, of: Weigher, name: str, depth: int, stride: int | None, block: type[Block] | type[MBConv]):
+    def __init__(self, of: Weigher, name: str, depth: int, stride: int | None) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(block(of, f"{name}.blocks.{i}") for i in range(depth)))
+        attends = f"{name}.blocks.0.attn.qkv.weight" in of.weights
+        names = (f"{name}.blocks.{i}" for i in range(depth))
+        self.blocks = nn.Sequential(*((Block if attends else MBConv)(of, block) for block in names))
         self.downsample = nn.Identity() if stride is None else PatchMerging(of, f"{name}.downsample", stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) -> (B, C', H', W')."""
         return self.downsample(self.blocks(x))
+
+
+class PatchEmbed(nn.Module):
+    """The stem."""
+
+    def __init__(self, of: Weigher, name: str, stride: int) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(of.conv(f"{name}.seq.0", stride), nn.GELU(), of.conv(f"{name}.seq.2", stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (B, 3, S, S) -> (B, C, S / 4, S / 4), or S where it has no strides."""
+        return self.seq(x)
 
 
 class TinyViT(Encoder):
@@ -155,17 +170,14 @@ class TinyViT(Encoder):
         super().__init__()
         self.picture_px = spec.image_size
         stem = 2 if of.shape("patch_embed.seq.0.weight")[-1] > 1 else 1
-        first, second = (of.conv(f"patch_embed.seq.{i}", stem) for i in (0, 2))
-        self.patch_embed = nn.Module()
-        self.patch_embed.seq = nn.Sequential(first, nn.GELU(), second)
-        stages = enumerate(zip(depths, (*MERGE_STRIDES, None), (MBConv, Block, Block, Block), strict=True))
-        self.layers = nn.Sequential(*(Layer(of, f"layers.{i}", *stage) for i, stage in stages))
-        width = of.shape("neck.0.weight")[0]
-        self.neck = nn.Sequential(of.conv("neck.0"), LayerNorm2d(width), of.conv("neck.2"), LayerNorm2d(width))
+        self.patch_embed = PatchEmbed(of, "patch_embed", stem)
+        stages = enumerate(zip(depths, (*MERGE_STRIDES, None), strict=True))
+        self.layers = nn.Sequential(*(Layer(of, f"layers.{i}", depth, stride) for i, (depth, stride) in stages))
+        self.neck = of.neck("neck")
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Encode pictures. Shapes: (B, 3, S, S) -> (B, 256, S / 16, S / 16), or S / 4 where the stem has no strides."""
-        return (self.neck(self.layers(self.patch_embed.seq(pixels))),)
+        return (self.neck(self.layers(self.patch_embed(pixels))),)
 
 
 def build(weights: Weights, spec: DecoderSpec) -> TinyViT:
@@ -174,8 +186,7 @@ def build(weights: Weights, spec: DecoderSpec) -> TinyViT:
     Raises: CheckpointError for another number of blocks, and where weights are missing, left over or of other shapes.
     """
     depths = tuple(count_of(weights, f"layers.{i}.blocks") for i in range(count_of(weights, "layers")))
-    if depths not in DEPTHS:
-        raise refused(TITLE, "has another number of blocks", depths, " or ".join(map(str, DEPTHS)))
+    check_depths(depths, DEPTHS, TITLE)
     weights = without_batch_norms(weights, TITLE)
     encoder = TinyViT(Weigher(weights, TITLE), spec, depths)
     loaded_strictly(encoder, weights, TITLE)
