@@ -70,7 +70,7 @@ class Norm2d(nn.LayerNorm):
         return normed * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def neck(width: int, out: int = 32) -> nn.Sequential:
+def neck(width: int, out: int) -> nn.Sequential:
     convolutions = nn.Conv2d(width, out, 1, bias=False), nn.Conv2d(out, out, 3, padding=1, bias=False)
     return nn.Sequential(convolutions[0], Norm2d(out, 1e-6), convolutions[1], Norm2d(out, 1e-6))
 
@@ -86,18 +86,18 @@ class Piped(nn.Module):
         return (self.neck(self.trunk.forward_features(pixels)),)
 
 
-TINY_VIT = {"embed_dims": (16, 32, 48, 64), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 3, 4)}
+TINY_VIT = {"embed_dims": (16, 32, 64, 96), "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 3)}
 TINY_VIT_5M = {"embed_dims": (64, 128, 160, 320), "depths": (2, 2, 6, 2), "num_heads": (2, 4, 5, 10)}
 
 
-def tiny_vit_case(sizes: Mapping[str, Any], spec: DecoderSpec, *, strides: bool = True) -> Case:
+def tiny_vit_case(sizes: Mapping[str, Any], spec: DecoderSpec, *, strides: bool = True, out: int = 32) -> Case:
     """MobileSAM's, whose last merge keeps the size; without strides LiteMedSAM's."""
     trunk = tiny_vit.TinyVit(num_classes=0, window_sizes=(7, 7, 14, 7), drop_path_rate=0.0, **sizes)
     trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
     if not strides:
         for layer in (trunk.patch_embed.conv1, trunk.patch_embed.conv2):
             layer.conv = nn.Conv2d(layer.conv.in_channels, layer.conv.out_channels, 1, bias=False)
-    reference = Piped(trunk, neck(sizes["embed_dims"][-1]))
+    reference = Piped(trunk, neck(sizes["embed_dims"][-1], out))
     randomize(reference)
     names = {name: _tiny_vit_name(name) for name in reference.state_dict()}
     weights = {names[name]: weight for name, weight in reference.state_dict().items() if ".head." not in name}
@@ -114,7 +114,7 @@ def _tiny_vit_name(name: str) -> str:
 class EdgeSam(nn.Module):
     """timm's trunk, and the joining of its last two stages."""
 
-    def __init__(self, trunk: Any, widths: tuple[int, ...], out: int = 32) -> None:
+    def __init__(self, trunk: Any, widths: tuple[int, ...], out: int) -> None:
         super().__init__()
         self.trunk, self.neck = trunk, neck(out, out)
         self.fuse_stage2 = nn.Conv2d(widths[2], out, 1, bias=False)
@@ -137,13 +137,15 @@ REP_VIT = {"embed_dim": (16, 24, 32, 40), "depth": (2, 1, 3, 1)}
 REP_VIT_M1 = {"embed_dim": (48, 96, 192, 384), "depth": (2, 2, 14, 2)}
 
 
-def rep_vit_case(sizes: Mapping[str, Any], spec: DecoderSpec, *, joins: bool, fuses: bool = False) -> Case:
+def rep_vit_case(
+    sizes: Mapping[str, Any], spec: DecoderSpec, *, joins: bool, fuses: bool = False, out: int = 32
+) -> Case:
     """EdgeSAM's where it joins its stages, else RepViT-SAM's, whose branches have a batch norm after them."""
     trunk = timm_repvit.RepVit(num_classes=0, legacy=joins, **sizes)
     if not joins:
         trunk.stages[3].downsample.spatial_downsample.c.stride = (1, 1)
     widths = sizes["embed_dim"]
-    reference = EdgeSam(trunk, widths) if joins else Piped(trunk, neck(widths[-1]))
+    reference = EdgeSam(trunk, widths, out) if joins else Piped(trunk, neck(widths[-1], out))
     randomize(reference)
     if fuses:
         trunk.fuse()
@@ -266,15 +268,15 @@ class EfficientVitSam(nn.Module):
 
 
 LARGE: Mapping[str, Any] = {
-    "blocks": ("res", "fmb", "fmb", "mb", "att"), "expands": (1, 4, 4, 4, 6), "fewer": (False, False, False, True, True),
-    "neck": 1,
+    "blocks": ("res", "fmb", "fmb", "mb", "att"), "expands": (1, 4, 4, 4, 6),
+    "fewer": (False, False, False, True, True), "neck": 1,
 }  # fmt: skip
 XLARGE: Mapping[str, Any] = {
     "blocks": ("res", "fmb", "fmb", "fmb", "att@3", "att@3"), "expands": (1, 4, 4, 4, 4, 6),
     "fewer": (False, False, False, False, True, True), "neck": 4,
 }  # fmt: skip
-SMALL_LARGE = {**LARGE, "widths": (8, 8, 16, 16, 32), "depths": (1, 1, 0, 1, 2, 1), "head": 8, "out": 16}
-SMALL_XLARGE = {**XLARGE, "widths": (8, 8, 8, 16, 16, 32), "depths": (0, 1, 0, 1, 1, 1, 2), "head": 8, "out": 16}
+SMALL_LARGE = {**LARGE, "widths": (8, 8, 16, 16, 32), "depths": (1, 1, 0, 1, 2, 1), "head": 8, "out": 32}
+SMALL_XLARGE = {**XLARGE, "widths": (8, 8, 8, 16, 16, 32), "depths": (0, 1, 0, 1, 1, 1, 2), "head": 8, "out": 32}
 L0 = {**LARGE, "widths": (32, 64, 128, 256, 512), "depths": (1, 1, 1, 4, 4, 4), "head": 32, "out": 256}
 L2 = {**L0, "depths": (1, 2, 2, 8, 8, 12)}
 XL0 = {**XLARGE, "widths": (32, 64, 128, 256, 512, 1024), "depths": (0, 1, 1, 2, 3, 3, 6), "head": 32, "out": 256}
@@ -303,7 +305,9 @@ class EdgeTam(nn.Module):
         self.trunk = nn.Module()
         self.trunk.body = timm.create_model("repvit_m1", features_only=True, out_indices=(0, 1, 2, 3), **trunk)
         position = encoding.PositionEmbeddingSine(out, normalize=True)
-        self.neck = encoder.FpnNeck(position, out, list(widths[::-1]), fpn_top_down_levels=[2, 3], fpn_interp_model="nearest")
+        self.neck = encoder.FpnNeck(
+            position, out, list(widths[::-1]), fpn_top_down_levels=[2, 3], fpn_interp_model="nearest"
+        )
         self.conv_s0, self.conv_s1 = nn.Conv2d(out, out // 8, 1), nn.Conv2d(out, out // 4, 1)
         self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, out))
 
@@ -312,7 +316,7 @@ class EdgeTam(nn.Module):
         return tokens + self.no_mem_embed.reshape(1, -1, 1, 1), self.conv_s0(fine), self.conv_s1(coarse)
 
 
-EDGE_TAM = {**REP_VIT, "out": 32}
+EDGE_TAM = {**REP_VIT, "out": 256}
 EDGE_TAM_M1 = {**REP_VIT_M1, "out": 256}
 
 
@@ -323,15 +327,15 @@ def edge_tam_case(sizes: Mapping[str, Any], spec: DecoderSpec) -> Case:
     return Case(edgetam, reference, used(edgetam, reference.state_dict()), sizes["depth"], spec)
 
 
-SPEC = sam1_spec(image_size=SIZE_PX)
+SPEC = sam1_spec(image_size=SIZE_PX, width=32)
 CASES: Mapping[str, Callable[[], Case]] = {
     "MobileSAM": lambda: tiny_vit_case(TINY_VIT, SPEC),
-    "LiteMedSAM": lambda: tiny_vit_case(TINY_VIT, sam1_spec(image_size=64, patch_px=4), strides=False),
+    "LiteMedSAM": lambda: tiny_vit_case(TINY_VIT, sam1_spec(image_size=64, patch_px=4, width=32), strides=False),
     "EdgeSAM": lambda: rep_vit_case(REP_VIT, SPEC, joins=True),
     "EdgeSAM, fused": lambda: rep_vit_case(REP_VIT, SPEC, joins=True, fuses=True),
     "RepViT-SAM": lambda: rep_vit_case(REP_VIT, SPEC, joins=False),
     "RepViT-SAM, fused": lambda: rep_vit_case(REP_VIT, SPEC, joins=False, fuses=True),
-    "EfficientViT-SAM L": lambda: efficient_vit_case(SMALL_LARGE, sam1_spec(image_size=256)),
+    "EfficientViT-SAM L": lambda: efficient_vit_case(SMALL_LARGE, sam1_spec(image_size=256, width=32)),
     "EfficientViT-SAM XL": lambda: efficient_vit_case(SMALL_XLARGE, SPEC),
     "EdgeTAM": lambda: edge_tam_case(EDGE_TAM, sam2_spec(image_size=SIZE_PX)),
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from samx.models.encoders.base import LayerNorm2d, Weights, refused, shape_of
+from samx.models.encoders.base import Encoder, LayerNorm2d, Weights, refused, shape_of
+from samx.models.spec import DecoderSpec
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -25,16 +26,20 @@ class Weigher:
         return shape_of(self.weights, name, rank, self.title)
 
     def conv(self, name: str, stride: int = 1, *, groups: int | None = None, bias: bool = True) -> nn.Conv2d:
-        """Return a convolution that keeps the size, but for its stride; depthwise where kernels are of one channel."""
+        """Return a convolution that keeps the size, but for its stride; depthwise where kernels are of one channel.
+
+        Raises: CheckpointError where its channels are no whole number a group.
+        """
         width, depth, height, _ = self.shape(f"{name}.weight")
         groups = (width if depth == 1 else 1) if groups is None else groups
+        if width % groups:
+            raise refused(self.title, "has weights of the wrong shape", f"{name} {width}", f"a multiple of {groups}")
         return nn.Conv2d(depth * groups, width, height, stride, height // 2, groups=groups, bias=bias)
 
     def neck(self, name: str) -> nn.Sequential:
         """Return the convolutions and norms that SAM's encoders end with."""
-        width = self.shape(f"{name}.0.weight")[0]
         first, second = (self.conv(f"{name}.{i}", bias=False) for i in (0, 2))
-        return nn.Sequential(first, LayerNorm2d(width), second, LayerNorm2d(width))
+        return nn.Sequential(first, LayerNorm2d(first.out_channels), second, LayerNorm2d(second.out_channels))
 
 
 class OpList(nn.Module):
@@ -71,6 +76,22 @@ def check_depths(found: tuple[int, ...], known: tuple[tuple[int, ...], ...], tit
     """
     if found not in known:
         raise refused(title, "has another number of blocks", found, " or ".join(map(str, known)))
+
+
+def check_shapes(encoder: Encoder, spec: DecoderSpec, title: str) -> None:
+    """Compute the shapes of an encoder's outputs, and nothing else.
+
+    Raises: CheckpointError where weights do not fit each other, or give other image inputs than the decoder takes.
+    """
+    pixels = torch.empty(1, 3, encoder.picture_px, encoder.picture_px, device="meta")
+    state = {name: tensor.to("meta") for name, tensor in (*encoder.named_parameters(), *encoder.named_buffers())}
+    try:
+        found = [tuple(x.shape) for x in torch.func.functional_call(encoder, state, (pixels,))]
+    except RuntimeError as error:
+        raise refused(title, "has weights that do not fit each other", error, f"the weights of {title}") from None
+    expected = [tensor.shape for tensor in spec.image_inputs]
+    if found != expected:
+        raise refused(title, "computes image inputs of other shapes", found, str(expected))
 
 
 def taken(weights: dict[str, Tensor], name: str, shape: tuple[int, ...], title: str) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly
-from samx.models.encoders.convolutions import Weigher, check_depths
+from samx.models.encoders.convolutions import Weigher, check_depths, check_shapes
 from samx.models.encoders.repvit import UNUSED, SqueezeExcite, fused
-from samx.models.spec import DecoderSpec
+from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec
 
 TITLE = "EdgeTAM"
 DEPTHS = ((2, 2, 14, 2),)  # blocks of each stage, those of its beginning not counted
@@ -114,9 +114,9 @@ class Trunk(nn.Module):
 class Lateral(nn.Module):
     """The convolution between a stage and the pyramid, under the name that it has."""
 
-    def __init__(self, of: Weigher, name: str) -> None:
+    def __init__(self, of: Weigher, name: str, width: int) -> None:
         super().__init__()
-        self.conv = of.conv(f"{name}.conv")
+        self.conv = nn.Conv2d(of.shape(f"{name}.conv.weight")[1], width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) -> (B, C', H, W)."""
@@ -126,9 +126,9 @@ class Lateral(nn.Module):
 class Neck(nn.Module):
     """The pyramid; nothing reaches its two finer levels from above."""
 
-    def __init__(self, of: Weigher) -> None:
+    def __init__(self, of: Weigher, width: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(Lateral(of, f"neck.convs.{i}") for i in range(STAGES))
+        self.convs = nn.ModuleList(Lateral(of, f"neck.convs.{i}", width) for i in range(STAGES))
 
     def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes: (B, C, h, h), the finest first -> (B, 256, S / 16, S / 16) and the two finer ones, finest first."""
@@ -142,9 +142,9 @@ class EdgeTAM(Encoder):
     def __init__(self, of: Weigher, spec: DecoderSpec, depths: tuple[int, ...]) -> None:
         super().__init__()
         self.picture_px = spec.image_size
-        self.trunk, self.neck = Trunk(Body(of, depths)), Neck(of)
-        self.conv_s0, self.conv_s1 = of.conv("conv_s0"), of.conv("conv_s1")
-        self.no_mem_embed = nn.Parameter(torch.zeros(of.shape("no_mem_embed", 3)))
+        self.trunk, self.neck = Trunk(Body(of, depths)), Neck(of, spec.width)
+        self.conv_s0, self.conv_s1 = (nn.Conv2d(spec.width, channels, 1) for channels in HIGH_RES_CHANNELS)
+        self.no_mem_embed = nn.Parameter(torch.zeros(1, 1, spec.width))
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -188,6 +188,7 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     encoder = EdgeTAM(Weigher(weights, TITLE), spec, depths)
     loaded_strictly(encoder, weights, TITLE)
     encoder.fold()
+    check_shapes(encoder, spec, TITLE)
     return encoder
 
 
@@ -199,7 +200,6 @@ ENCODER = Architecture(
     renames=(
         (r"^backbone\.timm_model\.", f"{BODY}."),
         (r"^neck\.convs\.(\d+)\.(weight|bias)$", r"neck.convs.\1.conv.\2"),
-        (r"^no_memory_embedding$", "no_mem_embed"),
     ),
     unused=UNUSED,
     size_step=32,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.encoders.base import Architecture, Encoder, LayerNorm2d, Weights, count_of, loaded_strictly, refused
-from samx.models.encoders.convolutions import Bicubic, OpList, Weigher, check_depths, without_batch_norms
+from samx.models.encoders.convolutions import Bicubic, OpList, Weigher, check_depths, check_shapes, without_batch_norms
 from samx.models.spec import DecoderSpec
 
 TITLE = "EfficientViT-SAM"
@@ -189,7 +189,9 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     check_depths(depths, DEPTHS, TITLE)
     weights = without_batch_norms(weights, TITLE, conv="conv", norm="norm", folded="conv", eps=NORM_EPS)
     encoder = EfficientViT(Weigher(weights, TITLE), spec, depths)
-    return loaded_strictly(encoder, weights, TITLE)
+    loaded_strictly(encoder, weights, TITLE)
+    check_shapes(encoder, spec, TITLE)
+    return encoder
 
 
 ENCODER = Architecture(

@@ -18,6 +18,7 @@ from samx.models.encoders.convolutions import (
     OpList,
     Weigher,
     check_depths,
+    check_shapes,
     fold_batch_norm,
     taken,
     without_batch_norms,
@@ -145,7 +146,9 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     """
     weights = fused(weights, TITLE)
     encoder = RepViT(Weigher(weights, TITLE), spec, stage_starts(weights))
-    return loaded_strictly(encoder, weights, TITLE)
+    loaded_strictly(encoder, weights, TITLE)
+    check_shapes(encoder, spec, TITLE)
+    return encoder
 
 
 ENCODER = Architecture(

@@ -17,11 +17,12 @@ from samx.models.encoders.base import (
     loaded_strictly,
     refused,
 )
-from samx.models.encoders.convolutions import Weigher, check_depths, without_batch_norms
+from samx.models.encoders.convolutions import Weigher, check_depths, check_shapes, without_batch_norms
 from samx.models.spec import DecoderSpec
 
 TITLE = "TinyViT"
 DEPTHS = ((2, 2, 6, 2),)  # blocks of each layer, of all released ones
+HEAD_WIDTH = 32
 MERGE_STRIDES = (2, 2, 1)  # after each layer but the last
 
 
@@ -60,9 +61,10 @@ class Attention(nn.Module):
         width, _ = of.shape(f"{name}.proj.weight", 2)
         self.heads, distances = of.shape(f"{name}.attention_biases", 2)
         self.window = round(distances**0.5)
-        if self.window**2 != distances or width % self.heads:
-            found = f"{name}.attention_biases {(self.heads, distances)}, width {width}"
-            raise refused(TITLE, "has windows or heads of no size", found, "a square, and a divisor of the width")
+        if (self.heads * HEAD_WIDTH, self.window**2) != (width, distances):
+            found = f"{name}.attention_biases {(self.heads, distances)}"
+            expected = f"{width // HEAD_WIDTH} heads of {HEAD_WIDTH} channels, and a square"
+            raise refused(TITLE, "has other heads or windows", found, expected)
         self.norm = nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.attention_biases = nn.Parameter(torch.zeros(self.heads, distances))
@@ -80,7 +82,7 @@ class Attention(nn.Module):
         padding, bias = (shift + asked).reshape(parts), -shift.reshape(parts)
         bias[:, 0] = asked.reshape(parts)[:, 0]
         factors = torch.ones(3, 1, dtype=torch.float64)
-        factors[0] = (len(self.proj.bias) / self.heads) ** -0.5
+        factors[0] = HEAD_WIDTH**-0.5
         self.proj.bias.copy_(self.proj.bias + self.proj.weight.double() @ padding[:, 2].flatten())
         self.qkv.bias.copy_((bias * factors).flatten())
         self.qkv.weight.copy_((weight.reshape(*parts, len(self.proj.bias)) * factors[..., None]).reshape(weight.shape))
@@ -93,7 +95,7 @@ class Attention(nn.Module):
         qkv = F.pad(self.qkv(self.norm(x)), (0, 0, 0, right, 0, down))
         across = (width + right) // side
         qkv = qkv.reshape(-1, side, across, side * 3 * channels).transpose(1, 2)
-        qkv = qkv.reshape(-1, side * side, self.heads, 3 * channels // self.heads).transpose(1, 2)
+        qkv = qkv.reshape(-1, side * side, self.heads, 3 * HEAD_WIDTH).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)
         mixed = (q @ k.transpose(-1, -2) + self.table).softmax(-1) @ v
         rows = mixed.transpose(1, 2).reshape(-1, across, side, side * channels).transpose(1, 2)
@@ -193,6 +195,7 @@ def build(weights: Weights, spec: DecoderSpec) -> TinyViT:
     for module in encoder.modules():
         if isinstance(module, Attention):
             module.fold()
+    check_shapes(encoder, spec, TITLE)
     return encoder
 
 
