@@ -73,6 +73,7 @@ HEAVY_MODULES = (
     "samx.runtimes.mil.evaluate",
     "samx.runtimes.mil.operations",
     "samx.models.checkpoint",
+    "samx.models.encoders",
     "samx.models.fast",
     "samx.models.fixed",
     "samx.models.reference",

@@ -100,7 +100,10 @@ def loaded_strictly(encoder: Encoder, weights: Weights, title: str) -> Encoder:
     for problem, names in problems.items():
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            raise refused(title, problem, ", ".join(names[:SHOWN]) + more, f"the weights of {title}")
+            raise CheckpointError(
+                f"the image encoder ({title}) {problem}", found=", ".join(names[:SHOWN]) + more,
+                expected=f"the weights of {title}", fix="Use the complete checkpoint, or export with --no-encoder.",
+            )  # fmt: skip
     encoder.load_state_dict(dict(weights))
     return encoder.eval().requires_grad_(False)
 

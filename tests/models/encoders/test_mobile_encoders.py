@@ -27,6 +27,7 @@ from mobile_encoders import (
 from torch import Tensor
 
 from samx.errors import CheckpointError
+from samx.exporters.onnx import to_onnx
 from samx.models.encoders import edgetam, efficientvit, repvit, tinyvit
 from samx.models.encoders.base import Encoder
 from samx.models.spec import sam1_spec, sam2_spec
@@ -145,6 +146,32 @@ def test_hugging_faces_edgetam_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = pixels_of(encoder)
     fine, coarse, tokens = model.get_image_embeddings(pixels)
     assert worst_error(encoder(pixels), (tokens, fine, coarse)) <= BOUND
+
+
+@pytest.mark.parametrize("name", ["MobileSAM", "EdgeSAM", "EfficientViT-SAM L", "EdgeTAM"])
+def test_onnx_runtime_computes_the_same_for_any_number_of_pictures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    case = CASES[name]()
+    encoder = built(case, monkeypatch)
+    outputs = [tensor.name for tensor in case.spec.image_inputs]
+    axes = ({0: torch.export.Dim("pictures", min=1, max=8)},)
+    model = to_onnx(encoder, (pixels_of(encoder),), opset=18, inputs=["pixels"], outputs=outputs, dynamic_shapes=axes)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = pixels_of(encoder, 3)
+    found = session.run(outputs, {"pixels": pixels.numpy()})
+    assert worst_error(tuple(map(torch.from_numpy, found)), encoder(pixels)) <= 1e-5
+
+
+def axes_of(encoder: Encoder) -> int:
+    """Count the axes of the tensor that has the most, of all that an encoder computes."""
+    program = torch.export.export(encoder, (pixels_of(encoder),))
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    return max(value.ndim for value in values if isinstance(value, Tensor))
+
+
+@pytest.mark.parametrize("name", ["MobileSAM", "EdgeSAM", "EfficientViT-SAM L", "EdgeTAM"])
+def test_no_tensor_has_more_axes_than_apples_devices_take(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert axes_of(built(CASES[name](), monkeypatch)) <= 5
 
 
 @pytest.mark.parametrize("name", CASES)
