@@ -19,7 +19,9 @@ from samx.models.spec import DecoderSpec
 
 TITLE = "EfficientViT-SAM"
 NORM_EPS = 1e-6
-DIVISOR_EPS = 1e-15  # where no query is positive, nothing is divided by it
+# Upstream adds it to the divisor, which is 0 where no channel of a query is positive; ONNX Runtime drops additions as
+# small as this, and gave NaN.
+LEAST_TOTAL = 1e-15
 # Operations of each stage, and of the neck's middle: L0, L1, L2, XL0, XL1.
 DEPTHS = (
     (2, 2, 2, 5, 5, 4),
@@ -80,7 +82,7 @@ class LinearAttention(nn.Module):
         q, k = q.relu(), k.relu()
         mixed = (v @ k.transpose(-1, -2)) @ q
         total = k.sum(-1)[:, :, None] @ q  # what the weights of a query come to
-        mixed = mixed / (total + DIVISOR_EPS)
+        mixed = mixed / total.clamp(min=LEAST_TOTAL)
         return self.proj(mixed.reshape(-1, self.heads * self.head_width, height, width))
 
 

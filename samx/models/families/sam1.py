@@ -15,7 +15,7 @@ FAMILY = Family(
     variants=(
         # SamModel's two-way layers have another epsilon than Meta's, EfficientViT-SAM's and the norm after them too.
         Variant(HUGGING_FACE_MARK.pattern, {"norm_eps": 1e-6}),
-        Variant(r"image_encoder\.backbone\.input_stem\.", {"norm_eps": 1e-6, "final_norm_eps": 1e-6}),
+        Variant(r"image_encoder\.backbone\.stages\.0\.op_list\.", {"norm_eps": 1e-6, "final_norm_eps": 1e-6}),
         # SAM-Med2D's adapters, in the encoder alone.
         Variant(r"image_encoder\.blocks\.\d+\.Adapter\.", {"frame": "stretch", "pixels": "imagenet"}),
         # LiteMedSAM's TinyViT: the others have kernels of 3 x 3 and stride 2 here.
