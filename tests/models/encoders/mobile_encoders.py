@@ -26,6 +26,7 @@ from timm.models import efficientvit_mit, tiny_vit
 from timm.models import repvit as timm_repvit
 
 SIZE_PX = 128
+CALM = 0.5  # of weights: deep residuals without norms grow with more, until rounding shows in what is left
 
 
 @dataclass
@@ -57,7 +58,7 @@ def _value(name: str, noise: Tensor) -> Tensor:
     if name.endswith("running_var"):
         return 0.5 + noise.abs()
     if noise.ndim > 1:
-        return noise if "biases" in name else noise / math.sqrt(noise[0].numel())
+        return noise if "biases" in name else CALM * noise / math.sqrt(noise[0].numel())
     return 0.2 * noise + float(name.endswith("weight"))
 
 
