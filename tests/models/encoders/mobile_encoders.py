@@ -34,7 +34,7 @@ class Case:
     """An encoder of someone else's, the same as a checkpoint has it, and what builds ours."""
 
     ours: ModuleType
-    reference: nn.Module
+    reference: Any
     weights: dict[str, Tensor]
     depths: tuple[int, ...]
     spec: DecoderSpec
@@ -79,6 +79,8 @@ def neck(width: int, out: int) -> nn.Sequential:
 class Piped(nn.Module):
     """A trunk and a neck."""
 
+    trunk: Any
+
     def __init__(self, trunk: Any, neck: nn.Module) -> None:
         super().__init__()
         self.trunk, self.neck = trunk, neck
@@ -87,8 +89,8 @@ class Piped(nn.Module):
         return (self.neck(self.trunk.forward_features(pixels)),)
 
 
-TINY_VIT = {"embed_dims": (16, 32, 64, 96), "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 3)}
-TINY_VIT_5M = {"embed_dims": (64, 128, 160, 320), "depths": (2, 2, 6, 2), "num_heads": (2, 4, 5, 10)}
+TINY_VIT: Mapping[str, Any] = {"embed_dims": (16, 32, 64, 96), "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 3)}
+TINY_VIT_5M: Mapping[str, Any] = {"embed_dims": (64, 128, 160, 320), "depths": (2, 2, 6, 2), "num_heads": (2, 4, 5, 10)}
 
 
 def tiny_vit_case(sizes: Mapping[str, Any], spec: DecoderSpec, *, strides: bool = True, out: int = 32) -> Case:
@@ -115,6 +117,8 @@ def _tiny_vit_name(name: str) -> str:
 class EdgeSam(nn.Module):
     """timm's trunk, and the joining of its last two stages."""
 
+    trunk: Any
+
     def __init__(self, trunk: Any, widths: tuple[int, ...], out: int) -> None:
         super().__init__()
         self.trunk, self.neck = trunk, neck(out, out)
@@ -134,8 +138,8 @@ class EdgeSam(nn.Module):
         return (self.neck(self.fuse_stage2(kept[0]) + larger),)
 
 
-REP_VIT = {"embed_dim": (16, 24, 32, 40), "depth": (2, 1, 3, 1)}
-REP_VIT_M1 = {"embed_dim": (48, 96, 192, 384), "depth": (2, 2, 14, 2)}
+REP_VIT: Mapping[str, Any] = {"embed_dim": (16, 24, 32, 40), "depth": (2, 1, 3, 1)}
+REP_VIT_M1: Mapping[str, Any] = {"embed_dim": (48, 96, 192, 384), "depth": (2, 2, 14, 2)}
 
 
 def rep_vit_case(
@@ -228,6 +232,9 @@ class OpList(nn.Module):
 class EfficientVitSam(nn.Module):
     """The backbone of the large models, and SAM's neck."""
 
+    backbone: Any
+    neck: Any
+
     def __init__(self, sizes: Mapping[str, Any], grid: int) -> None:
         super().__init__()
         widths, out = sizes["widths"], sizes["out"]
@@ -295,6 +302,8 @@ def efficient_vit_case(sizes: Mapping[str, Any], spec: DecoderSpec) -> Case:
 class EdgeTam(nn.Module):
     """timm's trunk, Meta's pyramid, and what SAM2Base does with it before its decoder."""
 
+    trunk: Any
+
     def __init__(self, sizes: Mapping[str, Any]) -> None:
         super().__init__()
         import timm
@@ -317,8 +326,8 @@ class EdgeTam(nn.Module):
         return tokens + self.no_mem_embed.reshape(1, -1, 1, 1), self.conv_s0(fine), self.conv_s1(coarse)
 
 
-EDGE_TAM = {**REP_VIT, "out": 256}
-EDGE_TAM_M1 = {**REP_VIT_M1, "out": 256}
+EDGE_TAM: Mapping[str, Any] = {**REP_VIT, "out": 256}
+EDGE_TAM_M1: Mapping[str, Any] = {**REP_VIT_M1, "out": 256}
 
 
 def edge_tam_case(sizes: Mapping[str, Any], spec: DecoderSpec) -> Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -67,7 +68,7 @@ def test_it_agrees_with_an_independent_module(name: str, monkeypatch: pytest.Mon
     assert worst_error(encoder(pixels), case.reference(pixels)) <= BOUND
 
 
-FULL = {
+FULL: dict[str, tuple[Callable[[], Case], int]] = {
     "MobileSAM": (lambda: tiny_vit_case(TINY_VIT_5M, sam1_spec(), out=256), 1024),
     "EdgeSAM": (lambda: rep_vit_case(REP_VIT_M1, sam1_spec(), joins=True, out=256), 1024),
     "EfficientViT-SAM L0": (lambda: efficient_vit_case(L0, sam1_spec()), 512),
