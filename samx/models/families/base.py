@@ -78,6 +78,9 @@ class Family:
     evidence: str = ""
     twin: str = ""
 
+    # Modules that define its image encoders, which import torch
+    encoders: tuple[str, ...] = ()
+
     # The decoder and its pictures: fields of DecoderSpec, where a checkpoint does not tell; and what computes it.
     spec: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Variant, ...] = ()

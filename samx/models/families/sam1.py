@@ -10,6 +10,12 @@ FAMILY = Family(
     name="sam1",
     title="SAM",
     renames=HUGGING_FACE,
+    encoders=(
+        "samx.models.encoders.vit",
+        "samx.models.encoders.tinyvit",
+        "samx.models.encoders.repvit",
+        "samx.models.encoders.efficientvit",
+    ),
     model_types=("sam",),
     spec={"image_size": 1024, "patch_px": 16, "frame": "pad", "pixels": "imagenet", "mask_tokens": 4},
     variants=(
