@@ -126,7 +126,7 @@ class TestModels:
         assert (spec.image_size, spec.frame, spec.pixels) == (256, "stretch", "imagenet")
 
     def test_efficientvit_sam_has_its_own_epsilon(self, tmp_path: Path) -> None:
-        key = "image_encoder.backbone.input_stem.op_list.0.conv.weight"
+        key = "image_encoder.backbone.stages.0.op_list.0.conv.weight"
         spec = load(tmp_path, {**meta_sam1(), key: torch.zeros(1)})
         assert (spec.norm_eps, spec.final_norm_eps) == (1e-6, 1e-6)
 

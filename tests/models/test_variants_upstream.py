@@ -29,7 +29,7 @@ transformers = pytest.importorskip("transformers")
 LITE_PX, LITE_GRID = 256, 64
 # Keys that give a model away, with a weight of the shape that it has there.
 LITE = {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(8, 3, 1, 1)}
-EFFICIENT_VIT = {"image_encoder.backbone.input_stem.op_list.0.conv.weight": torch.zeros(8, 3, 3, 3)}
+EFFICIENT_VIT = {"image_encoder.backbone.stages.0.op_list.0.conv.weight": torch.zeros(8, 3, 3, 3)}
 
 
 def small_patch_model(family: str, patch_px: int) -> Any:

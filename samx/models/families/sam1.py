@@ -10,13 +10,18 @@ FAMILY = Family(
     name="sam1",
     title="SAM",
     renames=HUGGING_FACE,
-    encoders=("samx.models.encoders.vit",),
+    encoders=(
+        "samx.models.encoders.vit",
+        "samx.models.encoders.tinyvit",
+        "samx.models.encoders.repvit",
+        "samx.models.encoders.efficientvit",
+    ),
     model_types=("sam",),
     spec={"image_size": 1024, "patch_px": 16, "frame": "pad", "pixels": "imagenet", "mask_tokens": 4},
     variants=(
         # SamModel's two-way layers have another epsilon than Meta's, EfficientViT-SAM's and the norm after them too.
         Variant(HUGGING_FACE_MARK.pattern, {"norm_eps": 1e-6}),
-        Variant(r"image_encoder\.backbone\.input_stem\.", {"norm_eps": 1e-6, "final_norm_eps": 1e-6}),
+        Variant(r"image_encoder\.backbone\.stages\.0\.op_list\.", {"norm_eps": 1e-6, "final_norm_eps": 1e-6}),
         # SAM-Med2D's adapters, in the encoder alone.
         Variant(r"image_encoder\.blocks\.\d+\.Adapter\.", {"frame": "stretch", "pixels": "imagenet"}),
         # LiteMedSAM's TinyViT: the others have kernels of 3 x 3 and stride 2 here.

@@ -17,7 +17,7 @@ FAMILY = Family(
         *HUGGING_FACE,
     ),
     left_out=tuple(f"mask_decoder.conv_s{level}.{part}" for level in (0, 1) for part in ("weight", "bias")),
-    encoders=("samx.models.encoders.hiera",),
+    encoders=("samx.models.encoders.hiera", "samx.models.encoders.edgetam"),
     model_types=("sam2", "sam2_video", "edgetam", "edgetam_video"),
     configuration=SAM2,
     evidence=r"(?:^|\.)(?:image_encoder\.|vision_encoder\.|memory_attention\.layers\.\d+\.norm1\.)",
