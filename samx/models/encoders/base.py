@@ -26,7 +26,7 @@ class Encoder(nn.Module):
     picture_px: int  # side of the square that it takes; the decoder's frame is larger for some
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Encode pictures. Shapes: (B, 3, picture_px, picture_px), normalised -> DecoderSpec.image_inputs, B of each."""
+        """Encode pictures. Shapes: (B, 3, S, S), normalised -> DecoderSpec.image_inputs, B of each."""
         raise NotImplementedError
 
 
