@@ -37,6 +37,12 @@ def export(
     single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
     all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
+    encoder: Annotated[
+        bool, typer.Option("--encoder/--no-encoder", help="The checkpoint's image encoder too (default), or not.")
+    ] = True,
+    pictures: Annotated[
+        Optional[str], typer.Option(help="Pictures that the encoder takes in a call: MIN:OPT:MAX, or one number.")
+    ] = None,
     image_size: Annotated[
         Optional[int], typer.Option(help="Frame in px, where the checkpoint does not state it and it is not 1024.")
     ] = None,
@@ -68,6 +74,7 @@ def export(
     """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
     from samx.commands.export import ExportRequest
     from samx.commands.export import export as run
+    from samx.models.shape_range import ShapeRange
 
     precision = one_of("precision", {name: more.pop(name) for name in _precisions()})
     masks = one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}) or "multimask"
@@ -75,7 +82,9 @@ def export(
     request = ExportRequest(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
+        mask_input=mask_input, encoder=encoder,
+        pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
+        image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
         calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
         options={name: value for name, value in more.items() if value not in (None, [], ())},
     )  # fmt: skip
