@@ -70,10 +70,8 @@ class PictureEncoder:
         if manifest.encoder is None:
             return self._of_floats(self.artifact.read(own[0]), own[0])
         if self.pixels is not None:
-            fix = "Leave it out, or name that encoder: --encoder FILE.onnx."
-            raise UsageError(
-                "this artifact's encoder normalises its pixels itself", found=f"pixels {self.pixels}", fix=fix
-            )
+            found, fix = f"pixels {self.pixels}", "Leave it out, or name the encoder that takes them."
+            raise UsageError("this artifact's encoder normalises pixels itself", found=found, fix=fix)
         return partial(encode_bytes, self._own(), manifest.spec, manifest.encoder)
 
     def _own(self) -> RunBytes:
@@ -82,7 +80,7 @@ class PictureEncoder:
         opener = backend(target).runner(self.device).encoder
         if opener is None and self.device != GRAPH_DEVICE:
             doubt(
-                f"ONNX Runtime runs the image encoder, on the CPU: target '{target}' has none for '{self.device}' yet"
+                f"ONNX Runtime runs the image encoder, on the CPU: '{target}' has none of its own for '{self.device}'"
             )
         device = GRAPH_DEVICE if opener is None else self.device
         run: RunBytes = load(opener or ONNX_ENCODER)(self.artifact, device, self.threads)

@@ -24,6 +24,7 @@ from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec, TensorSpec
 
 EMBEDDING_DTYPES = ("float16", "float32", "float64")
+SUFFIX = ".npz"
 TAG = "samx_embedding"  # beside the arrays: JSON as bytes
 TAG_CAP_BYTES = 4096
 
@@ -84,6 +85,15 @@ def embedding_bytes(features: Feed, tag: Tag) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **{**features, TAG: tag.to_array()})
     return buffer.getvalue()
+
+
+def is_tagged(path: Path) -> bool:
+    """Tell whether a file has a tag; one that cannot be read has none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{TAG}.npy" in archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def read_embedding(path: Path, spec: DecoderSpec) -> Feed:
