@@ -79,9 +79,7 @@ class PictureEncoder:
         target = self.artifact.manifest.target
         opener = backend(target).runner(self.device).encoder
         if opener is None and self.device != GRAPH_DEVICE:
-            doubt(
-                f"ONNX Runtime runs the image encoder, on the CPU: '{target}' has none of its own for '{self.device}'"
-            )
+            doubt(f"ONNX Runtime runs the image encoder, on the CPU: '{target}' has none for '{self.device}'")
         device = GRAPH_DEVICE if opener is None else self.device
         run: RunBytes = load(opener or ONNX_ENCODER)(self.artifact, device, self.threads)
         return run

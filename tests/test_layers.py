@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.artifacts.draft",),
     ("samx.demo",),
     ("samx.processing.overlay", "samx.registry"),
-    ("samx.processing.prompts", "samx.processing.postprocess", "samx.processing.images"),
+    ("samx.processing.prompts", "samx.processing.postprocess", "samx.processing.images", "samx.processing.embeddings"),
     ("samx.formats",),
     ("samx.devices",),
     ("samx.processing.frames", "samx.processing.rasters", "samx.artifacts", "samx.models"),

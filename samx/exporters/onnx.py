@@ -91,7 +91,7 @@ def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT
     Raises: SamxError when a graph breaks a rule; MissingExtraError.
     """
     onnx = require("onnx", "export", "ONNX export")
-    files = {}
+    files: dict[str, str] = {}
     for graph in graphs:
         model, file = _traced(graph, opset), f"{graph.role}.onnx"
         model = _simplified(model) if simplify else model

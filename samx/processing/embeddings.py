@@ -83,7 +83,8 @@ def encoder_id(manifest: Manifest) -> str | None:
 def embedding_bytes(features: Feed, tag: Tag) -> bytes:
     """Return features and their tag as a file's content, .npz."""
     buffer = io.BytesIO()
-    np.savez(buffer, **{**features, TAG: tag.to_array()})
+    arrays: dict[str, Any] = {**features, TAG: tag.to_array()}
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 

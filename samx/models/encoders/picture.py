@@ -20,6 +20,9 @@ ALLOWED = frozenset({"Resize"})  # of encoders' feature pyramids, by whole numbe
 class PictureGraph(nn.Module):
     """Normalise pictures as an encoder's upstream does, and encode them."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, encoder: Encoder, spec: DecoderSpec) -> None:
         super().__init__()
         self.encoder = encoder
