@@ -232,7 +232,7 @@ def test_an_embedding_of_another_encoder_is_told(all_masks_artifact: Path, kept:
     assert Tag.from_array(arrays[TAG], "kept") == Tag(sha256, 150, 200)
     foreign = Tag(hashlib.sha256(b"another").hexdigest(), 150, 200)
     with samx.open(all_masks_artifact) as predictor:
-        with pytest.raises(samx.ImageError, match=r"made by another image encoder: found sha256 .*, expected") as caught:
+        with pytest.raises(samx.ImageError, match=r"made by another image encoder: found .*, expected") as caught:
             predictor.set_image(embedding={**arrays, TAG: foreign.to_array()})
         assert "\n" not in str(caught.value)
         del arrays[TAG]  # as somebody else writes it: taken for what it is said to be
