@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from samx.artifacts.commit import seal, staging
 from samx.cli import main
 from samx.commands.encode import encode
 from samx.demo.scenes import generate_scene
+from samx.errors import Doubt
+from samx.picture_encoder import PictureEncoder
 from samx.processing.embeddings import TAG, Tag
 from samx.processing.postprocess import best_indices
 from samx.processing.prompts import decode_prompts
+from samx.registry import BACKENDS
+from samx.runtimes import onnxruntime
 
 PACKAGE = Path(samx.__file__).parent
 LIMIT_S = 0.1  # of `import samx`
@@ -196,6 +201,94 @@ def test_without_an_encoder_the_error_says_what_to_give(all_masks_artifact: Path
         np.testing.assert_allclose(one.predict(**given)[2], two.predict(**given)[2], atol=1e-4)
     with pytest.raises(samx.ImageError, match=r"encoder .* does not exist"):
         samx.open(artifact, encoder="missing.onnx", pixels="unit").set_image(scene())
+
+
+def of_0_1_0(artifact: Path, target: Path) -> Path:
+    """Write an artifact anew as 0.1.0 did, whose encoder takes floats and of which the manifest says nothing."""
+    opened = samx.Artifact.open(artifact)
+    roles = {name: entry.role for name, entry in opened.manifest.files.items()}
+    options = {name: value for name, value in opened.manifest.options.items() if name != "encoder"}
+    with staging(target, overwrite=False) as directory:
+        for name in roles:
+            (directory / name).write_bytes(opened.read(name))
+        exports.float_encoder(directory, image_size=256)
+        seal(directory, replace(opened.manifest, options=options, files={}), roles)
+    return target
+
+
+def test_an_encoder_of_0_1_0_still_runs(all_masks_artifact: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"point_coords": [(100, 70)], "point_labels": [1]}
+    found = []
+    for artifact in (all_masks_artifact, of_0_1_0(all_masks_artifact, tmp_path / "old")):
+        with samx.open(artifact) as predictor:
+            predictor.set_image(scene())
+            found.append(predictor.predict(**given)[2])
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
+
+
+@pytest.fixture(scope="session")
+def bare_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export a decoder alone, for small frames."""
+    out = tmp_path_factory.mktemp("demo") / "bare"
+    return samx.export(None, out, image_size=256, encoder=False).path
+
+
+def test_an_export_without_encoder_has_none(bare_artifact: Path) -> None:
+    manifest = samx.Artifact.open(bare_artifact).manifest
+    assert "encoder" not in {file.role for file in manifest.files.values()}
+    assert "encoder" not in manifest.options
+    with samx.open(bare_artifact) as predictor, pytest.raises(samx.UsageError, match="no image encoder"):
+        predictor.set_image(scene())
+
+
+@pytest.fixture(scope="session")
+def cameras_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export SAM 2's demo model for small frames, with an encoder of up to three pictures a call."""
+    out = tmp_path_factory.mktemp("demo") / "cameras"
+    return samx.export(None, out, family="sam2", image_size=256, pictures=(1, 2, 3)).path
+
+
+def test_several_pictures_are_encoded_together(cameras_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    opened = onnxruntime.open_encoder
+
+    def counting(*given: Any) -> Any:
+        run = opened(*given)
+        return lambda inputs: calls.append(len(inputs["picture"])) or run(inputs)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(onnxruntime, "open_encoder", counting)
+    pictures = [np.roll(scene(), 20 * shift, axis=1)[: 150 - 10 * shift] for shift in range(4)]
+    prompts: dict[str, Any] = {"point_coords": [(100, 70)], "point_labels": [1]}
+    with samx.open(cameras_artifact) as predictor:
+        predictor.set_image_batch(pictures)
+        assert calls == [3, 1]
+        batch = predictor.predict_batch(*([value] * 4 for value in prompts.values()))
+        for place, picture in enumerate(pictures):
+            predictor.set_image(picture)
+            for one, other in zip(predictor.predict(**prompts), batch, strict=True):
+                np.testing.assert_allclose(other[place], one, atol=1e-3)
+
+
+def test_an_encoder_runs_where_the_decoder_does(all_masks_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(onnxruntime, "open_encoder", lambda artifact, *given: asked.append(given))
+    for device in ("cpu", "cuda"):
+        PictureEncoder(samx.Artifact.open(all_masks_artifact), device=device, threads=3)._opened()
+    assert asked == [("cpu", 3), ("cuda", 3)]
+
+
+def test_a_target_without_an_encoder_of_its_own_says_where_it_runs(
+    all_masks_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(onnxruntime, "open_encoder", lambda artifact, *given: asked.append(given))
+    artifact = samx.Artifact.open(all_masks_artifact)
+    target = next(entry for entry in BACKENDS if entry.encoder is None and entry.graph is not None)
+    other = replace(artifact, manifest=replace(artifact.manifest, target=target.target))
+    with pytest.warns(Doubt, match=f"on the CPU: '{target.target}' has none for '{target.device}'"):
+        PictureEncoder(other, device=target.device)._opened()
+    PictureEncoder(other)._opened()  # where it was asked for: nothing to say
+    assert asked == [("cpu", None)] * 2
 
 
 # Embeddings that are kept

@@ -62,7 +62,8 @@ def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None) -> RgbAr
 
     with _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
         _check_size(path, picture.size)
-        return _as_rgb(path, ImageOps.exif_transpose(picture), levels)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _as_rgb(path, picture, levels)
 
 
 def check_upright(path: Path) -> None:
@@ -149,7 +150,7 @@ def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray
         if any("16" in str(tile.args) for tile in getattr(picture, "tile", ())):
             fix = "Save it as PNG, or with 8 bits a channel."
             raise ImageError(f"picture '{path}' has colours of 16 bits, of which Pillow keeps 8", fix=fix)
-        return np.array(picture.convert("RGB"))
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     grey = np.asarray(picture)
     if levels is None and (picture.mode == "F" or grey.min() < 0 or grey.max() > SIXTEEN_BIT):
         fix = "Say it: --range LOW:HIGH, what becomes black and white; or convert the picture to 8 bits."

@@ -25,38 +25,34 @@ def resized(image: NDArray[np.uint8], width_px: int, height_px: int, floats: boo
     (bit by bit; since its release 13 it begins with the height of some, which moves values by 1).
     Shapes: (H, W, 3) -> (height_px, width_px, 3).
     """
-    if floats:  # the height first: whole lines lie together
-        return _turned(_fewer_rows(_turned(_fewer_rows(image, height_px)), width_px))
-    return _whole_rows(_turned(_whole_rows(_turned(image), width_px)), height_px).astype(np.float32)
+    height, width, channels = image.shape
+    if floats:  # the height first: its lines lie together
+        columns = _product(image.reshape(height, -1), height_px, np.dtype(np.float32))
+        planes = _product(columns.reshape(width, -1), width_px, np.dtype(np.float32))
+        return planes.reshape(channels, height_px, width_px).transpose(1, 2, 0)
+    rows = _whole_product(image.transpose(1, 0, 2).reshape(width, -1), width_px)
+    turned = _whole_product(rows.reshape(height, -1), height_px)
+    return turned.reshape(channels, width_px, height_px).transpose(2, 1, 0).astype(np.float32)
 
 
-def _turned(image: Pixels) -> Pixels:
-    return np.ascontiguousarray(image.transpose(1, 0, 2))
-
-
-def _fewer_rows(image: Pixels, count: int) -> Pixels:
-    return _product(image, count, np.dtype(np.float32))
-
-
-def _whole_rows(image: Pixels, count: int) -> Pixels:
+def _whole_product(lines: Pixels, count: int) -> Pixels:
     """Resize in whole numbers: float64 holds each sum exactly."""
-    return np.floor(_product(image, count, np.dtype(np.float64), ONE) / ONE + 0.5).astype(np.uint8)
+    return np.floor(_product(lines, count, np.dtype(np.float64), ONE) / ONE + 0.5).astype(np.uint8)
 
 
-def _product(image: Pixels, count: int, dtype: np.dtype[Any], one: int | None = None) -> Pixels:
-    """Weight an image's rows. Shapes: (H, W, C) -> (count, W, C)."""
-    first, weights = _weights(len(image), count)
+def _product(lines: Pixels, count: int, dtype: np.dtype[Any], one: int | None = None) -> Pixels:
+    """Return `count` weighted sums of lines, turned: what the other side needs. Shapes: (L, N) -> (N, count)."""
+    first, weights = _weights(len(lines), count)
     weights = weights if one is None else np.floor(weights * one + 0.5)
-    rows, result = image.reshape(len(image), -1), np.empty((count, image[0].size), dtype)
+    result = np.empty((lines.shape[1], count), dtype)
     for start in range(0, count, BLOCK):
         block = slice(start, min(start + BLOCK, count))
-        low = int(first[start])
-        high = min(int(first[block][-1]) + weights.shape[1], len(image))
-        at = first[block, None] - low + np.arange(weights.shape[1])
+        at = first[block, None] - first[start] + np.arange(weights.shape[1])
         matrix = np.zeros((len(at), int(at.max()) + 1), dtype)
         np.put_along_axis(matrix, at, weights[block].astype(dtype), axis=1)
-        np.matmul(matrix[:, : high - low], rows[low:high].astype(dtype), out=result[block])  # beyond it, weights are 0
-    return result.reshape(count, *image.shape[1:])
+        used = lines[first[start] : first[start] + matrix.shape[1]].astype(dtype)
+        np.matmul(used.T, matrix[:, : len(used)].T, out=result[:, block])  # what is cut off beyond the end is 0
+    return result
 
 
 def _weights(length: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
