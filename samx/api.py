@@ -31,9 +31,10 @@ def export(
     calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
     force: bool = False, progress: Progress | None = None, **options: object,
 ) -> Artifact:  # fmt: skip
-    """Export a decoder, compare it with PyTorch, and return it as an artifact; or leave nothing.
+    """Export a decoder and its image encoder, compare it with PyTorch, and return an artifact; or leave nothing.
 
     checkpoint: SAM or SAM 2 weights; None: the demo model of `family`. out: the directory to make.
+    encoder: export the checkpoint's image encoder too, where samx knows it; pictures: that it takes in a call.
     The rest is named as the options of 'samx export' (precision fp32, fp16, bf16 or int8, None the target's default;
     masks multimask, single or all), and so are the options that a target has of its own: opset=23 or split=True.
     Raises: UsageError, CheckpointError, ImageError, MissingExtraError, WriteError; ParityError when the export computes
