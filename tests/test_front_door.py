@@ -262,7 +262,7 @@ def test_several_pictures_are_encoded_together(cameras_artifact: Path, monkeypat
     with samx.open(cameras_artifact) as predictor:
         predictor.set_image_batch(pictures)
         assert calls == [3, 1]
-        batch = predictor.predict_batch(*([value] * 4 for value in prompts.values()))
+        batch = predictor.predict_batch([prompts["point_coords"]] * 4, [prompts["point_labels"]] * 4)
         for place, picture in enumerate(pictures):
             predictor.set_image(picture)
             for one, other in zip(predictor.predict(**prompts), batch, strict=True):

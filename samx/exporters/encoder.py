@@ -10,9 +10,10 @@ from samx.demo.model import demo_encoder, is_demo
 from samx.errors import CheckpointError
 from samx.exporters import onnx
 from samx.exporters.base import Exported, ExportJob
-from samx.models.encoders.load import LoadedEncoder, find_encoder
+from samx.models.encoders.load import Found, find_encoder
 from samx.models.encoders.picture import ONE_PICTURE, picture_graph
 from samx.models.shape_range import ShapeRange
+from samx.models.weight_files import open_weights
 from samx.registry import backend
 
 UNKNOWN = (
@@ -27,22 +28,22 @@ def export_encoder(checkpoint: Path, job: ExportJob, pictures: ShapeRange | None
 
     Raises: CheckpointError for half of one, or where pictures are asked for and there is none; as the exporter.
     """
-    found = _loaded(checkpoint, job)
-    if found is None:
+    encoder, notes = _found(checkpoint, job)
+    if encoder is None:
         unknown = UNKNOWN.format(name=checkpoint.name)
         if pictures is not None:
-            fix = "Leave --pictures out."
-            raise CheckpointError(
-                unknown, found=f"--pictures {pictures}", expected="an encoder that takes them", fix=fix
-            )
-        return Exported({}, {}, {}, notes=(unknown,))
+            asked, expected = f"--pictures {pictures}", "an encoder that takes them"
+            raise CheckpointError(unknown, found=asked, expected=expected, fix="Leave it out.")
+        return Exported({}, {}, {}, notes=(unknown, *notes))
     taken, entry = pictures or ONE_PICTURE, backend(job.target)
     writer = onnx if entry.encoder is None else importlib.import_module(entry.exporter)
-    written: Exported = writer.write_encoder(picture_graph(found.module, job.spec, taken), job, directory)
-    said = EncoderEntry(found.architecture.name, found.module.picture_px, "fp32", taken)
-    notes = () if entry.encoder else (ON_CPU.format(target=job.target),)
-    return Exported(written.files, {"encoder": said.to_json()}, written.tools, notes=(*found.notes, *notes))
+    written: Exported = writer.write_encoder(picture_graph(encoder.module, job.spec, taken), job, directory)
+    said = EncoderEntry(encoder.architecture.name, encoder.module.picture_px, "fp32", taken)
+    elsewhere = () if entry.encoder else (ON_CPU.format(target=job.target),)
+    return Exported(written.files, {"encoder": said.to_json()}, written.tools, notes=(*notes, *elsewhere))
 
 
-def _loaded(checkpoint: Path, job: ExportJob) -> LoadedEncoder | None:
-    return demo_encoder(checkpoint, job.spec) if is_demo(checkpoint) else find_encoder(checkpoint, job.loaded)
+def _found(checkpoint: Path, job: ExportJob) -> Found:
+    if is_demo(checkpoint):
+        return Found(demo_encoder(checkpoint, job.spec))
+    return find_encoder(open_weights(checkpoint), job.spec)

@@ -13,6 +13,7 @@ from samx.demo import demo_checkpoint
 from samx.errors import ArtifactError, CheckpointError
 from samx.exporters import encoder as module
 from samx.exporters.encoder import export_encoder
+from samx.models.encoders.load import Found
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec
 from samx.registry import BACKENDS
@@ -27,7 +28,8 @@ def job(target: str = "onnx") -> Any:
 @pytest.fixture
 def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Name a checkpoint whose encoder is none that samx knows."""
-    monkeypatch.setattr(module, "find_encoder", lambda path, loaded: None)
+    monkeypatch.setattr(module, "open_weights", lambda path: None)
+    monkeypatch.setattr(module, "find_encoder", lambda source, spec: Found(None, ("Its keys are odd.",)))
     return tmp_path / "mine.pth"
 
 
@@ -35,7 +37,8 @@ def test_an_encoder_that_is_not_known_is_said_loudly(unknown: Path, tmp_path: Pa
     exported = export_encoder(unknown, job(), None, tmp_path)
     assert (exported.files, exported.options) == ({}, {})
     assert list(tmp_path.iterdir()) == []
-    (note,) = exported.notes
+    note, why = exported.notes
+    assert why == "Its keys are odd."
     assert note.startswith("NO IMAGE ENCODER was exported")
     assert "'mine.pth'" in note
 
