@@ -90,6 +90,19 @@ class PictureEncoder:
         return partial(encode_floats, open_float_encoder(model, name, self.threads), spec, pixels)
 
 
+def framed_features(encode: Encode, spec: DecoderSpec, pictures: Iterable[RgbArray]) -> list[tuple[Frame, Feed]]:
+    """Encode pictures, each read when it is its turn; return each one's place in the decoder's frame with it."""
+    frames: list[Frame] = []
+
+    def framed() -> Iterator[RgbArray]:
+        for picture in pictures:
+            frames.append(Frame.of(spec, picture.shape[1], picture.shape[0]))
+            yield picture
+
+    found = list(encode(framed()))
+    return list(zip(frames, found, strict=True))
+
+
 def encode_floats(
     run: Callable[[FloatArray], Feed], spec: DecoderSpec, pixels: str, pictures: Iterable[RgbArray]
 ) -> Iterator[Feed]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from samx.errors import ImageError, PromptError, UsageError
 from samx.extras import require
 from samx.models.session import Feed, FloatArray, Session
 from samx.models.spec import DecoderSpec
-from samx.picture_encoder import Encode, PictureEncoder
+from samx.picture_encoder import Encode, PictureEncoder, framed_features
 from samx.predictor_inputs import (
     Embedding,
     Picture,
@@ -32,7 +32,7 @@ from samx.predictor_inputs import (
 )
 from samx.processing.embeddings import encoder_id
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray, check_upright
+from samx.processing.images import check_upright
 from samx.processing.postprocess import SegmentedMask, picture_logits, picture_mask, predicted_masks, segment
 from samx.processing.prompts import Prompt, PromptBatch, decode_prompts
 from samx.registry import backend, load
@@ -113,7 +113,8 @@ class Predictor:
         with self._setting():
             if isinstance(image_list, (str, bytes, np.ndarray)) or not len(image_list):
                 raise ImageError("image_list is no list of pictures", found=type(image_list).__name__)
-            self._images = self._encoded_all(picture_array(image) for image in image_list)
+            pictures = (picture_array(image) for image in image_list)
+            self._images = [SetImage(*found) for found in framed_features(self._encode, self._spec, pictures)]
             self._is_batch = True
 
     def reset_image(self) -> None:
@@ -276,19 +277,8 @@ class Predictor:
             raise UsageError("set_image() is given neither image nor embedding")
         picture = picture_array(image, image_format)
         picture_size(original_size, picture)
-        return self._encoded_all([picture])[0]
-
-    def _encoded_all(self, pictures: Iterable[RgbArray]) -> list[SetImage]:
-        """Encode pictures; each is read when it is its turn."""
-        frames = []
-
-        def framed() -> Iterator[RgbArray]:
-            for picture in pictures:
-                frames.append(Frame.of(self._spec, picture.shape[1], picture.shape[0]))
-                yield picture
-
-        found = list(self._encode(framed()))
-        return [SetImage(frame, one) for frame, one in zip(frames, found, strict=True)]
+        ((frame, found),) = framed_features(self._encode, self._spec, [picture])
+        return SetImage(frame, found)
 
     def _embedded(
         self, embedding: Embedding, image: Picture | None, image_format: str, original_size: Sequence[int] | None
