@@ -192,6 +192,8 @@ def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
         (["--int8", "--embedding", "picture.npz"], 2, "found --embedding. Calibrate on them: samx calibrate"),
         (["--int8", "--calibration", "missing.npz"], 6, "calibration set 'missing.npz' does not exist"),
         (["--single", "--all-masks"], 2, "more than one choice of masks"),
+        (["--pictures", "4:2:1"], 2, "pictures is no range to build for: found '4:2:1'"),
+        (["--pictures", "2", "--no-encoder"], 2, "pictures for an encoder that is left out"),
         (["--opset", "17"], 2, "opset is not offered: found 17"),
         (["--family", "sam9"], 2, "no demo weights for this family"),
         (["missing.pth"], 6, "missing.pth"),
