@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import FrameRule, MaskChoice, PixelRule, check_choice
 from samx.predictor import Predictor, open_predictor
 from samx.registry import DEFAULT_TARGET, backend
@@ -24,14 +25,16 @@ Sizes = Union[int, str, tuple[int, int, int]]  # the one that there is, or MIN:O
 def export(
     checkpoint: PathLike | None, out: PathLike, target: str = DEFAULT_TARGET, *, family: str = "sam1",
     precision: str | None = None, masks: MaskChoice = "multimask", mask_input: bool = False,
-    image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
+    encoder: bool = True, pictures: Sizes | None = None, image_size: int | None = None,
+    frame: FrameRule | None = None, pixels: PixelRule | None = None,
     points: Sizes | None = None, prompts: Sizes | None = None, embedding: PathLike | Sequence[PathLike] = (),
     calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
     force: bool = False, progress: Progress | None = None, **options: object,
 ) -> Artifact:  # fmt: skip
-    """Export a decoder, compare it with PyTorch, and return it as an artifact; or leave nothing.
+    """Export a decoder and its image encoder, compare it with PyTorch, and return an artifact; or leave nothing.
 
     checkpoint: SAM or SAM 2 weights; None: the demo model of `family`. out: the directory to make.
+    encoder: export the checkpoint's image encoder too, where samx knows it; pictures: that it takes in a call.
     The rest is named as the options of 'samx export' (precision fp32, fp16, bf16 or int8, None the target's default;
     masks multimask, single or all), and so are the options that a target has of its own: opset=23 or split=True.
     Raises: UsageError, CheckpointError, ImageError, MissingExtraError, WriteError; ParityError when the export computes
@@ -50,7 +53,8 @@ def export(
     paths = [embedding] if isinstance(embedding, (str, Path)) else embedding
     request = ExportRequest(
         out=Path(out), checkpoint=None if checkpoint is None else Path(checkpoint), family=family, target=target,
-        precision=precision, masks=masks, mask_input=mask_input, image_size=image_size, frame=frame, pixels=pixels,
+        precision=precision, masks=masks, mask_input=mask_input, encoder=encoder, pictures=_range(pictures),
+        image_size=image_size, frame=frame, pixels=pixels,
         embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),
         exclude=tuple(exclude), min_iou=min_iou, overwrite=force, options={**options, **_sizes(points, prompts)},
     )  # fmt: skip
@@ -74,11 +78,15 @@ def _check_names(target: str, options: Mapping[str, object]) -> None:
 def _sizes(points: Sizes | None, prompts: Sizes | None) -> dict[str, str]:
     """Write the numbers of points and prompts that were given as the command line does."""
     given = {"points": points, "prompts": prompts}
-    return {
-        name: ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        for name, value in given.items()
-        if value is not None
-    }
+    return {name: _text(value) for name, value in given.items() if value is not None}
+
+
+def _range(pictures: Sizes | None) -> ShapeRange | None:
+    return None if pictures is None else ShapeRange.parse(_text(pictures), "pictures")
+
+
+def _text(value: Sizes) -> str:
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def open(
@@ -87,7 +95,7 @@ def open(
 ) -> Predictor:  # fmt: skip
     """Verify an artifact and open it where its target runs, to be called as Meta's predictors are.
 
-    encoder: an image encoder as ONNX, (1, 3, S, S) in, for artifacts that bring none; pixels: what it takes, needed
+    encoder: an image encoder as ONNX, (1, 3, S, S) in, in place of the artifact's own; pixels: what it takes, needed
     with it: imagenet, half (-1 to 1), minmax or unit (0 to 1).
     Raises: ArtifactError, MissingExtraError, UnavailableError.
 

@@ -136,7 +136,7 @@ def segment(
     output: Annotated[Path, typer.Option("--output", "-o", help="Overlay picture to write.")] = Path("overlay.png"),
     embedding: Annotated[
         Optional[Path],
-        typer.Option(help="The picture's embedding: .npz or .npy. SAM 2: no_mem_embed added, conv_s0/s1 applied."),
+        typer.Option(help="The picture's embedding: of 'samx encode', or .npz or .npy as the decoder takes it."),
     ] = None,
     encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
     pixels: Annotated[Optional[str], typer.Option(help=PIXELS_HELP)] = None,
@@ -167,6 +167,34 @@ def segment(
         )  # fmt: skip
         write_png(output, drawn, overwrite=force)
     console.show((output, masks), console.segmented, as_json=json)
+
+
+@app.command(
+    epilog="samx encode photo.jpg --model sam1-demo-onnx -o photo.npz  ·  "
+    "samx segment photo.jpg --point 300,200 --model sam1-demo-onnx --embedding photo.npz"
+)
+def encode(
+    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    model: Annotated[Path, typer.Option(help="Artifact directory, with an image encoder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .npz.")],
+    levels: Annotated[
+        Optional[str], typer.Option("--range", help="LOW:HIGH, what becomes black and white of more than 8 bits.")
+    ] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an embedding that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Keep what the image encoder makes of a picture, to ask about it later."""
+    from samx.commands.encode import encode as run
+    from samx.processing.images import parse_levels
+
+    with console.steps() as progress:
+        result = run(
+            image, model, output, levels=parse_levels(levels) if levels else None, device=device, threads=threads,
+            overwrite=force, progress=progress,
+        )  # fmt: skip
+    console.show(result, console.told, as_json=json)
 
 
 @app.command(epilog="samx inspect sam1-demo-onnx  ·  samx inspect sam1-demo-onnx/decoder.onnx --json")

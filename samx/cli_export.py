@@ -23,12 +23,31 @@ CALIBRATED = ("calibration", "min_iou", "exclude")  # options of targets that ha
 # What precisions are called; one of another name is called by it.
 PRECISIONS = {"fp32": "Single precision.", "fp16": "Half precision.", "bf16": "bfloat16.", "int8": "8-bit integers."}
 
+Target = Annotated[
+    str, typer.Option(help="Backend to export for; 'samx doctor' lists them, --target T --help shows its options.")
+]
+WithEncoder = Annotated[
+    bool, typer.Option("--encoder/--no-encoder", help="The checkpoint's image encoder too (default), or not.")
+]
+Pictures = Annotated[
+    Optional[str], typer.Option(help="Pictures that the encoder takes in a call: MIN:OPT:MAX, or one number.")
+]
+ImageSize = Annotated[
+    Optional[int], typer.Option(help="Frame in px, where the checkpoint does not state it and it is not 1024.")
+]
+FrameFill = Annotated[
+    Optional[str],
+    typer.Option(help="How a picture fills the frame: pad (keeps its shape) or stretch. Default: the family's."),
+]
+PixelKind = Annotated[
+    Optional[str],
+    typer.Option(help="What the image encoder takes: imagenet, half, minmax or unit. Default: the family's."),
+]
+
 
 def export(
     checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
-    target: Annotated[
-        str, typer.Option(help="Backend to export for; 'samx doctor' lists them, --target T --help shows its options.")
-    ] = DEFAULT_TARGET,
+    target: Target = DEFAULT_TARGET,
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="Directory to make; default NAME-TARGET.")
     ] = None,
@@ -37,17 +56,11 @@ def export(
     single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
     all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
-    image_size: Annotated[
-        Optional[int], typer.Option(help="Frame in px, where the checkpoint does not state it and it is not 1024.")
-    ] = None,
-    frame: Annotated[
-        Optional[str],
-        typer.Option(help="How a picture fills the frame: pad (keeps its shape) or stretch. Default: the family's."),
-    ] = None,
-    pixels: Annotated[
-        Optional[str],
-        typer.Option(help="What the image encoder takes: imagenet, half, minmax or unit. Default: the family's."),
-    ] = None,
+    encoder: WithEncoder = True,
+    pictures: Pictures = None,
+    image_size: ImageSize = None,
+    frame: FrameFill = None,
+    pixels: PixelKind = None,
     calibration: Annotated[
         Optional[Path],
         typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
@@ -68,6 +81,7 @@ def export(
     """Export a decoder and prove it against PyTorch; leaves a directory, or nothing."""
     from samx.commands.export import ExportRequest
     from samx.commands.export import export as run
+    from samx.models.shape_range import ShapeRange
 
     precision = one_of("precision", {name: more.pop(name) for name in _precisions()})
     masks = one_of("masks", {"multimask": multimask, "single": single, "all": all_masks}) or "multimask"
@@ -75,7 +89,9 @@ def export(
     request = ExportRequest(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
+        mask_input=mask_input, encoder=encoder,
+        pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
+        image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
         calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
         options={name: value for name, value in more.items() if value not in (None, [], ())},
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from samx.errors import ImageError, PromptError, UsageError
 from samx.extras import require
 from samx.models.session import Feed, FloatArray, Session
 from samx.models.spec import DecoderSpec
-from samx.picture_encoder import PictureEncoder
+from samx.picture_encoder import Encode, PictureEncoder, framed_features
 from samx.predictor_inputs import (
     Embedding,
     Picture,
@@ -30,8 +30,9 @@ from samx.predictor_inputs import (
     prompt_errors,
     tensors,
 )
+from samx.processing.embeddings import encoder_id
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray, check_upright
+from samx.processing.images import check_upright
 from samx.processing.postprocess import SegmentedMask, picture_logits, picture_mask, predicted_masks, segment
 from samx.processing.prompts import Prompt, PromptBatch, decode_prompts
 from samx.registry import backend, load
@@ -67,9 +68,10 @@ class Predictor:
         >>> masks, scores, logits = predictor.predict(point_coords=[(300, 200)], point_labels=[1])
     """
 
-    def __init__(self, session: Session, encode: Callable[[RgbArray, Frame], Feed], device: str = "cpu") -> None:
+    def __init__(self, session: Session, encode: Encode, device: str = "cpu", encoder_id: str | None = None) -> None:
         self._session: Session | None = session
         self._encode = encode
+        self._encoder_id = encoder_id  # what tells embeddings of the artifact's own encoder; None: there is none
         self._spec = session.spec
         self._images: list[SetImage] = []
         self._held: SetImage | None = None  # the one that the session has
@@ -89,7 +91,8 @@ class Predictor:
 
         image: a path, a PIL image or an array (H, W, 3) of uint8; image_format tells an array's order, RGB or BGR.
         embedding: what the model's image encoder made of it: a path (.npz, .npy), arrays by name, or the one array.
-        original_size: (H, W) of the picture that the embedding is of; the picture may stand for it.
+        original_size: (H, W) of the picture that the embedding is of; the picture may stand for it, and so does the
+        tag of an embedding that 'samx encode' wrote.
         Raises: ImageError, ArtifactError; UsageError for an artifact without an encoder.
 
         Example:
@@ -97,20 +100,21 @@ class Predictor:
             >>> predictor.set_image(embedding="photo.npz", original_size=(960, 1280))
         """
         with self._setting() as session:
-            if embedding is not None and isinstance(image, (str, Path)):
-                check_upright(Path(image))
-            picture = None if image is None else picture_array(image, image_format)
-            taken = self._taken(picture, embedding, original_size)
+            if embedding is None:
+                taken = self._encoded(image, image_format, original_size)
+            else:
+                taken = self._embedded(embedding, image, image_format, original_size)
             with embedding_errors() if embedding is not None else nullcontext():
                 self._hold(session, taken)
             self._images = [taken]
 
     def set_image_batch(self, image_list: Sequence[Picture]) -> None:
-        """Take several pictures, for predict_batch()."""
+        """Take several pictures, for predict_batch(). They are encoded together as far as the export takes them."""
         with self._setting():
             if isinstance(image_list, (str, bytes, np.ndarray)) or not len(image_list):
                 raise ImageError("image_list is no list of pictures", found=type(image_list).__name__)
-            self._images = [self._taken(picture_array(image), None, None) for image in image_list]
+            pictures = (picture_array(image) for image in image_list)
+            self._images = [SetImage(*found) for found in framed_features(self._encode, self._spec, pictures)]
             self._is_batch = True
 
     def reset_image(self) -> None:
@@ -268,18 +272,27 @@ class Predictor:
             raise UsageError("this predictor is closed", fix="Open the artifact again.")
         return self._session
 
-    def _taken(
-        self, picture: RgbArray | None, embedding: Embedding | None, original_size: Sequence[int] | None
-    ) -> SetImage:
-        """Bring a picture, or what stands for it, into the decoder's frame."""
-        if embedding is None and picture is None:
+    def _encoded(self, image: Picture | None, image_format: str, original_size: Sequence[int] | None) -> SetImage:
+        if image is None:
             raise UsageError("set_image() is given neither image nor embedding")
-        height, width = picture_size(original_size, picture)
-        frame = Frame.of(self._spec, width, height)
-        if embedding is not None:
-            return SetImage(frame, features(embedding, self._spec))
-        assert picture is not None
-        return SetImage(frame, self._encode(picture, frame))
+        picture = picture_array(image, image_format)
+        picture_size(original_size, picture)
+        ((frame, found),) = framed_features(self._encode, self._spec, [picture])
+        return SetImage(frame, found)
+
+    def _embedded(
+        self, embedding: Embedding, image: Picture | None, image_format: str, original_size: Sequence[int] | None
+    ) -> SetImage:
+        """Take what stands for a picture, and its size from wherever it is said."""
+        found, tag = features(embedding, self._spec)
+        if tag is not None:
+            with embedding_errors():
+                tag.check_encoder(self._encoder_id)
+        elif isinstance(image, (str, Path)):
+            check_upright(Path(image))
+        picture = None if image is None else picture_array(image, image_format)
+        height, width = picture_size(original_size, picture, tag)
+        return SetImage(Frame.of(self._spec, width, height), found)
 
     def _hold(self, session: Session, image: SetImage) -> None:
         """Bring a picture's features to the session, if they are not there."""
@@ -328,4 +341,5 @@ def open_predictor(
     entry = backend(artifact.manifest.target)
     entry.require_device(device)
     session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
-    return Predictor(session, PictureEncoder(artifact, encoder, pixels, threads), device)
+    encode = PictureEncoder(artifact, encoder, pixels, device, threads)
+    return Predictor(session, encode, device, encoder_id(artifact.manifest))

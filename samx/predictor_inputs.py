@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from samx.errors import ImageError, PromptError, UsageError
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec
+from samx.processing.embeddings import EMBEDDING_DTYPES, TAG, Tag, read_tagged
 from samx.processing.frames import Frame
-from samx.processing.images import EMBEDDING_DTYPES, RgbArray, read_embedding, read_image
+from samx.processing.images import RgbArray, read_image
 from samx.processing.prompts import PromptBatch, Table
 
 if TYPE_CHECKING:
@@ -191,12 +192,18 @@ def _checked_array(image: NDArray[Any]) -> RgbArray:
     return image
 
 
-def picture_size(original_size: Sequence[int] | None, picture: RgbArray | None) -> tuple[int, int]:
-    """Return height and width, from the picture where there is one.
+def picture_size(
+    original_size: Sequence[int] | None, picture: RgbArray | None, tag: Tag | None = None
+) -> tuple[int, int]:
+    """Return height and width, from the picture where there is one, or from its embedding's tag.
 
     Raises: ImageError where they do not say the same, or are no sizes; UsageError where there is neither.
     """
+    if tag is not None and picture is not None and tag.original_size != picture.shape[:2]:
+        raise ImageError("embedding: it is of another picture", found=tag.original_size, expected=picture.shape[:2])
     if original_size is None:
+        if tag is not None:
+            return tag.original_size
         if picture is None:
             raise UsageError(
                 "embedding is given without original_size", expected="original_size=(height, width), or the picture"
@@ -207,26 +214,29 @@ def picture_size(original_size: Sequence[int] | None, picture: RgbArray | None) 
         raise ImageError("original_size is no size", found=original_size, expected="(height, width) in pixels")
     if picture is not None and tuple(sides) != picture.shape[:2]:
         raise ImageError("original_size is not the picture's", found=tuple(sides), expected=picture.shape[:2])
+    if tag is not None and tuple(sides) != tag.original_size:
+        raise ImageError("original_size is not the embedding's", found=tuple(sides), expected=tag.original_size)
     return sides[0], sides[1]
 
 
-def features(embedding: Embedding, spec: DecoderSpec) -> Feed:
-    """Read or check a picture's features: a file, arrays by name, or the one array where there is one.
+def features(embedding: Embedding, spec: DecoderSpec) -> tuple[Feed, Tag | None]:
+    """Read or check a picture's features: a file, arrays by name, or the one array where there is one; and their tag.
 
     Shapes: -> DecoderSpec.image_inputs.
     Raises: ImageError naming the argument.
     """
     with embedding_errors():
         if isinstance(embedding, (str, Path)):
-            return read_embedding(Path(embedding), spec)
+            return read_tagged(Path(embedding), spec)
         names = [tensor.name for tensor in spec.image_inputs]
-        given = embedding if isinstance(embedding, Mapping) else {names[0]: embedding}
+        given = dict(embedding) if isinstance(embedding, Mapping) else {names[0]: embedding}
+        tag = Tag.from_array(np.asarray(given.pop(TAG)), "embedding") if TAG in given else None
         if set(given) != set(names):
             raise ImageError(
                 "other arrays than the decoder takes", found=", ".join(map(str, given)) or "none",
                 expected=", ".join(names), fix=f"Give a dict of these arrays: {spec.embedding_contract}.",
             )  # fmt: skip
-        return {name: _feature(name, given[name]) for name in names}
+        return {name: _feature(name, given[name]) for name in names}, tag
 
 
 def _feature(name: str, value: ArrayLike) -> FloatArray:

@@ -49,6 +49,7 @@ class Backend:
     compiles_anywhere: bool = False  # without the device that it compiles for
     finish: tuple[str, str] = ("", "")  # what is left to do on the device, before and after its compiler
     kit: Mapping[str, tuple[str, ...]] | None = None  # the devices of its kit, each with the lines that prepare one
+    encoder: str | None = None  # "module:function" that opens its image encoder; None: ONNX Runtime does, on the CPU
     kit_files: str | None = None  # "module:function" that makes what else lies in its kit
 
     @property
@@ -149,6 +150,7 @@ PIP = "python3 -m pip install numpy"
 ON_CPU = {"cpu": (f"{PIP} 'onnxruntime>=1.20'",)}  # where the exported graph runs, too
 BUILD = "python3 samx.pyz build artifact"
 # Targets that are given ONNX files name the products in them alike.
+ONNX_ENCODER = "samx.runtimes.onnxruntime:open_encoder"  # and of targets that have none of their own
 ONNX_GROUPS = "samx.quantization.groups:QUANTISABLE"
 TENSORRT: Mapping[str, Any] = {
     "exporter": "samx.exporters.tensorrt", "runtime": "samx.runtimes.tensorrt.runtime:open_artifact",
@@ -164,6 +166,7 @@ BACKENDS: tuple[Backend, ...] = (
         "samx.runtimes.onnxruntime:open_artifact", "samx.runtimes.onnxruntime:devices", _precisions("fp32", "int8"),
         "onnxruntime", "onnxruntime", quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS,
         kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)}, describes={".onnx": "samx.formats.onnx:describe"},
+        encoder=ONNX_ENCODER,
     ),
     Backend(
         "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",

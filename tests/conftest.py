@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
+import exports
 import pytest
 
 import samx
@@ -62,6 +63,12 @@ def all_masks_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export the SAM 1 demo model for small frames, with all masks and mask prompts, through the front door."""
     out = tmp_path_factory.mktemp("demo") / "all"
     return samx.export(None, out, masks="all", mask_input=True, image_size=256).path
+
+
+@pytest.fixture(scope="session")
+def float_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write an image encoder as somebody else would, for the frame of demo_artifact."""
+    return exports.float_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture

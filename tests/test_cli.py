@@ -192,6 +192,8 @@ def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
         (["--int8", "--embedding", "picture.npz"], 2, "found --embedding. Calibrate on them: samx calibrate"),
         (["--int8", "--calibration", "missing.npz"], 6, "calibration set 'missing.npz' does not exist"),
         (["--single", "--all-masks"], 2, "more than one choice of masks"),
+        (["--pictures", "4:2:1"], 2, "pictures is no range to build for: found '4:2:1'"),
+        (["--pictures", "2", "--no-encoder"], 2, "pictures for an encoder that is left out"),
         (["--opset", "17"], 2, "opset is not offered: found 17"),
         (["--family", "sam9"], 2, "no demo weights for this family"),
         (["missing.pth"], 6, "missing.pth"),
@@ -435,23 +437,75 @@ def test_segment_draws_a_mask(samx: Samx, demo_artifact: Path, picture: Path, tm
 
 
 def test_segment_takes_an_embedding_and_gives_the_same(
-    samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path
+    samx: Samx, demo_artifact: Path, float_encoder: Path, picture: Path, tmp_path: Path
 ) -> None:
-    from samx.artifacts.store import Artifact
+    from samx.models.spec import sam1_spec
     from samx.processing.frames import Frame
     from samx.processing.images import read_image, to_frame
-    from samx.runtimes.onnxruntime import open_encoder
+    from samx.runtimes.onnxruntime import open_float_encoder
 
-    artifact, image = Artifact.open(demo_artifact), read_image(picture)
-    frame = Frame.of(artifact.manifest.spec, image.shape[1], image.shape[0])
-    features = open_encoder(artifact.read("encoder.onnx"), "encoder")(to_frame(image, frame))
+    image = read_image(picture)
+    frame = Frame.of(sam1_spec(), image.shape[1], image.shape[0])
+    features = open_float_encoder(float_encoder.read_bytes(), "encoder")(to_frame(image, frame))
     np.savez(tmp_path / "picture.npz", image_embeddings=features["image_embeddings"])
     prompt = ["--point", "120,90", "--background", "5,5", "--model", str(demo_artifact), "--json"]
     own = samx("segment", picture, *prompt, "-o", tmp_path / "a.png")
     given = samx("segment", picture, *prompt, "-o", tmp_path / "b.png", "--embedding", tmp_path / "picture.npz")
-    encoder = ["--encoder", str(demo_artifact / "encoder.onnx"), "--pixels", "unit"]
+    encoder = ["--encoder", str(float_encoder), "--pixels", "unit"]
     named = samx("segment", picture, *prompt, "-o", tmp_path / "c.png", *encoder)
-    assert own.json["masks"] == given.json["masks"] == named.json["masks"]
+    assert given.json["masks"] == named.json["masks"]
+    (bytes_in,), (floats_in,) = own.json["masks"], given.json["masks"]  # x / 255 rounds otherwise than x * (1 / 255)
+    assert bytes_in["box"] == floats_in["box"]
+    assert bytes_in["area_px"] == pytest.approx(floats_in["area_px"], abs=2)
+    assert bytes_in["predicted_iou"] == pytest.approx(floats_in["predicted_iou"], abs=1e-5)
+
+
+def test_an_embedding_is_kept_and_asked_about(samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path) -> None:
+    kept, prompt = tmp_path / "kept.npz", ["--point", "120,90", "--model", str(demo_artifact), "--json"]
+    made = samx("encode", picture, "--model", demo_artifact, "-o", kept, "--json")
+    assert made.json["original_size"] == [300, 400]
+    assert made.json["arrays"] == {"image_embeddings": [1, 256, 64, 64]}
+    own = samx("segment", picture, *prompt, "-o", tmp_path / "a.png")
+    given = samx("segment", picture, *prompt, "-o", tmp_path / "b.png", "--embedding", kept)
+    assert own.json["masks"] == given.json["masks"]
+    before = kept.read_bytes()
+    assert_one_error_line(samx("encode", picture, "--model", demo_artifact, "-o", kept), 7, "exists already")
+    assert kept.read_bytes() == before
+    assert samx("encode", picture, "--model", demo_artifact, "-o", kept, "--force").code == 0
+
+
+def test_an_embedding_of_a_turned_photo_goes_with_it(
+    samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, kept, other = tmp_path / "turned.png", tmp_path / "turned.npz", tmp_path / "other.npz"
+    Image.open(picture).save(turned, exif=exif)
+    assert samx("encode", turned, "--model", demo_artifact, "-o", kept, "--json").json["original_size"] == [400, 300]
+    given = ["--point", "90,120", "--model", str(demo_artifact), "-o", str(tmp_path / "a.png")]
+    assert samx("segment", turned, *given, "--embedding", kept).code == 0
+    with np.load(kept) as arrays:
+        np.savez(other, image_embeddings=arrays["image_embeddings"])
+    ended = samx("segment", turned, *given, "--embedding", other, "--force")
+    assert_one_error_line(ended, 6, "turned by its EXIF orientation")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["-o", "out.npy"], 2, "found .npy, expected .npz. Name it out.npz"),
+        (["-o", "out.npz", "--device", "npu"], 5, "cannot run on 'npu' here"),
+        (["-o", "out.npz", "--range", "9:1"], 2, "no range of brightness"),
+    ],
+)
+def test_bad_encode_requests(
+    samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path, arguments: Sequence[str], code: int, words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert_one_error_line(samx("encode", picture, "--model", demo_artifact, *arguments), code, words)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -467,6 +521,7 @@ def test_segment_takes_an_embedding_and_gives_the_same(
         (["--point", "9,9", "--encoder", "missing.onnx", "--pixels", "half"], 6, "missing.onnx"),
         (["--point", "9,9", "-o", "overlay.jpg"], 2, "expected .png"),
         (["--point", "9,9", "--range", "9:1"], 2, "no range of brightness"),
+        (["--point", "9,9", "--pixels", "half"], 2, "this artifact's encoder normalises pixels itself"),
         (["--point", "9,9", "--pixels", "bgr"], 2, "unknown pixel normalisation"),
     ],
 )

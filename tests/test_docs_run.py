@@ -73,11 +73,13 @@ def ran(page: str, folder: Path, *options: str) -> str:
 
 
 @pytest.mark.parametrize("page", MADE)
-def test_a_page_works_on_artifacts_that_are_there(page: str, demo_artifact: Path, tmp_path: Path) -> None:
+def test_a_page_works_on_artifacts_that_are_there(
+    page: str, demo_artifact: Path, float_encoder: Path, tmp_path: Path
+) -> None:
     pictures(tmp_path)
     for name in NAMES:
         shutil.copytree(demo_artifact, tmp_path / name)
-    shutil.copy(demo_artifact / "encoder.onnx", tmp_path / "vit-b-encoder.onnx")
+    shutil.copy(float_encoder, tmp_path / "vit-b-encoder.onnx")
     said = ran(page, tmp_path, "--made")
     assert [part for part in MADE[page] if part not in said] == []
 
@@ -89,11 +91,11 @@ def has_work(page: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES if has_work(page)])
-def test_a_page_works_as_it_is_written(page: str, demo_artifact: Path, tmp_path: Path) -> None:
+def test_a_page_works_as_it_is_written(page: str, demo_artifact: Path, float_encoder: Path, tmp_path: Path) -> None:
     """From nothing but pictures and checkpoints; pages that measure or open what another page makes find it made."""
     pictures(tmp_path)
     checkpoints(tmp_path)
-    shutil.copy(demo_artifact / "encoder.onnx", tmp_path / "vit-b-encoder.onnx")
+    shutil.copy(float_encoder, tmp_path / "vit-b-encoder.onnx")
     exported = {block.code for block in runnable(ROOT / page)}
     for name in NAMES:
         if not any(f"-o {name}\n" in code or (f'"{name}")' in code and "samx.export" in code) for code in exported):

@@ -18,8 +18,8 @@ from upstream_predictors import Noise
 from samx.errors import ImageError, PromptError, SamxError, UsageError
 from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.picture_encoder import Encode
 from samx.predictor import Predictor
-from samx.processing.frames import Frame
 from samx.processing.images import RgbArray
 from samx.processing.prompts import Prompt
 from samx.runtimes.base import Runtime
@@ -36,9 +36,14 @@ def feed(spec: DecoderSpec, value: float = 0.0) -> Feed:
     return {tensor.name: np.full(tuple(map(int, tensor.shape)), value, np.float32) for tensor in spec.image_inputs}
 
 
-def brightness(spec: DecoderSpec) -> Callable[[RgbArray, Frame], Feed]:
+def brightness(spec: DecoderSpec) -> Encode:
     """Encode a picture as its first value, the red of its first pixel."""
-    return lambda picture, frame: feed(spec, float(picture[0, 0, 0]))
+    return lambda pictures: (feed(spec, float(picture[0, 0, 0])) for picture in pictures)
+
+
+def noting(seen: list[RgbArray]) -> Encode:
+    """Encode any picture alike, and note which it was."""
+    return lambda pictures: [seen.append(picture) or feed(SAM1) for picture in pictures]  # type: ignore[func-returns-value]
 
 
 def predictor(spec: DecoderSpec = SAM1) -> Predictor:
@@ -184,7 +189,7 @@ def test_files_pil_images_and_arrays_are_the_same_picture(tmp_path: Path) -> Non
     Image.fromarray(PICTURE).save(path)
     for image in (str(path), path, Image.fromarray(PICTURE), PICTURE, PICTURE[::-1][::-1]):
         seen: list[RgbArray] = []
-        opened = Predictor(Noise(SAM1), lambda picture, frame, seen=seen: seen.append(picture) or feed(SAM1))  # type: ignore[misc]
+        opened = Predictor(Noise(SAM1), noting(seen))
         opened.set_image(image)
         np.testing.assert_array_equal(seen[0], PICTURE)
         assert opened.original_size == SIZE
@@ -192,7 +197,7 @@ def test_files_pil_images_and_arrays_are_the_same_picture(tmp_path: Path) -> Non
 
 def test_bgr_is_turned_into_rgb() -> None:
     seen: list[RgbArray] = []
-    opened = Predictor(Noise(SAM1), lambda picture, frame: seen.append(picture) or feed(SAM1))  # type: ignore[func-returns-value]
+    opened = Predictor(Noise(SAM1), noting(seen))
     opened.set_image(PICTURE[..., ::-1], "BGR")
     np.testing.assert_array_equal(seen[0], PICTURE)
     with pytest.raises(UsageError, match="image_format is unknown: found 'GBR'"):

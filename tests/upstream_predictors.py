@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from samx.models.checkpoint import LoadedDecoder, load_checkpoint
 from samx.models.session import Feed, FloatArray, Outputs, Placement, Session
 from samx.models.spec import DecoderSpec
 from samx.predictor import Predictor
-from samx.processing.frames import Frame
 from samx.processing.images import RgbArray
 
 
@@ -147,9 +146,10 @@ def our_predictor(session: Session, images: Sequence[Mapping[str, Tensor]]) -> P
     """Open ours with the same image features."""
     turns: Iterator[int] = iter(range(1_000_000))
 
-    def encode(picture: RgbArray, frame: Frame) -> Feed:
-        image = images[next(turns) % len(images)]
-        return {name: tensor.numpy() for name, tensor in image.items()}
+    def encode(pictures: Iterable[RgbArray]) -> Iterator[Feed]:
+        for _ in pictures:
+            image = images[next(turns) % len(images)]
+            yield {name: tensor.numpy() for name, tensor in image.items()}
 
     return Predictor(session, encode)
 

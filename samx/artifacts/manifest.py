@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import samx
 from samx.artifacts.strict_json import SHOWN_CHARACTERS, Count, Document, Sha256, Time, not_empty, refusal
-from samx.models.spec import DecoderSpec
+from samx.models.shape_range import ShapeRange
+from samx.models.spec import DecoderSpec, Size
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "samx-artifact"
@@ -19,6 +20,9 @@ SCHEMA_VERSION = 1
 # One path component, portable to every file system: no separator, no leading dot, no drive, no stream.
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_COMPONENTS = 6  # a Core ML package takes 5: decoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin
+
+ENCODER_ROLE = "encoder"
+ENCODER_ROLES = (ENCODER_ROLE, "encoder_weights")  # weights beside a graph that is too large for them
 
 Level = Literal["graph", "lowered", "device"]
 LEVELS: tuple[str, ...] = get_args(Level)
@@ -87,6 +91,20 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class EncoderEntry(Document):
+    """Describe the image encoder of an artifact, and the pictures that it takes.
+
+    Units: picture_px is the side of the square that a picture is resized into; the decoder's frame may be larger.
+    """
+
+    architecture: str
+    picture_px: Size
+    precision: str
+    pictures: ShapeRange  # a call
+    takes: Literal["bytes"] = "bytes"  # RGB of 8 bits; normalised and padded inside
+
+
+@dataclass(frozen=True)
 class Manifest(Document):
     """Describe an artifact. `files` is filled in by commit.seal()."""
 
@@ -102,6 +120,15 @@ class Manifest(Document):
     files: Annotated[Mapping[str, FileEntry], not_empty, check_file_names] = field(default_factory=dict)
     samx: str = samx.__version__
     created: Time = field(default_factory=utc_now)
+
+    @property
+    def encoder(self) -> EncoderEntry | None:
+        """Return what is said of the image encoder; None where there is none, or where it takes floats, as 0.1.0's.
+
+        Raises: ArtifactError.
+        """
+        found = self.options.get("encoder")
+        return None if found is None else EncoderEntry.from_json(found, "the manifest's encoder")
 
     def check(self, where: str) -> None:
         """Refuse evidence without its report."""

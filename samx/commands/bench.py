@@ -26,7 +26,8 @@ from samx.devices import cpu
 from samx.devices.monitor import Monitor, adapters
 from samx.errors import BenchmarkError, ParityError, UsageError
 from samx.extras import require_export
-from samx.processing.images import check_free, read_embedding
+from samx.processing.embeddings import read_embedding
+from samx.processing.images import check_free
 from samx.progress import Progress, silent
 from samx.validators.child import SUITE_ROLE
 from samx.validators.report import environment

@@ -16,8 +16,9 @@ from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require_export
 from samx.models.session import Feed
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import FrameRule, MaskChoice, PixelRule, check_choice
-from samx.processing.images import read_embedding
+from samx.processing.embeddings import read_embedding
 from samx.progress import Progress, silent
 from samx.quantization import int8
 from samx.quantization.search import QuantisationJob
@@ -51,6 +52,8 @@ class ExportRequest:
     precision: str | None = None  # None: the target's default
     masks: MaskChoice = "multimask"
     mask_input: bool = False
+    encoder: bool = True  # the image encoder too, where the checkpoint has one that is known
+    pictures: ShapeRange | None = None  # that it takes in a call; None: one
     image_size: int | None = None  # this and the next two: None where the checkpoint or its family tells
     frame: str | None = None
     pixels: str | None = None
@@ -105,6 +108,8 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)
     entry.require_export()
     options.check(precision)
+    if request.pictures is not None and not request.encoder:
+        raise UsageError("pictures for an encoder that is left out", found="--pictures with --no-encoder")
     check_target(request.out, request.overwrite)
     if len(request.embeddings) > MOST_EMBEDDINGS:
         found = len(request.embeddings)
@@ -158,14 +163,15 @@ class _Export:
         job = self._quantisation(exported)
         quantised = None if job is None else int8.quantise(self.entry, job)
         exported = exported if quantised is None else quantised.exported
+        encoder = self._encoder()
         held = self._held_out(exported.most_points) if self.on_held_out else None
         suite = self._suite(exported, held)
         suite.save(self.made.directory / SUITE_FILE)
         self.made.add(
-            {**exported.files, **self._encoder(), SUITE_FILE: SUITE_ROLE},
-            notes=[*self.job.loaded.notes, *exported.notes],
+            {**exported.files, **encoder.files, SUITE_FILE: SUITE_ROLE},
+            notes=[*self.job.loaded.notes, *exported.notes, *encoder.notes],
         )
-        self.made.seal(self._manifest(exported))
+        self.made.seal(self._manifest(exported, encoder))
         self.progress("Comparing the export with PyTorch")
         report = prove(self.made, "graph", GRAPH_DEVICE, REPORT_FILE, self.remedy())
         if job is not None and quantised is not None and held is not None:
@@ -214,23 +220,20 @@ class _Export:
             return demo_images(self.checkpoint, self.job.spec), "demo scenes, demo encoder"
         return None, None
 
-    def _encoder(self) -> dict[str, str]:
-        """Export the encoder that a demo checkpoint carries; gives its file's role."""
-        from samx.demo.model import demo_encoder, is_demo
-        from samx.exporters.onnx import write_onnx
+    def _encoder(self) -> Exported:
+        from samx.exporters.base import Exported
+        from samx.exporters.encoder import export_encoder
 
-        if not is_demo(self.checkpoint):
-            return {}
-        self.progress("Exporting the demo encoder")
-        return dict(
-            write_onnx([demo_encoder(self.checkpoint, self.job.spec)], self.made.directory, simplify=False).files
-        )
+        if not self.request.encoder:
+            return Exported({}, {}, {})
+        self.progress("Exporting the image encoder")
+        return export_encoder(self.checkpoint, self.job, self.request.pictures, self.made.directory)
 
-    def _manifest(self, exported: Exported) -> Manifest:
+    def _manifest(self, exported: Exported, encoder: Exported) -> Manifest:
         loaded = self.job.loaded
         return Manifest(
             target=self.entry.target, precision=self.job.precision, spec=self.job.spec,
-            options=dict(exported.options), tools=dict(exported.tools),
+            options={**exported.options, **encoder.options}, tools={**encoder.tools, **exported.tools},
             checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError, doubt
 from samx.predictor import open_predictor
+from samx.processing.embeddings import is_tagged
 from samx.processing.images import check_upright, read_image
 from samx.processing.overlay import overlay
 from samx.processing.postprocess import SegmentedMask
@@ -27,12 +28,12 @@ def segment_picture(
 ) -> tuple[NDArray[np.uint8], Sequence[SegmentedMask]]:  # fmt: skip
     """Find the best mask for each prompt on a picture; return the picture with masks and prompts drawn, and the masks.
 
-    The picture's features come from the artifact's own encoder (the demo model), an encoder ONNX, or an embedding file.
+    The picture's features come from the artifact's own encoder, an encoder ONNX, or an embedding file.
     Raises: ArtifactError, ImageError, PromptError; UsageError when there is no encoder.
     """
     if embedding is not None and encoder is not None:
         raise UsageError("two sources of features", found="--embedding and --encoder", expected="one of them")
-    if embedding is not None:
+    if embedding is not None and not is_tagged(embedding):
         check_upright(image)
     picture = read_image(image, levels)
     with open_predictor(Artifact.open(model), device, threads, encoder=encoder, pixels=pixels) as predictor:

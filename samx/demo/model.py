@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from samx.demo import demo_checkpoint
 from samx.demo.scenes import generate_scene
-from samx.models.graph import Graph
+from samx.models.encoders.base import Architecture, Encoder, Weights, loaded_strictly
+from samx.models.encoders.load import LoadedEncoder
 from samx.models.reference import Attention, ReferenceDecoder
 from samx.models.session import Feed
-from samx.models.spec import DecoderSpec, TensorSpec, family_spec
+from samx.models.spec import DecoderSpec, family_spec
 from samx.processing.frames import Frame
 from samx.processing.images import to_frame
 
@@ -78,7 +79,7 @@ class Residual(nn.Module):
         return out
 
 
-class DemoEncoder(nn.Module):
+class DemoEncoder(Encoder):
     """Encode a frame into the image embedding and, for SAM 2, the two high-resolution features.
 
     The frame's side must be a multiple of 128 px; its values are RGB from 0 to 1, padding is 0.
@@ -98,13 +99,13 @@ class DemoEncoder(nn.Module):
         self.conv_s0 = nn.Conv2d(w[0], HIGH_RES_CHANNELS[0], 1) if high_res else None
         self.conv_s1 = nn.Conv2d(w[1], HIGH_RES_CHANNELS[1], 1) if high_res else None
 
-    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Encode a frame.
 
         Shapes: (B, 3, 16G, 16G) -> image_embeddings (B, 256, G, G)
             [, high_res_features_0 (B, 32, 4G, 4G), high_res_features_1 (B, 64, 2G, 2G)].
         """
-        return self.encode_picture(F.avg_pool2d(frame, PICTURE_POOL))
+        return self.encode_picture(F.avg_pool2d(pixels, PICTURE_POOL))
 
     def encode_picture(self, picture: Tensor) -> tuple[Tensor, ...]:
         """Encode an already averaged frame. Shapes: (B, 3, 4G, 4G) -> as forward."""
@@ -129,6 +130,7 @@ class DemoModel(nn.Module):
         self.family = family
         self.spec = family_spec(family, image_size=16 * grid, masks="all")
         self.encoder = DemoEncoder(high_res=self.spec.high_res_features)
+        self.encoder.picture_px = self.spec.image_size
         self.decoder = ReferenceDecoder(self.spec)
 
     def decode(
@@ -238,9 +240,16 @@ def _encode(model: DemoModel, spec: DecoderSpec, seed: int, size: tuple[int, int
     return {tensor.name: feature.numpy() for tensor, feature in named}
 
 
-def demo_encoder(checkpoint: Path, spec: DecoderSpec) -> Graph:
-    """Build the encoder's graph. Shapes: picture (1, 3, S, S), RGB from 0 to 1 -> DecoderSpec.image_inputs."""
-    encoder = load_demo(spec.family, checkpoint, spec.grid).encoder
-    shape = (1, 3, spec.image_size, spec.image_size)
-    picture = TensorSpec("picture", shape, "1", "RGB from 0 to 1, in the decoder's frame")
-    return Graph("encoder", encoder, (picture,), spec.image_inputs, allows=frozenset({"Resize"}))
+def _built(weights: Weights, spec: DecoderSpec) -> Encoder:
+    encoder = DemoEncoder(spec.high_res_features)
+    encoder.picture_px = spec.image_size
+    return loaded_strictly(encoder, weights, ENCODER.title)
+
+
+ENCODER = Architecture("demo", "samx's demo encoder", (r"^stem\.0\.", r"^lateral\."), _built)
+
+
+def demo_encoder(checkpoint: Path, spec: DecoderSpec) -> LoadedEncoder:
+    """Return the encoder that a demo checkpoint carries. It takes RGB from 0 to 1."""
+    weights = load_demo(spec.family, checkpoint, spec.grid).encoder.state_dict()
+    return LoadedEncoder(ENCODER, ENCODER.build(weights, spec))

@@ -27,6 +27,8 @@ DEFAULT_OPSET = 18  # every backend reads it; 23 adds Attention and Gelu as oper
 ATTENTION_OPSET = 23  # first opset with the Attention operator
 IR_VERSIONS = {18: 9, 23: 11}  # of the ONNX release that introduced the opset, so that runtimes of its time read it
 METADATA_PREFIX = "samx."
+MOST_INSIDE_BYTES = 1_900_000_000  # of weights in a graph's own file; protobuf ends at 2 GiB
+LEAST_OUTSIDE_BYTES = 1024  # of a tensor beside it: constants of shapes stay where shape inference finds them
 
 DECODER_FILE = "decoder.onnx"  # of one graph; of two: image.onnx and prompt.onnx
 
@@ -89,16 +91,34 @@ def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT
     Raises: SamxError when a graph breaks a rule; MissingExtraError.
     """
     onnx = require("onnx", "export", "ONNX export")
-    files = {}
+    files: dict[str, str] = {}
     for graph in graphs:
         model, file = _traced(graph, opset), f"{graph.role}.onnx"
         model = _simplified(model) if simplify else model
         _finish(model, graph, opset)
-        (directory / file).write_bytes(model.SerializeToString())
+        files |= {file: graph.role, **_save(model, directory / file, graph.role)}
         onnx.checker.check_model(str(directory / file), full_check=True)
-        files[file] = graph.role
     names = ["torch", "onnx", "onnxscript", *(["onnxsim"] if simplify else [])]
     return Exported(files, {"opset": opset, "simplify": simplify}, {name: version(name) for name in names})
+
+
+def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
+    """Write the graph of an image encoder. onnxsim would take minutes for it, and finds nothing.
+
+    Raises: as write_onnx().
+    """
+    return write_onnx([graph], directory, simplify=False)
+
+
+def _save(model: onnx.ModelProto, path: Path, role: str) -> dict[str, str]:
+    """Write a graph, and weights that are too large for it beside it; return the role of the latter's file."""
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= MOST_INSIDE_BYTES:
+        path.write_bytes(model.SerializeToString())
+        return {}
+    onnx = require("onnx", "export", "ONNX export")
+    beside = f"{path.name}.data"
+    onnx.save_model(model, path, save_as_external_data=True, location=beside, size_threshold=LEAST_OUTSIDE_BYTES)
+    return {beside: f"{role}_weights"}
 
 
 def _traced(graph: Graph, opset: int) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 METADATA_PREFIX = "samx."
+ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int32": 6}  # TensorProto.FLOAT, UINT8, INT32
 # Operators that break builders or hide a traced decision. Tile and ScatterND come from repeat_interleave and index
 # assignment, NonZero and Where-on-shapes from boolean indexing.
 FORBIDDEN = frozenset({
@@ -58,8 +59,8 @@ def _border(side: str, values: Sequence[onnx.ValueInfoProto], specs: Sequence[Te
     for value, spec in zip(values, specs, strict=True):
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
-        if tensor.elem_type != 1:  # TensorProto.FLOAT
-            yield f"{side} {spec.name} is not float32"
+        if tensor.elem_type != ELEMENT_TYPES[spec.dtype]:
+            yield f"{side} {spec.name} is not {spec.dtype}"
         if shape != spec.shape:
             yield f"{side} {spec.name} has shape {shape}, not {spec.shape}"
 
@@ -69,7 +70,7 @@ def _outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[str]:
     if found != list(names):
         yield f"outputs are {found}"
     for value in model.graph.output:
-        if value.type.tensor_type.elem_type != 1:
+        if value.type.tensor_type.elem_type != ELEMENT_TYPES["float32"]:
             yield f"output {value.name} is not float32"
 
 

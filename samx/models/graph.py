@@ -13,7 +13,7 @@ from samx.models.spec import TensorSpec
 
 # torch.export specialises on sizes 0 and 1, and takes equal sizes for related ones: examples avoid both, and every
 # size that the decoder has of its own, so that a test sees an example's size if it is baked in.
-EXAMPLE_SIZES = {"prompts": 13, "points": 9}
+EXAMPLE_SIZES = {"prompts": 13, "points": 9, "pictures": 11}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def examples(specs: Sequence[TensorSpec]) -> tuple[Tensor, ...]:
     """Make inputs of the right shapes; their values leave no trace in the graph, which the gate proves."""
     sizes = [[EXAMPLE_SIZES[d] if isinstance(d, str) else d for d in spec.shape] for spec in specs]
     types = [getattr(torch, spec.dtype) for spec in specs]
-    return tuple(torch.full(size, 0.5, dtype=dtype) for size, dtype in zip(sizes, types, strict=True))
+    values = [0.5 if dtype.is_floating_point else 1 for dtype in types]
+    return tuple(torch.full(size, value, dtype=of) for size, value, of in zip(sizes, values, types, strict=True))
 
 
 def dynamic_shapes(specs: Sequence[TensorSpec]) -> tuple[dict[int, Any] | None, ...]:

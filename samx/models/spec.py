@@ -17,6 +17,15 @@ FrameRule = Literal["pad", "stretch"]  # longest side to the frame's size, zeros
 # What the image encoder takes, of RGB from 0 to 1: less ImageNet's mean, over its deviation; -1 to 1; the picture's own
 # least and largest value moved to 0 and 1; as it is.
 PixelRule = Literal["imagenet", "half", "minmax", "unit"]
+# Mean and standard deviation of each; minmax: the picture's own. Source: Meta's SAM, SAM 2 and SAM 3 code; MedSAM's.
+PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "minmax": ((), ()),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+PIXELS_OF_OLD = "unit"  # where nothing is recorded: what 0.1.0 gave every encoder unasked, and its demo's takes
+LEAST_RANGE = 1e-8  # of a picture's values, where it has but one
 
 
 def check_choice(name: str, value: str | None, choices: Any) -> None:

@@ -28,12 +28,12 @@ class Frame:
     resizes_floats: bool = False  # pixels are resized as numbers, or rounded to 8 bits
 
     @classmethod
-    def of(cls, spec: DecoderSpec, width_px: int, height_px: int) -> Frame:
-        """Place a picture in the frame of a decoder.
+    def of(cls, spec: DecoderSpec, width_px: int, height_px: int, size_px: int | None = None) -> Frame:
+        """Place a picture in the frame of a decoder, or in the smaller one that some encoders take.
 
         Raises: ImageError on a picture without pixels, or so thin that resizing leaves none.
         """
-        size, keeps_aspect = spec.image_size, spec.keeps_aspect
+        size, keeps_aspect = size_px or spec.image_size, spec.keeps_aspect
         found = f"{width_px} x {height_px} px"
         if min(width_px, height_px) < 1:
             raise ImageError("picture has no pixels", found=found, expected="at least 1 x 1 px")

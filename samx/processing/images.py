@@ -1,11 +1,10 @@
-"""Pictures and image embeddings: read, checked, put into the decoder's frame, written."""
+"""Pictures: read, checked, put into the frame of an image encoder, written."""
 
 from __future__ import annotations
 
 import os
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
@@ -13,15 +12,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from samx.errors import ImageError, UnavailableError, UsageError, WriteError
+from samx.errors import ImageError, UsageError, WriteError
 from samx.files import open_regular, reading
-from samx.models.session import Feed, FloatArray
-from samx.models.spec import DecoderSpec, TensorSpec
+from samx.models.session import FloatArray
+from samx.models.spec import LEAST_RANGE, PIXELS
 from samx.processing.frames import Frame
 from samx.processing.rasters import PILLOW, SIXTEEN_BIT, Levels, eight_bits, is_deep_png, png_bytes, read_raster
+from samx.processing.resize import resized
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,18 +30,8 @@ RgbArray = NDArray[np.uint8]
 MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take is below it
 # Formats with a decoder inside Pillow; others start programs of their own (EPS: Ghostscript) or hold no photographs.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-EMBEDDING_DTYPES = ("float16", "float32", "float64")
-# How an encoder wants its pixels: mean and standard deviation of RGB from 0 to 1; minmax: the picture's own.
-# Source: Meta's SAM, SAM 2 and SAM 3 code; MedSAM's.
-PIXELS: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "minmax": ((), ()),
-    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 HEAD_BYTES = 32  # of a file, which tell whether it is a PNG and how deep
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
-LEAST_RANGE = 1e-8  # of a picture's values, where it has but one
 
 
 def read_image(path: Path, levels: Levels | None = None) -> RgbArray:
@@ -73,7 +62,8 @@ def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None) -> RgbAr
 
     with _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
         _check_size(path, picture.size)
-        return _as_rgb(path, ImageOps.exif_transpose(picture), levels)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _as_rgb(path, picture, levels)
 
 
 def check_upright(path: Path) -> None:
@@ -160,7 +150,7 @@ def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray
         if any("16" in str(tile.args) for tile in getattr(picture, "tile", ())):
             fix = "Save it as PNG, or with 8 bits a channel."
             raise ImageError(f"picture '{path}' has colours of 16 bits, of which Pillow keeps 8", fix=fix)
-        return np.array(picture.convert("RGB"))
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     grey = np.asarray(picture)
     if levels is None and (picture.mode == "F" or grey.min() < 0 or grey.max() > SIXTEEN_BIT):
         fix = "Say it: --range LOW:HIGH, what becomes black and white; or convert the picture to 8 bits."
@@ -169,28 +159,32 @@ def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray
 
 
 def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
-    """Put a picture into the decoder's frame: resized with antialiasing, zeros beyond its valid part, values 0 to 1.
+    """Put a picture into its frame: resized with antialiasing, zeros beyond its valid part, values 0 to 1.
 
     Shapes: (H, W, 3) -> (1, 3, size_px, size_px). Normalising colours is the image encoder's work.
-    Raises: ImageError for a picture of another size; UnavailableError without Pillow.
+    Raises: ImageError for a picture of another size.
     """
+    framed = np.zeros((1, 3, frame.size_px, frame.size_px), np.float32)
+    framed[0, :, : frame.valid_height_px, : frame.valid_width_px] = _resized(image, frame).transpose(2, 0, 1) / 255
+    return framed
+
+
+def to_bytes(image: RgbArray, frame: Frame) -> RgbArray:
+    """Put a picture into its frame as to_frame() does, rounded to 8 bits. Shapes: (H, W, 3) -> (S, S, 3).
+
+    Raises: ImageError for a picture of another size.
+    """
+    framed = np.zeros((frame.size_px, frame.size_px, 3), np.uint8)
+    framed[: frame.valid_height_px, : frame.valid_width_px] = _resized(image, frame) + np.float32(0.5)
+    return framed
+
+
+def _resized(image: RgbArray, frame: Frame) -> FloatArray:
+    """Resize a picture to the part of its frame that it fills; values 0 to 255."""
     if image.shape != (frame.height_px, frame.width_px, 3):
         expected = (frame.height_px, frame.width_px, 3)
         raise ImageError("picture does not have its frame's size", found=image.shape, expected=expected)
-    if find_spec("PIL") is None:
-        raise UnavailableError("resizing a picture for an image encoder needs Pillow", fix="pip install pillow")
-    from PIL import Image
-
-    size = (frame.valid_width_px, frame.valid_height_px)
-    if frame.resizes_floats:
-        channels = [Image.fromarray(channel).resize(size, Image.Resampling.BILINEAR)
-                    for channel in np.moveaxis(image.astype(np.float32), -1, 0)]  # fmt: skip
-        resized = np.stack([np.asarray(channel) for channel in channels], axis=-1) / np.float32(255)
-    else:
-        resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32) / 255
-    framed = np.zeros((1, 3, frame.size_px, frame.size_px), np.float32)
-    framed[0, :, : frame.valid_height_px, : frame.valid_width_px] = resized.transpose(2, 0, 1)
-    return framed
+    return resized(image, frame.valid_width_px, frame.valid_height_px, frame.resizes_floats)
 
 
 def check_pixels(encoder: Path | None, kind: str | None) -> None:
@@ -223,71 +217,6 @@ def normalised(pixels: FloatArray, frame: Frame, kind: str) -> FloatArray:
         mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in PIXELS[kind])
         result[valid] = (pixels[valid] - mean) / std
     return result
-
-
-def read_embedding(path: Path, spec: DecoderSpec) -> Feed:
-    """Read an image encoder's output: .npz with one array per image input, or .npy where there is only one.
-
-    Shapes: DecoderSpec.image_inputs, from float16, float32 or float64.
-    Raises: ImageError on other names, shapes or types, on values that are not finite, and on a damaged file.
-    """
-    with _opened(path) as file:
-        try:
-            return _read_npz(path, file, spec) if zipfile.is_zipfile(file) else _read_npy(path, file, spec)
-        except (ImageError, MemoryError):
-            raise
-        except Exception as error:  # damaged files make zipfile and NumPy raise nearly anything
-            fix = "Save it with numpy.savez or numpy.save, without pickled objects."
-            raise ImageError(f"embedding '{path}' is no readable NumPy file", found=error, fix=fix) from error
-
-
-def _read_npz(path: Path, file: IO[bytes], spec: DecoderSpec) -> Feed:
-    with zipfile.ZipFile(file) as archive:
-        _check_names(path, {name.removesuffix(".npy") for name in archive.namelist()}, spec)
-        feed = {}
-        for tensor in spec.image_inputs:
-            with archive.open(f"{tensor.name}.npy") as stream:
-                feed[tensor.name] = _read_tensor(path, stream, tensor)
-        return feed
-
-
-def _read_npy(path: Path, file: IO[bytes], spec: DecoderSpec) -> Feed:
-    """Read a single array, which has no name: it can only be the first image input."""
-    first = spec.image_inputs[0]
-    file.seek(0)
-    npy_format.read_magic(file)  # first, so that a file of another kind is told so
-    _check_names(path, {first.name}, spec)
-    file.seek(0)
-    return {first.name: _read_tensor(path, file, first)}
-
-
-def _check_names(path: Path, found: set[str], spec: DecoderSpec) -> None:
-    expected = {tensor.name for tensor in spec.image_inputs}
-    if found != expected:
-        raise ImageError(
-            f"embedding '{path}' holds other arrays than the decoder takes",
-            found=", ".join(sorted(found)) or "none", expected=", ".join(sorted(expected)),
-            fix=f"Save exactly these arrays in one .npz: {spec.embedding_contract}.",
-        )  # fmt: skip
-
-
-def _read_tensor(path: Path, stream: IO[bytes], tensor: TensorSpec) -> FloatArray:
-    """Read one array; its header is checked first, so that no file makes samx allocate more than the spec's shape."""
-    what = f"'{tensor.name}' in embedding '{path}'"
-    version = npy_format.read_magic(stream)
-    read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    if shape != tensor.shape:
-        fix = "Use the embedding of one picture, made for this model."
-        raise ImageError(f"{what} has the wrong shape", found=shape, expected=tensor.shape, fix=fix)
-    if dtype.name not in EMBEDDING_DTYPES:
-        raise ImageError(f"{what} has the wrong type", found=dtype.name, expected=" or ".join(EMBEDDING_DTYPES))
-    stream.seek(0)
-    with np.errstate(over="ignore"):  # a value beyond float32 becomes inf, which the next line refuses
-        values = npy_format.read_array(stream, allow_pickle=False).astype(np.float32, order="C")
-    if not np.isfinite(values).all():
-        raise ImageError(f"{what} has values that are not finite", fix="Run the image encoder again, at fp32.")
-    return values
 
 
 def check_png(path: Path) -> None:

@@ -18,10 +18,11 @@ from samx.errors import ImageError, UsageError
 from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec
+from samx.processing.embeddings import read_embedding
 from samx.processing.frames import Frame
-from samx.processing.images import check_pixels, normalised, read_embedding, read_image, to_frame
+from samx.processing.images import check_pixels, normalised, read_image, to_frame
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES, check_features
-from samx.runtimes.onnxruntime import open_encoder
+from samx.runtimes.onnxruntime import open_float_encoder
 
 DEFAULT_IMAGES = 16  # the next one exceeds their ranges with a probability of 6 %
 # Seeds far from samx.demo's: held out 0 to 199, validation 500,000, parity 900,001, training from 1,000,000.
@@ -74,7 +75,7 @@ def open_source(
     if pictures is not None and encoder is not None and pixels is not None:
         files, words = _choose(pictures, PICTURE_SUFFIXES, "pictures", images, seed)
         model = read_file(encoder, GRAPH_CAP_BYTES, f"encoder '{encoder}'", ImageError)
-        encode = open_encoder(model, encoder.name)
+        encode = open_float_encoder(model, encoder.name)
         words = f"{words}, encoder '{encoder.name}'"
         return Source(words, [partial(_picture, path, encode, pixels, spec) for path in files])
     if not is_demo(checkpoint):

@@ -9,6 +9,9 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+from numpy.typing import NDArray
+
+from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.store import Artifact
 from samx.devices.cpu import usable_cpus
 from samx.errors import ArtifactError, UnavailableError
@@ -58,8 +61,23 @@ def usual_chunk(options: Mapping[str, Any], device: str) -> int:
     return SPLIT_CHUNK if options.get("split") and device == "cpu" else DEFAULT_CHUNK
 
 
-def open_encoder(model: bytes, name: str, threads: int | None = None) -> Callable[[FloatArray], Feed]:
-    """Open an image encoder: a function from one prepared picture (1, 3, S, S) to the encoder's outputs by name.
+def open_encoder(
+    artifact: Artifact, device: str = "cpu", threads: int | None = None
+) -> Callable[[Mapping[str, NDArray[Any]]], Feed]:
+    """Open an artifact's own image encoder: a function from its inputs by name to its outputs by name.
+
+    Raises: as open_artifact().
+    """
+    files = artifact.manifest.files
+    beside = {name: artifact.read(name) for name, file in files.items() if file.role == f"{ENCODER_ROLE}_weights"}
+    name = artifact.file_with_role(ENCODER_ROLE)
+    session = _session(name, artifact.read(name), device, threads, beside)
+    outputs = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(outputs, session.run(None, dict(inputs)), strict=True))
+
+
+def open_float_encoder(model: bytes, name: str, threads: int | None = None) -> Callable[[FloatArray], Feed]:
+    """Open somebody's image encoder: a function from one prepared picture (1, 3, S, S) to its outputs by name.
 
     Raises: ArtifactError when it cannot be loaded; when called, where it does not take one picture of that size.
     """
@@ -156,8 +174,10 @@ def _device_of(provider: str) -> str:
     return {name: device for device, name in PROVIDERS.items()}.get(provider, provider)
 
 
-def _session(name: str, model: bytes, device: str, threads: int | None) -> Any:
-    """Load bytes whose hash was checked; never fall back to another device."""
+def _session(
+    name: str, model: bytes, device: str, threads: int | None, weights: Mapping[str, bytes] | None = None
+) -> Any:
+    """Load bytes whose hash was checked; never fall back to another device. Weights may lie in files beside a graph."""
     ort = _library()
     provider = PROVIDERS.get(device)
     if provider is None or provider not in ort.get_available_providers():
@@ -173,7 +193,17 @@ def _session(name: str, model: bytes, device: str, threads: int | None) -> Any:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if weights:
+        _give_weights(options, weights)
     try:
         return ort.InferenceSession(model, options, providers=[provider])
     except Exception as cause:  # onnxruntime's own exceptions share no base class
         raise ArtifactError(f"ONNX Runtime cannot load '{name}'", found=str(cause), fix="Export it again.") from cause
+
+
+def _give_weights(options: Any, weights: Mapping[str, bytes]) -> None:
+    """Hand weights over from memory: read by path, they could be others than those that were checked."""
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise UnavailableError("this ONNX Runtime takes no weights beside a graph from memory", fix=UPDATE)
+    sizes = [len(data) for data in weights.values()]
+    options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)

@@ -30,7 +30,8 @@ from samx.formats.tensorrt.stamp import Machine, Stamp
 from samx.models.checkpoint import load_checkpoint
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec
-from samx.processing.images import check_upright, parse_levels, read_embedding, read_image
+from samx.processing.embeddings import read_embedding
+from samx.processing.images import check_upright, parse_levels, read_image
 from samx.processing.prompts import Prompt, parse_box, parse_point
 from samx.processing.rasters import png_bytes, read_raster
 from samx.quantization.calibration import CalibrationSet

@@ -20,7 +20,8 @@ from samx.errors import ArtifactError, CheckpointError, SamxError
 from samx.files import read_file
 from samx.formats.onnx import describe
 from samx.models.checkpoint import load_checkpoint
-from samx.processing.images import read_embedding, read_image
+from samx.processing.embeddings import read_embedding
+from samx.processing.images import read_image
 from samx.quantization.calibration import CalibrationSet
 from samx.validators import child
 from samx.validators.arrays import pack

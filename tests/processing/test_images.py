@@ -21,17 +21,9 @@ from torch.nn import functional as F
 from samx.errors import Doubt, ImageError, UsageError, WriteError
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.processing import images
+from samx.processing.embeddings import read_embedding
 from samx.processing.frames import Frame
-from samx.processing.images import (
-    check_png,
-    check_upright,
-    normalised,
-    parse_levels,
-    read_embedding,
-    read_image,
-    to_frame,
-    write_png,
-)
+from samx.processing.images import check_png, check_upright, normalised, parse_levels, read_image, to_frame, write_png
 
 SAM1, SAM2 = sam1_spec(image_size=64), sam2_spec(image_size=64)
 

@@ -22,9 +22,9 @@ from samx.demo.sampling import find_regions
 from samx.demo.scenes import generate_scene
 from samx.errors import ImageError, InputError, UsageError
 from samx.models.checkpoint import load_checkpoint
-from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PIXELS, DecoderSpec, sam1_spec, sam2_spec
 from samx.processing.frames import Frame
-from samx.processing.images import PIXELS, to_frame
+from samx.processing.images import to_frame
 from samx.quantization import sources
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES
 from samx.quantization.sources import CALIBRATION_SCENES, HELD_OUT_SCENES, Source, open_source

@@ -144,7 +144,8 @@ def test_a_file_that_is_no_model_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_must_take_the_picture(demo_artifact: Path) -> None:
-    model = (demo_artifact / "encoder.onnx").read_bytes()
-    with pytest.raises(ArtifactError, match="does not take this picture"):
-        onnxruntime.open_encoder(model, "encoder.onnx")(np.zeros((1, 3, 64, 64), np.float32))
+def test_an_encoder_must_take_the_picture(float_encoder: Path, demo_artifact: Path) -> None:
+    for path, size in ((float_encoder, 64), (demo_artifact / "encoder.onnx", 1024)):  # the latter takes bytes
+        encode = onnxruntime.open_float_encoder(path.read_bytes(), "encoder.onnx")
+        with pytest.raises(ArtifactError, match="does not take this picture"):
+            encode(np.zeros((1, 3, size, size), np.float32))

@@ -1,0 +1,49 @@
+"""Export the image encoder of a checkpoint beside its decoder, as the target runs it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from samx.artifacts.manifest import EncoderEntry
+from samx.demo.model import demo_encoder, is_demo
+from samx.errors import CheckpointError
+from samx.exporters import onnx
+from samx.exporters.base import Exported, ExportJob
+from samx.models.encoders.load import Found, find_encoder
+from samx.models.encoders.picture import ONE_PICTURE, picture_graph
+from samx.models.shape_range import ShapeRange
+from samx.models.weight_files import open_weights
+from samx.registry import backend
+
+UNKNOWN = (
+    "NO IMAGE ENCODER was exported: samx finds none of an architecture that it knows in '{name}'. The artifact is the "
+    "decoder alone; give it embeddings, or an encoder as ONNX: 'samx segment --embedding', '--encoder'."
+)
+ON_CPU = "The image encoder is run by ONNX Runtime on the CPU: target '{target}' does not run it itself."
+
+
+def export_encoder(checkpoint: Path, job: ExportJob, pictures: ShapeRange | None, directory: Path) -> Exported:
+    """Write a checkpoint's encoder into a directory, with what the manifest says of it; or a note that there is none.
+
+    Raises: CheckpointError for half of one, or where pictures are asked for and there is none; as the exporter.
+    """
+    encoder, notes = _found(checkpoint, job)
+    if encoder is None:
+        unknown = UNKNOWN.format(name=checkpoint.name)
+        if pictures is not None:
+            asked, expected = f"--pictures {pictures}", "an encoder that takes them"
+            raise CheckpointError(unknown, found=asked, expected=expected, fix="Leave it out.")
+        return Exported({}, {}, {}, notes=(unknown, *notes))
+    taken, entry = pictures or ONE_PICTURE, backend(job.target)
+    writer = onnx if entry.encoder is None else importlib.import_module(entry.exporter)
+    written: Exported = writer.write_encoder(picture_graph(encoder.module, job.spec, taken), job, directory)
+    said = EncoderEntry(encoder.architecture.name, encoder.module.picture_px, "fp32", taken)
+    elsewhere = () if entry.encoder else (ON_CPU.format(target=job.target),)
+    return Exported(written.files, {"encoder": said.to_json()}, written.tools, notes=(*notes, *elsewhere))
+
+
+def _found(checkpoint: Path, job: ExportJob) -> Found:
+    if is_demo(checkpoint):
+        return Found(demo_encoder(checkpoint, job.spec))
+    return find_encoder(open_weights(checkpoint), job.spec)

@@ -1,0 +1,67 @@
+"""Resize pictures as image encoders were trained with: a bilinear filter, widened where the picture gets smaller.
+
+The weights are those of Pillow and of PyTorch's antialias. A picture is reduced along one side after the other, a block
+of lines at a time: each block is a product with a small matrix, since a line depends on few others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 16  # lines a product: more cost products with zeros, fewer cost calls
+# Where values are rounded to 8 bits after each side, weights are whole multiples of 1 / ONE. Source: Pillow's Resample.
+ONE = 1 << 22
+
+Pixels = NDArray[Any]
+
+
+def resized(image: NDArray[np.uint8], width_px: int, height_px: int, floats: bool) -> NDArray[np.float32]:
+    """Resize a picture with antialiasing; values stay 0 to 255.
+
+    floats: keep them as numbers, as PyTorch does; else round to 8 bits after each side, the width first, as Pillow does
+    (bit by bit; since its release 13 it begins with the height of some, which moves values by 1).
+    Shapes: (H, W, 3) -> (height_px, width_px, 3).
+    """
+    height, width, channels = image.shape
+    if floats:  # the height first: its lines lie together
+        columns = _product(image.reshape(height, -1), height_px, np.dtype(np.float32))
+        planes = _product(columns.reshape(width, -1), width_px, np.dtype(np.float32))
+        return planes.reshape(channels, height_px, width_px).transpose(1, 2, 0)
+    rows = _whole_product(image.transpose(1, 0, 2).reshape(width, -1), width_px)
+    turned = _whole_product(rows.reshape(height, -1), height_px)
+    return turned.reshape(channels, width_px, height_px).transpose(2, 1, 0).astype(np.float32)
+
+
+def _whole_product(lines: Pixels, count: int) -> Pixels:
+    """Resize in whole numbers: float64 holds each sum exactly."""
+    return np.floor(_product(lines, count, np.dtype(np.float64), ONE) / ONE + 0.5).astype(np.uint8)
+
+
+def _product(lines: Pixels, count: int, dtype: np.dtype[Any], one: int | None = None) -> Pixels:
+    """Return `count` weighted sums of lines, turned: what the other side needs. Shapes: (L, N) -> (N, count)."""
+    first, weights = _weights(len(lines), count)
+    weights = weights if one is None else np.floor(weights * one + 0.5)
+    result = np.empty((lines.shape[1], count), dtype)
+    for start in range(0, count, BLOCK):
+        block = slice(start, min(start + BLOCK, count))
+        at = first[block, None] - first[start] + np.arange(weights.shape[1])
+        matrix = np.zeros((len(at), int(at.max()) + 1), dtype)
+        np.put_along_axis(matrix, at, weights[block].astype(dtype), axis=1)
+        used = lines[first[start] : first[start] + matrix.shape[1]].astype(dtype)
+        np.matmul(used.T, matrix[:, : len(used)].T, out=result[:, block])  # what is cut off beyond the end is 0
+    return result
+
+
+def _weights(length: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the first pixel that each new one is made of, and the weights from there on. Shapes: (N), (N, K)."""
+    scale = length / count
+    reach = max(scale, 1.0)
+    centres = (np.arange(count) + 0.5) * scale
+    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
+    end = np.minimum((centres + reach + 0.5).astype(np.int64), length)
+    at = first[:, None] + np.arange(int((end - first).max()))
+    weights = np.maximum(1 - np.abs(at + 0.5 - centres[:, None]) / reach, 0) * (at < end[:, None])
+    return first, weights / weights.sum(axis=1, keepdims=True)
