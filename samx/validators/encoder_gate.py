@@ -97,19 +97,23 @@ class _Asked:
         return found
 
     def again(self) -> list[str]:
-        """Ask the first question again. Gives what differs, and what was changed after it was handed out."""
+        """Ask the first question again. Gives what differs, and what changed after it was handed out."""
         if self.first is None:
             return []
         chosen, outputs, copies = self.first
+        changed = _unlike(outputs, copies)  # first: asked again, a buffer that is used again holds the same
         try:
-            found = self.ask(chosen)
+            other = _unlike(self.ask(chosen), copies)
         except Exception as error:
             return [f"asked again in call {self.calls}: {message(error)}"]
-        names = [name for name in copies if not np.array_equal(found[name], copies[name])]
-        changed = [name for name in copies if not np.array_equal(outputs[name], copies[name])]
-        return [f"{name} has other values when asked again, in call {self.calls}" for name in names] + [
-            f"{name} of the first call changed after it was handed out" for name in changed
+        return [
+            *(f"{name} of the first call changed after it was handed out" for name in changed),
+            *(f"{name} has other values when asked again, in call {self.calls}" for name in other),
         ]
+
+
+def _unlike(outputs: Outputs, copies: Outputs) -> list[str]:
+    return [name for name, value in copies.items() if not np.array_equal(outputs[name], value)]
 
 
 class _Run(NamedTuple):

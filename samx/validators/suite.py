@@ -283,6 +283,8 @@ def score_shapes(spec: DecoderSpec) -> dict[str, list[int]]:
 
 
 def bits(reader: ArrayReader, name: str, shape: tuple[int, int, int]) -> BoolArray:
-    """Take an array that is kept as bits. Shapes: -> shape."""
+    """Take an array that is kept as bits, and unpacks to eight times its size. Shapes: -> shape."""
+    if prod(shape) > MADE_CAP_BYTES:
+        raise refusal(f"{reader.where}: array '{name}' is too large", str(shape), f"at most {MADE_CAP_BYTES} pixels")
     packed = reader.take(name, np.uint8, (*shape[:2], -(-shape[2] // 8)))
     return np.unpackbits(packed, axis=-1, count=shape[2]).astype(np.bool_)

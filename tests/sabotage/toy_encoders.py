@@ -18,7 +18,7 @@ from samx.processing.images import PIXELS
 
 WIDTH, HEADS, STRIDES = 32, 2, (4, 2, 2)
 EPS = 1e-6
-Table = Callable[[Tensor], Tensor]
+PIXEL_GAIN = 2.5  # of each convolution: the features hang on the pixels more than on their places
 
 
 class ToyEncoder(nn.Module):
@@ -30,8 +30,11 @@ class ToyEncoder(nn.Module):
         self.gain = gain
         self.spec, self.eps, self.has_no_mem_embed = spec, eps, no_mem_embed
         widths = (3, WIDTH // 4, WIDTH // 2, WIDTH)
-        self.patches = nn.ModuleList(nn.Conv2d(a, b, s, s) for a, b, s in zip(widths, widths[1:], STRIDES))
-        self.position = nn.Parameter(torch.randn(1, WIDTH, spec.grid, spec.grid) * 0.3)
+        patches = [nn.Conv2d(a, b, s, s) for a, b, s in zip(widths[:-1], widths[1:], STRIDES, strict=True)]
+        for patch in patches:
+            patch.weight.data.mul_(PIXEL_GAIN)
+        self.patches = nn.ModuleList(patches)
+        self.position = nn.Parameter(torch.randn(1, WIDTH, spec.grid, spec.grid) * 0.1)
         self.bias = nn.Parameter(torch.randn(HEADS, 2 * spec.grid - 1, 2 * spec.grid - 1))
         self.norm_1 = nn.Parameter(torch.rand(WIDTH) + 0.5)
         self.norm_2 = nn.Parameter(torch.rand(spec.width) + 0.5)
@@ -88,7 +91,7 @@ def named(spec: DecoderSpec, outputs: tuple[Tensor, ...]) -> Outputs:
 
 
 def scaled(picture: Tensor, mask: Tensor, kind: str) -> Tensor:
-    """Normalise as a graph does: one multiplication and one addition, then zeros. Shapes: (B, 3, S, S), (B, 1, S, S)."""
+    """Normalise as a graph does: multiply, add, zeros beyond. Shapes: (B, 3, S, S), (B, 1, S, S) -> (B, 3, S, S)."""
     if kind == "minmax":
         least = (picture + 255 * (1 - mask)).amin((1, 2, 3), keepdim=True)
         return (picture - least) / ((picture * mask).amax((1, 2, 3), keepdim=True) - least) * mask
