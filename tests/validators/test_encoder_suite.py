@@ -13,7 +13,7 @@ from stub_session import StubSession, pooled
 
 from samx.errors import ArtifactError, ImageError, ParityError
 from samx.models.session import Feed, Outputs
-from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import DecoderSpec, PixelRule, sam1_spec, sam2_spec
 from samx.processing.images import PIXELS
 from samx.validators import arrays
 from samx.validators.encoder_gate import judge_encoder, steady
@@ -44,8 +44,8 @@ def test_stored_suite_asks_and_expects_the_same(live: EncoderSuite, data: bytes)
     assert (stored.spec, stored.picture_px, stored.reference) == (SMALL, 128, live.reference)
     for one, other in zip(live.pictures, stored.pictures, strict=True):
         assert (one.name, one.frame, one.digest) == (other.name, other.frame, other.digest)
-        assert all((a == b).all() for key in one.features
-                   for a, b in zip(one.features[key], other.features[key], strict=True))  # fmt: skip
+        right, again = (found.features["image_embeddings"] for found in (one, other))
+        assert all((getattr(right, part) == getattr(again, part)).all() for part in right._fields)
         for asked, kept in zip(one.answers, other.answers, strict=True):
             assert all((asked.prompts[key] == kept.prompts[key]).all() for key in asked.prompts)
             assert all((getattr(asked, key) == getattr(kept, key)).all() for key in ("above", "undecided", "stability"))
@@ -59,7 +59,7 @@ def test_suite_is_compact(spec: DecoderSpec) -> None:
 
 
 @pytest.mark.parametrize("kind", PIXELS)
-def test_pixels_are_what_the_family_says(kind: str) -> None:
+def test_pixels_are_what_the_family_says(kind: PixelRule) -> None:
     """Written out here once more, value by value."""
     photo = np.random.default_rng(0).integers(3, 250, (20, 40, 3), np.uint8)
     spec = replace(SMALL, pixels=kind)
@@ -82,7 +82,8 @@ def test_pixels_are_what_the_family_says(kind: str) -> None:
 
 def test_feed_names_what_of_a_picture_is_used(live: EncoderSuite) -> None:
     feed = live.feed([2, 3])
-    assert (feed["picture"].dtype, feed["picture"].shape) == (np.uint8, (2, 128, 128, 3))
+    assert feed["picture"].dtype == np.uint8
+    assert feed["picture"].shape == (2, 128, 128, 3)
     assert feed["valid"].dtype == np.int32
     assert feed["valid"].tolist() == [[85, 128], [128, 72]]  # height and width: of the wide one, of the tall one
     assert list(built(replace(SMALL, frame="stretch")).feed([0])) == ["picture"]
