@@ -30,6 +30,7 @@ IN_IT = (
     "samx/demo/weights/sam2.safetensors",
     "samx/exporters/coreml/templates/decoder.swift.in",
     "samx/exporters/tensorrt/reproduce.sh",
+    *(f"samx/validators/photos/{name}.jpg" for name in ("cat", "coffee", "rocket")),
 )
 SMALL = ("--image-size", "128")  # as an export, a second or so of arithmetic
 

@@ -17,7 +17,7 @@ HEAD = b"#!/usr/bin/env python3\n"
 PACKAGES = ("typer", "rich")  # each with its files and licences
 OF_TYPER = ("click", "shellingham", "annotated-doc", "typing-extensions")  # where the installed typer asks for it
 LICENCE = re.compile(r"licen[cs]e|copying|notice|authors", re.IGNORECASE)
-LEFT_OUT = ("__pycache__", "weights")  # folders of samx: the demo's weights are larger than all else
+LEFT_OUT = ("__pycache__", "weights", "photos")  # folders of samx: the demo's weights are larger than all else
 # An archive's bytes hang on its content alone: no times, no owners, names in order.
 START = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold
 UNIX = 3

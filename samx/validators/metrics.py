@@ -22,7 +22,7 @@ LOW_PERCENTILE = 5
 # A stored code of a logit counts steps from its mask's largest logit below zero to the same above: 0 to 2 * CODE_STEPS.
 CODE_STEPS = 31
 CODE_REACH = np.float32(0.5001)  # steps from a code that are its own; the rest is float32 rounding
-AT_LEAST = ("mask_iou_min", "mask_iou_case", "mask_iou_mean", "mask_iou_p05")
+AT_LEAST = ("mask_iou_min", "mask_iou_case", "mask_iou_mean", "mask_iou_p05", "mask_iou_mean_all", "mask_iou_p05_all")
 # Starting points of the design (mask IoU, logit and predicted-IoU error), to be tightened when devices are measured.
 # The others follow from them:
 # - flipped_share: a mask IoU of 1 - e flips e of the pixels at most.
@@ -46,9 +46,54 @@ LIMITS: Mapping[str, tuple[Any, ...]] = {
     "forgiven_pixels":      (0,      1,     0,    0),
 }  # fmt: skip
 
+# Of an image encoder, from a picture's bytes to the masks. The masks decide; at 8 bits nearly alone.
+# - feature_error: of an output's values together, by their squares. Wrong pixels cost more than any precision: another
+#   resizer 0.65, BGR 0.77, black padding 1.0, x - mean / std 1.15 (by the cosines that ViT-B gave); bf16 0.01 to 0.12.
+# - feature_error_largest: of what a single value shows, over the output's largest one. 128 errors of 5e-3 of the root
+#   mean square add up to 0.3 of it now and then, and the largest value is at least four times that.
+# - mask_iou_*: of masks that are steady; _case: of one picture's; _all: of all masks, only reported.
+ENCODER_LIMITS: Mapping[str, tuple[Any, ...]] = {
+    "feature_error":         (1e-5,   5e-3,  0.25, 0.25),
+    "feature_error_largest": (1e-4,   0.1,   None, None),
+}  # fmt: skip
+ENCODER_MASK_LIMITS: Mapping[str, tuple[Any, ...]] = {
+    "mask_iou_case":         (0.9999, None,  None, None),
+    "mask_iou_mean":         (0.9999, 0.997, 0.98, 0.98),
+    "mask_iou_p05":          (0.9999, 0.98,  0.95, 0.95),
+    "iou_prediction_error":  (1e-3,   0.05,  None, None),
+}  # fmt: skip
+
+
+class Limits:
+    """Judge values by the bounds of the same names. None: not judged at this precision, only reported."""
+
+    def violations(self, values: Mapping[str, float]) -> list[str]:
+        """Return which values are not on the good side of their bound. NaN is on no side."""
+        limits = asdict(self)  # type: ignore[call-overload]  # of dataclasses
+        return [
+            f"{name} is {value:.6g}, must be {'at least' if name in AT_LEAST else 'at most'} {limits[name]:g}"
+            for name, value in values.items()
+            if limits[name] is not None and not _is_good(name, value, limits[name])
+        ]
+
 
 @dataclass(frozen=True)
-class Bounds:
+class EncoderBounds(Limits):
+    """Bound every metric of an image encoder; the names are those of encoder_gate.py."""
+
+    precision: str
+    feature_error: float
+    feature_error_largest: float | None
+    mask_iou_case: float | None
+    mask_iou_mean: float
+    mask_iou_p05: float
+    iou_prediction_error: float | None
+    mask_iou_mean_all: float | None = None
+    mask_iou_p05_all: float | None = None
+
+
+@dataclass(frozen=True)
+class Bounds(Limits):
     """Bound every metric; the names are those of measure(). None: not judged at this precision, only reported."""
 
     precision: str
@@ -64,15 +109,6 @@ class Bounds:
     object_score_flips: float = 0.0
     best_mask_changes: float = 0.0
     forgiven_pixels: float = 0  # of each mask, in every mask_iou: one pixel of a mask of 16 is more than 0.99 allows
-
-    def violations(self, values: Mapping[str, float]) -> list[str]:
-        """Return which values are not on the good side of their bound. NaN is on no side."""
-        limits = asdict(self)
-        return [
-            f"{name} is {value:.6g}, must be {'at least' if name in AT_LEAST else 'at most'} {limits[name]:g}"
-            for name, value in values.items()
-            if limits[name] is not None and not _is_good(name, value, limits[name])
-        ]
 
 
 def _is_good(name: str, value: float, limit: float) -> bool:
@@ -93,6 +129,16 @@ def bounds_for(precision: str, options: Mapping[str, Any] | None = None) -> Boun
     if precision not in BOUNDS:
         raise UsageError("no parity bounds for this precision", found=precision, expected=" or ".join(BOUNDS))
     return BOUNDS["int8" if (options or {}).get("weights") else precision]
+
+
+def encoder_bounds(precision: str, decoder: str) -> EncoderBounds:
+    """Return the bounds of an encoder whose features a decoder of another precision may take.
+
+    The masks are held to what the less exact of the two is held to.
+    """
+    own, looser = PRECISIONS.index(precision), max(map(PRECISIONS.index, (precision, decoder)))
+    limits = {name: row[own] for name, row in ENCODER_LIMITS.items()}
+    return EncoderBounds(precision, **limits, **{name: row[looser] for name, row in ENCODER_MASK_LIMITS.items()})
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from samx.artifacts.manifest import Level
 from samx.artifacts.strict_json import Count, Document, refusal, take
 from samx.devices import cpu
 from samx.devices.adapter import Tree
-from samx.validators.metrics import AT_LEAST, Bounds
+from samx.validators.metrics import AT_LEAST, Bounds, EncoderBounds
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters XML 1.0 cannot hold
-BOUNDED = frozenset(field.name for field in fields(Bounds))
+BOUNDED = frozenset(field.name for kind in (Bounds, EncoderBounds) for field in fields(kind))
 
 
 def _check_metrics(value: Mapping[str, float], where: str) -> None:
@@ -62,20 +62,11 @@ class CaseResult:
 
 
 @dataclass(frozen=True)
-class ParityReport(Document):
-    """Record what was compared with what, where, and how it went."""
+class Judged:
+    """Record what was measured, and what was wrong: of a decoder, or of an encoder."""
 
-    HEADER = {"format": "samx-parity-report", "schema_version": 1}
-    DERIVED = ("passed",)
-
-    subject: str  # what was judged
-    level: Level  # the evidence it can support if it passed
-    nonce: str  # ties the report to the run that asked for it
-    created: str
-    bounds: Bounds
+    bounds: Bounds | EncoderBounds
     suite: Annotated[Mapping[str, Any], _check_suite]  # cases planned, image source, reference, live or stored
-    placement: Mapping[str, Any]
-    environment: Mapping[str, str]
     metrics: Metrics  # over all cases
     failures: tuple[str, ...]  # of the run as a whole
     cases: tuple[CaseResult, ...]
@@ -92,6 +83,14 @@ class ParityReport(Document):
         in_bounds = not any(map(self.bounds.violations, [self.metrics, *(case.metrics for case in self.cases)]))
         return complete and in_bounds and not self.failures and all(case.passed for case in self.cases)
 
+    def whole_failures(self) -> list[str]:
+        """Return what was wrong with the run as a whole; a planned case that is missing, too."""
+        planned = int(self.suite["cases"])
+        if planned != len(self.cases) or not self.cases:
+            return [*self.failures, f"{len(self.cases)} of {planned} planned cases were compared"]
+        nothing = [] if self.metrics or self.failures else ["no case could be compared"]
+        return [*self.failures, *nothing]
+
     def all_failures(self) -> list[str]:
         """Return what was wrong, the run first and then case by case."""
         of_cases = [f"case {case.name}: {line}" for case in self.cases for line in case.failures]
@@ -106,16 +105,70 @@ class ParityReport(Document):
                     found[name] = (value, case.name)
         return found
 
+
+@dataclass(frozen=True)
+class EncoderReport(Judged):
+    """Record how an image encoder was judged, from pictures to masks."""
+
+    bounds: EncoderBounds
+
+
+@dataclass(frozen=True)
+class ParityReport(Judged, Document):
+    """Record what was compared with what, where, and how it went."""
+
+    HEADER = {"format": "samx-parity-report", "schema_version": 1}
+    DERIVED = ("passed",)
+
+    bounds: Bounds
+    subject: str  # what was judged
+    level: Level  # the evidence it can support if it passed
+    nonce: str  # ties the report to the run that asked for it
+    created: str
+    placement: Mapping[str, Any]
+    environment: Mapping[str, str]
+    encoder: EncoderReport | None = None  # None: the decoder alone
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> ParityReport:
+        """Read plain data; 0.1.0 judged decoders alone.
+
+        Raises: ArtifactError for anything that to_json() would not have returned.
+        """
+        return super().from_json({"encoder": None, **value} if isinstance(value, dict) else value, where)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the decoder passed, and the encoder if one was judged."""
+        return super().passed and (self.encoder is None or self.encoder.passed)
+
+    def parts(self) -> dict[str, Judged]:
+        """Return what was judged, each with how its cases' names begin."""
+        return {"": self, **({"encoder, ": self.encoder} if self.encoder is not None else {})}
+
+    def all_failures(self) -> list[str]:
+        """Return what was wrong, the decoder first."""
+        of_encoder = [] if self.encoder is None else self.encoder.all_failures()
+        return [*super().all_failures(), *(f"encoder: {line}" for line in of_encoder)]
+
     def summary(self) -> str:
         """Return the verdict in one line."""
         where = f"{self.placement.get('runtime', 'unknown runtime')} on {self.placement.get('requested', '?')}"
-        failed = [case for case in self.cases if not case.passed]
         if self.passed:
             iou, _ = self.worst().get("mask_iou_min", (math.nan, ""))
-            return f"parity passed: {len(self.cases)} cases, {self.precision}, {where}, lowest mask IoU {iou:.5f}"
+            decoder = f"parity passed: {len(self.cases)} cases, {self.precision}, {where}, lowest mask IoU {iou:.5f}"
+            return f"{decoder}; {self._of_encoder()}"
+        failed = sum(not case.passed for part in self.parts().values() for case in part.cases)
+        planned = sum(part.suite["cases"] for part in self.parts().values())
         first = next(iter(self.all_failures()), "not every planned case was compared")
         drawn = f" (seed {self.suite['seed']})" if "seed" in self.suite else ""
-        return f"parity failed: {len(failed)} of {self.suite['cases']} cases, {self.precision}, {where}: {first}{drawn}"
+        return f"parity failed: {failed} of {planned} cases, {self.precision}, {where}: {first}{drawn}"
+
+    def _of_encoder(self) -> str:
+        if self.encoder is None:
+            return "no image encoder"
+        iou = self.encoder.metrics.get("mask_iou_mean", math.nan)
+        return f"encoder: {len(self.encoder.cases)} pictures, {self.encoder.precision}, mean mask IoU {iou:.5f}"
 
     def to_bytes(self) -> bytes:
         """Return the file's content. Of a placement's details, what is no JSON is written as its words."""
@@ -151,29 +204,27 @@ def to_table(report: ParityReport) -> Table:
     table = Table(title=f"Parity {verdict}: {report.subject} ({report.precision})", title_justify="left")
     for heading in ("metric", "worst", "bound", "case"):
         table.add_column(heading, justify="right" if heading in ("worst", "bound") else "left")
-    for name, (value, case) in report.worst().items():
-        bound = getattr(report.bounds, name)
-        sign = "at least" if name in AT_LEAST else "at most"
-        table.add_row(name, f"{value:.6g}", "not judged" if bound is None else f"{sign} {bound:g}", case)
+    for prefix, part in report.parts().items():
+        for name, (value, case) in part.worst().items():
+            bound = getattr(part.bounds, name)
+            sign = "at least" if name in AT_LEAST else "at most"
+            shown = "not judged" if bound is None else f"{sign} {bound:g}"
+            table.add_row(f"{prefix}{name}", f"{value:.6g}", shown, case)
     return table
 
 
 def to_junit(report: ParityReport) -> str:
     """Write one test per case and one for the run as a whole; a case that is missing is a failure."""
-    planned = int(report.suite["cases"])
-    whole = list(report.failures)
-    if planned != len(report.cases) or not report.cases:
-        whole.append(f"{len(report.cases)} of {planned} planned cases were compared")
-    if report.cases and not report.metrics and not whole:
-        whole.append("no case could be compared")
-    failed = sum(not case.passed for case in report.cases) + bool(whole)
+    whole = {f"{prefix}suite": part.whole_failures() for prefix, part in report.parts().items()}
+    named = [(f"{prefix}{case.name}", _case_failures(case)) for prefix, part in report.parts().items()
+             for case in part.cases]  # fmt: skip
+    found = [*whole.items(), *named]
     suite = ElementTree.Element(
-        "testsuite", name=_clean(f"samx parity {report.subject}"), tests=str(len(report.cases) + 1),
-        failures=str(failed), errors="0", skipped="0", timestamp=report.created,
+        "testsuite", name=_clean(f"samx parity {report.subject}"), tests=str(len(found)),
+        failures=str(sum(bool(failures) for _, failures in found)), errors="0", skipped="0", timestamp=report.created,
     )  # fmt: skip
-    _test(suite, "suite", whole)
-    for case in report.cases:
-        _test(suite, case.name, _case_failures(case))
+    for name, failures in found:
+        _test(suite, name, failures)
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
 

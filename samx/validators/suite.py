@@ -149,19 +149,27 @@ def describe(session: Session) -> str:
 
 
 def output_problems(spec: DecoderSpec, outputs: object, prompts: int) -> list[str]:
-    """Return what keeps outputs from being compared: names, types, shapes, values that are not finite."""
+    """Return what keeps a decoder's outputs from being compared."""
+    return tensor_problems(spec.outputs, outputs, prompts)
+
+
+def tensor_problems(tensors: Sequence[TensorSpec], outputs: object, count: int) -> list[str]:
+    """Return what keeps outputs from being compared: names, types, shapes, values that are not finite.
+
+    count: what a named axis stands for.
+    """
     if not isinstance(outputs, dict):
         return [f"outputs are {type(outputs).__name__}, must be a dict of arrays"]
-    names = [tensor.name for tensor in spec.outputs]
+    names = [tensor.name for tensor in tensors]
     missing = [f"output {name} is missing" for name in names if name not in outputs]
     unknown = [f"output {name} is not in the spec" for name in outputs if name not in names]
-    present = [tensor for tensor in spec.outputs if tensor.name in outputs]
-    return [*missing, *unknown, *(line for tensor in present for line in _array_problems(tensor, outputs, prompts))]
+    present = [tensor for tensor in tensors if tensor.name in outputs]
+    return [*missing, *unknown, *(line for tensor in present for line in _array_problems(tensor, outputs, count))]
 
 
-def _array_problems(tensor: TensorSpec, outputs: dict[str, object], prompts: int) -> list[str]:
+def _array_problems(tensor: TensorSpec, outputs: dict[str, object], count: int) -> list[str]:
     value = outputs[tensor.name]
-    shape = tuple(prompts if isinstance(size, str) else size for size in tensor.shape)
+    shape = tuple(count if isinstance(size, str) else size for size in tensor.shape)
     if type(value) is not np.ndarray or value.dtype != np.float32:  # exactly: a masked array hides values
         kind = value.dtype if type(value) is np.ndarray else type(value).__name__
         return [f"{tensor.name} has type {kind}, must be float32 array"]
@@ -235,11 +243,9 @@ def _case(reader: ArrayReader, spec: DecoderSpec, index: int, entry: dict[str, A
 def _expected(reader: ArrayReader, spec: DecoderSpec, index: int, case: Case, coded: bool) -> Expected:
     prompts, masks, pixels = len(case.prompts["point_coords"]), spec.masks_out, lattice(spec.grid)
     planes = (prompts, masks, spec.mask_size**2)
-    fixed = {tensor.name: [size for size in tensor.shape if isinstance(size, int)] for tensor in spec.outputs}
     scores = {
         name: reader.take(f"case{index}.{name}", np.float32, (prompts, *sizes))
-        for name, sizes in fixed.items()
-        if name != "low_res_masks"
+        for name, sizes in score_shapes(spec).items()
     }
     codes = reader.take(f"case{index}.codes", np.uint8, planes) if coded else None
     if codes is not None and codes.max() > 2 * CODE_STEPS:
@@ -247,8 +253,8 @@ def _expected(reader: ArrayReader, spec: DecoderSpec, index: int, case: Case, co
     return Expected(
         logits=reader.take(f"case{index}.logits", np.float32, (prompts, masks, len(pixels))),
         pixels=pixels,
-        above=_bits(reader, f"case{index}.above", planes),
-        undecided=_bits(reader, f"case{index}.undecided", planes),
+        above=bits(reader, f"case{index}.above", planes),
+        undecided=bits(reader, f"case{index}.undecided", planes),
         scores=scores,
         codes=codes,
         peaks=reader.take(f"case{index}.peaks", np.float32, planes[:2]) if coded else None,
@@ -270,6 +276,15 @@ def _packed(expected: Expected, grid: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def _bits(reader: ArrayReader, name: str, shape: tuple[int, int, int]) -> BoolArray:
+def score_shapes(spec: DecoderSpec) -> dict[str, list[int]]:
+    """Return the sizes of the outputs that are no masks, of one prompt."""
+    fixed = {tensor.name: [size for size in tensor.shape if isinstance(size, int)] for tensor in spec.outputs}
+    return {name: sizes for name, sizes in fixed.items() if name != "low_res_masks"}
+
+
+def bits(reader: ArrayReader, name: str, shape: tuple[int, int, int]) -> BoolArray:
+    """Take an array that is kept as bits, and unpacks to eight times its size. Shapes: -> shape."""
+    if prod(shape) > MADE_CAP_BYTES:
+        raise refusal(f"{reader.where}: array '{name}' is too large", str(shape), f"at most {MADE_CAP_BYTES} pixels")
     packed = reader.take(name, np.uint8, (*shape[:2], -(-shape[2] // 8)))
     return np.unpackbits(packed, axis=-1, count=shape[2]).astype(np.bool_)

@@ -20,6 +20,7 @@ from engine_toys import toy_onnx, toy_plan
 from hypothesis import strategies as st
 from mutations import archives, damaged, documents, pictures, repacked, tensors
 from report_toys import bench_report
+from stub_session import StubSession, pooled
 
 from samx.artifacts.manifest import Manifest
 from samx.benchmarks.results import BenchReport
@@ -35,6 +36,7 @@ from samx.processing.images import check_upright, parse_levels, read_image
 from samx.processing.prompts import Prompt, parse_box, parse_point
 from samx.processing.rasters import png_bytes, read_raster
 from samx.quantization.calibration import CalibrationSet
+from samx.validators.encoder_suite import EncoderSuite
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
@@ -99,6 +101,12 @@ def embedding(save: Callable[..., None], **named: Any) -> bytes:
     buffer, value = io.BytesIO(), np.ones([int(size) for size in SPEC.image_inputs[0].shape], np.float32)
     save(buffer, value) if not named else save(buffer, **{SPEC.image_inputs[0].name: value})
     return buffer.getvalue()
+
+
+def encoder_suite() -> bytes:
+    """Return two small pictures with what an encoder and a decoder make of them."""
+    photos = [(f"{width} wide", np.full((3, width, 3), width, np.uint8)) for width in (4, 5)]
+    return EncoderSuite.build(pooled(SPEC), StubSession(SPEC), SPEC.image_size, photos).to_bytes()
 
 
 def picture() -> bytes:
@@ -222,6 +230,7 @@ READERS: Mapping[str, Reader] = {
     "build plan": Reader(lambda: documents([toy_plan().to_bytes()]), lambda data: BuildPlan.from_bytes(data, "it")),
     "engine stamp": Reader(lambda: documents([stamp()]), lambda data: Stamp.from_bytes(data, "it")),
     "parity suite": Reader(lambda: archives(kept("parity_cases.npz"), "header"), ParitySuite.load),
+    "encoder suite": Reader(lambda: archives(encoder_suite(), "header"), EncoderSuite.load),
     "calibration set": Reader(
         lambda: archives(toy_set().to_bytes(), "header"), on_disk("set.npz", CalibrationSet.load)
     ),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from npz_damage import Arrays, damaged, header, put
 from stub_session import StubSession
 
 from samx.errors import ArtifactError
@@ -23,7 +21,6 @@ from samx.validators.suite import ParitySuite, lattice
 
 SMALL = sam1_spec(image_size=128, mask_input=True)
 SIZE_CAP_MIB = 6  # of the default suite at full size; it lies in every artifact
-Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -107,28 +104,6 @@ def test_codes_look_at_every_pixel(live: ParitySuite, data: bytes) -> None:
 
 
 # --- Damage -----------------------------------------------------------------------------------------------------
-
-
-def damaged(data: bytes, change: Callable[[Arrays], object]) -> bytes:
-    with np.load(io.BytesIO(data)) as stored:
-        arrays = dict(stored)
-    change(arrays)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Arrays], None]:
-    def edit(arrays: Arrays) -> None:
-        found = json.loads(arrays["header"].tobytes())
-        change(found)
-        arrays["header"] = np.frombuffer(json.dumps(found).encode(), np.uint8)
-
-    return edit
-
-
-def put(name: str, change: Callable[[np.ndarray[Any, Any]], Any]) -> Callable[[Arrays], None]:
-    return lambda arrays: arrays.update({name: change(arrays[name])})
 
 
 DAMAGES: dict[str, Callable[[Arrays], object]] = {

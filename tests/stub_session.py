@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from samx.models.session import Feed, Outputs, Placement
+from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec
 
 
@@ -34,3 +36,20 @@ class StubSession:
 
     def placement(self) -> Placement:
         return Placement("stub", "cpu", {"cpu": 1}, {"numpy": np.__version__})
+
+
+def pooled(spec: DecoderSpec) -> Callable[[FloatArray], Feed]:
+    """Return an encoder without torch: each feature is the mean of a block of pixels."""
+
+    def encode(values: FloatArray) -> Feed:
+        size = values.shape[-1]
+        made = {}
+        for tensor in spec.image_inputs:
+            _, channels, side, _ = map(int, tensor.shape)
+            step = size // side
+            means = values[:, :, : side * step, : side * step].reshape(1, 3, side, step, side, step).mean((3, 5))
+            scale = np.linspace(0.5, 1.5, channels, dtype=np.float32)[None, :, None, None]
+            made[tensor.name] = np.ascontiguousarray(means.mean(1, keepdims=True) * scale)
+        return made
+
+    return encode
