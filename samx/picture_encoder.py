@@ -20,7 +20,7 @@ from samx.models.session import Feed, FloatArray
 from samx.models.spec import PIXELS_OF_OLD, DecoderSpec
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray, check_pixels, normalised, to_bytes, to_frame
-from samx.registry import GRAPH_DEVICE, ONNX_ENCODER, backend, load
+from samx.registry import GRAPH_DEVICE, backend, load
 from samx.runtimes.onnxruntime import open_float_encoder
 
 Encode = Callable[[Iterable[RgbArray]], Iterable[Feed]]
@@ -77,11 +77,10 @@ class PictureEncoder:
     def _own(self) -> RunBytes:
         """Open the artifact's encoder where its target runs it; else on the processor, which is said."""
         target = self.artifact.manifest.target
-        opener = backend(target).runner(self.device).encoder
-        if opener is None and self.device != GRAPH_DEVICE:
+        opener, device = backend(target).encoder_opener(self.device)
+        if device != self.device:
             doubt(f"ONNX Runtime runs the image encoder, on the CPU: '{target}' has none for '{self.device}'")
-        device = GRAPH_DEVICE if opener is None else self.device
-        run: RunBytes = load(opener or ONNX_ENCODER)(self.artifact, device, self.threads)
+        run: RunBytes = load(opener)(self.artifact, device, self.threads)
         return run
 
     def _of_floats(self, model: bytes, name: str) -> Encode:

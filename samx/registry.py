@@ -61,6 +61,11 @@ class Backend:
         """Return the backend that runs this target's files on a device."""
         return RUNNERS[self.graph] if self.graph is not None and device == GRAPH_DEVICE else self
 
+    def encoder_opener(self, device: str) -> tuple[str, str]:
+        """Return what opens the image encoder, and for which device: where the target has nothing, it is the CPU."""
+        own = self.runner(device).encoder
+        return (ONNX_ENCODER, GRAPH_DEVICE) if own is None else (own, device)
+
     def opened(self, manifest: Manifest, device: str) -> list[FileEntry]:
         """List the files that are opened on a device; where they are still to be compiled, what they are made from."""
         for runner in (self.runner(device), self.runner(GRAPH_DEVICE)):

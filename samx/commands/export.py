@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samx.artifacts.commit import check_target
+from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, utc_now
 from samx.demo import demo_checkpoint
@@ -24,7 +24,8 @@ from samx.quantization import int8
 from samx.quantization.search import QuantisationJob
 from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, Backend, backend, load
 from samx.validators.cases import default_frames, parity_cases
-from samx.validators.child import SEED_BITS, SUITE_ROLE, gate_in_child
+from samx.validators.child import ENCODER_SUITE_ROLE, SEED_BITS, SUITE_ROLE, gate_in_child
+from samx.validators.encoder_suite import EncoderSuite
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from samx.quantization.verdict import Int8Report
 
 SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
+ENCODER_SUITE_FILE = "encoder_cases.npz"
 DEVICE_REPORT_FILE = "device_parity_report.json"
 # Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
 MOST_EMBEDDINGS = 4
@@ -167,8 +169,9 @@ class _Export:
         held = self._held_out(exported.most_points) if self.on_held_out else None
         suite = self._suite(exported, held)
         suite.save(self.made.directory / SUITE_FILE)
+        pictures = self._pictures(exported.most_points) if encoder.files else {}
         self.made.add(
-            {**exported.files, **encoder.files, SUITE_FILE: SUITE_ROLE},
+            {**exported.files, **encoder.files, SUITE_FILE: SUITE_ROLE, **pictures},
             notes=[*self.job.loaded.notes, *exported.notes, *encoder.notes],
         )
         self.made.seal(self._manifest(exported, encoder))
@@ -209,6 +212,25 @@ class _Export:
             self.job.spec, frames=frames, most_points=exported.most_points, drawn=seed, bare=exported.bare
         )
         return ParitySuite.build(reference, images, cases, source, drawn=seed)
+
+    def _pictures(self, most_points: int | None) -> dict[str, str]:
+        """Ask the references about pictures, from the pixels to the masks; gives the file's role.
+
+        The encoder is read anew: what was exported may have been rewritten.
+        """
+        from samx.exporters.encoder import load_encoder
+        from samx.runtimes.torch import reference_encoder, reference_session
+
+        self.progress("Asking the PyTorch encoder about pictures")
+        found = load_encoder(self.checkpoint, self.job).encoder
+        assert found is not None, "it was exported"
+        encode, spec = reference_encoder(found.module, self.job.spec), self.job.spec
+        suite = EncoderSuite.build(
+            encode, reference_session(self.job.loaded, spec), found.module.picture_px,
+            seed=secrets.randbits(SEED_BITS), most_points=most_points,
+        )  # fmt: skip
+        write_file(self.made.directory / ENCODER_SUITE_FILE, suite.to_bytes())
+        return {ENCODER_SUITE_FILE: ENCODER_SUITE_ROLE}
 
     def _images(self) -> tuple[list[Feed] | None, str | None]:
         """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""

@@ -28,7 +28,7 @@ def export_encoder(checkpoint: Path, job: ExportJob, pictures: ShapeRange | None
 
     Raises: CheckpointError for half of one, or where pictures are asked for and there is none; as the exporter.
     """
-    encoder, notes = _found(checkpoint, job)
+    encoder, notes = load_encoder(checkpoint, job)
     if encoder is None:
         unknown = UNKNOWN.format(name=checkpoint.name)
         if pictures is not None:
@@ -43,7 +43,8 @@ def export_encoder(checkpoint: Path, job: ExportJob, pictures: ShapeRange | None
     return Exported(written.files, {"encoder": said.to_json()}, written.tools, notes=(*notes, *elsewhere))
 
 
-def _found(checkpoint: Path, job: ExportJob) -> Found:
+def load_encoder(checkpoint: Path, job: ExportJob) -> Found:
+    """Build a checkpoint's image encoder; none where there is none that is known."""
     if is_demo(checkpoint):
         return Found(demo_encoder(checkpoint, job.spec))
     return find_encoder(open_weights(checkpoint), job.spec)

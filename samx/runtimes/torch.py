@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from samx.models.checkpoint import LoadedDecoder, build_reference
+from samx.models.encoders.base import Encoder
 from samx.models.fast.decoder import FastDecoder
 from samx.models.load import torch_device
 from samx.models.reference import ReferenceDecoder
-from samx.models.session import Feed, Outputs, Placement
+from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import Runtime
 
@@ -45,6 +48,18 @@ class TorchRuntime(Runtime):
 
     def _tensors(self, feed: Feed) -> dict[str, Tensor]:
         return {name: torch.tensor(value, device=self._device) for name, value in feed.items()}
+
+
+def reference_encoder(module: Encoder, spec: DecoderSpec) -> Callable[[FloatArray], Feed]:
+    """Return a checkpoint's image encoder in PyTorch: from normalised pixels to the decoder's image inputs."""
+    names = [tensor.name for tensor in spec.image_inputs]
+
+    def encode(pixels: FloatArray) -> Feed:
+        with torch.inference_mode():
+            found = module(torch.from_numpy(pixels))
+        return {name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, found, strict=True)}
+
+    return encode
 
 
 def reference_session(loaded: LoadedDecoder, spec: DecoderSpec) -> TorchRuntime:

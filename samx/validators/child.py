@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -22,15 +23,19 @@ from samx.artifacts.manifest import LEVELS, Level
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
 from samx.files import REPORT_CAP_BYTES, read_file
+from samx.models.session import Session
+from samx.processing.images import to_bytes
 from samx.registry import backend, load
 from samx.validators.arrays import UNPACKED_CAP_BYTES
 from samx.validators.draw import Drawn
+from samx.validators.encoder_gate import judge_encoder
+from samx.validators.encoder_suite import EncoderSuite
 from samx.validators.gate import run_gate
-from samx.validators.metrics import bounds_for
-from samx.validators.report import ParityReport
+from samx.validators.metrics import bounds_for, encoder_bounds
+from samx.validators.report import EncoderReport, ParityReport
 from samx.validators.suite import ParitySuite
 
-SUITE_ROLE = "parity_cases"
+SUITE_ROLE, ENCODER_SUITE_ROLE = "parity_cases", "encoder_cases"
 DEFAULT_TIMEOUT_S = 1800.0  # the default suite takes seconds on a laptop and minutes on a small board
 SEED_BITS = 31
 PASSED, FAILED = 0, ParityError.exit_code
@@ -146,8 +151,9 @@ def judge(options: argparse.Namespace) -> ParityReport:
     entry = backend(manifest.target)
     open_session = partial(load(entry.runner(options.device).runtime), artifact, device=options.device)
     another = partial(open_session, threads=2 if options.threads == 1 else 1)
-    return run_gate(
-        open_session(threads=options.threads),
+    session = open_session(threads=options.threads)
+    report = run_gate(
+        session,
         suite,
         bounds_for(entry.precisions.get(manifest.precision, manifest.precision), manifest.options),
         level=cast(Level, options.level),
@@ -156,6 +162,27 @@ def judge(options: argparse.Namespace) -> ParityReport:
         nonce=options.nonce,
         drawn=Drawn(options.seed, options.calls, another),
     )
+    return replace(report, encoder=judge_own_encoder(artifact, session, options))
+
+
+def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Namespace) -> EncoderReport | None:
+    """Judge the image encoder of an artifact; None where there is none that takes bytes.
+
+    Raises: ArtifactError where there is one and nothing to judge it by; as the encoder's runtime.
+    """
+    manifest, entry = artifact.manifest, backend(artifact.manifest.target)
+    if manifest.encoder is None:
+        return None
+    suite = EncoderSuite.load(artifact.read(artifact.file_with_role(ENCODER_SUITE_ROLE)), f"{artifact.path}: pictures")
+    if suite.spec != manifest.spec or suite.picture_px != manifest.encoder.picture_px:
+        raise ArtifactError(f"the pictures are for another encoder than {artifact.path}'s", fix="Export again.")
+    opener, device = entry.encoder_opener(options.device)
+    own, decoder = (entry.precisions.get(name, name) for name in (manifest.encoder.precision, manifest.precision))
+    taken = manifest.encoder.pictures
+    return judge_encoder(
+        load(opener)(artifact, device, options.threads), session, suite, encoder_bounds(own, decoder),
+        batches=sorted({taken.min, taken.opt, taken.max}), resize=to_bytes,
+    )  # fmt: skip
 
 
 def _suite(artifact: Artifact, path: Path | None) -> ParitySuite:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from samx.artifacts.strict_json import OTHER_VERSION, Count, Sha256, between, not_empty, refusal, shaped
 from samx.errors import ImageError, ParityError
 from samx.models.session import Feed, FloatArray, Outputs, Session
-from samx.models.spec import LABELS, DecoderSpec, TensorSpec
+from samx.models.spec import LABELS, PIXELS_OF_OLD, DecoderSpec, TensorSpec
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray, normalised
 from samx.processing.postprocess import STABILITY_DELTA, stability_scores
@@ -35,7 +35,6 @@ MOST_PX, MOST_PICTURES = 2048, 16  # the largest encoder takes 1024 px; more is 
 PICTURE = Annotated[dict[str, Any], shaped({"name": str, "frame": Sha256, "cases": Annotated[int, between(1, 8)]})]
 FIELDS = {"spec": DecoderSpec, "picture_px": Annotated[int, between(1, MOST_PX)], "reference": str, "seed": Count,
           "pictures": Annotated[tuple[PICTURE, ...], not_empty]}  # fmt: skip
-PIXELS_OF_OLD = "unit"  # where nothing is recorded
 PROMPTS = 8  # of each kind, a picture: points, and boxes
 # Logits this close to the threshold, relative to the mask's largest one, have no side: ten times what a decoder's have
 # (metrics.TIE_BAND), because features may differ by 1e-5 before the decoder adds to it.

@@ -6,7 +6,6 @@ in whole numbers, so that every machine makes the same bytes.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +42,7 @@ def package_pictures(picture_px: int) -> list[tuple[str, RgbArray]]:
 
 def frame_of(spec: DecoderSpec, picture_px: int, photo: RgbArray) -> Frame:
     """Place a photo in the square of an encoder, whose side may be another than the decoder's."""
-    return Frame.of(replace(spec, image_size=picture_px), photo.shape[1], photo.shape[0])
+    return Frame.of(spec, photo.shape[1], photo.shape[0], picture_px)
 
 
 def framed(photo: RgbArray, frame: Frame) -> RgbArray:
