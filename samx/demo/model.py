@@ -56,13 +56,28 @@ STORED_PARTS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
+class GroupNorm(nn.GroupNorm):
+    """Normalise in groups of channels, with means of means, side by side.
+
+    ONNX Runtime adds a group's values up one by one in float32: 1.9e-5 of the features of a 1024 px picture, so 5e-7.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise. Shapes: (B, C, H, W) -> the same."""
+        groups = x.unflatten(1, (self.num_groups, -1))
+        apart = groups - groups.mean(-1, keepdim=True).mean((2, 3), keepdim=True)
+        variance = apart.square().mean(-1, keepdim=True).mean((2, 3), keepdim=True)
+        normed = (apart * (variance + self.eps).rsqrt()).flatten(1, 2)
+        return normed * self.weight[:, None, None] + self.bias[:, None, None]
+
+
 class ConvNorm(nn.Sequential):
     """Convolve, normalise in groups of channels, rectify."""
 
     def __init__(self, width_in: int, width_out: int, stride: int = 1, kernel: int = 3) -> None:
         super().__init__(
             nn.Conv2d(width_in, width_out, kernel, stride, kernel // 2, bias=False),
-            nn.GroupNorm(NORM_GROUPS, width_out),
+            GroupNorm(NORM_GROUPS, width_out),
             nn.ReLU(),
         )
 
@@ -95,7 +110,7 @@ class DemoEncoder(Encoder):
         )
         self.lateral = nn.ModuleList(ConvNorm(b, a, kernel=1) for a, b in pairwise(w[2:]))
         self.fuse = nn.ModuleList([Residual(w[2]), Residual(w[3]), nn.Identity()])
-        self.neck = nn.Sequential(nn.Conv2d(w[2], EMBEDDING_WIDTH, 1, bias=False), nn.GroupNorm(1, EMBEDDING_WIDTH))
+        self.neck = nn.Sequential(nn.Conv2d(w[2], EMBEDDING_WIDTH, 1, bias=False), GroupNorm(1, EMBEDDING_WIDTH))
         self.conv_s0 = nn.Conv2d(w[0], HIGH_RES_CHANNELS[0], 1) if high_res else None
         self.conv_s1 = nn.Conv2d(w[1], HIGH_RES_CHANNELS[1], 1) if high_res else None
 
