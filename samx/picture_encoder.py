@@ -19,12 +19,12 @@ from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.models.session import Feed, FloatArray
 from samx.models.spec import PIXELS_OF_OLD, DecoderSpec
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray, check_pixels, normalised, to_bytes, to_frame
+from samx.processing.images import RgbArray, check_pixels, normalised, to_frame, to_levels
 from samx.registry import GRAPH_DEVICE, backend, load
 from samx.runtimes.onnxruntime import open_float_encoder
 
 Encode = Callable[[Iterable[RgbArray]], Iterable[Feed]]
-RunBytes = Callable[[Mapping[str, NDArray[Any]]], Feed]
+RunLevels = Callable[[Mapping[str, NDArray[Any]]], Feed]
 
 
 @dataclass
@@ -72,15 +72,15 @@ class PictureEncoder:
         if self.pixels is not None:
             found, fix = f"pixels {self.pixels}", "Leave it out, or name the encoder that takes them."
             raise UsageError("this artifact's encoder normalises pixels itself", found=found, fix=fix)
-        return partial(encode_bytes, self._own(), manifest.spec, manifest.encoder)
+        return partial(encode_levels, self._own(), manifest.spec, manifest.encoder)
 
-    def _own(self) -> RunBytes:
+    def _own(self) -> RunLevels:
         """Open the artifact's encoder where its target runs it; else on the processor, which is said."""
         target = self.artifact.manifest.target
         opener, device = backend(target).encoder_opener(self.device)
         if device != self.device:
             doubt(f"ONNX Runtime runs the image encoder, on the CPU: '{target}' has none for '{self.device}'")
-        run: RunBytes = load(opener)(self.artifact, device, self.threads)
+        run: RunLevels = load(opener)(self.artifact, device, self.threads)
         return run
 
     def _of_floats(self, model: bytes, name: str) -> Encode:
@@ -111,7 +111,9 @@ def encode_floats(
         yield _checked(run(normalised(to_frame(picture, frame), frame, pixels)), spec)
 
 
-def encode_bytes(run: RunBytes, spec: DecoderSpec, entry: EncoderEntry, pictures: Iterable[RgbArray]) -> Iterator[Feed]:
+def encode_levels(
+    run: RunLevels, spec: DecoderSpec, entry: EncoderEntry, pictures: Iterable[RgbArray]
+) -> Iterator[Feed]:
     """Encode pictures, as many in a call as the export takes."""
     waiting = iter(pictures)
     while batch := list(islice(waiting, entry.pictures.max)):
@@ -119,15 +121,13 @@ def encode_bytes(run: RunBytes, spec: DecoderSpec, entry: EncoderEntry, pictures
         yield from ({name: value[i : i + 1] for name, value in found.items()} for i in range(len(batch)))
 
 
-def encoder_inputs(
-    pictures: Sequence[RgbArray], spec: DecoderSpec, entry: EncoderEntry
-) -> dict[str, NDArray[np.uint8] | NDArray[np.int32]]:
-    """Resize pictures for an encoder that takes bytes; where it takes more, the last one is repeated.
+def encoder_inputs(pictures: Sequence[RgbArray], spec: DecoderSpec, entry: EncoderEntry) -> dict[str, NDArray[Any]]:
+    """Resize pictures for an encoder that takes levels; where it takes more, the last one is repeated.
 
     Shapes: (H, W, 3) each -> picture (B, S, S, 3), and where the family pads valid (B, 2).
     """
     frames = [Frame.of(spec, picture.shape[1], picture.shape[0], entry.picture_px) for picture in pictures]
-    framed = [to_bytes(picture, frame) for picture, frame in zip(pictures, frames, strict=True)]
+    framed = [to_levels(picture, frame) for picture, frame in zip(pictures, frames, strict=True)]
     valid = [(frame.valid_height_px, frame.valid_width_px) for frame in frames]
     missing = max(entry.pictures.min - len(pictures), 0)
     picture = np.stack([*framed, *framed[-1:] * missing])

@@ -101,7 +101,7 @@ class EncoderEntry(Document):
     picture_px: Size
     precision: str
     pictures: ShapeRange  # a call
-    takes: Literal["bytes"] = "bytes"  # RGB of 8 bits; normalised and padded inside
+    takes: Literal["levels"] = "levels"  # RGB from 0 to 255, of DecoderSpec.picture_type; normalised, padded inside
 
 
 @dataclass(frozen=True)

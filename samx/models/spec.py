@@ -147,6 +147,13 @@ class DecoderSpec(Document):
         return self.frame == "pad"
 
     @property
+    def picture_type(self) -> str:
+        """Return the type in which an image encoder takes the levels 0 to 255: bytes, or numbers where upstream resizes
+        numbers, because rounding those to bytes moves masks.
+        """
+        return "float32" if self.rules.resizes_floats else "uint8"
+
+    @property
     def mask_px(self) -> float:
         """Return the number of the frame's pixels per low-resolution mask pixel and side."""
         return self.patch_px / UPSCALING

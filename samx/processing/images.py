@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,13 +169,14 @@ def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
     return framed
 
 
-def to_bytes(image: RgbArray, frame: Frame) -> RgbArray:
-    """Put a picture into its frame as to_frame() does, rounded to 8 bits. Shapes: (H, W, 3) -> (S, S, 3).
+def to_levels(image: RgbArray, frame: Frame) -> NDArray[Any]:
+    """Put a picture into its frame as to_frame() does, with values from 0 to 255: bytes where they are whole.
 
+    Shapes: (H, W, 3) -> (S, S, 3).
     Raises: ImageError for a picture of another size.
     """
-    framed = np.zeros((frame.size_px, frame.size_px, 3), np.uint8)
-    framed[: frame.valid_height_px, : frame.valid_width_px] = _resized(image, frame) + np.float32(0.5)
+    framed = np.zeros((frame.size_px, frame.size_px, 3), np.float32 if frame.resizes_floats else np.uint8)
+    framed[: frame.valid_height_px, : frame.valid_width_px] = _resized(image, frame)
     return framed
 
 

@@ -24,7 +24,7 @@ from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
 from samx.files import REPORT_CAP_BYTES, read_file
 from samx.models.session import Session
-from samx.processing.images import to_bytes
+from samx.processing.images import to_levels
 from samx.registry import backend, load
 from samx.validators.arrays import UNPACKED_CAP_BYTES
 from samx.validators.draw import Drawn
@@ -166,7 +166,7 @@ def judge(options: argparse.Namespace) -> ParityReport:
 
 
 def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Namespace) -> EncoderReport | None:
-    """Judge the image encoder of an artifact; None where there is none that takes bytes.
+    """Judge the image encoder of an artifact; None where there is none that takes levels.
 
     Raises: ArtifactError where there is one and nothing to judge it by; as the encoder's runtime.
     """
@@ -181,7 +181,7 @@ def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Na
     taken = manifest.encoder.pictures
     return judge_encoder(
         load(opener)(artifact, device, options.threads), session, suite, encoder_bounds(own, decoder),
-        batches=sorted({taken.min, taken.opt, taken.max}), resize=to_bytes,
+        batches=sorted({taken.min, taken.opt, taken.max}), resize=to_levels,
     )  # fmt: skip
 
 

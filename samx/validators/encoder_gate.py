@@ -216,7 +216,8 @@ def _resizing(suite: EncoderSuite, resize: Resize) -> list[str]:
     failures = []
     for picture in suite.pictures:
         try:
-            failures += resizing_problems(picture.name, resize(picture.photo.copy(), picture.frame), picture.square)
+            found, dtype = resize(picture.photo.copy(), picture.frame), suite.spec.picture_type
+            failures += resizing_problems(picture.name, found, picture.square, dtype)
         except Exception as error:
             failures.append(f"picture '{picture.name}' cannot be resized: {message(error)}")
     return failures

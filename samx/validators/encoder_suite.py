@@ -110,10 +110,12 @@ class EncoderSuite:
     def feed(self, chosen: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Return what the encoder is asked: some pictures, and where the family pads, what of each is used.
 
-        Shapes: picture (B, S, S, 3) uint8; valid (B, 2) int32, height and width.
+        Shapes: picture (B, S, S, 3) of spec.picture_type; valid (B, 2) int32, height and width.
         """
         pictures = [self.pictures[i] for i in chosen]
-        feed: dict[str, NDArray[Any]] = {"picture": np.stack([picture.square for picture in pictures])}
+        feed: dict[str, NDArray[Any]] = {
+            "picture": np.stack([picture.square for picture in pictures]).astype(self.spec.picture_type)
+        }
         if self.spec.keeps_aspect:
             used = [(one.frame.valid_height_px, one.frame.valid_width_px) for one in pictures]
             feed["valid"] = np.array(used, np.int32)

@@ -64,14 +64,14 @@ def _weights(size: int, resized: int) -> NDArray[np.float64]:
     return np.rint(triangle / triangle.sum(axis=1, keepdims=True) * ONE)
 
 
-def resizing_problems(name: str, found: object, right: RgbArray) -> list[str]:
-    """Return how another resizer's picture differs from the right one."""
-    if type(found) is not np.ndarray or found.dtype != np.uint8 or found.shape != right.shape:
-        return [f"picture '{name}' is not resized to uint8 {right.shape}"]
-    apart = int(abs(found.astype(np.int16) - right).max())
+def resizing_problems(name: str, found: object, right: RgbArray, dtype: str) -> list[str]:
+    """Return how another resizer's picture differs from the right one, or is not of the type that it should have."""
+    if type(found) is not np.ndarray or found.dtype != dtype or found.shape != right.shape:
+        return [f"picture '{name}' is not resized to {dtype} {right.shape}"]
+    apart = float(abs(found.astype(np.float32) - right).max())
     if apart <= LEVELS_APART:
         return []
-    return [f"picture '{name}' is resized wrongly: {apart} levels off, at most {LEVELS_APART} are rounding"]
+    return [f"picture '{name}' is resized wrongly: {apart:.4g} levels off, at most {LEVELS_APART} are rounding"]
 
 
 def check_photo(photo: RgbArray, where: str) -> None:

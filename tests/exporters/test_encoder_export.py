@@ -62,7 +62,7 @@ def test_the_manifest_says_what_the_encoder_takes_and_people_who_runs_it(target:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"takes": "floats"}, "takes is unknown: found 'floats', expected bytes"),
+        ({"takes": "floats"}, "takes is unknown: found 'floats', expected levels"),
         ({"pictures": [2, 1, 4]}, "pictures is no range"),
         ({"picture_px": 0}, "picture_px is out of range"),
         ({"mood": "good"}, "unknown mood"),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from samx.models.spec import sam1_spec, sam2_spec
 from samx.processing.frames import Frame
-from samx.processing.images import to_bytes
+from samx.processing.images import to_levels
 from samx.processing.resize import resized
 
 VECTORS = Path(__file__).parents[1] / "data" / "resize-vectors.json"
@@ -104,11 +104,12 @@ def test_a_photograph_is_resized_as_its_family_does(spec: Any) -> None:
     image = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
     frame = Frame.of(spec, 900, 600)
     width, height = frame.valid_width_px, frame.valid_height_px
-    found = to_bytes(image, frame)[:height, :width]
-    numbers = np.floor(by_torch(image, width, height) + 0.5)
-    expected = numbers if frame.resizes_floats else by_pillow(image, width, height)
-    assert (found != expected).mean() < 1e-4  # a number at a half goes either way
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    found = to_levels(image, frame)[:height, :width]
+    assert found.dtype == spec.picture_type
+    if frame.resizes_floats:
+        np.testing.assert_allclose(found, by_torch(image, width, height), atol=255 * 2e-6)
+    else:
+        np.testing.assert_array_equal(found, by_pillow(image, width, height))
 
 
 if __name__ == "__main__":

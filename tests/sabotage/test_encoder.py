@@ -17,7 +17,7 @@ from toy_sessions import SPECS, ToySession
 
 from samx.models.session import Feed, Outputs
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray
+from samx.processing.images import RgbArray, to_levels
 from samx.validators.encoder_gate import judge_encoder
 from samx.validators.encoder_suite import Encode, EncoderSuite
 from samx.validators.metrics import encoder_bounds
@@ -200,7 +200,7 @@ PADDED: Mapping[str, Kind] = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_honest_encoder_passes(family: str) -> None:
-    report = judge(honest(family), family, batches=BATCHES, resize=framed)
+    report = judge(honest(family), family, batches=BATCHES, resize=to_levels)
     assert report.passed, report.all_failures()
     assert len(report.cases) == 5 + 6
     assert {name for case in report.cases for name in case.metrics} == {
@@ -341,8 +341,8 @@ RESIZERS: Mapping[str, Callable[[RgbArray, Frame], Any]] = {
 
 @pytest.mark.parametrize("family", ["sam1", "sam2"])
 def test_right_resizer_passes(family: str) -> None:
-    pillow = partial(_resized, how=Image.Resampling.BILINEAR)
-    assert judge(honest(family), family, resize=pillow).passed
+    pillow, dtype = partial(_resized, how=Image.Resampling.BILINEAR), SPECS[family].picture_type
+    assert judge(honest(family), family, resize=lambda photo, frame: pillow(photo, frame).astype(dtype)).passed
 
 
 @pytest.mark.parametrize("kind", RESIZERS)

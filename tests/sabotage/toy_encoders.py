@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.session import Feed, FloatArray, Outputs
-from samx.models.spec import DecoderSpec
-from samx.processing.images import PIXELS
+from samx.models.spec import PIXELS, DecoderSpec
 
 WIDTH, HEADS, STRIDES = 32, 2, (4, 2, 2)
 EPS = 1e-6

@@ -13,8 +13,7 @@ from stub_session import StubSession, pooled
 
 from samx.errors import ArtifactError, ImageError, ParityError
 from samx.models.session import Feed, Outputs
-from samx.models.spec import DecoderSpec, PixelRule, sam1_spec, sam2_spec
-from samx.processing.images import PIXELS
+from samx.models.spec import PIXELS, DecoderSpec, PixelRule, sam1_spec, sam2_spec
 from samx.validators import arrays
 from samx.validators.encoder_gate import judge_encoder, steady
 from samx.validators.encoder_suite import EncoderSuite, pixels

@@ -37,7 +37,7 @@ def test_square_is_pillow_s_to_a_level(frame: str, picture_px: int) -> None:
         )
         right = np.zeros_like(found)
         right[: len(valid), : len(valid[0])] = valid
-        assert resizing_problems(name, right, found) == []
+        assert resizing_problems(name, right, found, "uint8") == []
         assert found.shape == (picture_px, picture_px, 3)
         assert not found[place.valid_height_px :].any()
         assert not found[:, place.valid_width_px :].any()

@@ -1,4 +1,4 @@
-"""PictureGraph: an image encoder that takes bytes; normalising and padding are inside, where nobody gets them wrong."""
+"""PictureGraph: an image encoder that takes levels; it normalises and pads inside, where nobody gets that wrong."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class PictureGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Encode pictures, whose values beyond their valid part do not matter.
 
-        Shapes: picture (B, S, S, 3) of uint8, RGB[, valid (B, 2) of int32, height and width] -> B of each image input.
+        Shapes: picture (B, S, S, 3), RGB from 0 to 255[, valid (B, 2) of int32, height and width] -> B of each image
+        input.
         """
         pixels = inputs[0].permute(0, 3, 1, 2).float()
         inside = valid_part(inputs[1], pixels.shape[-1]) if len(inputs) > 1 else None
@@ -63,10 +64,10 @@ def own_range(pixels: Tensor, inside: Tensor | None) -> Tensor:
 def picture_graph(encoder: Encoder, spec: DecoderSpec, pictures: ShapeRange = ONE_PICTURE) -> Graph:
     """Return the graph of an image encoder, for so many pictures a call.
 
-    Shapes: picture (B, S, S, 3) of uint8[, valid (B, 2) of int32] -> DecoderSpec.image_inputs, B of each.
+    Shapes: picture (B, S, S, 3) of spec.picture_type[, valid (B, 2) of int32] -> DecoderSpec.image_inputs, B of each.
     """
     batch, size = pictures.max if pictures.min == pictures.max else "pictures", encoder.picture_px
-    inputs = [TensorSpec("picture", (batch, size, size, 3), "1", "RGB of 8 bits, resized", "uint8")]
+    inputs = [TensorSpec("picture", (batch, size, size, 3), "1", "RGB from 0 to 255, resized", spec.picture_type)]
     if spec.keeps_aspect:
         inputs.append(TensorSpec("valid", (batch, 2), "px", "height and width that the picture fills", "int32"))
     outputs = tuple(replace(tensor, shape=(batch, *tensor.shape[1:])) for tensor in spec.image_inputs)
