@@ -25,7 +25,7 @@ from samx.models.encoders.base import Encoder
 from samx.models.encoders.picture import PictureGraph, picture_graph
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import PIXELS, DecoderSpec, sam1_spec, sam2_spec
-from samx.picture_encoder import encode_bytes, encoder_inputs
+from samx.picture_encoder import encode_levels, encoder_inputs
 from samx.processing.embeddings import encoder_id
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray, normalised, to_frame
@@ -126,7 +126,7 @@ def test_the_exported_graph_encodes_as_many_as_it_is_asked(spec: DecoderSpec, al
         names = [tensor.name for tensor in spec.image_inputs]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
-    found = list(encode_bytes(run, spec, EncoderEntry("toy", SIZE, "fp32", batch), pictures()))
+    found = list(encode_levels(run, spec, EncoderEntry("toy", SIZE, "fp32", batch), pictures()))
     assert len(found) == len(SHAPES)
     assert set(seen) <= set(range(batch.min, batch.max + 1))
     assert sum(seen) >= len(SHAPES)
