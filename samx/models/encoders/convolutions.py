@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from samx.models.encoders.base import Encoder, LayerNorm2d, Weights, refused, shape_of
+from samx.models.fast.upscale import gelu
 from samx.models.spec import DecoderSpec
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+class Gelu(nn.Module):
+    """GELU as a layer, in the order of operations that ONNX Runtime fuses."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it."""
+        return gelu(x)
 
 
 class Weigher:

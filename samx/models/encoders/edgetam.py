@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly
 from samx.models.encoders.convolutions import Weigher, check_depths, check_shapes
 from samx.models.encoders.repvit import UNUSED, SqueezeExcite, fused
+from samx.models.fast.upscale import gelu
 from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec
 
 TITLE = "EdgeTAM"
@@ -29,7 +30,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) -> the same."""
-        return x + self.conv2(F.gelu(self.conv1(x)))
+        return x + self.conv2(gelu(self.conv1(x)))
 
 
 class Block(nn.Module):
@@ -81,7 +82,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, 3, S, S) -> (B, C, S / 4, S / 4)."""
-        return self.conv2(F.gelu(self.conv1(x)))
+        return self.conv2(gelu(self.conv1(x)))
 
 
 class Body(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from samx.models.encoders.attention import Attention, attended, cut, fold_attention, layer, uncut
 from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly, refused, shape_of
+from samx.models.fast.upscale import gelu
 from samx.models.spec import DecoderSpec
 
 TITLE = "SAM 2's Hiera"
@@ -109,7 +110,7 @@ class Mlp(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Change each token by itself."""
         first, second = self.layers
-        return second(nn.functional.gelu(first(tokens)))
+        return second(gelu(first(tokens)))
 
 
 class Block(nn.Module):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from samx.models.encoders.base import Architecture, Encoder, Weights, count_of, loaded_strictly, shape_of
 from samx.models.encoders.convolutions import (
     Bicubic,
+    Gelu,
     OpList,
     Weigher,
     check_depths,
@@ -70,7 +71,7 @@ class Block(nn.Module):
             SqueezeExcite(of, f"{token}.1") if weighs else nn.Identity(),
             of.conv(f"{token}.2") if widens else nn.Identity(),
         )
-        mixer = nn.Sequential(of.conv(f"{channel}.0"), nn.GELU(), of.conv(f"{channel}.2"))
+        mixer = nn.Sequential(of.conv(f"{channel}.0"), Gelu(), of.conv(f"{channel}.2"))
         self.channel_mixer = Residual(mixer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class RepViT(Encoder):
         self.picture_px = spec.image_size
         self.joins = "fuse_stage2.weight" in of.weights
         strides = dict.fromkeys(starts[1:], 2) | ({} if self.joins else {starts[-1]: 1})
-        stem = nn.Sequential(of.conv("features.0.0", 2), nn.GELU(), of.conv("features.0.2", 2))
+        stem = nn.Sequential(of.conv("features.0.0", 2), Gelu(), of.conv("features.0.2", 2))
         blocks = (Block(of, f"features.{i}", strides.get(i, 1)) for i in range(1, count_of(of.weights, "features")))
         self.features = nn.ModuleList((stem, *blocks))
         self.last_stage = starts[-1]

@@ -17,7 +17,8 @@ from samx.models.encoders.base import (
     loaded_strictly,
     refused,
 )
-from samx.models.encoders.convolutions import Weigher, check_depths, check_shapes, without_batch_norms
+from samx.models.encoders.convolutions import Gelu, Weigher, check_depths, check_shapes, without_batch_norms
+from samx.models.fast.upscale import gelu
 from samx.models.spec import DecoderSpec
 
 TITLE = "TinyViT"
@@ -35,7 +36,7 @@ class MBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) -> the same."""
-        return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
+        return gelu(x + self.conv3(gelu(self.conv2(gelu(self.conv1(x))))))
 
 
 class PatchMerging(nn.Module):
@@ -48,7 +49,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) -> (B, C', H / stride, W / stride)."""
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return self.conv3(gelu(self.conv2(gelu(self.conv1(x)))))
 
 
 class Attention(nn.Module):
@@ -120,7 +121,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, H, W, C) -> the same."""
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return self.fc2(gelu(self.fc1(self.norm(x))))
 
 
 class Block(nn.Module):
@@ -158,7 +159,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, of: Weigher, name: str, stride: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(of.conv(f"{name}.seq.0", stride), nn.GELU(), of.conv(f"{name}.seq.2", stride))
+        self.seq = nn.Sequential(of.conv(f"{name}.seq.0", stride), Gelu(), of.conv(f"{name}.seq.2", stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (B, 3, S, S) -> (B, C, S / 4, S / 4), or S where it has no strides."""

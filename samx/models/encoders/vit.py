@@ -23,6 +23,7 @@ from samx.models.encoders.base import (
     refused,
     shape_of,
 )
+from samx.models.fast.upscale import gelu
 from samx.models.spec import DecoderSpec
 
 TITLE = "SAM's ViT"
@@ -113,7 +114,7 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Change each token by itself."""
-        return self.lin2(nn.functional.gelu(self.lin1(tokens)))
+        return self.lin2(gelu(self.lin1(tokens)))
 
 
 class Adapter(nn.Module):
