@@ -87,11 +87,16 @@ def describe(path: Path) -> dict[str, Any]:
         raise InputError(f"'{path}' is no ONNX file", found=cause, fix="Export it again.") from cause
     return {
         "kind": "onnx",
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "inputs": [value.name for value in model.graph.input],
-        "outputs": [value.name for value in model.graph.output],
-        "samx": own_metadata({entry.key: entry.value for entry in model.metadata_props}),
+        "opset": {_text(entry.domain) or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": [_text(value.name) for value in model.graph.input],
+        "outputs": [_text(value.name) for value in model.graph.output],
+        "samx": own_metadata({_text(entry.key): _text(entry.value) for entry in model.metadata_props}),
     }
+
+
+def _text(value: str | bytes) -> str:
+    """Return a string of a file; protobuf hands over bytes where they are no UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def own_metadata(entries: Mapping[str, str]) -> dict[str, Any]:

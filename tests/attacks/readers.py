@@ -161,25 +161,6 @@ def package(path: Path) -> object:
     return package_from_directory(path.parent)
 
 
-def openvino_graph() -> bytes:
-    """Return a graph as OpenVINO writes it: one addition."""
-    import openvino as ov
-
-    value = ov.opset13.parameter([1, 2], np.float32, name="a")
-    with tempfile.TemporaryDirectory() as made:
-        path = Path(made, "graph.xml")
-        ov.save_model(ov.Model([ov.opset13.add(value, np.float32(1))], [value], "toy"), str(path))
-        return path.read_bytes()
-
-
-def graph(path: Path) -> object:
-    """Look into an OpenVINO graph."""
-    from samx.formats.openvino import describe
-
-    path.with_suffix(".bin").write_bytes(bytes(64))
-    return describe(path)
-
-
 def quietly(read: Callable[[Any], object]) -> Callable[[Any], object]:
     """Let doubts pass."""
 
@@ -253,7 +234,6 @@ READERS: Mapping[str, Reader] = {
         lambda: documents([index()]), on_disk("shards/model.safetensors.index.json", load_checkpoint)
     ),
     "ONNX": Reader(lambda: damaged([toy_onnx(), kept("image.onnx")]), on_disk("g.onnx", onnx_files.describe)),
-    "OpenVINO": Reader(lambda: damaged([openvino_graph()]), on_disk("g.xml", graph)),
     "Core ML manifest": Reader(
         lambda: documents([json.dumps(PACKAGE).encode()]), on_disk("p.mlpackage/Manifest.json", package)
     ),

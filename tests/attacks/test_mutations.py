@@ -7,16 +7,22 @@ import resource
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import readers
 from hypothesis import HealthCheck, Phase, given, settings
-from readers import READERS, quietly
+from readers import Reader, quietly
 
 from samx.errors import SamxError
 
+# Those of a backend lie in a file of its own.
+OF_BACKENDS = [import_module(path.stem) for path in sorted(Path(__file__).parent.glob("readers_*.py"))]
+READERS: Mapping[str, Reader] = {name: reader for module in (readers, *OF_BACKENDS)
+                                 for name, reader in module.READERS.items()}  # fmt: skip
 FEW, MANY = 40, 100_000
 LONGEST_LINE = 4000
 MOST_S = 20.0  # of one input; a busy machine takes long for little

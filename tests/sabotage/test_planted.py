@@ -19,7 +19,7 @@ from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
 from samx.commands.export import EXPORT_CALLS
 from samx.models.session import Session
-from samx.registry import backend, load
+from samx.registry import BACKENDS, backend, load
 from samx.runtimes.torch import reference_session
 from samx.validators.draw import Drawn
 from samx.validators.gate import run_gate
@@ -88,7 +88,7 @@ def test_fault_of_some_numbers_of_threads_is_caught(family: str, kind: str) -> N
 
 # --- Real exports: of toy weights, because what is planted does not depend on them ------------------------------------
 
-TARGETS = ("onnx", "openvino")
+TARGETS = [entry.target for entry in BACKENDS if entry.device == "cpu" and entry.kit]
 
 
 @pytest.fixture(scope="module")
