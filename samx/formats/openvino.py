@@ -207,9 +207,9 @@ def describe(path: Path) -> dict[str, Any]:
     graph = read(Ir(*(read_file(file, GRAPH_CAP_BYTES, f"'{file}'") for file in (path, weights))))
     try:
         names = [[port.get_any_name() for port in ports] for ports in (graph.inputs, graph.outputs)]
-    except RuntimeError as cause:  # a port without a name
+        return {"kind": "openvino", "inputs": names[0], "outputs": names[1], "samx": metadata(graph)}
+    except (RuntimeError, ValueError) as cause:  # a port without a name, or one that is no text
         raise InputError(f"'{path}' is no decoder's graph", found=_first_line(cause), fix="Export it again.") from cause
-    return {"kind": "openvino", "inputs": names[0], "outputs": names[1], "samx": metadata(graph)}
 
 
 def _openvino(part: str = "") -> ModuleType:
