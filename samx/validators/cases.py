@@ -24,11 +24,13 @@ MANY_POINTS = 16
 POINT_COUNTS = tuple(n for n in range(3, 19) if n != MANY_POINTS)  # one and two have cases of their own
 DRAWN_COUNTS, MOST_DRAWN = 2, 64  # so many numbers of points more are drawn, up to this one
 POOL = 8  # prompts that differ in the cases whose prompts are asked many at a time
+CLICKS_ASKED = 2 * POOL
+CLICKS = f"clicks_x{CLICKS_ASKED}"
 FAR = 8.0  # times the usual embedding: more than anybody clips at
 FARTHEST = 6e4  # float16 holds it
 FAR_LOGIT, FAINT_LOGIT = 300.0, 1.0  # of mask prompts that are not in steps
 NON_SQUARE = 0.75  # height / width of the second picture: a 4:3 photograph
-FAR_KEY = 1000  # of the far image's random numbers: beyond those of the cases before
+FAR_KEY, CLICKS_KEY = 1000, 1001  # of these cases' random numbers: beyond those of the others
 MASK_LOGIT, EXTREME_LOGIT = 10.0, 32.0  # usual size of mask logits; where SAM 2 clamps those of its memory
 MASK_STEP = 0.125  # mask prompts are multiples of it: exact in float16, and they compress
 UNUSED_MASK_LOGIT = 7.5  # under has_mask_input = 0 the mask must not matter, so it is not zero
@@ -80,7 +82,7 @@ def parity_cases(
         frame = tuple(map(min, zip(*frames[:2], strict=True))) if i < 2 else frames[image]
         draw = Draw(spec, np.random.default_rng([seed, max(i, 1)]), *frame)
         cases.append(Case(name, image, make(draw)))
-    cases += _far(spec, seed, frames)
+    cases += [_clicks(spec, seed, frames), *_far(spec, seed, frames)]
     shapes = {case.name: case.prompts["point_labels"].shape[1] for case in cases}
     fit = [case for case in cases if most_points is None or shapes[case.name] <= most_points]
     return [case for case in fit if bare or case.name != BARE_POINT]
@@ -95,6 +97,13 @@ def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
         rng = np.random.default_rng([drawn, len(others)])
         counts |= {int(n) for n in rng.choice(others, min(DRAWN_COUNTS, len(others)), replace=False)}
     return {f"{COUNTED}{n}": partial(_points, count=n) for n in sorted(counts)}
+
+
+def _clicks(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> Case:
+    """Click anywhere, on the image that the points at the borders are on: more prompts to ask at once."""
+    image = 1 % len(frames)
+    draw = Draw(spec, np.random.default_rng([seed, CLICKS_KEY]), *frames[image])
+    return Case(CLICKS, image, draw.points(CLICKS_ASKED, [FOREGROUND]))
 
 
 def _far(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
@@ -167,12 +176,11 @@ class Draw:
         return stepped[:, None].astype(np.float32)
 
     def borders(self) -> Feed:
-        """Put points on the picture's corners and a fraction of a pixel from its edges; others anywhere."""
+        """Put points on the picture's corners and a fraction of a pixel from its edges."""
         width, height = self.extent
         corners = [(0, 0), (width - 1, height - 1), (width - 1, 0), (0, height - 1)]
         edges = [(width - 0.5, height / 2), (0.25, height / 3), (width / 2, height - 0.5), (width / 3, 0.25)]
-        inside = self.rng.uniform(0, self.extent - 1, (POOL, 2))
-        return self.feed(np.array([*corners, *edges, *inside], np.float32)[:, None], [FOREGROUND])
+        return self.feed(np.array([*corners, *edges], np.float32)[:, None], [FOREGROUND])
 
     def alone(self, label: int) -> Feed:
         """Return one token and no padding beside it."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from samx.models.session import Session
-from samx.validators.cases import ONE_POINT, POOL, Case
-from samx.validators.metrics import Expected, joined
+from samx.validators.cases import CLICKS, ONE_POINT, POOL, Case
+from samx.validators.metrics import Expected, Row, joined
 from samx.validators.suite import ParitySuite
 
 # Numbers of prompts a call, from and to: one of each pair in each run, but of MORE in some runs, in FEW's place. Beyond
@@ -25,16 +25,13 @@ MORE_SHARE = 0.25
 SKEW = 16
 
 
-Row = tuple[int, int]  # case, prompt in it
-
-
 @dataclass(frozen=True)
 class Question:
     """Name a call with its right answer."""
 
     case: Case
     expected: Expected
-    prompts: tuple[Row, ...]  # which of the suite's they are
+    prompts: tuple[Row | None, ...]  # as CaseMetrics has them
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Drawn:
 def planned(suite: ParitySuite) -> list[Question]:
     """Return the suite's cases as they are."""
     return [
-        Question(case, expected, tuple((i, row) for row in range(_prompts(case))))
+        Question(case, expected, _counted(suite, [(i, row) for row in range(_prompts(case))]))
         for i, (case, expected) in enumerate(zip(suite.cases, suite.expected, strict=True))
     ]
 
@@ -125,4 +122,9 @@ def _call(suite: ParitySuite, rows: Sequence[Row], count: int, rng: np.random.Ge
     together = {name: np.stack([one[name] for one in prompts]) for name in prompts[0]}
     name = f"{count}_prompts_of_{tokens}_tokens_on_image_{image}"
     expected = joined([suite.expected[case].rows([row]) for case, row in picked])
-    return Question(Case(name, image, together), expected, tuple(picked))
+    return Question(Case(name, image, together), expected, _counted(suite, picked))
+
+
+def _counted(suite: ParitySuite, rows: Sequence[Row]) -> tuple[Row | None, ...]:
+    """Leave out the clicks at random: some give masks of four pixels, which would rule the mean; each one is judged."""
+    return tuple(None if suite.cases[row[0]].name == CLICKS else row for row in rows)

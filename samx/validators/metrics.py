@@ -14,6 +14,7 @@ from samx.models.session import FloatArray, Outputs
 from samx.models.spec import DecoderSpec
 
 BoolArray = NDArray[np.bool_]
+Row = tuple[int, int]  # a prompt: case of the suite, and row in it
 # Float32 rounding alone moves logits by about 1e-6 of the largest one and so flips, in a few hundred masks, about one
 # pixel that lies exactly on the threshold; one such pixel in a small mask costs more IoU than fp32 may lose. Pixels
 # this close to the threshold, relative to the mask's largest logit, have no side: neither mask's IoU counts them.
@@ -108,7 +109,7 @@ class Bounds(Limits):
     object_score_error: float
     object_score_flips: float = 0.0
     best_mask_changes: float = 0.0
-    forgiven_pixels: float = 0  # of each mask, in every mask_iou: one pixel of a mask of 16 is more than 0.99 allows
+    forgiven_pixels: float = 0  # of each mask, in mask_iou_min: a mask of 16 pixels cannot be resolved to 0.99
 
 
 def _is_good(name: str, value: float, limit: float) -> bool:
@@ -206,18 +207,18 @@ class CaseMetrics:
     pixels: int
     flipped: int
     undecided: int
-    prompts: tuple[tuple[int, int], ...]  # which these are: case of the suite, and row in it
+    prompts: tuple[Row | None, ...]  # which these are; None: not counted in the suite's mean
 
 
 def suite_values(cases: Sequence[CaseMetrics]) -> dict[str, float]:
     """Return what is judged over all cases together. A prompt counts once, at its worst, however often it was asked."""
-    worst: dict[tuple[tuple[int, int], int], float] = {}
+    worst: dict[tuple[Row, int], float] = {}
     for case in cases:
         masks = len(case.mask_iou) // len(case.prompts)
         for i, iou in enumerate(case.mask_iou):
-            mask = case.prompts[i // masks], i % masks
-            worst[mask] = min(iou, worst.get(mask, iou))
-    mask_iou = np.array([*worst.values()])
+            if (prompt := case.prompts[i // masks]) is not None:
+                worst[prompt, i % masks] = min(iou, worst.get((prompt, i % masks), iou))
+    mask_iou = np.array([*worst.values()] or [np.nan])
     return {
         "mask_iou_mean": float(mask_iou.mean()),
         "mask_iou_p05": float(np.percentile(mask_iou, LOW_PERCENTILE)),
@@ -240,7 +241,7 @@ def expect(spec: DecoderSpec, outputs: Outputs) -> Expected:
 
 def measure(
     spec: DecoderSpec, expected: Expected, outputs: Outputs, bounds: Bounds,
-    prompts: Sequence[tuple[int, int]] | None = None,
+    prompts: Sequence[Row | None] | None = None,
 ) -> CaseMetrics:  # fmt: skip
     """Compare a candidate's outputs, already checked for shape and finiteness, with the reference's.
 
@@ -256,9 +257,8 @@ def measure(
         largest = float(expected.peaks.max())
     iou_pair = expected.scores["iou_predictions"], outputs["iou_predictions"]
     common, joint = _areas(candidate, reference)
-    shares = _share(common, joint, bounds.forgiven_pixels)
     values = {
-        "mask_iou_min": float(shares.min()),
+        "mask_iou_min": float(_share(common, joint, bounds.forgiven_pixels).min()),
         "mask_iou_case": float(_share(common.sum(), joint.sum())),
         "logit_error": error,
         "logit_error_relative": error / largest,
@@ -271,7 +271,7 @@ def measure(
         values["object_score_flips"] = float(sign_flips(*score_pair, bounds.object_score_error))
     return CaseMetrics(
         values=values,
-        mask_iou=tuple(float(iou) for iou in shares.ravel()),
+        mask_iou=tuple(float(iou) for iou in _share(common, joint).ravel()),
         pixels=candidate.size,
         flipped=int((joint - common).sum()),
         undecided=int(expected.undecided.sum()),

@@ -163,3 +163,16 @@ def test_an_artifact_on_a_failing_disk_is_one_line(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("samx.artifacts.store.digest", fail)
     with pytest.raises(ArtifactError, match=r"decoder\.onnx cannot be read: found Input/output error"):
         Artifact.open(path)
+
+
+def test_an_onnx_file_whose_names_are_no_text_is_described(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info("prompts", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["prompts"], ["masks"])], "g", [value], [])
+    model = onnx.helper.make_model(graph)
+    onnx.helper.set_model_props(model, {"samx.version": "1"})
+    damaged = model.SerializeToString().replace(b"prompts", b"prompt\xff").replace(b"samx.version", b"samx.versio\xff")
+    (tmp_path / "decoder.onnx").write_bytes(damaged)
+    described = describe(tmp_path / "decoder.onnx")
+    assert described["inputs"] == ["prompt\ufffd"]
+    assert list(described["samx"]) == ["versio\ufffd"]
