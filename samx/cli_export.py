@@ -29,6 +29,10 @@ Target = Annotated[
 WithEncoder = Annotated[
     bool, typer.Option("--encoder/--no-encoder", help="The checkpoint's image encoder too (default), or not.")
 ]
+EncoderPrecision = Annotated[
+    Optional[str],
+    typer.Option(help="The image encoder's precision. Default: the decoder's where there is one, else fp32."),
+]
 Pictures = Annotated[
     Optional[str], typer.Option(help="Pictures that the encoder takes in a call: MIN:OPT:MAX, or one number.")
 ]
@@ -57,6 +61,7 @@ def export(
     all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
     encoder: WithEncoder = True,
+    encoder_precision: EncoderPrecision = None,
     pictures: Pictures = None,
     image_size: ImageSize = None,
     frame: FrameFill = None,
@@ -89,7 +94,7 @@ def export(
     request = ExportRequest(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, encoder=encoder,
+        mask_input=mask_input, encoder=encoder, encoder_precision=encoder_precision,
         pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
         image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
         calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,

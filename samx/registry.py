@@ -50,6 +50,7 @@ class Backend:
     finish: tuple[str, str] = ("", "")  # what is left to do on the device, before and after its compiler
     kit: Mapping[str, tuple[str, ...]] | None = None  # the devices of its kit, each with the lines that prepare one
     encoder: str | None = None  # "module:function" that opens its image encoder; None: ONNX Runtime does, on the CPU
+    encoder_precisions: tuple[str, ...] = ("fp32",)  # that its exporter writes an image encoder in
     kit_files: str | None = None  # "module:function" that makes what else lies in its kit
 
     @property
@@ -65,6 +66,18 @@ class Backend:
         """Return what opens the image encoder, and for which device: where the target has nothing, it is the CPU."""
         own = self.runner(device).encoder
         return (ONNX_ENCODER, GRAPH_DEVICE) if own is None else (own, device)
+
+    def encoder_precision(self, asked: str | None, decoder: str) -> str:
+        """Return the precision of an image encoder: the one that was asked for, else its decoder's where it is offered.
+
+        Raises: UsageError naming the precisions that there are.
+        """
+        if asked is not None and asked not in self.encoder_precisions:
+            raise UsageError(
+                f"target '{self.target}' has no image encoder in this precision", found=asked,
+                expected=" or ".join(self.encoder_precisions),
+            )  # fmt: skip
+        return asked or (decoder if decoder in self.encoder_precisions else "fp32")
 
     def opened(self, manifest: Manifest, device: str) -> list[FileEntry]:
         """List the files that are opened on a device; where they are still to be compiled, what they are made from."""

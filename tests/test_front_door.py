@@ -93,7 +93,7 @@ def test_the_functions_stay_when_their_modules_are_imported() -> None:
         ({"masks": "both"}, "masks is unknown: found 'both', expected multimask or single or all"),
         ({"points": "few"}, "points is no range to build for: found 'few'"),
         ({"pictures": (4, 2, 1)}, "pictures is no range to build for: found '4:2:1'"),
-        ({"pictures": 2, "encoder": False}, "pictures for an encoder that is left out"),
+        ({"pictures": 2, "encoder": False}, "asked of an encoder that is left out"),
         ({"prompts": (4, 2, 1)}, "prompts is no range to build for: found '4:2:1'"),
     ],
 )

@@ -55,6 +55,7 @@ class ExportRequest:
     masks: MaskChoice = "multimask"
     mask_input: bool = False
     encoder: bool = True  # the image encoder too, where the checkpoint has one that is known
+    encoder_precision: str | None = None  # None: the decoder's, where the target's encoder has it
     pictures: ShapeRange | None = None  # that it takes in a call; None: one
     image_size: int | None = None  # this and the next two: None where the checkpoint or its family tells
     frame: str | None = None
@@ -110,8 +111,10 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)
     entry.require_export()
     options.check(precision)
-    if request.pictures is not None and not request.encoder:
-        raise UsageError("pictures for an encoder that is left out", found="--pictures with --no-encoder")
+    entry.encoder_precision(request.encoder_precision, precision)
+    for name, given in (("--pictures", request.pictures), ("--encoder-precision", request.encoder_precision)):
+        if given is not None and not request.encoder:
+            raise UsageError("asked of an encoder that is left out", found=f"{name} with --no-encoder")
     check_target(request.out, request.overwrite)
     if len(request.embeddings) > MOST_EMBEDDINGS:
         found = len(request.embeddings)
@@ -249,7 +252,10 @@ class _Export:
         if not self.request.encoder:
             return Exported({}, {}, {})
         self.progress("Exporting the image encoder")
-        return export_encoder(self.checkpoint, self.job, self.request.pictures, self.made.directory)
+        request = self.request
+        return export_encoder(
+            self.checkpoint, self.job, request.pictures, self.made.directory, request.encoder_precision
+        )
 
     def _manifest(self, exported: Exported, encoder: Exported) -> Manifest:
         loaded = self.job.loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 from samx.artifacts.manifest import EncoderEntry
@@ -20,10 +21,13 @@ UNKNOWN = (
     "NO IMAGE ENCODER was exported: samx finds none of an architecture that it knows in '{name}'. The artifact is the "
     "decoder alone; give it embeddings, or an encoder as ONNX: 'samx segment --embedding', '--encoder'."
 )
+IN_FLOAT32 = "The image encoder computes in float32: target '{target}' has none in {precision}."
 ON_CPU = "The image encoder is run by ONNX Runtime on the CPU: target '{target}' does not run it itself."
 
 
-def export_encoder(checkpoint: Path, job: ExportJob, pictures: ShapeRange | None, directory: Path) -> Exported:
+def export_encoder(
+    checkpoint: Path, job: ExportJob, pictures: ShapeRange | None, directory: Path, precision: str | None = None
+) -> Exported:
     """Write a checkpoint's encoder into a directory, with what the manifest says of it; or a note that there is none.
 
     Raises: CheckpointError for half of one, or where pictures are asked for and there is none; as the exporter.
@@ -36,11 +40,17 @@ def export_encoder(checkpoint: Path, job: ExportJob, pictures: ShapeRange | None
             raise CheckpointError(unknown, found=asked, expected=expected, fix="Leave it out.")
         return Exported({}, {}, {}, notes=(unknown, *notes))
     taken, entry = pictures or ONE_PICTURE, backend(job.target)
+    own = entry.encoder_precision(precision, job.precision)
     writer = onnx if entry.encoder is None else importlib.import_module(entry.exporter)
-    written: Exported = writer.write_encoder(picture_graph(encoder.module, job.spec, taken), job, directory)
-    said = EncoderEntry(encoder.architecture.name, encoder.module.picture_px, "fp32", taken)
-    elsewhere = () if entry.encoder else (ON_CPU.format(target=job.target),)
-    return Exported(written.files, {"encoder": said.to_json()}, written.tools, notes=(*notes, *elsewhere))
+    written: Exported = writer.write_encoder(
+        picture_graph(encoder.module, job.spec, taken), replace(job, precision=own), directory
+    )
+    said = EncoderEntry(encoder.architecture.name, encoder.module.picture_px, own, taken)
+    if not entry.encoder:
+        notes = (*notes, ON_CPU.format(target=job.target))
+    elif precision is None and own != job.precision:
+        notes = (*notes, IN_FLOAT32.format(target=job.target, precision=job.precision))
+    return Exported(written.files, {"encoder": said.to_json()}, written.tools, notes=(*notes, *written.notes))
 
 
 def load_encoder(checkpoint: Path, job: ExportJob) -> Found:

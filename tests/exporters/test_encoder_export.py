@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from samx.artifacts.manifest import EncoderEntry
 from samx.demo import demo_checkpoint
 from samx.errors import ArtifactError, CheckpointError
 from samx.exporters import encoder as module
+from samx.exporters.base import ExportJob
 from samx.exporters.encoder import export_encoder
 from samx.models.encoders.load import Found
 from samx.models.shape_range import ShapeRange
@@ -21,8 +21,8 @@ from samx.registry import BACKENDS
 SPEC = sam1_spec(image_size=256)
 
 
-def job(target: str = "onnx") -> Any:
-    return SimpleNamespace(spec=SPEC, target=target, loaded=None)
+def job(target: str = "onnx", precision: str = "fp32") -> ExportJob:
+    return ExportJob(None, SPEC, None, precision, target)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -57,6 +57,14 @@ def test_the_manifest_says_what_the_encoder_takes_and_people_who_runs_it(target:
     assert "encoder" in exported.files.values()
     own = next(entry.encoder for entry in BACKENDS if entry.target == target)
     assert any(f"target '{target}' does not run it itself" in note for note in exported.notes) == (own is None)
+
+
+def test_an_encoder_in_float32_beside_another_decoder_is_said_unless_it_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "asked").mkdir()
+    silent = export_encoder(demo_checkpoint("sam1"), job("onnx", "int8"), None, tmp_path / "asked", "fp32")
+    told = export_encoder(demo_checkpoint("sam1"), job("onnx", "int8"), None, tmp_path)
+    assert silent.notes == ()
+    assert told.notes == ("The image encoder computes in float32: target 'onnx' has none in int8.",)
 
 
 @pytest.mark.parametrize(
