@@ -123,7 +123,7 @@ def test_an_export_leaves_a_proven_artifact(samx: Samx, demo_artifact: Path) -> 
     facts = samx("inspect", demo_artifact, "--json").json
     manifest = facts["manifest"]
     roles = {entry["role"] for entry in manifest["files"].values()}
-    assert roles == {"decoder", "encoder", "parity_cases", "parity_report"}
+    assert roles == {"decoder", "encoder", "parity_cases", "encoder_cases", "parity_report"}
     assert [(entry["level"], entry["passed"]) for entry in manifest["evidence"]] == [("graph", True)]
     report = json.loads((demo_artifact / "parity_report.json").read_text())
     assert report["passed"]
@@ -360,7 +360,8 @@ def test_validate_needs_no_torch(samx: Samx, demo_artifact: Path, tmp_path: Path
     assert "torch" not in ended.json["environment"]
     suite = ElementTree.parse(tmp_path / "p.xml").getroot()
     assert suite.get("failures") == "0"
-    assert int(suite.get("tests", 0)) == len(ended.json["cases"]) + 1
+    told = ended.json
+    assert int(suite.get("tests", 0)) == len(told["cases"]) + len(told["encoder"]["cases"]) + 2
     assert json.loads((tmp_path / "p.json").read_text())["passed"]
 
 

@@ -285,6 +285,7 @@ LINES: list[tuple[str, ...]] = [
     ("bench", "DIR", "OTHER", "--scenario", "click", "--scenario", "box", "--seconds", "1.5", "-o", "out.json"),
     ("bench", "DIR", "--quick", "--seed", "7", "--embedding", "a.npz", "--embedding", "b.npz", "--force"),
     ("segment", "a.png", "--model", "DIR", "--point", "1,2", "--point", "3,4", "--box", "1,2,3,4", "--output", "o.png"),
+    ("encode", "a.png", "--model", "DIR", "--output", "a.npz", "--force"),
     ("build", "DIR", "--force"),
     ("report", "a.json", "b.json", "--markdown", "out.md", "--baseline", "before.json"),
     ("bundle",),
