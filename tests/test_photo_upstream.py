@@ -65,3 +65,14 @@ def assert_same(ours: Any, meta: Any, shape: tuple[int, int]) -> None:
         np.testing.assert_allclose(found[2], expected[2], rtol=0, atol=LOGITS * np.abs(expected[2]).max())
         np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=SCORES)
         assert iou(found[0], expected[0]) > 0.9999
+
+
+def test_another_size_is_reported_beside_the_own_one(tmp_path: Path) -> None:
+    checkpoint, _ = meta_sam1(tmp_path)
+    artifact = samx.export(checkpoint, tmp_path / "artifact", image_size=192)
+    found = artifact.manifest.options["other_size"]
+    assert (found["own_px"], found["px"]) == (256, 192)
+    assert 0 < found["mask_iou_mean"] <= 1
+    assert 0 < found["seconds"] < found["own_seconds"] * 1.5  # a little more than half of the pixels
+    assert artifact.manifest.encoder is not None
+    assert artifact.manifest.encoder.picture_px == 192

@@ -64,7 +64,12 @@ def judge_encoder(
 
 def steady(suite: EncoderSuite) -> float:
     """Return the stability from which masks count: fewer are steady in some models than a figure needs."""
-    every = np.sort(np.concatenate([one.stability.ravel() for picture in suite.pictures for one in picture.answers]))
+    return steady_from(np.concatenate([one.stability.ravel() for picture in suite.pictures for one in picture.answers]))
+
+
+def steady_from(stability: FloatArray) -> float:
+    """Return the stability from which masks count, of these. Shapes: (masks,)."""
+    every = np.sort(stability)
     return min(STEADY, float(every[-ceil(STEADY_SHARE * len(every))]))
 
 
