@@ -17,7 +17,7 @@ def has_half_arithmetic() -> bool:
 
 
 def test_the_points_cost_most_and_the_iou_head_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_PROMPTS", 1)
+    monkeypatch.setattr(module, "MOST_PROMPTS", 2)
     steps: list[str] = []
     result = bisect(progress=lambda text, *_: steps.append(text), only=["point encoding", "IoU head", "sums"])
     rows = {row["group"]: row for row in result["rows"]}
