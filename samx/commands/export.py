@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, utc_now
+from samx.commands.references import beside_own_size, in_torch
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require_export
@@ -26,7 +27,7 @@ from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, Backend, backend, load
 from samx.validators.cases import default_frames, parity_cases
 from samx.validators.child import ENCODER_SUITE_ROLE, SEED_BITS, SUITE_ROLE, gate_in_child
 from samx.validators.encoder_suite import EncoderSuite
-from samx.validators.other_size import Sized, compare_sizes, told
+from samx.validators.other_size import told
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
@@ -221,7 +222,7 @@ class _Export:
     def _pictures(self, most_points: int | None) -> dict[str, str]:
         """Ask the references about pictures, from the pixels to the masks; gives the file's role."""
         self.progress("Asking the PyTorch encoder about pictures")
-        model = self._in_torch(self.job)
+        model = in_torch(self.checkpoint, self.job)
         suite = EncoderSuite.build(
             model.encode, model.session, model.picture_px, seed=secrets.randbits(SEED_BITS), most_points=most_points
         )
@@ -230,29 +231,13 @@ class _Export:
 
     def _beside_own_size(self, encoder: Exported) -> Exported:
         """Say what another image size than the checkpoint's own changes, where it is one."""
-        from samx.models.checkpoint import load_checkpoint
-
         own_px = self.job.loaded.own_px
         if own_px in (None, self.job.spec.image_size):
             return encoder
         self.progress(f"Comparing the masks with those at {own_px} px")
-        given = {"frame": self.request.frame, "pixels": self.request.pixels}
-        loaded = load_checkpoint(self.checkpoint, image_size=own_px, **given)
-        spec = replace(self.job.spec, image_size=loaded.spec.image_size)
-        own = replace(self.job, loaded=replace(loaded, spec=spec), spec=spec)
-        found = compare_sizes(self._in_torch(own), self._in_torch(self.job))
+        found = beside_own_size(self.checkpoint, self.job)
         options = {**encoder.options, "other_size": found}
         return replace(encoder, options=options, notes=(*encoder.notes, told(found)))
-
-    def _in_torch(self, job: ExportJob) -> Sized:
-        """Return the references for a job. The encoder is read anew: what was exported may have been rewritten."""
-        from samx.exporters.encoder import load_encoder
-        from samx.runtimes.torch import reference_encoder, reference_session
-
-        found = load_encoder(self.checkpoint, job).encoder
-        assert found is not None, "it was exported"
-        encode = reference_encoder(found.module, job.spec)
-        return Sized(encode, reference_session(job.loaded, job.spec), found.module.picture_px)
 
     def _images(self) -> tuple[list[Feed] | None, str | None]:
         """Choose the embeddings to judge on: the user's, the demo scenes', or synthetic ones (None)."""

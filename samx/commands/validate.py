@@ -5,13 +5,19 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from samx.artifacts.store import Artifact
+from samx.commands.references import in_torch
 from samx.errors import ArtifactError
 from samx.registry import backend
-from samx.validators.child import SUITE_ROLE, gate_in_child
+from samx.validators.child import ENCODER_SUITE_ROLE, SUITE_ROLE, gate_in_child
+from samx.validators.encoder_suite import EncoderSuite
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
+
+if TYPE_CHECKING:
+    from samx.exporters.base import ExportJob
 
 
 def validate(
@@ -30,19 +36,25 @@ def validate(
     level = entry.level(device)
     if checkpoint is None:
         return gate_in_child(path, level=level, device=device, threads=threads, seed=seed)
+    job = _job(artifact, checkpoint)
     with tempfile.TemporaryDirectory(prefix="samx-validate-") as folder:
-        suite = Path(folder, "suite.npz")
-        _fresh_suite(artifact, checkpoint).save(suite)
-        return gate_in_child(path, level=level, device=device, threads=threads, suite=suite, seed=seed)
+        suite, pictures = Path(folder, "suite.npz"), Path(folder, "pictures.npz")
+        _fresh_suite(artifact, job).save(suite)
+        if has_encoder := artifact.manifest.encoder is not None:
+            pictures.write_bytes(_fresh_pictures(artifact, checkpoint, job).to_bytes())
+        return gate_in_child(
+            path, level=level, device=device, threads=threads, suite=suite, seed=seed,
+            pictures=pictures if has_encoder else None,
+        )  # fmt: skip
 
 
-def _fresh_suite(artifact: Artifact, checkpoint: Path) -> ParitySuite:
-    """Ask the reference anew, on the artifact's own cases.
+def _job(artifact: Artifact, checkpoint: Path) -> ExportJob:
+    """Read the checkpoint as it was read for the artifact.
 
     Raises: ArtifactError when the artifact was made from another checkpoint.
     """
+    from samx.exporters.base import ExportJob
     from samx.models.checkpoint import load_checkpoint
-    from samx.runtimes.torch import reference_session
 
     manifest = artifact.manifest
     loaded = load_checkpoint(checkpoint, image_size=manifest.spec.image_size)
@@ -52,6 +64,22 @@ def _fresh_suite(artifact: Artifact, checkpoint: Path) -> ParitySuite:
             expected=f"{manifest.checkpoint.sha256} ({manifest.checkpoint.name})", fix="Name that checkpoint.",
         )  # fmt: skip
     own = {name: getattr(manifest.spec, name) for name in ("masks", "mask_input", "frame", "pixels")}
-    spec = replace(loaded.spec, **own)
+    return ExportJob(loaded, replace(loaded.spec, **own), None, manifest.precision, manifest.target)
+
+
+def _fresh_suite(artifact: Artifact, job: ExportJob) -> ParitySuite:
+    """Ask the reference anew, on the artifact's own cases."""
+    from samx.runtimes.torch import reference_session
+
     stored = ParitySuite.load(artifact.read(artifact.file_with_role(SUITE_ROLE)))
-    return ParitySuite.build(reference_session(loaded, spec), stored.images, stored.cases, stored.image_source)
+    return ParitySuite.build(reference_session(job.loaded, job.spec), stored.images, stored.cases, stored.image_source)
+
+
+def _fresh_pictures(artifact: Artifact, checkpoint: Path, job: ExportJob) -> EncoderSuite:
+    """Ask the reference encoder anew, about the artifact's own pictures."""
+    stored = EncoderSuite.load(artifact.read(artifact.file_with_role(ENCODER_SUITE_ROLE)))
+    tokens = [one.prompts["point_labels"].shape[1] for picture in stored.pictures for one in picture.answers]
+    model, photos = in_torch(checkpoint, job), [(picture.name, picture.photo) for picture in stored.pictures]
+    return EncoderSuite.build(
+        model.encode, model.session, model.picture_px, photos, seed=stored.seed, most_points=max(tokens)
+    )

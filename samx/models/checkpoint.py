@@ -59,7 +59,7 @@ class LoadedDecoder:
     bytes: int
     kind: str
     dtype: str
-    own_px: int | None = None  # the image size that its weights have, where that is known
+    own_px: int | None = None  # the image size that its weights have; None: they have none
     notes: tuple[str, ...] = ()  # what was assumed of it
 
 
@@ -84,6 +84,7 @@ def load_checkpoint(
     stated = stated_fields(source, family, readers, sizes, given)
     spec = _spec(path, family, weights, list(names.values()), stated)
     unasked = stated_fields(source, family, readers, sizes, dict.fromkeys(given))
+    is_demo = source.metadata.get("format") == DEMO_FORMAT
     check_configuration(source, family, replace(spec, **sizes))
     _check_shapes(path, spec, weights)
     check_finite(path, weights)
@@ -91,7 +92,7 @@ def load_checkpoint(
     return LoadedDecoder(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
         kind=_kind(source, names, family), dtype="+".join(dtypes),
-        own_px=unasked.get("image_size", family_spec(family.name).image_size),
+        own_px=None if is_demo else unasked.get("image_size", family_spec(family.name).image_size),
         notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
     )  # fmt: skip
 

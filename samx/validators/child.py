@@ -50,6 +50,7 @@ def gate_in_child(
     device: str = "cpu",
     threads: int | None = None,
     suite: Path | None = None,
+    pictures: Path | None = None,
     subject: str | None = None,
     seed: int | None = None,
     calls: int = 0,
@@ -68,6 +69,7 @@ def gate_in_child(
         arguments += ["--seed", str(secrets.randbits(SEED_BITS) if seed is None else seed), "--calls", str(calls)]
         arguments += ["--threads", str(threads)] if threads is not None else []
         arguments += ["--suite", str(suite)] if suite is not None else []
+        arguments += ["--pictures", str(pictures)] if pictures is not None else []
         arguments += ["--subject", subject] if subject is not None else []
         code, words = _run([*command, *arguments], Path(folder, "output.txt"), timeout_s)
         return _accept(report, nonce, code, words)
@@ -173,7 +175,7 @@ def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Na
     manifest, entry = artifact.manifest, backend(artifact.manifest.target)
     if manifest.encoder is None:
         return None
-    suite = EncoderSuite.load(artifact.read(artifact.file_with_role(ENCODER_SUITE_ROLE)), f"{artifact.path}: pictures")
+    suite = _pictures(artifact, options.pictures)
     if suite.spec != manifest.spec or suite.picture_px != manifest.encoder.picture_px:
         raise ArtifactError(f"the pictures are for another encoder than {artifact.path}'s", fix="Export again.")
     opener, device = entry.encoder_opener(options.device)
@@ -191,11 +193,19 @@ def _suite(artifact: Artifact, path: Path | None) -> ParitySuite:
     return ParitySuite.load(read_file(path, UNPACKED_CAP_BYTES, f"parity suite {path}", ArtifactError), str(path))
 
 
+def _pictures(artifact: Artifact, path: Path | None) -> EncoderSuite:
+    if path is None:
+        stored = artifact.read(artifact.file_with_role(ENCODER_SUITE_ROLE))
+        return EncoderSuite.load(stored, f"{artifact.path}: pictures")
+    return EncoderSuite.load(read_file(path, UNPACKED_CAP_BYTES, f"pictures {path}", ArtifactError), str(path))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m samx.validators.child", description=main.__doc__)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--suite", type=Path, help="instead of the one in the artifact")
+    parser.add_argument("--pictures", type=Path, help="instead of those in the artifact, for its encoder")
     parser.add_argument("--subject", help="what the report calls the artifact; its directory's name by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
