@@ -28,7 +28,7 @@ cli_export.add_to(app)
 
 @app.command(
     epilog="samx calibrate -o demo.npz  ·  samx calibrate sam_vit_b.pth --embeddings DIR -o vit-b.npz  ·  "
-    "samx calibrate sam_vit_b.pth --pictures DIR --encoder vit-b-encoder.onnx --pixels imagenet -o vit-b.npz"
+    "samx calibrate sam_vit_b.pth --pictures DIR -o vit-b.npz"
 )
 def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .npz.")],
@@ -37,8 +37,10 @@ def calibrate(
     image_size: Annotated[Optional[int], typer.Option(help="Frame in px, as for 'export'.")] = None,
     frame: Annotated[Optional[str], typer.Option(help="How a picture fills it: pad or stretch.")] = None,
     embeddings: Annotated[Optional[Path], typer.Option(help="Folder of embeddings, as 'segment' takes them.")] = None,
-    pictures: Annotated[Optional[Path], typer.Option(help="Folder of pictures, with --encoder.")] = None,
-    encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
+    pictures: Annotated[
+        Optional[Path], typer.Option(help="Folder of pictures, for the checkpoint's own encoder.")
+    ] = None,
+    encoder: Annotated[Optional[Path], typer.Option(help="Another encoder, as ONNX: (1, 3, S, S) in.")] = None,
     pixels: Annotated[Optional[str], typer.Option(help=PIXELS_HELP)] = None,
     images: Annotated[Optional[int], typer.Option(help="Images to use, at most 64 (default 16).")] = None,
     samples: Annotated[Optional[int], typer.Option(help="Prompts to roll out over them (default 96).")] = None,

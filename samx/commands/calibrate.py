@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from samx.commands.references import picture_reference
 from samx.demo import demo_checkpoint
 from samx.errors import UsageError, WriteError
 from samx.extras import require_export
@@ -35,8 +37,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Roll prompts out over images and write the set, or nothing.
 
-    Without a checkpoint: the demo model of `family`. Images are those of a folder of embeddings (.npz or .npy), of a
-    folder of pictures with an encoder (ONNX), or demo scenes: 16, or all where there are fewer.
+    Without a checkpoint: the demo model of `family`. Images are those of a folder of pictures, which go through the
+    checkpoint's own encoder or another one (ONNX); of a folder of embeddings (.npz or .npy); or demo scenes: 16, or all
+    where there are fewer.
     Raises: UsageError, CheckpointError, ImageError, InputError; WriteError; MissingExtraError.
     """
     require_export("calibration")
@@ -52,7 +55,7 @@ def calibrate(
     loaded = load_checkpoint(checkpoint, image_size=image_size, frame=frame)
     source = open_source(
         checkpoint, loaded.spec, seed, embeddings=embeddings, pictures=pictures, encoder=encoder,
-        pixels=pixels, images=images,
+        pixels=pixels, images=images, own=partial(picture_reference, checkpoint, loaded),
     )  # fmt: skip
     samples = DEFAULT_SAMPLES if samples is None else samples
     reference = calibration_reference(loaded)

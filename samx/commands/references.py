@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from samx.artifacts.manifest import EncoderEntry
+from samx.errors import UsageError
+from samx.picture_encoder import encoder_inputs
 from samx.validators.other_size import Sized, compare_sizes
 
 if TYPE_CHECKING:
     from typing import Any
 
     from samx.exporters.base import ExportJob
+    from samx.models.checkpoint import LoadedDecoder
+    from samx.models.session import Feed
+    from samx.processing.images import RgbArray
 
 
 def in_torch(checkpoint: Path, job: ExportJob) -> Sized:
@@ -40,3 +47,33 @@ def beside_own_size(checkpoint: Path, job: ExportJob) -> dict[str, Any]:
     spec = replace(job.spec, image_size=loaded.spec.image_size)
     own = replace(job, loaded=replace(loaded, spec=spec), spec=spec)
     return compare_sizes(in_torch(checkpoint, own), in_torch(checkpoint, job))
+
+
+def picture_reference(checkpoint: Path, loaded: LoadedDecoder) -> Callable[[RgbArray], Feed]:
+    """Return a checkpoint's encoder in PyTorch, from a picture (H, W, 3) to the decoder's image inputs.
+
+    Raises: UsageError where it has none that samx knows.
+    """
+    import torch
+
+    from samx.exporters.base import ExportJob
+    from samx.exporters.encoder import load_encoder
+    from samx.models.encoders.picture import ONE_PICTURE, picture_graph
+
+    found, spec = load_encoder(checkpoint, ExportJob(loaded, loaded.spec, None)), loaded.spec
+    if found.encoder is None:
+        raise UsageError(
+            f"'{checkpoint.name}' has no image encoder that samx knows", expected="an encoder for the pictures",
+            fix="Give one as ONNX: --encoder FILE.onnx with --pixels; or --embeddings DIR instead of pictures.",
+        )  # fmt: skip
+    module = found.encoder.module
+    graph = picture_graph(module, spec)
+    entry = EncoderEntry(found.encoder.architecture.name, module.picture_px, "fp32", ONE_PICTURE)
+
+    @torch.inference_mode()
+    def encode(picture: RgbArray) -> Feed:
+        taken = encoder_inputs([picture], spec, entry)
+        features = graph.module(*(torch.from_numpy(taken[tensor.name]) for tensor in graph.inputs))
+        return {tensor.name: value.numpy() for tensor, value in zip(graph.outputs, features, strict=True)}
+
+    return encode

@@ -34,8 +34,8 @@ P05_SHARE = 2.5  # the 5th percentile may lose so many times what the mean may: 
 SPEED_PROMPTS = (1, 16)
 SPEED_SECONDS = 2.0
 HOW_TO_CALIBRATE = (
-    "Make a calibration set first: samx calibrate CHECKPOINT --pictures DIR --encoder ENCODER.onnx -o set.npz "
-    "(or --embeddings DIR), then --calibration set.npz."
+    "Make a calibration set first: samx calibrate CHECKPOINT --pictures DIR -o set.npz (an encoder that samx does not "
+    "know: --encoder ENCODER.onnx, or --embeddings DIR), then --calibration set.npz."
 )
 
 

@@ -1,4 +1,4 @@
-"""Where calibration images come from: demo scenes, a folder of embeddings, or a folder of pictures and an encoder."""
+"""Where calibration images come from: demo scenes, a folder of embeddings, or pictures and an image encoder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from samx.demo.model import DemoModel, is_demo, load_demo
 from samx.demo.scenes import generate_scene
 from samx.errors import ImageError, UsageError
 from samx.files import GRAPH_CAP_BYTES, read_file
-from samx.models.session import Feed, FloatArray
+from samx.models.session import Feed
 from samx.models.spec import DecoderSpec
 from samx.processing.embeddings import read_embedding
 from samx.processing.frames import Frame
-from samx.processing.images import check_pixels, normalised, read_image, to_frame
+from samx.processing.images import RgbArray, check_pixels, normalised, read_image, to_frame
 from samx.quantization.calibration import MIN_IMAGES, MOST_IMAGES, check_features
 from samx.runtimes.onnxruntime import open_float_encoder
 
@@ -36,6 +36,7 @@ FEWEST_MASK_PX = 4  # along a picture's short side: an object and something besi
 
 Extent = tuple[int, int]
 Ids = NDArray[np.uint8]
+EncodePicture = Callable[[RgbArray], Feed]  # a picture (H, W, 3) to the decoder's image inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,26 +63,28 @@ class Source:
 def open_source(
     checkpoint: Path, spec: DecoderSpec, seed: int = 0, *, embeddings: Path | None = None, pictures: Path | None = None,
     encoder: Path | None = None, pixels: str | None = "unit", images: int | None = None,
+    own: Callable[[], EncodePicture] | None = None,
 ) -> Source:  # fmt: skip
-    """Find the images: in a folder of embeddings, or of pictures for an encoder (ONNX); else demo scenes.
+    """Find the images: in a folder of embeddings, or of pictures for an encoder; else demo scenes.
+
+    The encoder is a file (ONNX), or the checkpoint's own one, which `own` builds.
 
     Of a folder that has more than are wanted (DEFAULT_IMAGES), the seed chooses.
     Raises: UsageError on options that exclude each other; ImageError on an empty folder.
     """
-    _check_options(embeddings, pictures, encoder, pixels, images)
+    _check_options(embeddings, pictures, encoder, pixels, images, own is not None)
     if embeddings is not None:
         files, words = _choose(embeddings, EMBEDDING_SUFFIXES, "embeddings", images, seed)
         return Source(words, [partial(_embedding, path, spec) for path in files])
-    if pictures is not None and encoder is not None and pixels is not None:
+    if pictures is not None:
         files, words = _choose(pictures, PICTURE_SUFFIXES, "pictures", images, seed)
-        model = read_file(encoder, GRAPH_CAP_BYTES, f"encoder '{encoder}'", ImageError)
-        encode = open_float_encoder(model, encoder.name)
-        words = f"{words}, encoder '{encoder.name}'"
-        return Source(words, [partial(_picture, path, encode, pixels, spec) for path in files])
+        name = "the checkpoint's encoder" if encoder is None else f"encoder '{encoder.name}'"
+        encode = own() if encoder is None and own is not None else _of_file(encoder, pixels, spec)
+        return Source(f"{words}, {name}", [partial(_picture, path, encode, spec) for path in files])
     if not is_demo(checkpoint):
         raise UsageError(
-            f"no image to calibrate '{checkpoint.name}' on", expected="embeddings, or pictures and an encoder",
-            fix="Give --embeddings DIR, or --pictures DIR with --encoder FILE.onnx.",
+            f"no image to calibrate '{checkpoint.name}' on", expected="pictures, or embeddings",
+            fix="Give --pictures DIR, or --embeddings DIR.",
         )  # fmt: skip
     return demo_scenes(checkpoint, spec, CALIBRATION_SCENES[: images or DEFAULT_IMAGES])
 
@@ -112,13 +115,26 @@ def _embedding(path: Path, spec: DecoderSpec) -> SourceImage:
     return SourceImage(features, (spec.image_size, spec.image_size))
 
 
-def _picture(path: Path, encoder: Callable[[FloatArray], Feed], pixels: str, spec: DecoderSpec) -> SourceImage:
+def _of_file(encoder: Path | None, pixels: str | None, spec: DecoderSpec) -> EncodePicture:
+    """Open somebody's encoder, which takes floats."""
+    assert encoder is not None  # both were checked
+    assert pixels is not None
+    run = open_float_encoder(read_file(encoder, GRAPH_CAP_BYTES, f"encoder '{encoder}'", ImageError), encoder.name)
+
+    def encode(picture: RgbArray) -> Feed:
+        frame = Frame.of(spec, picture.shape[1], picture.shape[0])
+        return run(normalised(to_frame(picture, frame), frame, pixels))
+
+    return encode
+
+
+def _picture(path: Path, encode: EncodePicture, spec: DecoderSpec) -> SourceImage:
     picture = read_image(path)
     frame = Frame.of(spec, picture.shape[1], picture.shape[0])
     if min(mask_px(side, spec) for side in _extent(frame)) < FEWEST_MASK_PX:
         found = f"{picture.shape[1]} x {picture.shape[0]} px"
         raise ImageError(f"picture '{path}' is too thin to click on and beside", found=found, fix="Leave it out.")
-    given = encoder(normalised(to_frame(picture, frame), frame, pixels))
+    given = encode(picture)
     wanted = [tensor.name for tensor in spec.image_inputs]
     names = wanted if set(wanted) <= set(given) else given  # an encoder may give more; what lacks is named below
     features = {name: given[name].astype(np.float32) for name in names}
@@ -146,16 +162,17 @@ def _extent(frame: Frame) -> Extent:
 
 
 def _check_options(
-    embeddings: Path | None, pictures: Path | None, encoder: Path | None, pixels: str | None, images: int | None
-) -> None:
+    embeddings: Path | None, pictures: Path | None, encoder: Path | None, pixels: str | None, images: int | None,
+    has_own: bool,
+) -> None:  # fmt: skip
     problems = {
         "--embeddings and --pictures": embeddings is not None and pictures is not None,
-        "--pictures without --encoder": pictures is not None and encoder is None,
+        "--pictures without --encoder": pictures is not None and encoder is None and not has_own,
         "--encoder without --pictures": encoder is not None and pictures is None,
     }
     found = next((words for words, is_so in problems.items() if is_so), None)
     if found:
-        expected = "--embeddings DIR, or --pictures DIR with --encoder FILE.onnx"
+        expected = "--pictures DIR, with --encoder FILE.onnx where the checkpoint has none; or --embeddings DIR"
         raise UsageError("images to calibrate on are not clear", found=found, expected=expected)
     check_pixels(encoder, pixels)
     if images is not None and not MIN_IMAGES <= images <= MOST_IMAGES:

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
+from samx.artifacts.manifest import EncoderEntry
 from samx.commands.calibrate import calibrate
 from samx.demo import demo_checkpoint
+from samx.demo.scenes import generate_scene
 from samx.errors import CheckpointError, ImageError, SamxError, UsageError, WriteError
+from samx.exporters.base import ExportJob
+from samx.exporters.encoder import export_encoder
 from samx.models.checkpoint import load_checkpoint
+from samx.picture_encoder import encoder_inputs
+from samx.processing.images import read_image
 from samx.quantization.calibration import CalibrationSet
 
 SIZE_PX = 256  # a sixteenth of the work
@@ -64,6 +74,38 @@ def test_the_users_own_embeddings(tmp_path: Path) -> None:
     assert said == [("Reading sam1.safetensors", 0, 0), *rolled]
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Write pictures of several shapes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, size in enumerate([(200, 120), (100, 160), (256, 256), (300, 150)]):
+        Image.fromarray(generate_scene(900_100 + i, size).image).save(folder / f"{i}.png")
+    return folder
+
+
+def test_pictures_go_through_the_checkpoints_own_encoder_as_in_an_artifact(tmp_path: Path, photos: Path) -> None:
+    result = calibrate(tmp_path / "set.npz", image_size=SIZE_PX, pictures=photos, samples=24)
+    assert result["source"].startswith("4 of 4 pictures in 'photos', the checkpoint's encoder")
+    found = CalibrationSet.load(tmp_path / "set.npz")
+    checkpoint = demo_checkpoint("sam1")
+    loaded = load_checkpoint(checkpoint, image_size=SIZE_PX)
+    exported = export_encoder(checkpoint, ExportJob(loaded, loaded.spec, None, target="onnx"), None, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    entry = EncoderEntry.from_json(exported.options["encoder"], "here")
+    for path, image in zip(sorted(photos.iterdir()), found.images, strict=True):
+        (expected,) = session.run(None, encoder_inputs([read_image(path)], loaded.spec, entry))
+        # A set keeps float16.
+        np.testing.assert_allclose(image["image_embeddings"], expected, rtol=2**-10, atol=1e-5 * np.abs(expected).max())
+
+
+def test_pictures_for_a_checkpoint_without_an_encoder_are_refused(tmp_path: Path, photos: Path) -> None:
+    torch.save(load_file(demo_checkpoint("sam1")), tmp_path / "mine.pth")
+    with pytest.raises(UsageError, match=r"'mine\.pth' has no image encoder that samx knows.*--encoder FILE\.onnx"):
+        calibrate(tmp_path / "set.npz", tmp_path / "mine.pth", pictures=photos, samples=24)
+    assert not (tmp_path / "set.npz").exists()
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[SamxError], str]] = {
     "negative seed": ({"seed": -1}, UsageError, "seed is negative"),
     "too few samples": ({"samples": 3}, UsageError, "cannot calibrate 4 images with so many samples"),
@@ -71,7 +113,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[SamxError], str]] = {
     "no such family": ({"family": "sam9"}, UsageError, "no demo weights"),
     "no such checkpoint": ({"checkpoint": Path("missing.pth")}, CheckpointError, "missing.pth"),
     "no such folder": ({"embeddings": Path("missing")}, ImageError, "folder 'missing' cannot be read"),
-    "no encoder": ({"pictures": Path("missing")}, UsageError, "--pictures without --encoder"),
+    "no such pictures": ({"pictures": Path("missing")}, ImageError, "folder 'missing' cannot be read"),
 }
 
 

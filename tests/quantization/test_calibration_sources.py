@@ -101,7 +101,7 @@ def test_the_masks_pixels_in_a_part_of_the_frame(side_px: int, expected: int) ->
 
 
 def test_another_checkpoint_needs_images() -> None:
-    with pytest.raises(UsageError, match=r"no image to calibrate 'vit_b.pth' on.*Give --embeddings DIR"):
+    with pytest.raises(UsageError, match=r"no image to calibrate 'vit_b.pth' on.*Give --pictures DIR"):
         opened()
 
 
