@@ -204,6 +204,7 @@ BACKENDS: tuple[Backend, ...] = (
         describes={".xml": "samx.formats.openvino:describe"},
         quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
         kit={"cpu": (f"{PIP} 'openvino>=2025.0'",)},
+        encoder="samx.runtimes.openvino:open_encoder", encoder_precisions=("fp32", "fp16", "bf16"),
     ),
     Backend(
         "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml:CoreMLOptions",
