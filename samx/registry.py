@@ -218,7 +218,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend(
         "aoti", "AOTInductor", "samx.exporters.aoti", "samx.exporters.aoti:AotiOptions",
         "samx.runtimes.aoti:open_artifact", "samx.runtimes.aoti:devices", _precisions("fp32", "fp16"), "torch",
-        "export", opens=("package",),
+        "export", opens=("package",), encoder="samx.runtimes.aoti:open_encoder",
     ),
 )  # fmt: skip
 

@@ -93,7 +93,7 @@ def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
         exported = write_onnx([graph], Path(folder), simplify=False)
         source = Path(folder, f"{graph.role}.onnx")
-        encoder = ir.from_onnx(source)
+        encoder = ir.convert_encoder(source)
         _refuse(ir.broken_rules(encoder, source.read_bytes(), graph.role, allows=ENCODER_MAY), graph.role)
         files = _saved(ir.write(encoder, half=job.precision == "fp16"), graph.role, directory)
     return replace(exported, files=files, tools=_tools(exported))

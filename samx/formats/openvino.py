@@ -20,7 +20,7 @@ from samx.errors import InputError, UnavailableError
 from samx.extras import require
 from samx.files import GRAPH_CAP_BYTES, read_file
 from samx.formats.onnx import ELEMENT_TYPES, own_metadata
-from samx.formats.openvino_rewrite import PERIODIC, rewrite
+from samx.formats.openvino_rewrite import PERIODIC, rewrite, rewrite_encoder
 
 if TYPE_CHECKING:
     import onnx
@@ -133,17 +133,21 @@ def read(ir: Ir) -> Any:
 
 
 def convert(model: bytes) -> Any:
-    """Read a decoder's ONNX file, and rewrite it."""
-    graph = from_onnx(model, b"")
+    """Read a decoder's ONNX file."""
+    graph = _from_onnx(model, b"")
     rewrite(graph)
     return graph
 
 
-def from_onnx(*source: Any) -> Any:
-    """Read an ONNX file, from its path (weights may lie beside it) or its bytes and b"".
+def convert_encoder(path: Path) -> Any:
+    """Read an image encoder's ONNX file, which may have its weights beside it."""
+    graph = _from_onnx(str(path))
+    rewrite_encoder(graph)
+    return graph
 
-    Not through openvino.convert_model, which reports over the network that it was used.
-    """
+
+def _from_onnx(*source: Any) -> Any:
+    """Read an ONNX file, not through openvino.convert_model, which reports over the network that it was used."""
     graph = _openvino().Core().read_model(*source)
     graph.set_friendly_name("samx")
     return graph
