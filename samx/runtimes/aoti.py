@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from samx.artifacts import trust
@@ -51,9 +52,9 @@ def open_encoder(
     torch = require("torch", "export", "target 'aoti'")
 
     def run(inputs: Mapping[str, NDArray[Any]]) -> Feed:
-        """Hand inputs over in the graph's order: the picture, and where the family pads, its valid part."""
+        """Hand inputs over in the graph's order, contiguous: compiled code does not look at strides."""
         names = ["picture", *(["valid"] if spec.keeps_aspect else [])]
-        found = encoder(*(torch.tensor(inputs[name]) for name in names))
+        found = encoder(*(torch.tensor(np.ascontiguousarray(inputs[name])) for name in names))
         return {tensor.name: value.numpy() for tensor, value in zip(spec.image_inputs, found, strict=True)}
 
     return run

@@ -77,7 +77,7 @@ def open_encoder(
 
     def run(inputs: Mapping[str, NDArray[Any]]) -> Feed:
         """Return copies, because the next call writes into the same memory."""
-        _give(request, {name: _openvino().Tensor(value) for name, value in inputs.items()})
+        _give(request, {name: _openvino().Tensor(np.ascontiguousarray(value)) for name, value in inputs.items()})
         request.infer()
         return {name: request.get_tensor(name).data.copy() for name in outputs}
 

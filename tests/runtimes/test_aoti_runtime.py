@@ -92,13 +92,14 @@ def test_both_packages_are_named_at_once_and_run(tmp_path: Path, monkeypatch: py
     loaded: list[bytes] = []
 
     def encode(picture: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assert picture.is_contiguous()
         return (picture.float().mean((1, 2, 3)) + valid.sum(1),)
 
     monkeypatch.setattr(aoti, "load_models", lambda package, where: loaded.append(package) or {"encoder": encode})
     run = aoti.open_encoder(made)
     assert loaded == [OTHER]
     valid, picture = np.array([[2, 3], [4, 5]], np.int32), np.full((2, 8, 8, 3), 7, np.uint8)
-    found = run({"valid": valid, "picture": picture})  # by name, in whatever order
+    found = run({"valid": valid, "picture": np.asfortranarray(picture)})  # by name, in whatever order
     assert found.keys() == {"image_embeddings"}
     assert found["image_embeddings"].tolist() == [12, 16]
 
