@@ -24,6 +24,7 @@ from samx.exporters.base import Exported
 from samx.exporters.encoder import export_encoder
 from samx.extras import require
 from samx.formats import openvino as ir
+from samx.formats.openvino import check_products
 from samx.models.checkpoint import load_checkpoint
 from samx.models.shape_range import ShapeRange
 from samx.registry import backend
@@ -111,8 +112,13 @@ def test_fault_in_the_encoder_s_files_is_caught(fault: Callable[[Any], None], ar
 def products(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, int]:
     """Open an encoder; gives the products that it was compiled to, in each arithmetic."""
     seen: list[Mapping[str, int]] = []
-    check = runtime.check_products
-    monkeypatch.setattr(runtime, "check_products", lambda *asked: (seen.append(asked[0]), check(*asked)))
+    check = check_products
+
+    def checked(found: Mapping[str, int], precision: str) -> None:
+        seen.append(found)
+        check(found, precision)
+
+    monkeypatch.setattr(runtime, "check_products", checked)
     open_encoder(Artifact.open(artifact))
     return seen[0]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,11 @@ def test_both_packages_are_named_at_once_and_run(tmp_path: Path, monkeypatch: py
         assert picture.is_contiguous()
         return (picture.float().mean((1, 2, 3)) + valid.sum(1),)
 
-    monkeypatch.setattr(aoti, "load_models", lambda package, where: loaded.append(package) or {"encoder": encode})
+    def load(package: bytes, where: str) -> Mapping[str, Any]:
+        loaded.append(package)
+        return {"encoder": encode}
+
+    monkeypatch.setattr(aoti, "load_models", load)
     run = aoti.open_encoder(made)
     assert loaded == [OTHER]
     valid, picture = np.array([[2, 3], [4, 5]], np.int32), np.full((2, 8, 8, 3), 7, np.uint8)
