@@ -204,6 +204,7 @@ BACKENDS: tuple[Backend, ...] = (
         describes={".xml": "samx.formats.openvino:describe"},
         quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
         kit={"cpu": (f"{PIP} 'openvino>=2025.0'",)},
+        encoder="samx.runtimes.openvino:open_encoder", encoder_precisions=("fp32", "fp16", "bf16"),
     ),
     Backend(
         "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml:CoreMLOptions",
@@ -217,7 +218,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend(
         "aoti", "AOTInductor", "samx.exporters.aoti", "samx.exporters.aoti:AotiOptions",
         "samx.runtimes.aoti:open_artifact", "samx.runtimes.aoti:devices", _precisions("fp32", "fp16"), "torch",
-        "export", opens=("package",),
+        "export", opens=("package",), encoder="samx.runtimes.aoti:open_encoder",
     ),
 )  # fmt: skip
 

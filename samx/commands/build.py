@@ -59,20 +59,23 @@ def trust(path: Path, *, progress: Progress = silent) -> dict[str, Any]:
 
     Raises: UsageError for another target; ArtifactError when it has no engine or was altered; WriteError.
     """
-    artifact = Artifact.open(path)
-    name = _code_file(artifact)
-    sha256 = artifact.manifest.files[name].sha256  # verified when the artifact was opened
-    progress(f"{path / name} has sha256 {sha256}")
-    trusted.remember(sha256, f"named, at {path.absolute() / name}")
-    summary = f"trusted from now on: {path / name}, sha256 {sha256}"
-    return {"path": str(path), "file": name, "sha256": sha256, "summary": summary}
+    artifact = Artifact.open(path)  # which verifies every hash
+    files = {name: artifact.manifest.files[name].sha256 for name in _code_files(artifact)}
+    for name, sha256 in files.items():
+        progress(f"{path / name} has sha256 {sha256}")
+        trusted.remember(sha256, f"named, at {path.absolute() / name}")
+    told = "; ".join(f"{path / name}, sha256 {sha256}" for name, sha256 in files.items())
+    name = next(iter(files))  # the decoder's
+    return {"path": str(path), "file": name, "sha256": files[name], "summary": f"trusted from now on: {told}"}
 
 
-def _code_file(artifact: Artifact) -> str:
-    if artifact.manifest.target == host.TARGET:
-        return artifact.file_with_role(host.PACKAGE_ROLE)
-    library_of(artifact.manifest.target)
-    return engine_file(artifact)
+def _code_files(artifact: Artifact) -> list[str]:
+    manifest = artifact.manifest
+    if manifest.target == host.TARGET:
+        encoder = [name for name, file in manifest.files.items() if file.role == host.ENCODER.role and manifest.encoder]
+        return [artifact.file_with_role(host.PACKAGE_ROLE), *encoder]
+    library_of(manifest.target)
+    return [engine_file(artifact)]
 
 
 def _reasons(artifact: Artifact, plan: BuildPlan) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
-from samx.artifacts.manifest import CheckpointEntry, Evidence, Level, Manifest, utc_now
+from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Evidence, Level, Manifest, utc_now
 from samx.commands.references import beside_own_size, in_torch
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
@@ -306,11 +306,19 @@ def prove(made: Draft, level: Level, device: str, file: str, remedy: str) -> Par
     """
     report = gate_in_child(made.directory, level=level, device=device, subject=made.subject, calls=EXPORT_CALLS)
     if not report.passed:
-        raise ParityError(report.summary(), fix=remedy, report=report)
+        raise ParityError(report.summary(), fix=advice(report, made.manifest.encoder, remedy), report=report)
     report.save(made.directory / file)
     runtime, where = str(report.placement["runtime"]), str(report.placement["requested"])
     made.show(Evidence(report.level, file, True, runtime, where, utc_now()), {file: REPORT_ROLE})
     return report
+
+
+def advice(report: ParityReport, encoder: EncoderEntry | None, remedy: str) -> str:
+    """Return what to try: where the decoder is right, it is the image encoder that differs."""
+    if encoder is None or not replace(report, encoder=None).passed:
+        return remedy
+    exact = "" if encoder.precision == "fp32" else "'--encoder-precision fp32' computes it in float32, "
+    return f"{NOTHING} Of the image encoder: {exact}'--no-encoder' exports the decoder alone."
 
 
 def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:

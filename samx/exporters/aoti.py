@@ -24,9 +24,9 @@ from samx.extras import silent
 from samx.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
+    from samx.formats.aoti import PackageNames
     from samx.models.graph import Graph, Graphs
 
-PACKAGE_FILE = "decoder.pt2"  # holds two models, 'image' and 'prompt'
 # Threads are counted when the code runs, so that it obeys --threads.
 INDUCTOR: dict[str, Any] = {"aot_inductor.package": True, "cpp.dynamic_threads": True}
 
@@ -65,15 +65,32 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
 
     Raises: UnavailableError without a C++ compiler; SamxError when the compiler fails; WriteError.
     """
+    from samx.formats.aoti import DECODER
+
+    return _write(graphs, job, directory, DECODER)
+
+
+def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
+    """Compile the graph of an image encoder, to a package of its own.
+
+    Raises: as write().
+    """
+    from samx.formats.aoti import ENCODER
+
+    return _write([graph], job, directory, ENCODER)
+
+
+def _write(graphs: Sequence[Graph], job: ExportJob, directory: Path, names: PackageNames) -> Exported:
     from samx.artifacts import trust
     from samx.artifacts.commit import write_file
-    from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
+    from samx.formats.aoti import Host, HostStamp
 
-    write_package(graphs, directory / PACKAGE_FILE)
-    sha256 = hashlib.sha256((directory / PACKAGE_FILE).read_bytes()).hexdigest()
-    write_file(directory / STAMP_FILE, HostStamp(Host.here(version("torch")), sha256).to_bytes())
+    package = directory / names.file
+    write_package(graphs, package)
+    sha256 = hashlib.sha256(package.read_bytes()).hexdigest()
+    write_file(directory / names.stamp_file, HostStamp(Host.here(version("torch")), sha256).to_bytes())
     trust.remember(sha256, f"compiled from {job.loaded.name} {job.loaded.sha256}")
-    return Exported({PACKAGE_FILE: PACKAGE_ROLE, STAMP_FILE: STAMP_ROLE}, {}, {"torch": version("torch")})
+    return Exported({names.file: names.role, names.stamp_file: names.stamp_role}, {}, {"torch": version("torch")})
 
 
 def write_package(parts: Sequence[Graph], path: Path) -> None:
@@ -129,4 +146,4 @@ def _compiling() -> Iterator[None]:
             yield
     except (CppCompileError, InductorError) as cause:
         lines = [line for line in str(cause).splitlines() if "error:" in line] or [str(cause).strip().splitlines()[-1]]
-        raise SamxError("the C++ compiler refuses the decoder", found=lines[0], fix="Please report this.") from cause
+        raise SamxError("the C++ compiler refuses the graph", found=lines[0], fix="Please report this.") from cause

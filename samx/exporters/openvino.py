@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 USUAL_POINTS = ShapeRange(1, 3, 8)  # a click, two, or a box, padding counted: see samx.runtimes.openvino
 HALVES = ("fp16", "bf16")
+ENCODER_MAY = frozenset({"Interpolate"})  # in feature pyramids, by whole numbers
 
 
 @dataclass(frozen=True)
@@ -77,28 +78,55 @@ def convert(exported: Exported, models: Mapping[str, bytes], directory: Path, pr
     files: dict[str, str] = {}
     for name, model in models.items():
         role = exported.files[name]
-        for file, (content, file_role) in _converted(model, role, precision).files(role).items():
-            (directory / file).write_bytes(content)
-            files[file] = file_role
-    options = {**exported.options, "precision": precision}
-    tools = {**exported.tools, "openvino": _openvino().get_version()}
-    return replace(exported, files=files, options=options, tools=tools)
+        files |= _saved(_converted(model, role, precision), role, directory)
+    return replace(exported, files=files, options={**exported.options, "precision": precision}, tools=_tools(exported))
+
+
+def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
+    """Write the graph of an image encoder. In float16 its weights are stored, as a decoder's are.
+
+    Raises: UnavailableError for bfloat16 where the processor has none; as write_onnx() and convert().
+    """
+    from samx.formats import openvino as ir
+
+    ir.check_processor(_openvino().Core(), job.precision)
+    with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
+        exported = write_onnx([graph], Path(folder), simplify=False)
+        source = Path(folder, f"{graph.role}.onnx")
+        encoder = ir.convert_encoder(source)
+        _refuse(ir.broken_rules(encoder, source.read_bytes(), graph.role, allows=ENCODER_MAY), graph.role)
+        files = _saved(ir.write(encoder, half=job.precision == "fp16"), graph.role, directory)
+    return replace(exported, files=files, tools=_tools(exported))
+
+
+def _saved(written: ir.Ir, role: str, directory: Path) -> dict[str, str]:
+    """Write a graph's files; return their roles."""
+    files = written.files(role)
+    for file, (content, _) in files.items():
+        (directory / file).write_bytes(content)
+    return {file: file_role for file, (_, file_role) in files.items()}
+
+
+def _tools(exported: Exported) -> dict[str, str]:
+    return {**exported.tools, "openvino": _openvino().get_version()}
 
 
 def _converted(model: bytes, role: str, precision: str) -> ir.Ir:
     from samx.formats import openvino as ir
-    from samx.formats.openvino import broken_rules
 
     graph, is_bfloat16 = ir.convert(model), precision == "bf16"
     if is_bfloat16:
         graph = ir.keep_in_bfloat16(graph, role)
-    broken = broken_rules(graph, model, role, half_state=is_bfloat16)
-    if broken:
-        raise SamxError(f"{role}{ir.GRAPH_SUFFIX} breaks the rules: {'; '.join(broken)}", fix="Please report this.")
+    _refuse(ir.broken_rules(graph, model, role, half_state=is_bfloat16), role)
     written = ir.write(graph, half=False)
     if precision in HALVES:
         written = ir.keep_in_float32(written, ir.angles(graph))
     return ir.write(ir.read(written), half=True) if precision == "fp16" else written
+
+
+def _refuse(broken: Sequence[str], role: str) -> None:
+    if broken:
+        raise SamxError(f"{role}.xml breaks the rules: {'; '.join(broken)}", fix="Please report this.")
 
 
 def _openvino() -> ModuleType:

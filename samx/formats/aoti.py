@@ -5,13 +5,28 @@ from __future__ import annotations
 import platform
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.strict_json import Document, Sha256
 from samx.devices import cpu
 from samx.devices.adapter import Tree
 
 TARGET, PACKAGE_ROLE = "aoti", "package"
 STAMP_FILE, STAMP_ROLE = "host.json", "package_stamp"
+
+
+class PackageNames(NamedTuple):
+    """Name a package and what binds it to its machine."""
+
+    file: str
+    role: str
+    stamp_file: str
+    stamp_role: str
+
+
+DECODER = PackageNames("decoder.pt2", PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE)  # two models, 'image' and 'prompt'
+ENCODER = PackageNames("encoder.pt2", ENCODER_ROLE, "encoder_host.json", "encoder_stamp")  # one, 'encoder'
 # Of what x86 calls flags, those that a compiler makes use of when it builds for the machine that it runs on.
 X86_INSTRUCTIONS = re.compile(
     r"3dnow\w*|abm|adx|aes|amx\w*|apx\w*|avx\w*|bmi\d|cldemote|cx16|f16c|fma4?|gfni|lahf_lm|mmx\w*|mov\w+|pclmul\w*|pni|"

@@ -19,8 +19,8 @@ from xml.etree import ElementTree
 from samx.errors import InputError, UnavailableError
 from samx.extras import require
 from samx.files import GRAPH_CAP_BYTES, read_file
-from samx.formats.onnx import own_metadata
-from samx.formats.openvino_rewrite import PERIODIC, rewrite
+from samx.formats.onnx import ELEMENT_TYPES, own_metadata
+from samx.formats.openvino_rewrite import PERIODIC, rewrite, rewrite_encoder
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +40,7 @@ PRECISE = "precise"
 NUMBERED = re.compile(r"[A-Z]\w*_\d+")
 DYNAMIC = -1
 FLOAT32 = "f32"
+TYPES = {ELEMENT_TYPES["uint8"]: "u8", ELEMENT_TYPES["int32"]: "i32"}  # of an ONNX file's inputs that are not float32
 # Loops and shapes that hang on values: none is in the ONNX graph, and a conversion must not bring any in.
 FORBIDDEN = frozenset({"If", "Loop", "TensorIterator", "NonZero", "Interpolate"})
 
@@ -132,11 +133,23 @@ def read(ir: Ir) -> Any:
 
 
 def convert(model: bytes) -> Any:
-    """Read an ONNX file. Not through openvino.convert_model, which reports over the network that it was used."""
-    ov = _openvino()
-    graph = ov.Core().read_model(model, b"")
-    graph.set_friendly_name("samx")
+    """Read a decoder's ONNX file."""
+    graph = _from_onnx(model, b"")
     rewrite(graph)
+    return graph
+
+
+def convert_encoder(path: Path) -> Any:
+    """Read an image encoder's ONNX file, which may have its weights beside it."""
+    graph = _from_onnx(str(path))
+    rewrite_encoder(graph)
+    return graph
+
+
+def _from_onnx(*source: Any) -> Any:
+    """Read an ONNX file, not through openvino.convert_model, which reports over the network that it was used."""
+    graph = _openvino().Core().read_model(*source)
+    graph.set_friendly_name("samx")
     return graph
 
 
@@ -232,8 +245,10 @@ def _first_line(cause: Exception) -> str:
 Port = tuple[str, tuple[int, ...], str]  # name, shape, element type
 
 
-def broken_rules(graph: Any, model: bytes, role: str, *, half_state: bool) -> list[str]:
-    """List every rule that a graph breaks, in words; empty when it is in order.
+def broken_rules(
+    graph: Any, model: bytes, role: str, *, half_state: bool = False, allows: frozenset[str] = frozenset()
+) -> list[str]:
+    """List every rule that a graph breaks, in words; empty when it is in order. It may have the allowed operations.
 
     `half_state`: what an image graph gives and a prompt graph takes is in bfloat16.
     """
@@ -242,7 +257,7 @@ def broken_rules(graph: Any, model: bytes, role: str, *, half_state: bool) -> li
     return [
         *_ports("inputs", graph.inputs, source.input, half),
         *_ports("outputs", graph.outputs, source.output, half),
-        *_operations(graph),
+        *_operations(graph, allows),
         *_metadata(graph, role),
     ]
 
@@ -262,11 +277,11 @@ def _port(port: Any) -> Port:
 
 def _source_port(value: onnx.ValueInfoProto, half: Collection[str]) -> Port:
     shape = tuple(DYNAMIC if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    return value.name, shape, BFLOAT16 if value.name in half else FLOAT32
+    return value.name, shape, BFLOAT16 if value.name in half else TYPES.get(value.type.tensor_type.elem_type, FLOAT32)
 
 
-def _operations(graph: Any) -> Iterator[str]:
-    for kind in sorted({operation.get_type_name() for operation in graph.get_ops()} & FORBIDDEN):
+def _operations(graph: Any, allows: frozenset[str]) -> Iterator[str]:
+    for kind in sorted({operation.get_type_name() for operation in graph.get_ops()} & FORBIDDEN - allows):
         yield f"operation {kind}"
 
 

@@ -6,13 +6,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from samx.artifacts import trust
+from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError
 from samx.extras import require
-from samx.formats.aoti import PACKAGE_ROLE, STAMP_ROLE, Host, HostStamp
+from samx.formats.aoti import DECODER, ENCODER, STAMP_ROLE, Host, HostStamp, PackageNames
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec, TensorSpec
 from samx.runtimes.base import Runtime, check_device
@@ -34,16 +38,39 @@ def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None 
     Raises: MissingExtraError without PyTorch; UnavailableError for another device; ArtifactError for a package that is
     not trusted, not of this machine, or does not load.
     """
+    return AotiRuntime(artifact.manifest.spec, _models(artifact, DECODER, device, threads))
+
+
+def open_encoder(
+    artifact: Artifact, device: str = DEVICE, threads: int | None = None
+) -> Callable[[Mapping[str, NDArray[Any]]], Feed]:
+    """Open an artifact's own image encoder: a function from its inputs by name to its outputs by name.
+
+    Raises: as open_artifact().
+    """
+    encoder, spec = _models(artifact, ENCODER, device, threads)[ENCODER_ROLE], artifact.manifest.spec
+    torch = require("torch", "export", "target 'aoti'")
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> Feed:
+        """Hand inputs over in the graph's order, contiguous: compiled code does not look at strides."""
+        names = ["picture", *(["valid"] if spec.keeps_aspect else [])]
+        found = encoder(*(torch.tensor(np.ascontiguousarray(inputs[name])) for name in names))
+        return {tensor.name: value.numpy() for tensor, value in zip(spec.image_inputs, found, strict=True)}
+
+    return run
+
+
+def _models(artifact: Artifact, names: PackageNames, device: str, threads: int | None) -> Mapping[str, Model]:
+    """Load one of an artifact's packages, if it is trusted and of this machine."""
     check_device(device, [DEVICE], "unsupported device of a compiled package")
     torch = require("torch", "export", "target 'aoti'")
-    name = artifact.file_with_role(PACKAGE_ROLE)
+    name = artifact.file_with_role(names.role)
     sha256 = artifact.manifest.files[name].sha256
     trust.require_trusted(sha256, artifact.path, "package", EXPORT)
-    check_stamp(artifact, sha256, Host.here(version("torch")))
+    check_stamp(artifact, sha256, Host.here(version("torch")), names.stamp_role)
     if threads is not None:
         torch.set_num_threads(threads)
-    models = load_models(artifact.read(name), str(artifact.path / name))  # the bytes whose hash is the trusted one
-    return AotiRuntime(artifact.manifest.spec, models)
+    return load_models(artifact.read(name), str(artifact.path / name))  # the bytes whose hash is the trusted one
 
 
 def devices() -> list[str]:
@@ -51,12 +78,12 @@ def devices() -> list[str]:
     return [DEVICE]
 
 
-def check_stamp(artifact: Artifact, sha256: str, here: Host) -> None:
+def check_stamp(artifact: Artifact, sha256: str, here: Host, role: str = STAMP_ROLE) -> None:
     """Refuse a package that was compiled for another machine.
 
     Raises: ArtifactError naming what differs.
     """
-    name = artifact.file_with_role(STAMP_ROLE)
+    name = artifact.file_with_role(role)
     stamp = HostStamp.from_bytes(artifact.read(name), str(artifact.path / name))
     found = here.lacks(stamp.host)
     if stamp.sha256 != sha256:

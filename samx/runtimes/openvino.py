@@ -8,7 +8,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, InputError
 from samx.extras import require
@@ -57,15 +59,43 @@ def open_graphs(
 
     Raises: as open_artifact().
     """
+    graphs, compiler = _read(files, precision, device, threads, where)
+    return OpenVinoRuntime(spec, graphs, compiler, precision, points)
+
+
+def open_encoder(
+    artifact: Artifact, device: str = DEVICE, threads: int | None = None
+) -> Callable[[Mapping[str, NDArray[Any]]], Feed]:
+    """Open an artifact's own image encoder: a function from its inputs by name to its outputs by name.
+
+    Raises: as open_artifact().
+    """
+    entry, where = artifact.manifest.encoder, str(artifact.path)
+    assert entry is not None, "one that takes levels"
+    (graph,), compiler = _read([_files(artifact, ENCODER_ROLE)], entry.precision, device, threads, where)
+    request, outputs = compiler(graph), [port.get_any_name() for port in graph.outputs]
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> Feed:
+        """Return copies, because the next call writes into the same memory."""
+        _give(request, {name: _openvino().Tensor(np.ascontiguousarray(value)) for name, value in inputs.items()})
+        request.infer()
+        return {name: request.get_tensor(name).data.copy() for name in outputs}
+
+    return run
+
+
+def _read(
+    files: Sequence[Ir], precision: str, device: str, threads: int | None, where: str
+) -> tuple[list[Any], Callable[[Any], Any]]:
+    """Read graphs; return with them what compiles one for the device, and gives a request to it."""
     check_device(device, [DEVICE], "samx does not run OpenVINO there", "Its GPU and NPU plugins are not offered.")
     core = _openvino().Core()
     check_processor(core, precision)
-    compiler = partial(_compiled, core, precision, threads, where)
     try:
         graphs = [read(one) for one in files]
     except InputError as cause:
         raise ArtifactError(f"OpenVINO cannot load {where}", found=cause, fix="Export it again.") from cause
-    return OpenVinoRuntime(spec, graphs, compiler, precision, points)
+    return graphs, partial(_compiled, core, precision, threads, where)
 
 
 class Request:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from samx.artifacts.commit import seal
 from samx.artifacts.store import Artifact
-from samx.commands.export import ENCODER_SUITE_FILE, REPORT_FILE, ExportRequest, export
+from samx.commands.export import ENCODER_SUITE_FILE, REPORT_FILE, ExportRequest, advice, export
 from samx.errors import ParityError
 from samx.models.shape_range import ShapeRange
 from samx.validators.child import gate_in_child
@@ -96,6 +96,12 @@ def test_fault_in_the_encoder_s_file_is_caught(artifact: Path, tmp_path: Path, f
     assert report.failures == ()
     assert all(case.passed for case in report.cases), "the decoder is right"
     assert report.all_failures()[0].startswith("encoder: ")
+    encoder = Artifact.open(artifact).manifest.encoder
+    assert encoder is not None
+    assert advice(report, encoder, "Of the decoder.").endswith("encoder: '--no-encoder' exports the decoder alone.")
+    assert "'--encoder-precision fp32'" in advice(report, replace(encoder, precision="bf16"), "Of the decoder.")
+    both = replace(report, failures=("the decoder too",))
+    assert advice(both, encoder, "Of the decoder.") == "Of the decoder."
 
 
 def _without_pictures(directory: Path) -> None:

@@ -59,6 +59,17 @@ def test_a_package_is_stamped_and_trusted(compiler: list[Graph], tmp_path: Path)
     assert [graph.role for graph in compiler] == ["image", "prompt"]
 
 
+def test_an_encoder_is_a_package_of_its_own_stamped_and_trusted(compiler: list[Graph], tmp_path: Path) -> None:
+    graph = tiny()
+    exported = aoti.write_encoder(graph, job(), tmp_path)
+    assert compiler == [graph]
+    assert exported.files == {"encoder.pt2": "encoder", "encoder_host.json": "encoder_stamp"}
+    sha256 = hashlib.sha256(WRITTEN).hexdigest()
+    assert trust.is_trusted(sha256)
+    stamp = HostStamp.from_bytes((tmp_path / "encoder_host.json").read_bytes(), "it")
+    assert stamp == HostStamp(Host.here(exported.tools["torch"]), sha256)
+
+
 @pytest.mark.parametrize(
     ("options", "form"),
     [
@@ -112,7 +123,7 @@ def test_a_compiler_that_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
         raise exc.CppCompileError(["g++", "x.cpp"], "x.cpp:1: error: no\nfatal: gave up")
 
     monkeypatch.setattr(torch._inductor, "aot_compile", fail)
-    with pytest.raises(SamxError, match=r"the C\+\+ compiler refuses the decoder: found x\.cpp:1: error: no") as caught:
+    with pytest.raises(SamxError, match=r"the C\+\+ compiler refuses the graph: found x\.cpp:1: error: no") as caught:
         aoti.write_package([tiny()], tmp_path / "decoder.pt2")
     assert "\n" not in str(caught.value)
 
@@ -120,7 +131,7 @@ def test_a_compiler_that_refuses_is_told_in_one_line(monkeypatch: pytest.MonkeyP
 def test_a_package_holds_what_was_compiled_for_any_number_of_prompts(tmp_path: Path) -> None:
     path = tmp_path / "decoder.pt2"
     if " " in torch.__file__:  # PyTorch 2.13 does not quote its own folder for the linker: told in one line, no package
-        with pytest.raises(SamxError, match=r"the C\+\+ compiler refuses the decoder"):
+        with pytest.raises(SamxError, match=r"the C\+\+ compiler refuses the graph"):
             aoti.write_package([tiny()], path)
         assert not path.exists()
         return

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_toys import home as home
+from toys import toy_checkpoint
 
 from samx.artifacts.manifest import EncoderEntry
 from samx.demo import demo_checkpoint
 from samx.errors import ArtifactError, CheckpointError
+from samx.exporters import aoti
 from samx.exporters import encoder as module
 from samx.exporters.base import ExportJob
 from samx.exporters.encoder import export_encoder
@@ -22,7 +25,7 @@ SPEC = sam1_spec(image_size=256)
 
 
 def job(target: str = "onnx", precision: str = "fp32") -> ExportJob:
-    return ExportJob(None, SPEC, None, precision, target)  # type: ignore[arg-type]
+    return ExportJob(toy_checkpoint(SPEC), SPEC, None, precision, target)
 
 
 @pytest.fixture
@@ -50,7 +53,11 @@ def test_pictures_for_an_encoder_that_is_not_known_are_refused(unknown: Path, tm
 
 
 @pytest.mark.parametrize("target", [entry.target for entry in BACKENDS])
-def test_the_manifest_says_what_the_encoder_takes_and_people_who_runs_it(target: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_the_manifest_says_what_the_encoder_takes_and_people_who_runs_it(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aoti, "write_package", lambda graphs, path: path.write_bytes(b"a minute's work of a compiler"))
     exported = export_encoder(demo_checkpoint("sam1"), job(target), ShapeRange(2, 2, 2), tmp_path)
     said = EncoderEntry.from_json(exported.options["encoder"], "here")
     assert said == EncoderEntry("demo", 256, "fp32", ShapeRange(2, 2, 2))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,15 @@ from toys import one_thread as one_thread
 
 from samx.artifacts import trust
 from samx.artifacts.commit import seal, staging
-from samx.artifacts.manifest import Manifest
+from samx.artifacts.manifest import EncoderEntry, Manifest
 from samx.artifacts.store import Artifact
 from samx.commands.build import build
 from samx.commands.build import trust as name_trusted
 from samx.errors import ArtifactError, SamxError, UnavailableError, UsageError
-from samx.formats.aoti import PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
+from samx.formats.aoti import DECODER, ENCODER, PACKAGE_ROLE, STAMP_FILE, STAMP_ROLE, Host, HostStamp
 from samx.models.fast.decoder import FastDecoder
 from samx.models.fast.graphs import cut
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec
 from samx.registry import backend
 from samx.runtimes import aoti
@@ -33,7 +35,7 @@ from samx.runtimes.aoti import AotiRuntime, open_artifact
 
 pytestmark = pytest.mark.usefixtures("home", "one_thread")
 SPEC = sam1_spec(image_size=128)
-PACKAGE = b"no package"
+PACKAGE, OTHER = b"no package", b"no package of an encoder"
 SHA256 = hashlib.sha256(PACKAGE).hexdigest()
 HERE = Host.here(version("torch"))
 
@@ -60,6 +62,51 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("code was loaded")
 
     monkeypatch.setattr(aoti, "load_models", load)
+
+
+def with_encoder(path: Path) -> Artifact:
+    """Seal a package beside an encoder's, which are none."""
+    options = {"encoder": EncoderEntry("toy", 128, "fp32", ShapeRange(1, 2, 3)).to_json()}
+    with staging(path, overwrite=False) as directory:
+        for names, package in ((DECODER, PACKAGE), (ENCODER, OTHER)):
+            (directory / names.file).write_bytes(package)
+            stamp = HostStamp(HERE, hashlib.sha256(package).hexdigest())
+            (directory / names.stamp_file).write_bytes(stamp.to_bytes())
+        roles = {file: role for names in (DECODER, ENCODER) for file, role in (names[:2], names[2:])}
+        seal(directory, Manifest("aoti", "fp32", SPEC, CHECKPOINT, options), roles)
+    return Artifact.open(path)
+
+
+@pytest.mark.usefixtures("never_loaded")
+def test_an_encoder_of_somebody_else_is_not_loaded(tmp_path: Path) -> None:
+    trust.remember(SHA256, "the decoder alone")
+    words = r"the package of .*toy was neither built nor named"
+    with pytest.raises(ArtifactError, match=words):
+        aoti.open_encoder(with_encoder(tmp_path / "toy"))
+    with pytest.raises(UnavailableError, match="found 'cuda', expected cpu"):
+        aoti.open_encoder(Artifact.open(tmp_path / "toy"), device="cuda")
+
+
+def test_both_packages_are_named_at_once_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = with_encoder(tmp_path / "toy")
+    assert name_trusted(made.path)["file"] == DECODER.file
+    loaded: list[bytes] = []
+
+    def encode(picture: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assert picture.is_contiguous()
+        return (picture.float().mean((1, 2, 3)) + valid.sum(1),)
+
+    def load(package: bytes, where: str) -> Mapping[str, Any]:
+        loaded.append(package)
+        return {"encoder": encode}
+
+    monkeypatch.setattr(aoti, "load_models", load)
+    run = aoti.open_encoder(made)
+    assert loaded == [OTHER]
+    valid, picture = np.array([[2, 3], [4, 5]], np.int32), np.full((2, 8, 8, 3), 7, np.uint8)
+    found = run({"valid": valid, "picture": np.asfortranarray(picture)})  # by name, in whatever order
+    assert found.keys() == {"image_embeddings"}
+    assert found["image_embeddings"].tolist() == [12, 16]
 
 
 @pytest.mark.usefixtures("never_loaded")

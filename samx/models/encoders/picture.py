@@ -71,4 +71,4 @@ def picture_graph(encoder: Encoder, spec: DecoderSpec, pictures: ShapeRange = ON
     if spec.keeps_aspect:
         inputs.append(TensorSpec("valid", (batch, 2), "px", "height and width that the picture fills", "int32"))
     outputs = tuple(replace(tensor, shape=(batch, *tensor.shape[1:])) for tensor in spec.image_inputs)
-    return Graph("encoder", PictureGraph(encoder, spec), tuple(inputs), outputs, allows=ALLOWED)
+    return Graph("encoder", PictureGraph(encoder, spec), tuple(inputs), outputs, {"role": "encoder"}, ALLOWED)
