@@ -72,10 +72,10 @@ class PictureEncoder:
         if self.pixels is not None:
             found, fix = f"pixels {self.pixels}", "Leave it out, or name the encoder that takes them."
             raise UsageError("this artifact's encoder normalises pixels itself", found=found, fix=fix)
-        return partial(encode_levels, self._own(), manifest.spec, manifest.encoder)
+        return partial(encode_levels, self.opened_levels(), manifest.spec, manifest.encoder)
 
-    def _own(self) -> RunLevels:
-        """Open the artifact's encoder where its target runs it; else on the processor, which is said."""
+    def opened_levels(self) -> RunLevels:
+        """Open the artifact's encoder of levels where its target runs it; else on the processor, which is said."""
         target = self.artifact.manifest.target
         opener, device = backend(target).encoder_opener(self.device)
         if device != self.device:

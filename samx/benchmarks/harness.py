@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+from samx.benchmarks import photo
 from samx.benchmarks.cold_start import Starter, start
 from samx.benchmarks.interleave import Candidate, Clock, Effort, Sampling
 from samx.benchmarks.results import NotMeasured, Reading, Result
@@ -15,7 +16,7 @@ from samx.benchmarks.subjects import Subject, reason_of
 from samx.benchmarks.summary import RATIO_SAMPLES
 from samx.devices import adapter
 from samx.errors import PromptError
-from samx.models.session import Placement, Session
+from samx.models.session import Placement
 from samx.progress import Progress
 from samx.runtimes.base import CopiesOnly
 
@@ -31,6 +32,11 @@ NOT_APART = "its runtime does not tell copies from work"
 IN_TURNS = "artifacts took turns, and power is not told apart; measure one alone"
 IN_CHILD = "measured in a process of its own, too short for power readings"
 ENERGY_UNIT = "mJ"
+# Of these kinds, each phase that is measured, with the part of the way that it is.
+PHOTO_PHASES: Mapping[str, Mapping[str, str]] = {
+    "encode": {"steady": "encode"},
+    "photo": {name: name for name in ("steady", "resize", "encode", "decode", "post_processing")},
+}
 COLD_PHASES = ("import", "load", "first_call")
 NOTHING_DECODED: dict[str, Any] = {"prompts": 0, "points": ()}
 
@@ -39,7 +45,6 @@ class _ContenderError(Exception):
     """Name the contender whose call failed while it was timed."""
 
 
-Bind = Callable[[str, Session, Scenario, Workload], Candidate]
 Energy = Callable[[int, int], adapter.Reading]  # what a device drew between two times of the clock
 
 
@@ -63,6 +68,7 @@ class Harness:
     placements: dict[str, Placement] = field(default_factory=dict)  # by subject, after its last scenario
     partial: str | None = None
     _begun: set[str] = field(default_factory=set)
+    _ways: dict[str, dict[str, Callable[[], Any]]] = field(default_factory=dict)  # with the encoder, by subject
     _doing: str = "start"
     _at: tuple[int, int] = (0, 0)  # the number of the scenario, of how many
 
@@ -74,13 +80,17 @@ class Harness:
                 self._at = (number, len(scenarios))
                 offered = [subject for subject in self.subjects if self._offers(subject, scenario)]
                 if offered:
-                    {"cold": self.cold, "memory": self.memory}.get(scenario.kind, self.steady)(scenario, offered)
+                    self._measure(scenario)(scenario, offered)
                     self.placements |= {subject.name: subject.session.placement() for subject in offered}
         except KeyboardInterrupt:
             self.partial = f"{INTERRUPTED}, in {self._doing}"
         except Exception as error:  # a driver may raise anything when its device is gone
             words = " ".join(str(error).split())[:MESSAGE_CHARACTERS]
             self.partial = f"ended by an error in {self._doing}: {type(error).__name__}: {words}"
+
+    def _measure(self, scenario: Scenario) -> Callable[[Scenario, Sequence[Subject]], None]:
+        own = {"cold": self.cold, "memory": self.memory, "encode": self.pictures, "photo": self.pictures}
+        return own.get(scenario.kind, self.steady)
 
     def _begin(self) -> None:
         """Set each subject's first image, once."""
@@ -98,6 +108,8 @@ class Harness:
         is_contender, reason = subject.artifact is None, None
         if scenario.kind == "refine" and not self.workload.spec.mask_input:
             reason = NO_MASKS
+        elif scenario.kind in PHOTO_PHASES:
+            reason = photo.problem(subject.artifact, self.device)
         elif is_contender and scenario.kind in ("cold", "memory"):
             reason = NO_PROCESS
         else:
@@ -131,6 +143,17 @@ class Harness:
         if scenario.post_processing and made:  # the same code for every subject
             self._sample(scenario, "post_processing", made, finishing, side)
 
+    def pictures(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
+        """Measure pictures on their way to a mask, and the parts of that way; or the encoder alone."""
+        for one in subjects:
+            if one.artifact is not None and one.name not in self._ways:
+                self._do(f"the first picture of {one.name}")
+                self._ways[one.name] = photo.parts(photo.Way(one.artifact, one.session, self.device, self.threads))
+        for phase, part in PHOTO_PHASES[scenario.kind].items():
+            share = 1.0 if phase == "steady" else SIDE_SHARE
+            effort = replace(self._effort(scenario, self.seconds * share), warm_up_s=0.0)
+            self._sample(scenario, phase, subjects, photo.bound(self._ways, part), effort)
+
     def _effort(self, scenario: Scenario, seconds: float) -> Effort:
         found = scenario.effort(seconds)
         least, warm = min(found.least, QUICK_CALLS), min(found.warm_up_calls, QUICK_WARM_UP_CALLS)
@@ -158,7 +181,9 @@ class Harness:
             self._add(scenario, subject.name, "steady", begin, tuple(found["calls_ns"]), warm_up_calls=1,
                       warm_up_ns=found["first_call_ns"], peak_bytes=found["peak"])  # fmt: skip
 
-    def _sample(self, scenario: Scenario, phase: str, subjects: Sequence[Subject], bind: Bind, effort: Effort) -> None:
+    def _sample(
+        self, scenario: Scenario, phase: str, subjects: Sequence[Subject], bind: photo.Bind, effort: Effort
+    ) -> None:
         """Measure in turns; where a contender fails, the others begin again without it."""
         self._do(f"{scenario.name}, {phase.replace('_', ' ')}")
         bound = [self._bound(bind, subject, scenario) for subject in subjects]
@@ -175,7 +200,7 @@ class Harness:
         finally:
             self._keep(scenario, phase, sampling, effort)
 
-    def _bound(self, bind: Bind, subject: Subject, scenario: Scenario) -> Candidate:
+    def _bound(self, bind: photo.Bind, subject: Subject, scenario: Scenario) -> Candidate:
         made = bind(subject.name, subject.session, scenario, self.workload)
         if subject.artifact is not None:
             return made

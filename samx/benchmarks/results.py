@@ -25,6 +25,9 @@ PHASES: Mapping[str, str] = {
     "first_call": "the first image and prompts of a fresh process",
     "steady": "calls after the warm-up",
     "transfer": "copy prompts to the device and outputs back, without the work between",
+    "resize": "resize a picture of 12 megapixels for the image encoder",
+    "encode": "the image encoder alone",
+    "decode": "the decoder: its image part, and one click",
     "post_processing": "resize each prompt's best mask to the picture's size and threshold it",
 }
 DECODER = "decoder"

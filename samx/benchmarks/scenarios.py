@@ -22,7 +22,7 @@ REFINEMENTS = 4  # clicks on one object, each with the mask that the one before 
 GRID = 32  # points per side. Source: Meta's SamAutomaticMaskGenerator
 MIN_SIDE, MAX_SIDE = 1 / 64, 1 / 2  # of boxes, as a share of the picture
 
-Kind = Literal["decode", "image", "refine", "cold", "memory"]
+Kind = Literal["decode", "image", "refine", "cold", "memory", "encode", "photo"]
 Make = Callable[[np.random.Generator, Frame, int, int], PromptBatch]  # of frame, prompts, turn of the cycle
 
 
@@ -100,6 +100,10 @@ SCENARIOS: tuple[Scenario, ...] = (
              "cold", 1, _clicks, quick=True),
     Scenario("memory", "most memory that a fresh process holds while it decodes 256 clicks a call, Python included",
              "memory", 256, _clicks, least=3),
+    Scenario("encode", "one picture through the image encoder, resized before", "encode", 1, _clicks, least=3,
+             warm_up_calls=1),
+    Scenario("photo", "a picture of 12 megapixels in memory, to one click's mask of its size: encoder and decoder",
+             "photo", 1, _clicks, least=3, warm_up_calls=1),
 )  # fmt: skip
 NAMES = [scenario.name for scenario in SCENARIOS]
 BY_NAME: Mapping[str, Scenario] = {scenario.name: scenario for scenario in SCENARIOS}

@@ -63,7 +63,8 @@ def picture_reference(checkpoint: Path, loaded: LoadedDecoder) -> Callable[[RgbA
     found, spec = load_encoder(checkpoint, ExportJob(loaded, loaded.spec, None)), loaded.spec
     if found.encoder is None:
         raise UsageError(
-            f"'{checkpoint.name}' has no image encoder that samx knows", expected="an encoder for the pictures",
+            f"'{checkpoint.name}' has no image encoder that samx knows", found=" ".join(found.notes) or None,
+            expected="an encoder for the pictures",
             fix="Give one as ONNX: --encoder FILE.onnx with --pixels; or --embeddings DIR instead of pictures.",
         )  # fmt: skip
     module = found.encoder.module

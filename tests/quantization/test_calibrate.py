@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from samx.artifacts.manifest import EncoderEntry
 from samx.commands.calibrate import calibrate
+from samx.commands.references import picture_reference
 from samx.demo import demo_checkpoint
 from samx.demo.scenes import generate_scene
 from samx.errors import CheckpointError, ImageError, SamxError, UsageError, WriteError
@@ -95,6 +96,8 @@ def test_pictures_go_through_the_checkpoints_own_encoder_as_in_an_artifact(tmp_p
     entry = EncoderEntry.from_json(exported.options["encoder"], "here")
     for path, image in zip(sorted(photos.iterdir()), found.images, strict=True):
         (expected,) = session.run(None, encoder_inputs([read_image(path)], loaded.spec, entry))
+        encoded = picture_reference(checkpoint, loaded)(read_image(path))["image_embeddings"]
+        np.testing.assert_allclose(encoded, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
         # A set keeps float16.
         np.testing.assert_allclose(image["image_embeddings"], expected, rtol=2**-10, atol=1e-5 * np.abs(expected).max())
 

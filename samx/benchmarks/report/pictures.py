@@ -30,6 +30,8 @@ from samx.benchmarks.summary import counted
 START = (("import", "phase-1", "import"), ("load", "phase-2", "load"), ("first_call", "phase-3", "first call"))
 CLICK = (("transfer", "phase-1", "transfer"), ("steady", "phase-3", "decoder"),
          ("post_processing", "phase-2", "post-processing"))  # fmt: skip
+PHOTO = (("resize", "phase-1", "resize"), ("encode", "phase-3", "image encoder"), ("decode", "phase-2", "decoder"),
+         ("post_processing", "phase-4", "mask at the picture's size"))  # fmt: skip
 COLOURS = {REGRESSED: "bad", FASTER: "good", SAME: "muted", UNCLEAR: "muted", DOUBTFUL: "muted"}
 
 
@@ -106,7 +108,8 @@ def _phases(runs: Sequence[Run]) -> list[Picture]:
     apart = "medians; the decoder's time without its transfers, where they are known"
     return [
         *_parts(runs, "From a new process to the first mask", cold, "cold", START),
-        *_parts(runs, "One click, to the mask at picture size", apart, "click", CLICK),
+        *_parts(runs, "One click, to the mask at picture size: the decoder alone", apart, "click", CLICK),
+        *_parts(runs, "A picture of 12 megapixels, to its mask: encoder and decoder", "medians", "photo", PHOTO),
     ]
 
 
@@ -118,7 +121,7 @@ def _parts(
         found = {phase: result.summary.median_ms for phase, _, _ in parts if (result := entry.find(scenario, phase))}
         if "steady" in found:  # which holds the transfer
             found["steady"] = max(found["steady"] - found.get("transfer", 0.0), 0.0)
-        if "steady" in found or (found and scenario == "cold"):
+        if "steady" in found or (found and scenario != "click"):
             rows.append((entry.label, [(colour, found[phase]) for phase, colour, _ in parts if phase in found]))
     shown = {colour for _, bar in rows for colour, _ in bar}
     legend = tuple((colour, meaning) for _, colour, meaning in parts if colour in shown)

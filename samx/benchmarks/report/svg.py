@@ -25,7 +25,7 @@ WIDTH, AXIS, SIDE = 360, 26, 6  # of charts of rows, in pixels
 UNITS_PER_INCH = 72  # matplotlib's SVG unit, here a CSS pixel
 SERIES = 8
 NAMES = ("text", "muted", "line", "good", "bad", *(f"series-{i + 1}" for i in range(SERIES)))
-NAMES += ("phase-1", "phase-2", "phase-3")
+NAMES += ("phase-1", "phase-2", "phase-3", "phase-4")
 # Stand-ins that matplotlib draws with: each becomes the page's variable of that name.
 COLOURS: Mapping[str, str] = {name: f"#fe{i:02x}dc" for i, name in enumerate(NAMES)}
 STYLE: Mapping[str, Any] = {
