@@ -22,7 +22,7 @@ from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
 from samx.commands.build import build
 from samx.exporters.tensorrt import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
-from samx.formats.tensorrt.plan import ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
+from samx.formats.tensorrt.plan import DECODER, BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, TensorSpec, sam1_spec
 
@@ -98,9 +98,9 @@ def toy_artifact(
     plan = toy_plan(target, data) if plan is None else plan
     with staging(path, overwrite=False) as directory:
         (directory / MODEL).write_bytes(data)
-        (directory / PLAN_FILE).write_bytes(plan.to_bytes())
+        (directory / DECODER.plan_file).write_bytes(plan.to_bytes())
         (directory / SCRIPT_FILE).write_text(reproduce_script(plan, spec.image_size))
-        roles = {MODEL: "decoder", PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE, **more(directory)}
+        roles = {MODEL: "decoder", DECODER.plan_file: DECODER.plan_role, SCRIPT_FILE: SCRIPT_ROLE, **more(directory)}
         seal(directory, Manifest(target, "fp32", spec, CHECKPOINT), roles)
     return path
 
@@ -128,7 +128,7 @@ def _toy_engine() -> tuple[dict[str, bytes], str]:
         build(path)
         manifest = Artifact.open(path).manifest
         files = {file.name: file.read_bytes() for file in path.iterdir()}
-    return files, manifest.files[ENGINE_FILE].sha256
+    return files, manifest.files[DECODER.engine_file].sha256
 
 
 def built_toy(path: Path) -> Path:

@@ -104,6 +104,7 @@ class ExportJob:
     options: Any  # of the class that the target's exporter declares
     precision: str = "fp32"
     target: str = ""
+    pictures: ShapeRange = ShapeRange(1, 1, 1)  # that the image encoder takes in a call
 
 
 @dataclass(frozen=True)
