@@ -18,6 +18,7 @@ from samx.formats.tensorrt.engine import (
     shape_tensors,
 )
 from samx.formats.tensorrt.library import SHOWN_CHARACTERS, Message, Opened, concerns, first_error
+from samx.formats.tensorrt.plan import EnginePlan
 from samx.formats.tensorrt.stamp import Gpu
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ class DeviceArray:
         row = FLOAT32.itemsize * prod(self.shape[1:])
         return DeviceArray(self.memory, (max(stop - start, 0), *self.shape[1:]), self._offset + start * row)
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         found = np.empty(self.shape, FLOAT32)
         self.memory.device.download(self.address, found)
         self.memory.device.synchronise()

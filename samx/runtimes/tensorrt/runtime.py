@@ -137,7 +137,7 @@ class TensorRTRuntime(CopiesOnly, Runtime):
 
     def _hold(self, image: Mapping[str, Lent]) -> None:
         """Copy features on the GPU; those that nobody changes need no waiting, for the next call waits for all."""
-        expected = {tensor.name: tuple(tensor.shape) for tensor in self.spec.image_inputs}
+        expected = {tensor.name: tensor.shape for tensor in self.spec.image_inputs}
         if (found := {name: value.shape for name, value in image.items()}) != expected:
             raise ImageError("wrong tensors on the GPU", found=found, expected=expected)
         for name, value in image.items():
