@@ -47,13 +47,13 @@ class Execution:
         else:
             self.device.upload(self._bound[name][0], value)
 
-    def output(self, name: str, expected: tuple[int, ...], asked: str) -> tuple[int, tuple[int, ...]]:
+    def output(self, name: str, expected: tuple[int | str, ...], asked: str) -> tuple[int, tuple[int, ...]]:
         """Give an output its memory, once every input has a shape; return where it lies, and its shape."""
         shape = self._shape(name, expected, asked)
         self._bind(name, shape, self.buffers.address(name, int(np.prod(shape)) * ITEM_BYTES))
         return self._bound[name]
 
-    def new_output(self, name: str, expected: tuple[int, ...], asked: str) -> DeviceArray:
+    def new_output(self, name: str, expected: tuple[int | str, ...], asked: str) -> DeviceArray:
         """Give an output memory that is the caller's, once every input has a shape."""
         shape = self._shape(name, expected, asked)
         memory = Memory(self.device, int(np.prod(shape)) * ITEM_BYTES)
@@ -72,7 +72,7 @@ class Execution:
         if self._runs == 1 and self.kernels is not None:
             self.kernels.keep()
 
-    def _shape(self, name: str, expected: tuple[int, ...], asked: str) -> tuple[int, ...]:
+    def _shape(self, name: str, expected: tuple[int | str, ...], asked: str) -> tuple[int, ...]:
         """Take the shape that the engine computes."""
         shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
         if shape != expected:
