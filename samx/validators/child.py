@@ -126,9 +126,15 @@ def judge(options: argparse.Namespace) -> ParityReport:
         subject=options.subject or f"artifact {artifact.path.name or artifact.path}",
         device=options.device,
         nonce=options.nonce,
-        drawn=Drawn(options.seed, options.calls, another),
+        drawn=Drawn(options.seed, options.calls, another, sizes_built_for(session, options.level)),
     )
     return replace(report, encoder=judge_own_encoder(artifact, session, options))
+
+
+def sizes_built_for(session: Session, level: str) -> tuple[int, ...]:
+    """Return the numbers of prompts that an engine was tuned and bounded for; none where a graph stands for it."""
+    prompts = getattr(session, "profile_prompts", None) if level == "device" else None
+    return () if prompts is None else tuple(sorted({prompts.min, prompts.opt, prompts.max}))
 
 
 def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Namespace) -> EncoderReport | None:

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from engine_toys import SPEC, toy_masks
+from engine_toys import SPEC, toy_encoder_plan, toy_features, toy_masks
 from numpy.typing import DTypeLike, NDArray
 
 from samx.errors import UnavailableError
@@ -17,10 +17,11 @@ from samx.formats.tensorrt.stamp import Gpu
 from samx.models.session import Feed
 from samx.runtimes.base import Padding
 from samx.runtimes.tensorrt.cuda import CudaDevice
+from samx.runtimes.tensorrt.encoder import EngineEncoder
 from samx.runtimes.tensorrt.execution import Execution
 from samx.runtimes.tensorrt.runtime import TensorRTRuntime
 
-ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
+ENGINE_SHA256, ENCODER_SHA256 = (hashlib.sha256(name).hexdigest() for name in (b"toy engine", b"toy encoder"))
 
 
 class FakeDevice(CudaDevice):
@@ -116,6 +117,22 @@ class FakeContext:
         return True
 
 
+class FakeEncoderContext(FakeContext):
+    """Execute the toy encoder: each picture's mean, everywhere."""
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self.shapes["picture"][0] + int(self.wrong_output), 256, 1, 1)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == self.device.stream
+        self.device.log.append("compute")
+        picture = self.device.read(self.addresses["picture"], self.shapes["picture"], np.uint8)
+        value = toy_features(picture)["image_embeddings"]
+        begin = self.device.memory[self.addresses["image_embeddings"]]
+        begin[: value.nbytes] = value.tobytes()
+        return True
+
+
 class FakeCache:
     """Grow with every shape, as compiled kernels do."""
 
@@ -177,6 +194,15 @@ def fake_runtime(
         engine.context.messages = messages
     execution = Execution(opened, (None, engine), ENGINE_SHA256, device)
     return TensorRTRuntime(SPEC, plan, execution, padding), engine
+
+
+def fake_encoder(device: FakeDevice) -> tuple[EngineEncoder, FakeEncoderContext]:
+    """Open the toy encoder's engine on a fake device."""
+    messages: list[Message] = []
+    plan, context = toy_encoder_plan(), FakeEncoderContext(device, messages)
+    opened, engine = Opened(library_of(plan.target), fake_module(), None, messages), FakeEngine(device, messages)
+    engine.context = context
+    return EngineEncoder(plan, Execution(opened, (None, engine), ENCODER_SHA256, device)), context
 
 
 def image(seed: int = 0) -> Feed:

@@ -103,6 +103,7 @@ class TensorRTRuntime(CopiesOnly, Runtime):
     ) -> None:
         super().__init__(spec, plan.prompts.max, padding)
         self._plan, self._execution = plan, execution
+        self.profile_prompts = plan.prompts  # for the gate, which asks its least, its usual and its most
         self._held: Mapping[str, Lent] = {}  # until the stream has copied them
 
     def placement(self) -> Placement:
