@@ -42,12 +42,12 @@ def test_every_number_of_pictures_of_the_profile_is_encoded(count: int) -> None:
 
 def test_other_pictures_are_refused() -> None:
     encode, context = fake_encoder(FakeDevice())
-    with pytest.raises(ImageError, match="not built for that many pictures.*: found 4, expected 1 to 3"):
+    with pytest.raises(ImageError, match=r"not built for that many pictures.*: found 4, expected 1 to 3"):
         encode(pictures(4))
-    with pytest.raises(ImageError, match="takes other tensors: found .*float32"):
+    with pytest.raises(ImageError, match=r"takes other tensors: found .*float32"):
         encode({**pictures(1), "picture": np.zeros((1, 16, 16, 3), np.float32)})
     context.wrong_output = True
-    with pytest.raises(SamxError, match="gives image_embeddings the shape .* for 1 pictures"):
+    with pytest.raises(SamxError, match=r"gives image_embeddings the shape .* for 1 pictures"):
         encode(pictures(1))
 
 
@@ -216,5 +216,5 @@ def test_an_encoder_of_another_hash_or_user_is_refused(built: Path, monkeypatch:
 
 def test_an_encoder_that_is_not_built_yet_says_how(tmp_path: Path) -> None:
     artifact = Artifact.open(toy_artifact(tmp_path / "toy", more=with_encoder))
-    with pytest.raises(ArtifactError, match="has no engine of its image encoder yet. Build it on the device"):
+    with pytest.raises(ArtifactError, match=r"has no engine of its image encoder yet\. Build it on the device"):
         open_encoder(artifact)

@@ -53,7 +53,7 @@ def build_engine(
     parser: trt.OnnxParser = module.OnnxParser(network, opened.logger)  # owns the weights until the engine is there
     _parse(parser, onnx, plan, messages, path)
     config: trt.IBuilderConfig = builder.create_builder_config()
-    _configure(config, plan, module, memory)
+    configure(config, plan, module, memory)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     _set_profile(profile, plan)
     understood = _understood(network, config, profile, module, plan)
@@ -97,7 +97,7 @@ def _set_profile(profile: trt.IOptimizationProfile, plan: EnginePlan) -> None:
         profile.set_shape(name, *limits)
 
 
-def _configure(config: trt.IBuilderConfig, plan: EnginePlan, module: ModuleType, memory: int | None = None) -> None:
+def configure(config: trt.IBuilderConfig, plan: EnginePlan, module: ModuleType, memory: int | None = None) -> None:
     if memory is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, memory)
     config.clear_flag(module.BuilderFlag.TF32)  # the types are those in the file
