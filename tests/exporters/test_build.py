@@ -119,7 +119,7 @@ def _weak_profile(profile: Any, plan: BuildPlan) -> None:
     ("function", "planted", "words"),
     [
         ("_set_profile", _lost_profile, "profiles: found"),
-        ("_configure", lambda config, plan, module: None, "TF32: found True, expected False"),
+        ("configure", lambda config, plan, module, memory: None, "TF32: found True, expected False"),
         ("shape_tensors", lambda network: ("orig_im_size",), r"shape tensors: found \('orig_im_size',\)"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_capability_that_was_not_taken_is_seen(rtx: Opened, monkeypatch: pytes
         config.num_compute_capabilities = 1
         config.set_compute_capability(module.ComputeCapability.SM89, 0)
 
-    monkeypatch.setattr(build, "_configure", another)
+    monkeypatch.setattr(build, "configure", another)
     with pytest.raises(ArtifactError, match=r"compute capabilities: found \('SM89',\), expected \('SM75',\)"):
         build_engine(toy_onnx(), toy_plan(turing=True), rtx)
 

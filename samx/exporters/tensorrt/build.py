@@ -98,6 +98,7 @@ def _set_profile(profile: trt.IOptimizationProfile, plan: EnginePlan) -> None:
 
 
 def configure(config: trt.IBuilderConfig, plan: EnginePlan, module: ModuleType, memory: int | None = None) -> None:
+    """Set what the types in the file, the plan and the caller's memory say; memory in bytes."""
     if memory is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, memory)
     config.clear_flag(module.BuilderFlag.TF32)  # the types are those in the file
