@@ -151,7 +151,7 @@ def test_a_profile_that_was_not_set_is_seen(rtx: Opened, monkeypatch: pytest.Mon
 
 
 def test_a_capability_that_was_not_taken_is_seen(rtx: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    def another(config: Any, plan: BuildPlan, module: Any) -> None:
+    def another(config: Any, plan: BuildPlan, module: Any, memory: int | None) -> None:
         config.clear_flag(module.BuilderFlag.TF32)
         config.num_compute_capabilities = 1
         config.set_compute_capability(module.ComputeCapability.SM89, 0)
