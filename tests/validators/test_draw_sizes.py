@@ -24,6 +24,6 @@ def test_every_run_asks_the_sizes_that_it_is_told(seed: int) -> None:
 
 def test_the_sizes_are_those_of_the_engines_profile_and_a_graphs_has_none() -> None:
     session = SimpleNamespace(profile_prompts=ShapeRange(1, 8, 64))
-    assert sizes_built_for(session, "device") == (1, 8, 64)  # type: ignore[arg-type]
-    assert sizes_built_for(session, "graph") == ()  # type: ignore[arg-type]
-    assert sizes_built_for(SimpleNamespace(), "device") == ()  # type: ignore[arg-type]
+    assert sizes_built_for(session, "device") == (1, 8, 64)
+    assert sizes_built_for(session, "graph") == ()
+    assert sizes_built_for(SimpleNamespace(), "device") == ()
