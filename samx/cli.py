@@ -78,13 +78,16 @@ def bisect(
 def build(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="Exported trt or trt-rtx artifact.")],
     force: Annotated[bool, typer.Option("--force", help="Build even if the engine belongs to this machine.")] = False,
+    memory: Annotated[
+        Optional[str], typer.Option(help="Cap what the builder uses beside the weights, such as 6GiB.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Finish a TensorRT export on the device: build its engine. Needs NumPy and TensorRT, no PyTorch."""
+    """Finish a TensorRT export on the device: build its engines. Needs NumPy and TensorRT, no PyTorch."""
     from samx.commands.build import build as run
 
     with console.steps() as progress:
-        result = run(path, force=force, progress=progress)
+        result = run(path, force=force, memory=memory, progress=progress)
     console.show(result, console.told, as_json=json)
 
 

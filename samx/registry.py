@@ -175,7 +175,8 @@ TENSORRT: Mapping[str, Any] = {
     "devices": "samx.runtimes.tensorrt.runtime:devices",
     "precisions": _precisions("fp32", "fp16", "int8"), "quantiser": "samx.quantization.onnx:quantise_for_tensorrt",
     "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
-    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.build:lower",
+    "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower",
+    "encoder": "samx.runtimes.tensorrt.encoder:open_encoder", "encoder_precisions": ("fp32", "fp16"),
 }  # fmt: skip
 
 BACKENDS: tuple[Backend, ...] = (

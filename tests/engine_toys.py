@@ -18,16 +18,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samx.artifacts import trust
 from samx.artifacts.commit import seal, staging
-from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Manifest
 from samx.artifacts.store import Artifact
 from samx.commands.build import build
 from samx.exporters.tensorrt import SCRIPT_FILE, SCRIPT_ROLE, reproduce_script
-from samx.formats.tensorrt.plan import ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
+from samx.formats.tensorrt.plan import DECODER, ENCODER, BuildPlan, EncoderPlan, Port, compute_of
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, TensorSpec, sam1_spec
 
 SPEC = sam1_spec(image_size=16)  # one cell of embedding, masks of 4 x 4
-PROMPTS, POINTS = ShapeRange(1, 2, 4), ShapeRange(1, 2, 3)
+PROMPTS, POINTS, PICTURES = ShapeRange(1, 2, 4), ShapeRange(1, 2, 3), ShapeRange(1, 2, 3)
 MODEL = "decoder.onnx"
 CHECKPOINT = CheckpointEntry("toy.pth", "sam1", hashlib.sha256(b"toy").hexdigest(), 3)
 
@@ -82,6 +82,50 @@ def float_shape_onnx() -> bytes:
     return _model(nodes, inputs, outputs, {"planes": np.array([1, 1])})
 
 
+def toy_features(picture: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Compute what toy_encoder_onnx() computes: each picture's mean, everywhere. Shapes: (B, 16, 16, 3) -> as SPEC."""
+    means = picture.astype(np.float32).mean((1, 2, 3)).reshape(-1, 1, 1, 1)
+    return {"image_embeddings": np.broadcast_to(means, (len(picture), 256, 1, 1)).astype(np.float32)}
+
+
+def toy_encoder_onnx() -> bytes:
+    """Write a graph with an image encoder's tensors that a builder takes in a moment."""
+    constants = {"pixels": np.array([1, 2, 3]), "flat": np.array([1]), "canvas": np.zeros((1, 256, 1, 1), np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["picture"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["levels", "pixels"], ["mean"], keepdims=1),
+        helper.make_node("Cast", ["valid"], ["used"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["used", "used"], ["nothing"]),
+        helper.make_node("ReduceSum", ["nothing", "flat"], ["none"], keepdims=1),
+        helper.make_node("Unsqueeze", ["none", "planes"], ["no"]),
+        helper.make_node("Add", ["mean", "no"], ["same"]),
+        helper.make_node("Add", ["same", "canvas"], ["image_embeddings"]),
+    ]
+    plan = toy_encoder_plan(b"")
+    types = {"uint8": TensorProto.UINT8, "int32": TensorProto.INT32, "float32": TensorProto.FLOAT}
+    inputs, outputs = (
+        [helper.make_tensor_value_info(port.name, types[port.dtype], list(port.shape)) for port in ports]
+        for ports in (plan.inputs, plan.outputs)
+    )
+    return _model(nodes, inputs, outputs, {**constants, "planes": np.array([2, 3])})
+
+
+def toy_encoder_plan(data: bytes | None = None, target: str = "trt-rtx") -> EncoderPlan:
+    """Plan the toy encoder's engine."""
+    sha256 = hashlib.sha256(toy_encoder_onnx() if data is None else data).hexdigest()
+    inputs = (Port("picture", ("pictures", 16, 16, 3), "uint8"), Port("valid", ("pictures", 2), "int32"))
+    outputs = (Port("image_embeddings", ("pictures", 256, 1, 1), "float32"),)
+    compute = compute_of(target, turing=False)
+    return EncoderPlan(target, "encoder.onnx", sha256, inputs, outputs, compute, PICTURES)
+
+
+def with_encoder(directory: Path) -> Mapping[str, str]:
+    """Write the toy encoder into an artifact in the making; return its files' roles."""
+    (directory / "encoder.onnx").write_bytes(toy_encoder_onnx())
+    (directory / ENCODER.plan_file).write_bytes(toy_encoder_plan().to_bytes())
+    return {"encoder.onnx": "encoder", ENCODER.plan_file: ENCODER.plan_role}
+
+
 def toy_plan(target: str = "trt-rtx", data: bytes | None = None, **changes: Any) -> BuildPlan:
     """Plan the toy graph's engine."""
     sha256 = hashlib.sha256(toy_onnx() if data is None else data).hexdigest()
@@ -98,10 +142,11 @@ def toy_artifact(
     plan = toy_plan(target, data) if plan is None else plan
     with staging(path, overwrite=False) as directory:
         (directory / MODEL).write_bytes(data)
-        (directory / PLAN_FILE).write_bytes(plan.to_bytes())
+        (directory / DECODER.plan_file).write_bytes(plan.to_bytes())
         (directory / SCRIPT_FILE).write_text(reproduce_script(plan, spec.image_size))
-        roles = {MODEL: "decoder", PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE, **more(directory)}
-        seal(directory, Manifest(target, "fp32", spec, CHECKPOINT), roles)
+        roles = {MODEL: "decoder", DECODER.plan_file: DECODER.plan_role, SCRIPT_FILE: SCRIPT_ROLE, **more(directory)}
+        said = {"encoder": EncoderEntry("toy", 16, "fp32", PICTURES).to_json()} if "encoder" in roles.values() else {}
+        seal(directory, Manifest(target, "fp32", spec, CHECKPOINT, said), roles)
     return path
 
 
@@ -128,7 +173,7 @@ def _toy_engine() -> tuple[dict[str, bytes], str]:
         build(path)
         manifest = Artifact.open(path).manifest
         files = {file.name: file.read_bytes() for file in path.iterdir()}
-    return files, manifest.files[ENGINE_FILE].sha256
+    return files, manifest.files[DECODER.engine_file].sha256
 
 
 def built_toy(path: Path) -> Path:

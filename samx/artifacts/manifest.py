@@ -147,3 +147,4 @@ class Lowered:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()  # about precision or shapes
     opened: bool = True  # whether this machine's device can open what was built
+    suspected: bool = False  # whether this machine is known to compile wrongly: nothing is kept that was not compared

@@ -62,6 +62,8 @@ class GroupNorm(nn.GroupNorm):
     ONNX Runtime adds a group's values up one by one in float32: 1.9e-5 of the features of a 1024 px picture, so 5e-7.
     """
 
+    keep_fp32 = True  # squares of activations
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise. Shapes: (B, C, H, W) -> the same."""
         groups = x.unflatten(1, (self.num_groups, -1))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from samx.models.graph import Graphs
 
 T = TypeVar("T")
+ONE_PICTURE = ShapeRange(1, 1, 1)
 HALF = ("fp16", "int8")  # precisions in which what is not in integers is float16
 
 
@@ -104,6 +105,7 @@ class ExportJob:
     options: Any  # of the class that the target's exporter declares
     precision: str = "fp32"
     target: str = ""
+    pictures: ShapeRange = ONE_PICTURE  # that the image encoder takes in a call
 
 
 @dataclass(frozen=True)

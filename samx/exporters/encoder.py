@@ -43,7 +43,7 @@ def export_encoder(
     own = entry.encoder_precision(precision, job.precision)
     writer = onnx if entry.encoder is None else importlib.import_module(entry.exporter)
     written: Exported = writer.write_encoder(
-        picture_graph(encoder.module, job.spec, taken), replace(job, precision=own), directory
+        picture_graph(encoder.module, job.spec, taken), replace(job, precision=own, pictures=taken), directory
     )
     said = EncoderEntry(encoder.architecture.name, encoder.module.picture_px, own, taken)
     if not entry.encoder:

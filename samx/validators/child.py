@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -39,7 +37,6 @@ SUITE_ROLE, ENCODER_SUITE_ROLE = "parity_cases", "encoder_cases"
 DEFAULT_TIMEOUT_S = 1800.0  # the default suite takes seconds on a laptop and minutes on a small board
 SEED_BITS = 31
 PASSED, FAILED = 0, ParityError.exit_code
-TAIL_CHARACTERS = 300  # of the child's last words, in an error line
 CHILD = children.command("samx.validators.child")
 
 
@@ -71,34 +68,14 @@ def gate_in_child(
         arguments += ["--suite", str(suite)] if suite is not None else []
         arguments += ["--pictures", str(pictures)] if pictures is not None else []
         arguments += ["--subject", subject] if subject is not None else []
-        code, words = _run([*command, *arguments], Path(folder, "output.txt"), timeout_s)
+        code, words = children.run([*command, *arguments], Path(folder, "output.txt"), timeout_s)
         return _accept(report, nonce, code, words)
-
-
-def _run(command: Sequence[str], output: Path, timeout_s: float) -> tuple[int | None, str]:
-    """Run a command; gives its exit code (None: timed out) and its last words."""
-    with output.open("w+b") as words:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=words,
-            env=children.environment(),
-            start_new_session=True,
-        )
-        try:
-            code: int | None = child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:  # also when the user interrupts
-            children.stop(child)
-    return code, " ".join(output.read_text(errors="replace").split())[-TAIL_CHARACTERS:]
 
 
 def _accept(path: Path, nonce: str, code: int | None, words: str) -> ParityReport:
     """Take a report only from a child that ended as agreed, and only the one that this run asked for."""
     if code not in (PASSED, FAILED):
-        raise _refusal(_ending(code), words)
+        raise _refusal(children.ending(code), words)
     try:
         report = ParityReport.from_bytes(read_file(path, REPORT_CAP_BYTES, "its report", ArtifactError), "its report")
     except ArtifactError as cause:
@@ -109,17 +86,6 @@ def _accept(path: Path, nonce: str, code: int | None, words: str) -> ParityRepor
     if report.passed is not (code == PASSED):
         raise _refusal(f"exit code {code}, but its report says {'passed' if report.passed else 'failed'}", words)
     return report
-
-
-def _ending(code: int | None) -> str:
-    if code is None:
-        return "it did not finish in time and was stopped"
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"it was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"it was killed by signal {-code}"
 
 
 def _refusal(what: str, words: str) -> ParityError:
@@ -162,9 +128,15 @@ def judge(options: argparse.Namespace) -> ParityReport:
         subject=options.subject or f"artifact {artifact.path.name or artifact.path}",
         device=options.device,
         nonce=options.nonce,
-        drawn=Drawn(options.seed, options.calls, another),
+        drawn=Drawn(options.seed, options.calls, another, sizes_built_for(session, options.level)),
     )
     return replace(report, encoder=judge_own_encoder(artifact, session, options))
+
+
+def sizes_built_for(session: Session, level: str) -> tuple[int, ...]:
+    """Return the numbers of prompts that an engine was tuned and bounded for; none where a graph stands for it."""
+    prompts = getattr(session, "profile_prompts", None) if level == "device" else None
+    return () if prompts is None else tuple(sorted({prompts.min, prompts.opt, prompts.max}))
 
 
 def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Namespace) -> EncoderReport | None:

@@ -41,6 +41,7 @@ class Drawn:
     seed: int
     calls: int = 0
     another: Callable[[], Session] | None = None  # with another number of threads
+    sizes: tuple[int, ...] = ()  # numbers of prompts a call that every run asks
 
 
 def planned(suite: ParitySuite) -> list[Question]:
@@ -51,15 +52,16 @@ def planned(suite: ParitySuite) -> list[Question]:
     ]
 
 
-def draw(suite: ParitySuite, rng: np.random.Generator) -> list[Question]:
+def draw(suite: ParitySuite, rng: np.random.Generator, sizes: Sequence[int] = ()) -> list[Question]:
     """Return a run's calls in drawn order; every prompt of the suite is in one of them.
 
-    The prompts of cases of POOL or more are asked among others, in calls of drawn sizes.
+    The prompts of cases of POOL or more are asked among others, in calls of drawn sizes and of these.
     """
     single = [question for question in planned(suite) if _prompts(question.case) < POOL]
     pools = _pools(suite)
     large = [rows for rows in pools if any(_prompts(suite.cases[case]) >= POOL for case, _ in rows)]
-    calls = [_call(suite, rows, count, rng) for rows, count in _sizes(pools, large, rng)]
+    asked_for = [((large or pools)[0], count) for count in sizes]
+    calls = [_call(suite, rows, count, rng) for rows, count in (*_sizes(pools, large, rng), *asked_for)]
     asked = [*single, *calls]
     return [asked[i] for i in rng.permutation(len(asked))]
 

@@ -7,14 +7,14 @@ of its threshold changes says nothing about an encoder; what all masks give is r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import NamedTuple
 
 import numpy as np
 
 from samx.errors import ParityError
-from samx.models.session import FloatArray, Outputs, Session
+from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray
 from samx.validators.asked import message
@@ -85,6 +85,7 @@ class _Asked:
     encode: Encode
     suite: EncoderSuite
     calls: int = 0
+    last: Feed = field(default_factory=dict)  # as the encoder handed it out
     first: tuple[Sequence[int], Outputs, Outputs] | None = None
 
     def ask(self, chosen: Sequence[int]) -> Outputs:
@@ -93,13 +94,13 @@ class _Asked:
         Raises: ParityError naming what keeps them from being compared; whatever the encoder raises.
         """
         self.calls += 1
-        outputs = self.encode(self.suite.feed(chosen))
+        self.last = self.encode(self.suite.feed(chosen))
+        outputs = {name: np.asarray(value) for name, value in self.last.items()}  # what lies on a GPU is fetched
         if problems := tensor_problems(image_outputs(self.suite.spec), outputs, len(chosen)):
             raise ParityError("; ".join(problems))
-        found = dict(outputs)
         if self.first is None:
-            self.first = chosen, found, {name: value.copy() for name, value in found.items()}
-        return found
+            self.first = chosen, dict(self.last), {name: value.copy() for name, value in outputs.items()}
+        return outputs
 
     def again(self) -> list[str]:
         """Ask the first question again. Gives what differs, and what changed after it was handed out."""
@@ -169,7 +170,8 @@ class _Judge:
             "feature_error_largest": max(one.largest for one in apart),
         }
         try:
-            iou, score_error = _masks(picture, features, self.session)
+            handed = {name: value[row : row + 1] for name, value in self.asked.last.items()}
+            iou, score_error = _masks(picture, handed, self.session)
         except Exception as error:
             return self._run(chosen, row, metrics, [f"the decoder: {message(error)}"])
         stability = np.concatenate([one.stability.ravel() for one in picture.answers])
@@ -198,7 +200,7 @@ class _Judge:
         return _Run(result, iou, stability)
 
 
-def _masks(picture: Picture, features: Outputs, session: Session) -> tuple[FloatArray, float]:
+def _masks(picture: Picture, features: Feed, session: Session) -> tuple[FloatArray, float]:
     """Return each mask's IoU with the reference's, and the largest error of a predicted IoU.
 
     Raises: ParityError naming what keeps outputs from being compared; whatever the session raises.

@@ -89,7 +89,7 @@ def _run(
     if drawn is None:
         return [judge(question, asked) for question in planned(suite)], {}
     rng = np.random.default_rng(drawn.seed)
-    mine, theirs = draw(suite, rng), []
+    mine, theirs = draw(suite, rng, drawn.sizes), []
     if drawn.another is not None:
         mine, theirs = deal(suite, mine, rng)
     runs = [judge(question, asked) for question in mine]

@@ -119,7 +119,7 @@ def _weak_profile(profile: Any, plan: BuildPlan) -> None:
     ("function", "planted", "words"),
     [
         ("_set_profile", _lost_profile, "profiles: found"),
-        ("_configure", lambda config, plan, module: None, "TF32: found True, expected False"),
+        ("configure", lambda config, plan, module, memory: None, "TF32: found True, expected False"),
         ("shape_tensors", lambda network: ("orig_im_size",), r"shape tensors: found \('orig_im_size',\)"),
     ],
 )
@@ -151,12 +151,12 @@ def test_a_profile_that_was_not_set_is_seen(rtx: Opened, monkeypatch: pytest.Mon
 
 
 def test_a_capability_that_was_not_taken_is_seen(rtx: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    def another(config: Any, plan: BuildPlan, module: Any) -> None:
+    def another(config: Any, plan: BuildPlan, module: Any, memory: int | None) -> None:
         config.clear_flag(module.BuilderFlag.TF32)
         config.num_compute_capabilities = 1
         config.set_compute_capability(module.ComputeCapability.SM89, 0)
 
-    monkeypatch.setattr(build, "_configure", another)
+    monkeypatch.setattr(build, "configure", another)
     with pytest.raises(ArtifactError, match=r"compute capabilities: found \('SM89',\), expected \('SM75',\)"):
         build_engine(toy_onnx(), toy_plan(turing=True), rtx)
 

@@ -19,13 +19,14 @@ from samx.exporters.encoder import export_encoder
 from samx.models.encoders.load import Found
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec
-from samx.registry import BACKENDS
+from samx.registry import BACKENDS, backend, load
 
 SPEC = sam1_spec(image_size=256)
 
 
 def job(target: str = "onnx", precision: str = "fp32") -> ExportJob:
-    return ExportJob(toy_checkpoint(SPEC), SPEC, None, precision, target)
+    options = load(backend(target).options)()
+    return ExportJob(toy_checkpoint(SPEC), SPEC, options, precision, target)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from samx.artifacts.store import Artifact
 from samx.commands.build import build
 from samx.errors import ArtifactError, SamxError, UnavailableError
 from samx.exporters.tensorrt import build as engines_build
+from samx.exporters.tensorrt import lower as engines
+from samx.exporters.tensorrt.child import build_here
 from samx.formats.tensorrt.engine import Understood
 from samx.formats.tensorrt.library import library_of
 from samx.formats.tensorrt.stamp import Gpu, find_gpu
@@ -36,9 +38,10 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module = ModuleType("tensorrt")
     module.__dict__.update({**rtx.__dict__, "__version__": "10.3.0"})
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(engines_build, "find_gpu", lambda: ORIN)
-    monkeypatch.setattr(engines_build, "load_engine", lambda *arguments: (None, SimpleNamespace()))
-    monkeypatch.setattr(engines_build, "check_engine", lambda *arguments: Understood((), (), ()))
+    monkeypatch.setattr(engines, "find_gpu", lambda: ORIN)
+    monkeypatch.setattr(engines, "load_engine", lambda *arguments: (None, SimpleNamespace()))
+    monkeypatch.setattr(engines, "build_apart", build_here)  # a process of its own would find the real library
+    monkeypatch.setattr(engines, "check_engine", lambda *arguments: Understood((), (), ()))
     return toy_artifact(tmp_path / "jetson", "trt")
 
 
@@ -63,14 +66,14 @@ def test_a_tensorrt_engine_is_stamped_with_its_machine(jetson: Path, home: Path)
 def test_a_new_driver_builds_a_tensorrt_engine_anew(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(jetson)
     assert not build(jetson)["built"]
-    monkeypatch.setattr(engines_build, "find_gpu", lambda: replace(ORIN, driver="CUDA 12.8"))
+    monkeypatch.setattr(engines, "find_gpu", lambda: replace(ORIN, driver="CUDA 12.8"))
     assert build(jetson)["reasons"] == ("built for driver CUDA 12.6, here is CUDA 12.8",)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_without_its_gpu_nothing_is_built(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(jetson)
-    monkeypatch.setattr(engines_build, "find_gpu", find_gpu)
+    monkeypatch.setattr(engines, "find_gpu", find_gpu)
     with pytest.raises(UnavailableError, match="no NVIDIA driver is here") as caught:
         build(jetson)
     assert caught.value.exit_code == 5
@@ -84,14 +87,14 @@ def test_an_engine_that_does_not_open_on_its_own_gpu_is_not_kept(jetson: Path, m
     def refuse(*arguments: object) -> None:
         raise ArtifactError("TensorRT 10.3.0 refuses the engine", found="planted")
 
-    monkeypatch.setattr(engines_build, "load_engine", refuse)
+    monkeypatch.setattr(engines, "load_engine", refuse)
     with pytest.raises(SamxError, match="planted"):
         build(jetson)
     assert content(jetson) == before
 
 
 def test_an_rtx_engine_need_not_open_on_the_gpu_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines_build, "find_gpu", lambda: ORIN)
+    monkeypatch.setattr(engines, "find_gpu", lambda: ORIN)
     path = toy_artifact(tmp_path / "toy")
     build(path)  # a server's GPU, which TensorRT for RTX does not know, or here: no driver at all
     report = json.loads((path / "lowering.json").read_bytes())

@@ -26,7 +26,7 @@ from samx.errors import PromptError, UnavailableError, UsageError
 from samx.exporters.base import Exported
 from samx.exporters.onnx import DECODER_FILE
 from samx.exporters.tensorrt import POINTS, PROMPTS
-from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
+from samx.formats.tensorrt.plan import DECODER, BuildPlan
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.runtimes import base
@@ -97,7 +97,7 @@ def test_a_group_can_be_kept_in_float32(tmp_path: Path) -> None:
 
 def test_the_plan_fits_the_file(made: Made) -> None:
     directory, exported = made("sam1-18")
-    plan = BuildPlan.from_bytes((directory / PLAN_FILE).read_bytes(), "plan")
+    plan = BuildPlan.from_bytes((directory / DECODER.plan_file).read_bytes(), "plan")
     assert plan.onnx_sha256 == hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
     assert (plan.points, plan.prompts) == (ShapeRange(1, 4, 9), PROMPTS)
     assert (exported.most_points, exported.options["points"]) == (9, [1, 4, 9])

@@ -17,7 +17,7 @@ PACKAGE = Path(samx.__file__).parent
 SOURCES = [
     "exporters/tensorrt/build.py",
     *(f"formats/tensorrt/{name}.py" for name in ("engine", "library")),
-    "runtimes/tensorrt/runtime.py",
+    *(f"runtimes/tensorrt/{name}.py" for name in ("execution", "runtime")),
 ]
 LIBRARY = importlib.import_module("tensorrt_rtx")
 MODULE_NAMES = ("module", "opened.module")  # how the sources call the imported library

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Manifest
 from samx.commands.bundle import FOLDER, bundle
-from samx.formats.tensorrt.plan import PLAN_FILE, PLAN_ROLE
+from samx.formats.tensorrt.plan import DECODER
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
 from samx.validators.cases import Case
@@ -112,7 +112,7 @@ def artifact(
 def engine_artifact(path: Path, target: str) -> Path:
     """Write an artifact that an engine is built from."""
     plan = toy_plan(target)
-    files = {MODEL: ("decoder", toy_onnx()), PLAN_FILE: (PLAN_ROLE, plan.to_bytes())}
+    files = {MODEL: ("decoder", toy_onnx()), DECODER.plan_file: (DECODER.plan_role, plan.to_bytes())}
     return artifact(path, files, target, {"slots": True, "points": [1, 2, 3], "prompts": [1, 2, 4]})
 
 

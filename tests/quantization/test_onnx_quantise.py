@@ -28,7 +28,7 @@ from int8_jobs import (
 from int8_toys import constants, groups_of
 
 from samx.errors import InputError, ParityError, UsageError
-from samx.formats.tensorrt.plan import PLAN_FILE, BuildPlan
+from samx.formats.tensorrt.plan import DECODER, BuildPlan
 from samx.quantization.groups import INTEGER, QUANTISABLE, products
 from samx.quantization.onnx import SLOW_ON_CPU, OnnxTrial, float32_bytes, quantise, quantise_for_tensorrt, whole_plan
 from samx.quantization.search import Budget, QuantisationJob, Quantised
@@ -204,7 +204,7 @@ class TestTensorrt:
         assert all(one.is_integer for one in found if one.group in INTEGER)
 
     def test_the_plan_builds_the_file_that_is_there(self, trt: Done) -> None:
-        plan = BuildPlan.from_bytes((trt.job.directory / PLAN_FILE).read_bytes(), PLAN_FILE)
+        plan = BuildPlan.from_bytes((trt.job.directory / DECODER.plan_file).read_bytes(), DECODER.plan_file)
         assert plan.onnx_sha256 == hashlib.sha256(trt.after[FILE]).hexdigest()
         assert plan.onnx_sha256 != hashlib.sha256(trt.before[FILE]).hexdigest()
 

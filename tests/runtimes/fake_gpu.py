@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-from engine_toys import SPEC, toy_masks
-from numpy.typing import NDArray
+from engine_toys import SPEC, toy_encoder_plan, toy_features, toy_masks
+from numpy.typing import DTypeLike, NDArray
 
 from samx.errors import UnavailableError
 from samx.formats.tensorrt.library import Message, Opened, library_of
@@ -17,9 +17,11 @@ from samx.formats.tensorrt.stamp import Gpu
 from samx.models.session import Feed
 from samx.runtimes.base import Padding
 from samx.runtimes.tensorrt.cuda import CudaDevice
+from samx.runtimes.tensorrt.encoder import EngineEncoder
+from samx.runtimes.tensorrt.execution import Execution
 from samx.runtimes.tensorrt.runtime import TensorRTRuntime
 
-ENGINE_SHA256 = hashlib.sha256(b"toy engine").hexdigest()
+ENGINE_SHA256, ENCODER_SHA256 = (hashlib.sha256(name).hexdigest() for name in (b"toy engine", b"toy encoder"))
 
 
 class FakeDevice(CudaDevice):
@@ -53,12 +55,26 @@ class FakeDevice(CudaDevice):
         self.log.append("download")
         array[...] = self.read(address, array.shape)
 
+    def copy(self, address: int, source: int, size: int) -> None:
+        self.log.append("copy")
+        self.memory[address][:size] = self.bytes_at(source, size)
+
+    def wait_for(self, stream: int | None) -> None:
+        self.log.append(f"wait for {stream}")
+
     def synchronise(self) -> None:
         self.log.append("synchronise")
 
-    def read(self, address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        count = int(np.prod(shape))
-        return np.frombuffer(self.memory[address], np.float32, count).reshape(shape).copy()
+    def bytes_at(self, address: int, size: int) -> bytearray:
+        """Return what lies anywhere in memory."""
+        begin = max(one for one in self.memory if one <= address)
+        found = self.memory[begin][address - begin :][:size]
+        assert len(found) == size, "a read past the buffer's end"
+        return found
+
+    def read(self, address: int, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return np.frombuffer(self.bytes_at(address, size), dtype).reshape(shape).copy()
 
     def counted(self, what: str) -> int:
         """How often something happened since the last time that was asked, which begins the count anew."""
@@ -98,6 +114,22 @@ class FakeContext:
         feed = [self.device.read(self.addresses[t.name], self.shapes[t.name]) for t in SPEC.inputs]
         for name, value in toy_masks(*feed).items():
             self.device.memory[self.addresses[name]][: value.nbytes] = value.tobytes()
+        return True
+
+
+class FakeEncoderContext(FakeContext):
+    """Execute the toy encoder: each picture's mean, everywhere."""
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (self.shapes["picture"][0] + int(self.wrong_output), 256, 1, 1)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == self.device.stream
+        self.device.log.append("compute")
+        picture = self.device.read(self.addresses["picture"], self.shapes["picture"], np.uint8)
+        value = toy_features(picture)["image_embeddings"]
+        begin = self.device.memory[self.addresses["image_embeddings"]]
+        begin[: value.nbytes] = value.tobytes()
         return True
 
 
@@ -160,8 +192,17 @@ def fake_runtime(
     engine = engine or FakeEngine(device, messages)
     if engine.context is not None:
         engine.context.messages = messages
-    loaded, sha256 = (None, engine), ENGINE_SHA256
-    return TensorRTRuntime(SPEC, plan, opened, loaded, sha256, device, padding), engine
+    execution = Execution(opened, (None, engine), ENGINE_SHA256, device)
+    return TensorRTRuntime(SPEC, plan, execution, padding), engine
+
+
+def fake_encoder(device: FakeDevice) -> tuple[EngineEncoder, FakeEncoderContext]:
+    """Open the toy encoder's engine on a fake device."""
+    messages: list[Message] = []
+    plan, context = toy_encoder_plan(), FakeEncoderContext(device, messages)
+    opened, engine = Opened(library_of(plan.target), fake_module(), None, messages), FakeEngine(device, messages)
+    engine.context = context
+    return EngineEncoder(plan, Execution(opened, (None, engine), ENCODER_SHA256, device)), context
 
 
 def image(seed: int = 0) -> Feed:

@@ -151,7 +151,8 @@ def declared() -> Mapping[str, int]:
     assert found is not None
     assert found.origin is not None
     text = (Path(found.origin).parent / "_internal" / "driver.pxd").read_text(encoding="utf-8")
-    return {name: inside.count(",") + 1 for name, inside in re.findall(r"CUresult _(\w+)\((.+)\) except", text)}
+    declaration = r"CUresult _(\w+)\((.*)\) except"
+    return {name: len(inside.split(",")) if inside else 0 for name, inside in re.findall(declaration, text)}
 
 
 def wrong_calls(source: str) -> list[str]:

@@ -22,7 +22,7 @@ from samx.exporters.base import (
     remedy_in_half,
 )
 from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, check_opset, opset_option, simplify_option, write_onnx
-from samx.formats.tensorrt.plan import BOUNDS, ENGINE_FILE, PLAN_FILE, PLAN_ROLE, BuildPlan
+from samx.formats.tensorrt.plan import BOUNDS, DECODER, ENCODER, BuildPlan, EncoderPlan, EnginePlan, compute_of, ports
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 POINTS, PROMPTS = ShapeRange(1, 2, 16), ShapeRange(1, 8, 64)
 SCRIPT_FILE, SCRIPT_ROLE = "reproduce.sh", "reproduce"
+ENCODER_SCRIPT_FILE, ENCODER_SCRIPT_ROLE = "reproduce_encoder.sh", "reproduce_encoder"
 # The vendor's runtime may order sums differently than ONNX Runtime; masks are compared as a whole.
 LEAST_COSINE = 0.999
 
@@ -83,19 +84,45 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     options: TensorRTOptions = job.options
     exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
     write_plan(job, directory)
-    files = {**exported.files, PLAN_FILE: PLAN_ROLE, SCRIPT_FILE: SCRIPT_ROLE}
+    files = {**exported.files, DECODER.plan_file: DECODER.plan_role, SCRIPT_FILE: SCRIPT_ROLE}
     return replace(exported, files=files, most_points=_sizes(options)[0].max)
+
+
+def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
+    """Write the typed graph of an image encoder and its plan. onnxsim would take minutes for it, and finds nothing.
+
+    Raises: as write_onnx().
+    """
+    from samx.models.encoders.precision import in_half
+
+    typed = in_half(graph) if job.precision == "fp16" else graph
+    exported = write_onnx([typed], directory, opset=job.options.opset, simplify=False)
+    (name,) = (file for file, role in exported.files.items() if role == graph.role)
+    plan = EncoderPlan(
+        job.target, name, _sha256(directory / name), ports(graph.inputs), ports(graph.outputs),
+        compute_of(job.target, _for_turing(job.options)), job.pictures,
+    )  # fmt: skip
+    (directory / ENCODER.plan_file).write_bytes(plan.to_bytes())
+    (directory / ENCODER_SCRIPT_FILE).write_text(reproduce_script(plan, job.spec.image_size), encoding="utf-8")
+    files = {**exported.files, ENCODER.plan_file: ENCODER.plan_role, ENCODER_SCRIPT_FILE: ENCODER_SCRIPT_ROLE}
+    return replace(exported, files=files)
 
 
 def write_plan(job: ExportJob, directory: Path) -> None:
     """Write how the graph that lies in a directory is to be built, and a script that repeats it."""
-    options: TensorRTOptions = job.options
-    points, prompts = _sizes(options)
-    sha256 = hashlib.sha256((directory / DECODER_FILE).read_bytes()).hexdigest()
-    turing = isinstance(options, RtxOptions) and options.turing
+    points, prompts = _sizes(job.options)
+    sha256, turing = _sha256(directory / DECODER_FILE), _for_turing(job.options)
     plan = BuildPlan.of(job.target, job.spec, DECODER_FILE, sha256, prompts, points, turing)
-    (directory / PLAN_FILE).write_bytes(plan.to_bytes())
+    (directory / DECODER.plan_file).write_bytes(plan.to_bytes())
     (directory / SCRIPT_FILE).write_text(reproduce_script(plan, job.spec.image_size), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _for_turing(options: TensorRTOptions) -> bool:
+    return isinstance(options, RtxOptions) and options.turing
 
 
 def _sizes(options: TensorRTOptions) -> tuple[ShapeRange, ShapeRange]:
@@ -108,23 +135,25 @@ class ShellTemplate(Template):
     delimiter = "@"
 
 
-def reproduce_script(plan: BuildPlan, frame_px: int) -> str:
+def reproduce_script(plan: EnginePlan, frame_px: int) -> str:
     """Return a shell script that repeats build and comparison with polygraphy or the vendor's tool."""
     library, text = plan.library, (files("samx.exporters.tensorrt") / SCRIPT_FILE).read_text(encoding="utf-8")
+    engine, script = plan.PART.engine_file, SCRIPT_FILE if plan.PART is DECODER else ENCODER_SCRIPT_FILE
     usual = {port.name: plan.profile[port.name][1] if port.is_dynamic else port.shape for port in plan.inputs}
     return ShellTemplate(text).substitute(
         package="'tensorrt-rtx-cu13>=1.7,<1.8'" if library.builds_without_gpu else "  # and TensorRT 10.3 or newer",
         without_gpu="; needs no GPU" if library.builds_without_gpu else "",
         environment="export POLYGRAPHY_USE_TENSORRT_RTX=1\n" if library.module == "tensorrt_rtx" else "",
         command=library.command, module=library.module, model=plan.model, sha256=plan.onnx_sha256, shapes=usual,
-        frame=frame_px, bounds=" \\\n    ".join(_bounds(plan)), least_cosine=LEAST_COSINE,
-        vendor=plan.command.replace(ENGINE_FILE, f'"$work/{ENGINE_FILE}"'),
+        types={port.name: port.dtype for port in plan.inputs}, engine=engine, script=script,
+        frame=frame_px, bounds="".join(f" \\\n    {words}" for words in _bounds(plan)), least_cosine=LEAST_COSINE,
+        vendor=plan.command.replace(engine, f'"$work/{engine}"'),
     )  # fmt: skip
 
 
-def _bounds(plan: BuildPlan) -> Iterator[str]:
+def _bounds(plan: EnginePlan) -> Iterator[str]:
     """Yield polygraphy's arguments about shapes and GPUs."""
-    for i, bound in enumerate(BOUNDS):
+    for i, bound in enumerate(BOUNDS if plan.profile else ()):
         shapes = [f"{name}:[{','.join(map(str, limits[i]))}]" for name, limits in plan.profile.items()]
         yield f"--trt-{bound}-shapes {shlex.join(shapes)}"
     if plan.compute == "sm75":

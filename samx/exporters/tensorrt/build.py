@@ -1,57 +1,41 @@
-"""Build an engine from ONNX bytes and a plan: strongly typed, one profile, everything read back."""
+"""Build an engine from an ONNX file and a plan: strongly typed, one profile, everything read back."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from samx.artifacts import trust
-from samx.artifacts.commit import write_file
-from samx.artifacts.manifest import Evidence, Lowered, Manifest, utc_now
-from samx.artifacts.store import Artifact
-from samx.artifacts.strict_json import plain
 from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import ArtifactError, UnavailableError
 from samx.formats.tensorrt.engine import (
     CAPABILITIES,
     Understood,
-    check_engine,
     limits_of,
-    load_engine,
     mismatches,
     network_ports,
     shape_tensors,
 )
-from samx.formats.tensorrt.library import SHOWN_CHARACTERS, Message, Opened, concerns, figures, first_error, summary
-from samx.formats.tensorrt.plan import ENGINE_FILE, ENGINE_ROLE, BuildPlan, read_plan
-from samx.formats.tensorrt.stamp import STAMP_FILE, STAMP_ROLE, Gpu, Machine, Stamp, find_gpu
+from samx.formats.tensorrt.library import SHOWN_CHARACTERS, Message, Opened, concerns, first_error
+from samx.formats.tensorrt.plan import EnginePlan
+from samx.formats.tensorrt.stamp import Gpu
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
 
 
 REMEDY = "Export again with this version of samx; if it stays, please report it."
-REPORT_FILE, REPORT_ROLE = "lowering.json", "lowering_report"
-ROLES: Mapping[str, str] = {ENGINE_FILE: ENGINE_ROLE, STAMP_FILE: STAMP_ROLE, REPORT_FILE: REPORT_ROLE}
-HEADER = {
-    "format": "samx-lowering-report", "schema_version": 1, "level": "lowered",
-    "shows": "the library's compiler accepted the graph with these tensors and profiles; nothing was run",
-}  # fmt: skip
-
-Progress = Callable[[str], None]
 
 
 def build_engine(
-    onnx: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None = None
-) -> tuple[bytes, Understood, str | None]:
+    onnx: bytes, plan: EnginePlan, opened: Opened, gpu: Gpu | None = None, *, path: Path | None = None,
+    memory: int | None = None,
+) -> tuple[bytes, Understood, str | None]:  # fmt: skip
     """Build an engine; return it with what the library understood before, and the state of its timing cache, if any.
 
-    What the library said is in opened.messages. Without a GPU it builds only where it can do that.
+    What the library said is in opened.messages. Without a GPU it builds only where it can do that. `path` is where the
+    file lies, for weights beside it; `memory` caps what the builder may use beside the weights, in bytes.
 
     Raises: ArtifactError when the library refuses the file, understands something else than the plan says, or warns
     about precision or shapes; UnavailableError when it needs a GPU.
@@ -67,9 +51,9 @@ def build_engine(
     flag = _strongly_typed(module)
     network: trt.INetworkDefinition = builder.create_network(0 if flag is None else 1 << int(flag))
     parser: trt.OnnxParser = module.OnnxParser(network, opened.logger)  # owns the weights until the engine is there
-    _parse(parser, onnx, plan, messages)
+    _parse(parser, onnx, plan, messages, path)
     config: trt.IBuilderConfig = builder.create_builder_config()
-    _configure(config, plan, module)
+    configure(config, plan, module, memory)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     _set_profile(profile, plan)
     understood = _understood(network, config, profile, module, plan)
@@ -91,8 +75,10 @@ def _strongly_typed(module: ModuleType) -> trt.NetworkDefinitionCreationFlag | N
     return getattr(flags, "STRONGLY_TYPED", None)
 
 
-def _parse(parser: trt.OnnxParser, onnx: bytes, plan: BuildPlan, messages: Sequence[Message]) -> None:
-    if parser.parse(onnx):
+def _parse(
+    parser: trt.OnnxParser, onnx: bytes, plan: EnginePlan, messages: Sequence[Message], path: Path | None
+) -> None:
+    if parser.parse(onnx, None if path is None else str(path)):
         return
     found = _parser_error(parser.get_error(0)) if parser.num_errors else first_error(messages)
     raise ArtifactError(f"{plan.library.title} cannot read '{plan.model}'", found=found, fix=REMEDY)
@@ -106,12 +92,15 @@ def _parser_error(error: trt.ParserError) -> str:
     return f"{where}: {reason}" if where else reason
 
 
-def _set_profile(profile: trt.IOptimizationProfile, plan: BuildPlan) -> None:
+def _set_profile(profile: trt.IOptimizationProfile, plan: EnginePlan) -> None:
     for name, limits in plan.profile.items():
         profile.set_shape(name, *limits)
 
 
-def _configure(config: trt.IBuilderConfig, plan: BuildPlan, module: ModuleType) -> None:
+def configure(config: trt.IBuilderConfig, plan: EnginePlan, module: ModuleType, memory: int | None = None) -> None:
+    """Set what the types in the file, the plan and the caller's memory say; memory in bytes."""
+    if memory is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, memory)
     config.clear_flag(module.BuilderFlag.TF32)  # the types are those in the file
     capabilities = CAPABILITIES[plan.compute]
     if capabilities:
@@ -122,7 +111,7 @@ def _configure(config: trt.IBuilderConfig, plan: BuildPlan, module: ModuleType) 
 
 def _understood(
     network: trt.INetworkDefinition, config: trt.IBuilderConfig, profile: trt.IOptimizationProfile, module: ModuleType,
-    plan: BuildPlan,
+    plan: EnginePlan,
 ) -> Understood:  # fmt: skip
     """Read back what the library holds now. Nothing is taken from the plan but the names to ask for."""
     flag = _strongly_typed(module)
@@ -139,7 +128,7 @@ def _understood(
 
 
 def _built(
-    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, plan: BuildPlan,
+    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, plan: EnginePlan,
     module: ModuleType, gpu: Gpu | None, messages: Sequence[Message],
 ) -> tuple[bytes, str | None]:  # fmt: skip
     """Run the builder, with a timing cache where the library has one."""
@@ -172,76 +161,3 @@ def _keep(config: trt.IBuilderConfig, path: Path | None) -> str | None:
     """Write what the builder learnt about this GPU's kernels; returns why it could not."""
     cache: trt.ITimingCache | None = config.get_timing_cache()
     return "the library gave none" if cache is None else write_cached(path, bytes(memoryview(cache.serialize())))
-
-
-def lower(directory: Path, manifest: Manifest, progress: Progress = lambda _: None) -> Lowered:
-    """Build the engine that a directory's build.json describes; the manifest lists what is there before.
-
-    Raises: MissingExtraError, UnavailableError, ArtifactError, WriteError. Nothing was written then that seal() takes.
-    """
-    artifact = Artifact(directory, manifest)
-    plan = read_plan(artifact)
-    onnx = _model(artifact, plan)
-    opened = plan.library.start()
-    gpu = gpu_for(plan)
-    progress(f"Building the {plan.library.title} {opened.version} engine")
-    started = time.perf_counter()
-    engine, understood, cache = build_engine(onnx, plan, opened, None if plan.library.builds_without_gpu else gpu)
-    seconds, messages = time.perf_counter() - started, tuple(opened.messages)
-    engine_facts = _read_engine(engine, plan, opened, gpu, str(directory))
-    machine = Machine.here(opened.version, gpu if plan.library.binds else None)
-    sha256 = hashlib.sha256(engine).hexdigest()
-    stamp = Stamp(plan.target, plan.compute, machine, plan.onnx_sha256, sha256, utc_now())
-    report = {
-        **HEADER, "target": plan.target, "library": plan.library.title, "version": opened.version, "os": machine.os,
-        "gpu": machine.gpu, "compute": plan.compute, "seconds": round(seconds, 3), "onnx_bytes": len(onnx),
-        "engine_bytes": len(engine), "engine_sha256": sha256, "memory": figures(messages),
-        "network": plain(understood), "log": summary(messages), "timing_cache": cache, "engine": engine_facts,
-    }  # fmt: skip
-    write_file(directory / ENGINE_FILE, engine)
-    write_file(directory / STAMP_FILE, stamp.to_bytes())
-    write_file(directory / REPORT_FILE, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
-    trust.remember(sha256, f"built from {plan.model} {plan.onnx_sha256}")
-    runtime, device = f"{plan.library.title} {opened.version}", machine.gpu or f"none, compiled for {plan.compute}"
-    return Lowered(
-        files=ROLES, evidence=Evidence("lowered", REPORT_FILE, True, runtime, device, stamp.created),
-        tools={plan.library.module: opened.version}, seconds=seconds, warnings=tuple(concerns(messages)),
-        opened=engine_facts["read_back"] is not None,
-    )  # fmt: skip
-
-
-def gpu_for(plan: BuildPlan) -> Gpu | None:
-    """Look for the GPU; only a library that builds without one does without.
-
-    Raises: UnavailableError.
-    """
-    try:
-        return find_gpu()
-    except UnavailableError:
-        if plan.library.builds_without_gpu:
-            return None
-        raise
-
-
-def _model(artifact: Artifact, plan: BuildPlan) -> bytes:
-    onnx = artifact.read(plan.model)
-    found = artifact.manifest.files[plan.model].sha256  # of these very bytes: read() has compared them
-    if found != plan.onnx_sha256:
-        raise ArtifactError(
-            f"{artifact.path / plan.model} is not the file that was planned for", found=f"sha256 {found}",
-            expected=plan.onnx_sha256, fix="Export again.",
-        )  # fmt: skip
-    return onnx
-
-
-def _read_engine(engine: bytes, plan: BuildPlan, opened: Opened, gpu: Gpu | None, where: str) -> dict[str, Any]:
-    """Read the engine back where a GPU lets us; where none is needed to build, say why it was not read."""
-    if gpu is None:
-        return {"read_back": None, "reason": "an engine is opened on a GPU only, and none is here"}
-    try:
-        _runtime, loaded = load_engine(engine, opened, where)  # the engine lives in the runtime
-    except (ArtifactError, UnavailableError) as cause:
-        if not plan.library.builds_without_gpu:
-            raise
-        return {"read_back": None, "reason": f"the engine does not open on this GPU: {cause.found}"}
-    return {"read_back": plain(check_engine(loaded, opened, plan, where)), "reason": None}

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Repeat this engine's build, and compare it with ONNX Runtime, with stock tools: no samx involved.
 #   pip install polygraphy onnxruntime @{package}
-#   sh reproduce.sh build ENGINE    build the engine and write it to the file ENGINE@{without_gpu}
-#   sh reproduce.sh compare         build it, run it on this machine's GPU, compare with ONNX Runtime on the CPU
-#   sh reproduce.sh @{command} ENGINE    build it with NVIDIA's own command-line tool
+#   sh @{script} build ENGINE    build the engine and write it to the file ENGINE@{without_gpu}
+#   sh @{script} compare         build it, run it on this machine's GPU, compare with ONNX Runtime on the CPU
+#   sh @{script} @{command} ENGINE    build it with NVIDIA's own command-line tool
 set -eu
 engine=${2:-}
 case "$engine" in
@@ -19,7 +19,7 @@ cd "$(dirname "$0")"
 trap 'rm -rf "$work"' EXIT
 
 usage() {
-  sed -n '2,6p' reproduce.sh >&2
+  sed -n '2,6p' @{script} >&2
   exit 2
 }
 
@@ -36,39 +36,45 @@ def postprocess(builder, network, config):
     config.clear_flag(trt.BuilderFlag.TF32)
 PY
 
-# Clicks in the frame with the labels that a decoder knows; random numbers would be prompts that nobody makes.
+# Clicks in the frame with the labels that a decoder knows, or the levels of a picture; random numbers would be prompts
+# and pictures that nobody makes.
 cat > "$work/prompts.py" <<'PY'
 import numpy as np
 SHAPES = @{shapes}
+TYPES = @{types}
 def load_data():
     random = np.random.default_rng(0)
-    feed = {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
-    feed["point_coords"] = random.uniform(0, @{frame}, SHAPES["point_coords"]).astype(np.float32)
-    feed["point_labels"] = random.choice([-1, 0, 1], SHAPES["point_labels"]).astype(np.float32)
+    feed = {name: random.standard_normal(shape) for name, shape in SHAPES.items()}
+    if "point_coords" in SHAPES:
+        feed["point_coords"] = random.uniform(0, @{frame}, SHAPES["point_coords"])
+        feed["point_labels"] = random.choice([-1, 0, 1], SHAPES["point_labels"])
     if "has_mask_input" in SHAPES:
-        feed["has_mask_input"] = random.choice([0, 1], SHAPES["has_mask_input"]).astype(np.float32)
-    yield feed
+        feed["has_mask_input"] = random.choice([0, 1], SHAPES["has_mask_input"])
+    if "picture" in SHAPES:
+        feed["picture"] = random.integers(0, 256, SHAPES["picture"])
+    if "valid" in SHAPES:
+        feed["valid"] = np.full(SHAPES["valid"], SHAPES["picture"][1])
+    yield {name: value.astype(TYPES[name]) for name, value in feed.items()}
 PY
 
 build() {
-  polygraphy convert @{model} --convert-to trt --strongly-typed \
-    @{bounds} \
+  polygraphy convert @{model} --convert-to trt --strongly-typed@{bounds} \
     --trt-config-postprocess-script "$work/exact.py:postprocess" \
-    -o "$work/decoder.engine"
+    -o "$work/@{engine}"
 }
 
 case "${1:-}" in
 build)
   [ -n "$engine" ] || usage
   build
-  mv "$work/decoder.engine" "$engine"
+  mv "$work/@{engine}" "$engine"
   ;;
 compare)
   build
   polygraphy run @{model} --onnxrt \
     --data-loader-script "$work/prompts.py" \
     --save-inputs "$work/inputs.json" --save-outputs "$work/outputs.json"
-  polygraphy run "$work/decoder.engine" --model-type engine --trt \
+  polygraphy run "$work/@{engine}" --model-type engine --trt \
     --load-inputs "$work/inputs.json" \
     --load-outputs "$work/outputs.json" --validate --compare cosine_similarity \
     --cosine-similarity-threshold @{least_cosine}
@@ -76,7 +82,7 @@ compare)
 @{command})
   [ -n "$engine" ] || usage
   @{vendor}
-  mv "$work/decoder.engine" "$engine"
+  mv "$work/@{engine}" "$engine"
   ;;
 *)
   usage

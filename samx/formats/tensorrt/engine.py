@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from samx.errors import ArtifactError, UnavailableError
 from samx.formats.tensorrt.library import Opened, first_error
-from samx.formats.tensorrt.plan import BuildPlan, Limits, Port
+from samx.formats.tensorrt.plan import EnginePlan, Limits, Port
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # The library's names of element types. What is not listed here is shown as the library calls it.
 DTYPES: Mapping[str, str] = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64", "INT8": "int8",
-    "BOOL": "bool",
+    "UINT8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 DYNAMIC = -1
 CAPABILITIES: Mapping[str, tuple[str, ...]] = {"this_gpu": (), "ampere_plus": (), "sm75": ("SM75",)}
@@ -65,7 +65,7 @@ def limits_of(shapes: Sequence[Sequence[int]]) -> Limits:
     return low, opt, high
 
 
-def mismatches(found: Understood, plan: BuildPlan) -> list[str]:
+def mismatches(found: Understood, plan: EnginePlan) -> list[str]:
     """Return in words where what was read back differs from the plan."""
     pairs = [
         *_port_pairs("input", found.inputs, plan.inputs, plan.fixed),
@@ -141,7 +141,7 @@ def load_engine(data: bytes, opened: Opened, where: str) -> tuple[trt.Runtime, t
     )  # fmt: skip
 
 
-def check_engine(engine: trt.ICudaEngine, opened: Opened, plan: BuildPlan, where: str) -> Understood:
+def check_engine(engine: trt.ICudaEngine, opened: Opened, plan: EnginePlan, where: str) -> Understood:
     """Compare an engine with the plan that it shall come from. What it does not tell about itself is left as planned.
 
     Raises: ArtifactError.

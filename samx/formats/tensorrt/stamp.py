@@ -12,7 +12,6 @@ from samx.artifacts.strict_json import Document, Sha256
 from samx.errors import UnavailableError
 from samx.formats.tensorrt.library import Library, check_compute, library_of, version_of
 
-STAMP_FILE, STAMP_ROLE = "engine.json", "engine_stamp"
 WORDS = {"gpu": "GPU", "compute_capability": "compute capability", "driver": "driver", "os": "system"}
 AMPERE = (8, 0)
 # The driver's own library: building an engine needs nothing else.

@@ -64,6 +64,8 @@ class Convolutions(nn.Sequential):
 class LinearAttention(nn.Module):
     """Attend to tokens and to their neighbourhoods, over the whole picture."""
 
+    keep_fp32 = True  # sums over all tokens that no softmax bounds
+
     def __init__(self, of: Weigher, name: str) -> None:
         super().__init__()
         self.qkv, self.proj = ConvLayer(of, f"{name}.qkv", bias=False), ConvLayer(of, f"{name}.proj")

@@ -39,7 +39,7 @@ class PictureGraph(nn.Module):
         Shapes: picture (B, S, S, 3), RGB from 0 to 255[, valid (B, 2) of int32, height and width] -> B of each image
         input.
         """
-        pixels = inputs[0].permute(0, 3, 1, 2).float()
+        pixels = inputs[0].float().permute(0, 3, 1, 2)  # TensorRT does nothing with bytes but cast them
         inside = valid_part(inputs[1], pixels.shape[-1]) if len(inputs) > 1 else None
         pixels = own_range(pixels, inside) if self.own_range else pixels * self.scale + self.shift
         encoded: tuple[Tensor, ...] = self.encoder(pixels if inside is None else pixels * inside)

@@ -67,9 +67,9 @@ def set_precision(
         for path, module in _modules(decoder, name):
             held[path] = dtype
             if dtype != stream or name in TAKES_INPUTS:
-                _cast_at_border(module, dtype, stream)
+                cast_at_border(module, dtype, stream)
     for path, module in decoder.named_modules():
-        _convert(module, _dtype_of(path, held, stream))
+        convert(module, _dtype_of(path, held, stream))
     decoder.stream = stream
     return decoder
 
@@ -85,7 +85,7 @@ def _dtype_of(path: str, held: Mapping[str, torch.dtype], stream: torch.dtype) -
     return held[max(owners, key=len)] if owners else stream
 
 
-def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+def convert(module: nn.Module, dtype: torch.dtype) -> None:
     """Convert a module's own tensors, not those of the modules in it."""
     for name, parameter in module.named_parameters(recurse=False):
         module.register_parameter(name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
@@ -94,10 +94,13 @@ def _convert(module: nn.Module, dtype: torch.dtype) -> None:
             module.register_buffer(name, buffer.to(dtype))
 
 
-def _cast_at_border(module: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
+def cast_at_border(module: nn.Module, inside: torch.dtype, outside: torch.dtype) -> None:
+    """Let a module compute in one type and be given and return another."""
     module.register_forward_pre_hook(lambda _, arguments: tuple(_cast(value, inside) for value in arguments))
     module.register_forward_hook(lambda _, __, output: _cast(output, outside))
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_cast(one, dtype) for one in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

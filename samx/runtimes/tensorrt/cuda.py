@@ -7,6 +7,8 @@ from collections.abc import Callable
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
+from numpy.typing import NDArray
+
 from samx.errors import SamxError, UnavailableError
 from samx.formats.tensorrt.stamp import FIRST_DEVICE, Gpu, error_words
 from samx.models.session import FloatArray
@@ -46,7 +48,7 @@ class CudaDevice:
         """Free reserved bytes."""
         self._call("give GPU memory back", self._driver.cuMemFree_v2, c_uint64(address))
 
-    def upload(self, address: int, array: FloatArray) -> None:
+    def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy an array to the device. The system stages it: the array is free when this returns."""
         here, there, size = c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes)
         self._call("copy to the GPU", self._driver.cuMemcpyHtoDAsync_v2, there, here, size, self._stream)
@@ -55,6 +57,19 @@ class CudaDevice:
         """Copy from the device into an array; complete after synchronise()."""
         here, there, size = c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes)
         self._call("copy from the GPU", self._driver.cuMemcpyDtoHAsync_v2, here, there, size, self._stream)
+
+    def copy(self, address: int, source: int, size: int) -> None:
+        """Copy within the device, in the order of the stream; the source must stay until that is done."""
+        there, here = c_uint64(address), c_uint64(source)
+        self._call("copy on the GPU", self._driver.cuMemcpyDtoDAsync_v2, there, here, c_size_t(size), self._stream)
+
+    def wait_for(self, stream: int | None) -> None:
+        """Wait until another's work is done: of a stream, or where none is told, all of the GPU's."""
+        doing = "finish the work of another library on the GPU"
+        if stream is None:
+            self._call(doing, self._driver.cuCtxSynchronize)
+        else:
+            self._call(doing, self._driver.cuStreamSynchronize, c_void_p(stream))
 
     def synchronise(self) -> None:
         """Wait for all work of the stream; errors of that work are raised here."""

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from samx.artifacts import trust
 from samx.artifacts.store import Artifact
-from samx.artifacts.trust import cache_path, read_cached, write_cached
-from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError
+from samx.errors import ArtifactError, ImageError, PromptError, SamxError, UnavailableError
 from samx.formats.tensorrt.engine import check_engine, load_engine
-from samx.formats.tensorrt.library import Opened, first_error
-from samx.formats.tensorrt.plan import BuildPlan, engine_file, read_plan
-from samx.formats.tensorrt.stamp import STAMP_ROLE, Gpu, Machine, Stamp, describe_gpu, differs, find_gpu, open_driver
-from samx.models.session import Feed, FloatArray, Outputs, Placement
-from samx.models.spec import DecoderSpec, TensorSpec
+from samx.formats.tensorrt.plan import DECODER, BuildPlan, EnginePlan, Part, engine_file, read_plan, read_plan_of
+from samx.formats.tensorrt.stamp import Gpu, Machine, Stamp, describe_gpu, differs, find_gpu, open_driver
+from samx.models.session import Feed, Outputs, Placement
+from samx.models.shape_range import ShapeRange
+from samx.models.spec import DecoderSpec
 from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
-from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice
-
-if TYPE_CHECKING:
-    import tensorrt_rtx as trt
+from samx.runtimes.tensorrt.arrays import Lent, lent, on_gpu
+from samx.runtimes.tensorrt.cuda import CudaDevice
+from samx.runtimes.tensorrt.execution import Execution, count_layers
 
 DEVICE = "cuda"
-ITEM_BYTES = np.dtype(np.float32).itemsize
 
 
 def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None = None) -> TensorRTRuntime:
@@ -34,21 +31,42 @@ def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None 
     Raises: MissingExtraError; UnavailableError without the library's version or the GPU; ArtifactError for an engine
     that is not built yet, not trusted, or not of this machine; UsageError.
     """
+    part = open_engine(artifact, DECODER, device, threads)
+    padding = Padding.of(artifact.manifest.options, str(artifact.path))
+    return TensorRTRuntime(artifact.manifest.spec, read_plan(artifact), part, padding)
+
+
+def open_engine(artifact: Artifact, part: Part, device: str, threads: int | None) -> Execution:
+    """Open one of a verified artifact's engines.
+
+    Raises: as open_artifact().
+    """
     check_device(device, [DEVICE], "unsupported device of an engine")
     refuse_threads(threads, "an engine has no CPU threads to choose")
-    plan = read_plan(artifact)
+    plan = read_plan_of(artifact, part)
     opened = plan.library.start()
-    name = engine_file(artifact)
+    name = engine_file(artifact, part)
     sha256 = artifact.manifest.files[name].sha256
     trust.require_trusted(sha256, artifact.path)
     driver = open_driver()
     gpu = describe_gpu(driver)
     check_stamp(artifact, plan, sha256, Machine.here(opened.version, gpu))
-    memory, where = CudaDevice(driver, gpu), str(artifact.path)
+    where = str(artifact.path)
+    memory = _shared(driver, gpu)
     loaded = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
     check_engine(loaded[1], opened, plan, where)
-    padding = Padding.of(artifact.manifest.options, where)
-    return TensorRTRuntime(artifact.manifest.spec, plan, opened, loaded, sha256, memory, padding)
+    return Execution(opened, loaded, sha256, memory)
+
+
+_DEVICES: WeakValueDictionary[Gpu, CudaDevice] = WeakValueDictionary()
+
+
+def _shared(driver: Any, gpu: Gpu) -> CudaDevice:
+    """Return the process's one stream: what an encoder computes is there before its decoder asks, without waiting."""
+    found = _DEVICES.get(gpu)
+    if found is None:
+        _DEVICES[gpu] = found = CudaDevice(driver, gpu)
+    return found
 
 
 def devices() -> list[str]:
@@ -60,12 +78,12 @@ def devices() -> list[str]:
     return [DEVICE]
 
 
-def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine) -> None:
+def check_stamp(artifact: Artifact, plan: EnginePlan, sha256: str, here: Machine) -> None:
     """Refuse an engine that was made from another graph or belongs to another machine.
 
     Raises: ArtifactError naming what differs.
     """
-    name = artifact.file_with_role(STAMP_ROLE)
+    name = artifact.file_with_role(plan.PART.stamp_role)
     stamp = Stamp.from_bytes(artifact.read(name), str(artifact.path / name))
     found = differs(stamp, here)
     if (stamp.engine_sha256, stamp.onnx_sha256) != (sha256, plan.onnx_sha256):
@@ -78,164 +96,92 @@ def check_stamp(artifact: Artifact, plan: BuildPlan, sha256: str, here: Machine)
 
 
 class TensorRTRuntime(CopiesOnly, Runtime):
-    """Feed an engine by tensor name. Buffers stay; a repeated call with the same shapes only copies and runs."""
+    """Decode with an engine."""
 
     def __init__(
-        self, spec: DecoderSpec, plan: BuildPlan, opened: Opened, loaded: tuple[trt.Runtime, trt.ICudaEngine],
-        sha256: str, device: CudaDevice, padding: Padding | None = None,
-    ) -> None:  # fmt: skip
+        self, spec: DecoderSpec, plan: BuildPlan, execution: Execution, padding: Padding | None = None
+    ) -> None:
         super().__init__(spec, plan.prompts.max, padding)
-        self._plan, self._opened, self._device = plan, opened, device
-        self._lives_in, self._engine = loaded
-        execution, self._kernels = open_context(self._engine, opened, device.gpu, sha256)
-        self._context: trt.IExecutionContext = execution
-        self._buffers = Buffers(device)
-        self._bound: dict[str, tuple[int, tuple[int, ...]]] = {}  # what the context knows: address and shape
-        self._runs = 0  # calls since the shapes or addresses changed
+        self._plan, self._execution = plan, execution
+        self.profile_prompts = plan.prompts  # for the gate, which asks its least, its usual and its most
+        self._held: Mapping[str, Lent] = {}  # until the stream has copied them
 
     def placement(self) -> Placement:
         """Count the engine's layers, as the library's inspector lists them; all of them run on the GPU."""
-        opened, device, kernels = self._opened, self._device, self._kernels
+        execution = self._execution
+        opened, device, kernels = execution.opened, execution.device, execution.kernels
         details = {
             opened.library.module: opened.version,
             "gpu": device.gpu.name,
             "compute_capability": device.gpu.compute_capability,
             "driver": device.gpu.driver,
             "kernel_cache": None if kernels is None else kernels.state,
-            "buffer_bytes": self._buffers.total,
+            "buffer_bytes": execution.buffers.total,
             "counted": "engine layers",
         }
-        layers = count_layers(self._engine, opened)
+        layers = count_layers(execution.engine, opened)
         return Placement(opened.library.module, DEVICE, {DEVICE: layers}, details)
 
-    def _set_image(self, image: Feed) -> None:
+    def set_image(self, image: Mapping[str, Any]) -> None:
+        """Take one image's features, from the host or the GPU, where they are not looked through for NaN.
+
+        Shapes: DecoderSpec.image_inputs; on the GPU as DLPack or __cuda_array_interface__ has it.
+        Raises: ImageError when a tensor is missing, of another type or shape, or not finite.
+        """
+        if not all(map(on_gpu, image.values())):
+            return super().set_image({name: np.asarray(value) for name, value in image.items()})
+        with self.turns.changing():
+            self._has_image = False
+            device = self._execution.device
+            self._hold({name: lent(value, name, device) for name, value in image.items()})
+            self._has_image = True
+
+    def _hold(self, image: Mapping[str, Lent]) -> None:
+        """Copy features on the GPU; those that nobody changes need no waiting, for the next call waits for all."""
+        expected = {tensor.name: tensor.shape for tensor in self.spec.image_inputs}
+        if (found := {name: value.shape for name, value in image.items()}) != expected:
+            raise ImageError("wrong tensors on the GPU", found=found, expected=expected)
         for name, value in image.items():
-            self._upload(name, value)
-        self._device.synchronise()
+            self._execution.put(name, value)
+        if any(value.foreign for value in image.values()):
+            self._execution.device.synchronise()
+        self._held = image
+
+    def _set_image(self, image: Feed) -> None:
+        self._held = {}
+        for name, value in image.items():
+            self._execution.put(name, value)
+        self._execution.device.synchronise()
 
     def _decode(self, prompts: Feed) -> Outputs:
         n, points = prompts["point_labels"].shape
         self._check_limits(n, points)
+        execution = self._execution
         for name, value in prompts.items():
-            self._upload(name, value)
-        shapes = {tensor.name: self._bind_output(tensor, n) for tensor in self.spec.outputs}
+            execution.put(name, value)
+        places = {t.name: execution.output(t.name, (n, *t.shape[1:]), f"{n} prompts") for t in self.spec.outputs}
         if self._works:
-            self._run()
-        outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+            execution.run()
+        outputs = {name: np.empty(shape, np.float32) for name, (_, shape) in places.items()}
         for name, value in outputs.items():
-            self._device.download(self._bound[name][0], value)
-        self._device.synchronise()
-        if self._runs == 1 and self._kernels is not None:
-            self._kernels.keep()  # a new shape has compiled new kernels
+            execution.device.download(places[name][0], value)
+        execution.device.synchronise()
+        self._held = {}
+        execution.keep_kernels()
         return outputs
 
     def _check_limits(self, prompts: int, points: int) -> None:
-        plan = self._plan
-        for what, count, limits in (
-            ("prompts a call", prompts, plan.prompts),
-            ("points a prompt", points, plan.points),
-        ):
-            if count not in limits:
-                raise PromptError(
-                    f"this engine was not built for that many {what}, padding counted", found=count,
-                    expected=f"{limits.min} to {limits.max}", fix="Export again with a range that contains it.",
-                )  # fmt: skip
-
-    def _upload(self, name: str, value: FloatArray) -> None:
-        if self._bind(name, value.shape) and not self._context.set_input_shape(name, value.shape):
-            del self._bound[name]
-            raise self._refusal(f"refuses shape {value.shape} of {name}")
-        self._device.upload(self._bound[name][0], value)
-
-    def _bind_output(self, tensor: TensorSpec, rows: int) -> tuple[int, ...]:
-        """Take the shape that the engine computes, once every input has one."""
-        shape = tuple(int(size) for size in self._context.get_tensor_shape(tensor.name))
-        if shape != (rows, *tensor.shape[1:]):
-            raise self._refusal(f"gives {tensor.name} the shape {shape} for {rows} prompts")
-        self._bind(tensor.name, shape)
-        return shape
-
-    def _bind(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Give a tensor its memory; says whether anything changed."""
-        address = self._buffers.address(name, int(np.prod(shape)) * ITEM_BYTES)
-        if self._bound.get(name) == (address, shape):
-            return False
-        self._runs = 0
-        if not self._context.set_tensor_address(name, address):
-            raise self._refusal(f"refuses the memory of {name}")
-        self._bound[name] = (address, shape)
-        return True
-
-    def _run(self) -> None:
-        self._runs += 1
-        self._opened.messages.clear()
-        if not self._context.execute_async_v3(self._device.stream):
-            raise self._refusal("does not run the engine")
-
-    def _refusal(self, what: str) -> SamxError:
-        title = self._opened.library.title
-        return SamxError(f"{title} {what}", found=first_error(self._opened.messages), fix="Please report this.")
+        check_limit("prompts a call", prompts, self._plan.prompts, PromptError)
+        check_limit("points a prompt", points, self._plan.points, PromptError)
 
 
-def count_layers(engine: trt.ICudaEngine, opened: Opened) -> int:
-    """Ask the inspector; an engine whose layers have no readable list still has their number."""
-    inspector: trt.EngineInspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(opened.module.LayerInformationFormat.JSON)
-    try:
-        return len(json.loads(text)["Layers"])
-    except (ValueError, KeyError, TypeError):
-        return int(engine.num_layers)
+def check_limit(what: str, count: int, limits: ShapeRange, error: type[SamxError]) -> None:
+    """Refuse a size that an engine was not built for.
 
-
-class KernelCache:
-    """The kernels that were compiled on this GPU, kept so that the next start does not compile them again."""
-
-    def __init__(self, config: trt.IRuntimeConfig, path: Path | None) -> None:
-        self._config, self._path = config, path  # what the context is made from must live as long as the context
-        self._cache: trt.IRuntimeCache = config.create_runtime_cache()
-        kept = read_cached(path)
-        taken = kept is not None and self._cache.deserialize(kept)
-        self.state = "new" if kept is None else "kept" if taken else "refused"  # the last: of another driver or GPU
-        self._kept_bytes = len(kept) if kept is not None and taken else 0
-        config.set_runtime_cache(self._cache)
-
-    def keep(self) -> None:
-        """Write the cache if it grew, whole or not at all. Failure is not fatal."""
-        data = bytes(memoryview(self._cache.serialize()))
-        if len(data) != self._kept_bytes:
-            problem = write_cached(self._path, data)
-            self.state = self.state if problem is None else f"not kept: {problem}"
-            self._kept_bytes = len(data)
-
-
-def open_context(
-    engine: trt.ICudaEngine, opened: Opened, gpu: Gpu, sha256: str
-) -> tuple[trt.IExecutionContext, KernelCache | None]:
-    """Make what executes an engine, and its kernels where the library compiles them on this machine.
-
-    Raises: UnavailableError when the GPU does not take it, mostly for want of memory.
+    Raises: the error.
     """
-    opened.messages.clear()
-    kernels = None
-    execution: trt.IExecutionContext | None
-    if opened.library.has_runtime_cache:
-        config = _config(engine, opened)
-        facts = (opened.version, gpu.name, gpu.compute_capability, gpu.driver, sha256)
-        kernels = KernelCache(config, cache_path("kernels", opened.library.target, *facts))
-        execution = engine.create_execution_context(config)
-    else:
-        execution = engine.create_execution_context()
-    if execution is None:
-        raise UnavailableError(
-            f"{opened.library.title} cannot make room for the engine on {gpu.name}", found=first_error(opened.messages),
-            fix="Free GPU memory, or export for fewer prompts at a time.",
+    if count not in limits:
+        raise error(
+            f"this engine was not built for that many {what}, padding counted", found=count,
+            expected=f"{limits.min} to {limits.max}", fix="Export again with a range that contains it.",
         )  # fmt: skip
-    return execution, kernels
-
-
-def _config(engine: trt.ICudaEngine, opened: Opened) -> trt.IRuntimeConfig:
-    config: trt.IRuntimeConfig = engine.create_runtime_config()
-    # Compile for a new shape before its first call returns: what is measured afterwards does not change any more.
-    config.dynamic_shapes_kernel_specialization_strategy = opened.module.DynamicShapesKernelSpecializationStrategy.EAGER
-    config.cuda_graph_strategy = opened.module.CudaGraphStrategy.DISABLED
-    return config
