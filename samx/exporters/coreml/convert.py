@@ -127,9 +127,9 @@ def write_package(
     _write(models, default, path, metadata)
 
 
-def write_single(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a converted model as a package of one function."""
-    _write([(SINGLE_FUNCTION, model)], SINGLE_FUNCTION, path, metadata)
+def write_single(make: Callable[[], Any], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a model, which is made in silence, as a package of one function."""
+    _write(((SINGLE_FUNCTION, make()) for _ in range(1)), SINGLE_FUNCTION, path, metadata)
 
 
 def rewrite_package(

@@ -52,7 +52,7 @@ def write_encoder_package(graph: Graph, directory: Path, *, ios: int, precision:
         images = {picture.name: ct.ImageType(picture.name, shape=shape, color_layout=ct.colorlayout.RGB)}
     chosen = half_but_norms() if precision in HALF else None
     path = directory / ENCODER
-    write_single(convert(module, signature, {}, ios, precision=chosen, images=images), path, {})
+    write_single(lambda: convert(module, signature, {}, ios, precision=chosen, images=images), path, {})
     return path
 
 

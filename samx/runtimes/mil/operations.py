@@ -152,7 +152,12 @@ def avg_pool(
     x: Tensor, kernel_sizes: Sequence[int], pad_type: str, strides: Sequence[int] | None = None,
     pad: Sequence[int] = (), exclude_padding_from_average: bool = False, ceil_mode: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Average over two axes, without padding."""
+    """Average over two axes.
+
+    Raises: ValueError for padding, which no export has.
+    """
+    if any(pad):
+        raise ValueError(f"pads by {list(pad)}")
     return F.avg_pool2d(x, tuple(kernel_sizes), tuple(strides or kernel_sizes))
 
 
@@ -301,7 +306,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "linear": Operation(linear),
     "avg_pool": Operation(
         avg_pool, ("kernel_sizes", "strides", "pad_type", "pad", "exclude_padding_from_average", "ceil_mode"),
-        only={"pad_type": ("valid",), "ceil_mode": (False,)},
+        only={"pad_type": ("valid", "custom"), "ceil_mode": (False,)},
     ),
     "upsample_nearest_neighbor": Operation(upsample_nearest, ("scale_factor_height", "scale_factor_width"),
                                            moves=True),
