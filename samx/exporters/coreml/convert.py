@@ -120,10 +120,7 @@ def write_package(
     ios: int, weights: str | None, metadata: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Convert a module once for each function's sizes and write one package; below iOS 18 it has one function."""
-    models = (
-        (name, convert(module, signature, sizes, ios, weights))
-        for name, sizes in functions.items()
-    )
+    models = ((name, convert(module, signature, sizes, ios, weights)) for name, sizes in functions.items())
     _write(models, default, path, metadata)
 
 

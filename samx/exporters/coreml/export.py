@@ -130,9 +130,7 @@ def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
     from samx.formats.coreml.program import load_program
 
     options: CoreMLOptions = job.options
-    path = write_encoder_package(
-        graph, directory, ios=options.ios, precision=job.precision, image=options.image_input
-    )
+    path = write_encoder_package(graph, directory, ios=options.ios, precision=job.precision, image=options.image_input)
     if faults := forbidden(load_program(package_from_directory(path), path.name).functions):
         raise SamxError(f"{path.name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
     return Exported(_roles(directory, path.name, ENCODER_ROLE), {}, _tools())

@@ -177,6 +177,14 @@ def upsample_nearest(x: Tensor, scale_factor_height: float = 1.0, scale_factor_w
     return x.repeat_interleave(int(scale_factor_height), 2).repeat_interleave(int(scale_factor_width), 3)
 
 
+def split(
+    x: Tensor, axis: int, part: int, num_splits: int | None = None, split_sizes: Sequence[int] | None = None
+) -> Tensor:
+    """Return one part of an axis: of so many alike, or of these sizes."""
+    sizes = list(split_sizes) if split_sizes is not None else x.shape[axis] // (num_splits or 1)
+    return x.split(sizes, axis)[part]
+
+
 def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
     """Return one over the root, of x and a small number."""
     return torch.rsqrt(x + epsilon)
@@ -276,7 +284,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "relu": Operation(lambda x: F.relu(x), moves=True),
     "gelu": Operation(lambda x, mode="EXACT": F.gelu(x), ("mode",), only={"mode": ("EXACT",)}),
     "clip": Operation(lambda x, alpha, beta: x.clamp(alpha, beta), ("alpha", "beta"), moves=True),
-    **_binary(NUMBERS, add=torch.add, sub=torch.sub, mul=torch.mul),
+    **_binary(NUMBERS, add=torch.add, sub=torch.sub, mul=torch.mul, maximum=torch.maximum),
     **_binary(FLOATS, real_div=torch.div),  # of integers: nowhere is said how the quotient is rounded
     **_binary(NUMBERS, equal=torch.eq, less=torch.lt, greater=torch.gt, greater_equal=torch.ge, less_equal=torch.le),
     **_binary(BOOL, logical_or=torch.logical_or),
@@ -293,6 +301,7 @@ OPERATIONS: Mapping[str, Operation] = {
         lambda values, axis, interleave=False: torch.cat(list(values), axis), ("axis", "interleave"), ("values",),
         ANYTHING, moves=True, only={"interleave": (False,)},
     ),
+    "split": _moving(split, "axis", "num_splits", "split_sizes"),
     "tile": _moving(lambda x, reps: x.repeat(tuple(reps)), "reps"),
     # PyTorch orders the pixels of a square as MIL does.
     "pixel_shuffle": Operation(lambda x, upscale_factor: F.pixel_shuffle(x, upscale_factor), ("upscale_factor",),
