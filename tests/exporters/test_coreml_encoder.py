@@ -19,10 +19,10 @@ from test_mobile_encoders import built
 
 from samx.demo import demo_checkpoint
 from samx.demo.model import demo_encoder
-from samx.errors import UsageError
-from samx.exporters.coreml.encoder import write_encoder_package
+from samx.errors import ArtifactError, UsageError
+from samx.exporters.coreml.encoder import check_pictures, write_encoder_package
 from samx.formats.coreml.package import package_from_directory
-from samx.formats.coreml.program import Program, load_program, operations
+from samx.formats.coreml.program import Program, load_program, operations, parse_model
 from samx.models.encoders import attention, hiera, vit
 from samx.models.encoders.base import Encoder
 from samx.models.encoders.picture import picture_graph
@@ -61,7 +61,7 @@ def mobile(name: str) -> Callable[[pytest.MonkeyPatch], tuple[Encoder, DecoderSp
 
 BUILDERS = {
     "demo": built_demo, "ViT": built_vit, "Hiera": built_hiera,
-    **{name: mobile(name) for name in ("MobileSAM", "EdgeSAM", "EfficientViT-SAM L", "EdgeTAM")},
+    **{name: mobile(name) for name in ("MobileSAM", "EdgeSAM", "EdgeTAM")},
 }  # fmt: skip
 
 
@@ -101,3 +101,34 @@ def test_a_package_computes_what_the_module_does(name: str, tmp_path: Path, monk
     half = package(graph, tmp_path / "half", "fp16")
     assert {tensor.dtype for tensor in half.outputs("main")} == {"fp16"}
     assert BOUNDS["fp32"] < max(errors(half, graph)) <= BOUNDS["fp16"]
+
+
+def test_an_image_comes_channels_first_and_planted_faults_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = picture_graph(*BUILDERS["MobileSAM"](monkeypatch))
+    program = package(graph, tmp_path, image=True)
+    side = graph.inputs[0].shape[1]
+    assert program.inputs("main")[0].shape == (1, 3, side, side)
+    assert max(errors(program, graph, image=True)) <= BOUNDS["fp32"]
+    files = package_from_directory(tmp_path / "encoder.mlpackage")
+    name = f"{files.weights_folder}/weight.bin"
+    weights = bytearray(files.files[name])
+    middle = len(weights) // 2
+    weights[middle : middle + 256] = bytes(255 - byte & 0x3F for byte in weights[middle : middle + 256])
+    changed = load_program(replace(files, files={**files.files, name: bytes(weights)}), "here")
+    assert max(errors(changed, graph, image=True)) > BOUNDS["fp32"]
+    spec = parse_model(files.model, "a test")
+    spec.description.input[0].type.imageType.colorSpace = spec.description.input[0].type.imageType.BGR
+    swapped = {**files.files, files.model_path: spec.SerializeToString()}
+    with pytest.raises(ArtifactError, match="described wrongly: found picture .* BGR"):
+        load_program(replace(files, files=swapped), "here")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "image", "words"),
+    [(ShapeRange(1, 2, 4), False, "a Core ML package has fixed shapes"), (ShapeRange(2, 2, 2), True, "one picture")],
+)
+def test_pictures_that_no_package_takes_are_refused(pictures: ShapeRange, image: bool, words: str) -> None:
+    spec = sam1_spec(image_size=256)
+    graph = picture_graph(demo_encoder(demo_checkpoint("sam1"), spec).module, spec, pictures)
+    with pytest.raises(UsageError, match=words):
+        check_pictures(graph, image)

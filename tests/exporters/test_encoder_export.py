@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from samx.exporters.encoder import export_encoder
 from samx.models.encoders.load import Found
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec
-from samx.registry import BACKENDS
+from samx.registry import BACKENDS, load
 
 SPEC = sam1_spec(image_size=256)
 
@@ -51,12 +52,15 @@ def test_pictures_for_an_encoder_that_is_not_known_are_refused(unknown: Path, tm
 
 @pytest.mark.parametrize("target", [entry.target for entry in BACKENDS])
 def test_the_manifest_says_what_the_encoder_takes_and_people_who_runs_it(target: str, tmp_path: Path) -> None:
-    exported = export_encoder(demo_checkpoint("sam1"), job(target), ShapeRange(2, 2, 2), tmp_path)
+    entry = next(entry for entry in BACKENDS if entry.target == target)
+    asked = replace(job(target), options=load(entry.options)())
+    exported = export_encoder(demo_checkpoint("sam1"), asked, ShapeRange(2, 2, 2), tmp_path)
     said = EncoderEntry.from_json(exported.options["encoder"], "here")
     assert said == EncoderEntry("demo", 256, "fp32", ShapeRange(2, 2, 2))
     assert "encoder" in exported.files.values()
-    own = next(entry.encoder for entry in BACKENDS if entry.target == target)
-    assert any(f"target '{target}' does not run it itself" in note for note in exported.notes) == (own is None)
+    assert any(f"target '{target}' does not run it itself" in note for note in exported.notes) == (
+        entry.encoder is None
+    )
 
 
 def test_an_encoder_in_float32_beside_another_decoder_is_said_unless_it_was_asked_for(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import Padding, Runtime
 
-
 CHANNELS = 3  # of a picture
 
 
