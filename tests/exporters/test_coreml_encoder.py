@@ -119,7 +119,7 @@ def test_an_image_comes_channels_first_and_planted_faults_show(tmp_path: Path, m
     spec = parse_model(files.model, "a test")
     spec.description.input[0].type.imageType.colorSpace = spec.description.input[0].type.imageType.BGR
     swapped = {**files.files, files.model_path: spec.SerializeToString()}
-    with pytest.raises(ArtifactError, match="described wrongly: found picture .* BGR"):
+    with pytest.raises(ArtifactError, match=r"described wrongly: found picture .* BGR"):
         load_program(replace(files, files=swapped), "here")
 
 

@@ -28,11 +28,11 @@ class ChannelsFirst(nn.Module):
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
-        self.graph = graph
+        self.encode = graph
 
     def forward(self, picture: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Encode pictures."""
-        encoded: tuple[Tensor, ...] = self.graph(picture.permute(0, 2, 3, 1), *others)
+        encoded: tuple[Tensor, ...] = self.encode(picture.permute(0, 2, 3, 1), *others)
         return encoded
 
 
