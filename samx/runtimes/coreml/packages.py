@@ -95,7 +95,9 @@ def open_encoder_package(artifact: Artifact) -> OpenedEncoder:
     count, side = entry.pictures.max, entry.picture_px
     inputs, outputs = program.inputs(SINGLE_FUNCTION), program.outputs(SINGLE_FUNCTION)
     first = inputs[0].shape[1:2] == (CHANNELS,)
-    wanted = {"picture": (count, CHANNELS, side, side) if first else (count, side, side, CHANNELS)}
+    wanted: dict[str, tuple[int, ...]] = {
+        "picture": (count, CHANNELS, side, side) if first else (count, side, side, CHANNELS)
+    }
     if spec.keeps_aspect:
         wanted["valid"] = (count, 2)
     for what, found, expected in (
