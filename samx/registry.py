@@ -214,6 +214,7 @@ BACKENDS: tuple[Backend, ...] = (
         quantiser="samx.quantization.coreml:quantise", groups="samx.quantization.coreml_rewrite:QUANTISABLE",
         graph="mil", device="cpu+ane", needs="a Mac", compiler="samx.runtimes.coreml.compute_plan:lower",
         finish=FINISH_ON_MAC, opens=("package",), kit_files="samx.kits.phone:phone",
+        encoder="samx.runtimes.coreml.runtime:open_encoder", encoder_precisions=("fp16", "fp32"),
         kit=dict.fromkeys(("cpu+ane", "cpu+gpu", "all", "coreml-cpu"), (f"{PIP} 'coremltools>=9,<10'",)),
     ),
     Backend(
@@ -230,7 +231,7 @@ RUNNERS: Mapping[str, Backend] = {
     "onnx": BACKENDS[0],
     "mil": Backend(
         "mil", "MIL evaluator", "", "", "samx.runtimes.mil.runtime:open_artifact", "samx.runtimes.mil.runtime:devices",
-        {}, "coremltools", "coreml", opens=("package",),
+        {}, "coremltools", "coreml", opens=("package",), encoder="samx.runtimes.mil.runtime:open_encoder",
     ),
 }  # fmt: skip
 

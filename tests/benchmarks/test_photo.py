@@ -20,6 +20,7 @@ from samx.benchmarks.scenarios import BY_NAME
 from samx.benchmarks.subjects import Subject
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
+from samx.picture_encoder import PictureEncoder
 from samx.registry import backend
 
 ENCODER_MS, RESIZE_MS = 300, 3
@@ -47,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
         return {"picture": np.zeros((1, 64, 64, 3), np.uint8)}
 
     monkeypatch.setattr(photo, "encoder_inputs", resize)
-    monkeypatch.setattr(photo.PictureEncoder, "opened_levels", lambda self: encode)
+    monkeypatch.setattr(PictureEncoder, "opened_levels", lambda self: encode)
     monkeypatch.setattr(photo, "picture_mask", lambda *arguments: setattr(clock, "now_ns", clock.now_ns + 7 * MS))
     return clock
 

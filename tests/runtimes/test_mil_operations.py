@@ -36,12 +36,17 @@ MASKS = {"begin_mask": [False, True, False], "end_mask": [True, False, False]}
 
 FOLDED: list[Case] = [
     *(one(kind, X) for kind in ("abs", "cos", "sin", "relu", "sigmoid", "gelu")),
+    one("rsqrt", P),
+    one("rsqrt", P, epsilon=FULL(0.5)),
     one("abs", integers(3, 4)),
     one("gelu", X, mode="EXACT"),
     *(one("clip", X, alpha=FULL(a), beta=FULL(b)) for a, b in ((-0.5, 0.5), (0, 6))),
-    *(two(kind, X, normal(3, 1)) for kind in ("add", "sub", "mul", "real_div")),
+    *(two(kind, X, normal(3, 1)) for kind in ("add", "sub", "mul", "real_div", "maximum")),
     *(two(kind, integers(2, 3), integers(3)) for kind in ("add", "sub", "mul")),
-    *(two(kind, np.round(X), np.round(normal(4))) for kind in ("equal", "greater", "greater_equal", "less_equal")),
+    *(
+        two(kind, np.round(X), np.round(normal(4)))
+        for kind in ("equal", "less", "greater", "greater_equal", "less_equal")
+    ),
     *(two(kind, integers(60), integers(60)) for kind in ("equal", "less_equal", "greater_equal")),
     two("logical_or", truths(4, 8), truths(8)),
     Case("select", {"cond": truths(2, 1, 4), "a": X, "b": normal(3, 1)}),
@@ -75,7 +80,12 @@ FOLDED: list[Case] = [
         for kind in ("reduce_sum", "reduce_max")
         for x, axes, keep in ((X, [1], True), (X, [-1, 0], False), (integers(3, 4), [1], False))
     ),
-    *(one(kind, X) for kind in ("reduce_sum", "reduce_max")),
+    *(one(kind, X) for kind in ("reduce_sum", "reduce_max", "reduce_mean")),
+    *(one("reduce_mean", X, axes=axes, keep_dims=keep) for axes, keep in (([1], True), ([-1, 0], False))),
+    one("split", X, num_splits=2, axis=-1),
+    one("split", integers(5, 3), split_sizes=[2, 3], axis=0),
+    Case("linear", {"x": X}, {"weight": normal(5, 4), "bias": normal(5)}),
+    Case("linear", {"x": X}, {"weight": normal(5, 4)}),
     *(one("reduce_argmax", x, axis=axis) for x, axis in ((TIES, 1), (X, 0))),
     one("reduce_argmax", TIES, axis=-1, keep_dims=True, output_dtype="uint16"),
     Case("reduce_argmax", {"x": TIES}, {"axis": 1}, ios=16),
@@ -125,6 +135,20 @@ KNOWN: list[tuple[Case, Array]] = [
     (one("conv", PLANE, weight=WEIGHT, strides=[2, 1]), convolved(WEIGHT, None, stride=(2, 1))),
     (one("conv", PLANE, weight=WEIGHT, dilations=[1, 3]), convolved(WEIGHT, None, dilation=(1, 3))),
     (one("conv", PLANE, weight=GROUPED, bias=BIAS, groups=2), convolved(GROUPED, BIAS, groups=2)),
+    (one("conv", PLANE, weight=WEIGHT, pad_type="custom", pad=[2, 2, 1, 1]), convolved(WEIGHT, None, padding=(2, 1))),
+    (one("conv", PLANE, weight=POINTWISE, pad_type="custom", pad=[0, 0, 0, 0]), convolved(POINTWISE, None)),
+    (
+        one("avg_pool", PLANE, kernel_sizes=[2, 3], strides=[2, 1], pad_type="valid"),
+        F.avg_pool2d(torch.from_numpy(PLANE), (2, 3), (2, 1)).numpy(),
+    ),
+    (
+        one("pad", PLANE, pad=[0, 0, 1, 2, 3, 0], mode="constant", constant_val=FULL(1.5)),
+        F.pad(torch.from_numpy(PLANE), (3, 0, 1, 2), value=1.5).numpy(),
+    ),
+    (
+        one("upsample_nearest_neighbor", PLANE, scale_factor_height=2, scale_factor_width=3),
+        F.interpolate(torch.from_numpy(PLANE), scale_factor=(2, 3), mode="nearest").numpy(),
+    ),
     (one("pixel_shuffle", SQUARES, upscale_factor=2), UNFOLDED),
     (one("pixel_unshuffle", UNFOLDED, downscale_factor=np.uint32(2)), SQUARES),
     (
@@ -156,6 +180,19 @@ def test_every_operation_has_a_case() -> None:
 )  # fmt: skip
 def test_a_value_without_a_meaning_is_an_error(case: Case, words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
+        case.evaluated()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        one("avg_pool", PLANE, kernel_sizes=[2, 2], strides=[2, 2], pad_type="custom", pad=[1, 1, 0, 0]),
+        one("upsample_nearest_neighbor", PLANE, scale_factor_height=1.5, scale_factor_width=1.5),
+    ],
+    ids=["padded average", "half a pixel"],
+)
+def test_a_way_that_no_export_has_is_refused(case: Case) -> None:
+    with pytest.raises(ArtifactError, match=case.kind):
         case.evaluated()
 
 

@@ -45,11 +45,11 @@ def test_pictures_with_other_answers_fail(demo_artifact: Path, fresh: EncoderSui
 def test_validating_against_the_checkpoint_asks_its_encoder_too(
     demo_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Path] = []
+    asked: list[str] = []
 
     def noted(path: Path, *, pictures: Path | None = None, **more: object) -> None:
         assert pictures is not None
-        asked.append(EncoderSuite.load(pictures.read_bytes()).pictures[0].name)  # type: ignore[arg-type]
+        asked.append(EncoderSuite.load(pictures.read_bytes()).pictures[0].name)
 
     monkeypatch.setattr("samx.commands.validate.gate_in_child", noted)
     validate(demo_artifact, checkpoint=demo_checkpoint("sam1"))

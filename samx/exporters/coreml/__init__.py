@@ -29,6 +29,7 @@ class CoreMLOptions(ExportOptions):
     ios: int = option(18, "Oldest system, 16 to 18. Before 18 a package has one function.")
     contract: str = option("samx", "Whose names: samx, or apple (two packages, as SAM 2.1 apps load them).")
     weights: str | None = option(None, "Smaller weights: linear8 or palette8.")
+    image_input: bool = option(False, "Let the encoder take an image of Core ML's (RGB), not an array of levels.")
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
         """Refuse what no package can be.

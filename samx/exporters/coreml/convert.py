@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from samx.errors import UsageError
 from samx.extras import require, silent
 from samx.formats.coreml.contract import Signature, sized
-from samx.formats.coreml.package import MULTIFUNCTION_IOS, SINGLE_FUNCTION
+from samx.formats.coreml.package import SINGLE_FUNCTION
 from samx.formats.coreml.program import LIBRARY, open_coremltools, parse_model, program_of
 
 PURPOSE, PALETTE_EXTRA = "exporting Core ML packages", "coreml-palettes"
@@ -120,11 +120,13 @@ def write_package(
     ios: int, weights: str | None, metadata: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Convert a module once for each function's sizes and write one package; below iOS 18 it has one function."""
-    models = (
-        (name, _convert(module, signature, _examples(signature, sizes), ios, weights))
-        for name, sizes in functions.items()
-    )
-    _write(models, default, path, ios, metadata)
+    models = ((name, convert(module, signature, sizes, ios, weights)) for name, sizes in functions.items())
+    _write(models, default, path, metadata)
+
+
+def write_single(make: Callable[[], Any], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a model, which is made in silence, as a package of one function."""
+    _write(((SINGLE_FUNCTION, make()) for _ in range(1)), SINGLE_FUNCTION, path, metadata)
 
 
 def rewrite_package(
@@ -132,10 +134,10 @@ def rewrite_package(
 ) -> None:
     """Write MIL functions, as they are, in the place of a package."""
     models = ((name, _unchanged(function, ios)) for name, function in functions.items())
-    _write(models, default, path, ios, metadata)
+    _write(models, default, path, metadata)
 
 
-def _write(models: Iterable[tuple[str, Any]], default: str, path: Path, ios: int, metadata: Mapping[str, str]) -> None:
+def _write(models: Iterable[tuple[str, Any]], default: str, path: Path, metadata: Mapping[str, str]) -> None:
     """Save a model once a function, and join them; a model is made when its turn comes."""
     with _silent(), tempfile.TemporaryDirectory(prefix="samx-coreml-") as folder:
         parts: dict[str, Path] = {}
@@ -143,7 +145,7 @@ def _write(models: Iterable[tuple[str, Any]], default: str, path: Path, ios: int
             parts[name] = Path(folder, f"{name}.mlpackage")
             model.save(str(parts[name]))
         whole = Path(folder, "whole.mlpackage")
-        _join(parts, default, ios, whole)
+        _join(parts, default, whole)
         _finish(whole, path, metadata)
 
 
@@ -172,20 +174,28 @@ def _examples(signature: Signature, sizes: Mapping[str, int]) -> tuple[Tensor, .
     return tuple(torch.ones(sized(tensor, sizes), dtype=DTYPES[tensor.dtype][0]) for tensor in signature.inputs)
 
 
-def _convert(
-    module: nn.Module, signature: Signature, examples: tuple[Tensor, ...], ios: int, weights: str | None
-) -> Any:
+def convert(
+    module: nn.Module, signature: Signature, sizes: Mapping[str, int], ios: int, weights: str | None = None, *,
+    precision: Any = None, images: Mapping[str, Any] | None = None,
+) -> Any:  # fmt: skip
+    """Convert a module for some sizes.
+
+    precision: coremltools', where it chooses types; None leaves them as they were written.
+    images: coremltools' types of inputs that are no arrays.
+    """
     ct = open_coremltools(PURPOSE)
+    examples, images = _examples(signature, sizes), images or {}
     _register_norm()
     return ct.convert(
         _traced(module, examples),
         inputs=[
-            ct.TensorType(tensor.name, shape=tuple(example.shape), dtype=DTYPES[tensor.dtype][1])
+            images.get(tensor.name)
+            or ct.TensorType(tensor.name, shape=tuple(example.shape), dtype=DTYPES[tensor.dtype][1])
             for tensor, example in zip(signature.inputs, examples, strict=True)
         ],
         outputs=[ct.TensorType(tensor.name, dtype=DTYPES[tensor.dtype][1]) for tensor in signature.outputs],
         minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
-        compute_precision=ct.precision.FLOAT32,  # which means: leave the types as they were written
+        compute_precision=precision or ct.precision.FLOAT32,  # which means: leave the types as they were written
         pass_pipeline=_pipeline(module, weights),
         skip_model_load=True,
     )
@@ -216,8 +226,8 @@ def _traced(module: nn.Module, examples: Sequence[Tensor]) -> Any:
     return program
 
 
-def _join(parts: Mapping[str, Path], default: str, ios: int, path: Path) -> None:
-    if ios < MULTIFUNCTION_IOS:
+def _join(parts: Mapping[str, Path], default: str, path: Path) -> None:
+    if list(parts) == [SINGLE_FUNCTION]:
         (single,) = parts.values()
         shutil.move(single, path)
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from samx.artifacts.manifest import ENCODER_ROLE
 from samx.errors import SamxError
 from samx.exporters.base import HALF, Exported, ExportJob
 from samx.exporters.coreml import ONE_PROMPT, CoreMLOptions, chosen_functions
@@ -118,6 +119,23 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     return Exported(files, chosen, _tools(), max(functions.values()), not contract.padding, notes)
 
 
+def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
+    """Write the package of an image encoder into a directory.
+
+    Raises: UsageError for numbers of pictures that no package takes; SamxError as write().
+    """
+    from samx.exporters.coreml.encoder import write_encoder_package
+    from samx.formats.coreml.lint import forbidden
+    from samx.formats.coreml.package import package_from_directory
+    from samx.formats.coreml.program import load_program
+
+    options: CoreMLOptions = job.options
+    path = write_encoder_package(graph, directory, ios=options.ios, precision=job.precision, image=options.image_input)
+    if faults := forbidden(load_program(package_from_directory(path), path.name).functions):
+        raise SamxError(f"{path.name} has what no package may have: {'; '.join(faults)}", fix="Please report this.")
+    return Exported(_roles(directory, path.name, ENCODER_ROLE), {}, _tools())
+
+
 def write_lint(directory: Path, programs: Mapping[str, Program], default: str) -> tuple[str, ...]:
     """Write the lint of each package's program; return what people should read about it.
 
@@ -152,9 +170,9 @@ def _write(
     return load_program(package_from_directory(path), graph.role)
 
 
-def _roles(directory: Path, folder: str) -> dict[str, str]:
+def _roles(directory: Path, folder: str, role: str = PACKAGE_ROLE) -> dict[str, str]:
     files = sorted(path for path in (directory / folder).rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): PACKAGE_ROLE for path in files}
+    return {path.relative_to(directory).as_posix(): role for path in files}
 
 
 def _facts(contract: Contract, functions: Mapping[str, int], default: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from samx.errors import ArtifactError, WriteError
 from samx.files import reading
 
 DECODER = "decoder.mlpackage"  # in an artifact, the folder of the whole decoder
+ENCODER = "encoder.mlpackage"  # and of the image encoder
 SINGLE_FUNCTION = "main"  # Core ML's name for the function of a package that has one
 MULTIFUNCTION_IOS = 18  # the first system that loads packages of several functions
 MANIFEST, DATA, WEIGHTS = "Manifest.json", "Data", "weights"

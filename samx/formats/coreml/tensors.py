@@ -126,6 +126,10 @@ def _same(described: Mapping[str, TensorType], real: TensorType) -> bool:
 
 
 def _described(feature: Any) -> TensorType:
+    if feature.type.WhichOneof("Type") == "imageType":  # the program gets its levels, channels first
+        image = feature.type.imageType
+        kind = "fp32" if image.colorSpace == image.RGB else image.ColorSpace.Name(image.colorSpace)
+        return TensorType(feature.name, (1, 3, image.height, image.width), kind)
     if feature.type.WhichOneof("Type") != "multiArrayType":
         return TensorType(feature.name, (UNKNOWN,), str(feature.type.WhichOneof("Type")))
     array = feature.type.multiArrayType

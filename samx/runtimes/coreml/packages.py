@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError
 from samx.formats.coreml.contract import Arrays, Contract, contract_of, functions_of
-from samx.formats.coreml.package import PackageFiles, read_package
+from samx.formats.coreml.package import ENCODER, SINGLE_FUNCTION, PackageFiles, read_package
 from samx.formats.coreml.program import Program, load_program
+from samx.formats.coreml.tensors import TensorType
 from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import Padding, Runtime
+
+CHANNELS = 3  # of a picture
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,60 @@ def open_packages(artifact: Artifact) -> OpenedPackages:
     programs = {folder: load_program(package, f"{where}/{folder}") for folder, package in files.items()}
     contract.check(programs, functions, spec, padding.prompts.max)
     return OpenedPackages(contract, functions, replace(padding, sizes=tuple(functions)), files, programs)
+
+
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """Hold the package of an image encoder, and what it takes and returns."""
+
+    files: PackageFiles
+    program: Program
+    inputs: tuple[TensorType, ...]
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether the picture is an image of Core ML's: those come channels first."""
+        return self.inputs[0].shape[1] == CHANNELS
+
+    def feed(self, given: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Convert levels to what the package takes; an image's are rounded to bytes, as an app's images are.
+
+        Shapes: picture (B, S, S, 3), and valid (B, 2) where the family pads.
+        """
+        feed = {tensor.name: given[tensor.name].astype(tensor.array_type) for tensor in self.inputs}
+        if self.takes_image:
+            feed["picture"] = np.ascontiguousarray(np.rint(feed["picture"]).transpose(0, 3, 1, 2))
+        return feed
+
+
+def open_encoder_package(artifact: Artifact) -> OpenedEncoder:
+    """Read the package of an artifact's image encoder.
+
+    Raises: as open_packages(), for a package that is no encoder of the artifact's spec.
+    """
+    manifest, where = artifact.manifest, f"{artifact.path}/{ENCODER}"
+    files = read_package(artifact, ENCODER)
+    program = load_program(files, where)
+    entry, spec = manifest.encoder, manifest.spec
+    assert entry is not None
+    count, side = entry.pictures.max, entry.picture_px
+    inputs, outputs = program.inputs(SINGLE_FUNCTION), program.outputs(SINGLE_FUNCTION)
+    first = inputs[0].shape[1:2] == (CHANNELS,)
+    wanted: dict[str, tuple[int, ...]] = {
+        "picture": (count, CHANNELS, side, side) if first else (count, side, side, CHANNELS)
+    }
+    if spec.keeps_aspect:
+        wanted["valid"] = (count, 2)
+    for what, found, expected in (
+        ("takes", inputs, wanted),
+        ("returns", outputs, {tensor.name: (count, *tensor.shape[1:]) for tensor in spec.image_inputs}),
+    ):
+        if {tensor.name: tensor.shape for tensor in found} != expected:
+            raise ArtifactError(
+                f"the image encoder in {where} {what} other tensors than the manifest says",
+                found="; ".join(map(str, found)), expected=str(expected), fix="Export it again.",
+            )  # fmt: skip
+    return OpenedEncoder(files, program, inputs)
 
 
 def _padding(options: Mapping[str, Any], where: str) -> Padding:

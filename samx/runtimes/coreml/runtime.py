@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, SamxError, UnavailableError
 from samx.formats.coreml.contract import Arrays, functions_of
 from samx.formats.coreml.package import SINGLE_FUNCTION, PackageFiles, unpacked
 from samx.formats.coreml.program import open_coremltools
-from samx.models.session import Placement
+from samx.models.session import Feed, Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import check_device, refuse_threads
 from samx.runtimes.coreml.compute_plan import (
@@ -30,7 +32,7 @@ from samx.runtimes.coreml.compute_plan import (
     package_plan,
     require_prediction,
 )
-from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_packages
+from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_encoder_package, open_packages
 
 if TYPE_CHECKING:
     from coremltools.models import model as ct_model
@@ -56,6 +58,30 @@ def open_artifact(artifact: Artifact, device: str = DEFAULT_DEVICE, threads: int
     library = open_coremltools(PURPOSE)
     _require_device(device)
     return CoreMLRuntime(artifact.manifest.spec, open_packages(artifact), library, device)
+
+
+def open_encoder(
+    artifact: Artifact, device: str = DEFAULT_DEVICE, threads: int | None = None
+) -> Callable[[Mapping[str, NDArray[Any]]], Feed]:
+    """Open an artifact's own image encoder: a function from its inputs by name to its outputs by name.
+
+    Raises: as open_artifact().
+    """
+    check_device(device, UNITS, "Core ML has no such compute units")
+    refuse_threads(threads, "Core ML takes no number of threads")
+    require_prediction([SINGLE_FUNCTION])
+    library = open_coremltools(PURPOSE)
+    _require_device(device)
+    opened = open_encoder_package(artifact)
+    predictor = Predictor(library, opened.files, UNITS[device])
+
+    def encode(inputs: Mapping[str, NDArray[Any]]) -> Feed:
+        feed: dict[str, Any] = dict(opened.feed(inputs))
+        if opened.takes_image:
+            feed["picture"] = Image.fromarray(feed["picture"][0].transpose(1, 2, 0).astype(np.uint8))
+        return {name: value.astype(np.float32) for name, value in predictor(SINGLE_FUNCTION, feed).items()}
+
+    return encode
 
 
 def devices() -> list[str]:

@@ -176,21 +176,24 @@ class Evaluator:
 
     def _add(self, op: Any) -> None:
         self.operations += 1
-        step = self._step(op)
-        self._there.add(step.result)
-        if step.read <= self._constants.keys():
-            step.run(self._constants)
-        else:
-            self._steps.append(step)
+        several = len(op.outputs) > 1
+        for part, result in enumerate(op.outputs):
+            step = self._step(op, result, {"part": part} if several else {})
+            self._there.add(step.result)
+            if step.read <= self._constants.keys():
+                step.run(self._constants)
+            else:
+                self._steps.append(step)
 
-    def _step(self, op: Any) -> Step:
-        operation, (result,) = OPERATIONS[op.op_type], op.outputs
+    def _step(self, op: Any, result: Any, part: Mapping[str, int]) -> Step:
+        operation = OPERATIONS[op.op_type]
         inputs = {name: given for name, given in op.inputs.items() if given is not None}
         parameters = {name: self._parameter(inputs[name], op) for name in operation.values if name in inputs}
         check_parameters(operation, op, parameters, self._where)
         check_types(operation, op, self._where)
         arguments = {name: self._argument(inputs[name], op) for name in inputs if name not in operation.values}
         declared = self._fixed(tensor_type(result), words(op))
+        parameters.update(part)
         return Step(f"{words(op)} in {self._where}", operation, arguments, parameters, id(result), declared)
 
     def _parameter(self, var: Any, op: Any) -> Any:

@@ -129,11 +129,65 @@ def conv(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, strides: Sequence[int] = (1, 1), pad_type: str = "valid",
     pad: Sequence[int] = (), dilations: Sequence[int] = (1, 1), groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Convolve two axes without padding. Weights may be of another float type; the result is of x's."""
+    """Convolve two axes. Weights may be of another float type; the result is of x's."""
+    x = padded(x, pad) if pad_type == "custom" else x
     arguments = (weight, bias, tuple(strides), 0, tuple(dilations), groups)
     if all(size == 1 for size in (*weight.shape[2:], *strides)):
         return F.conv2d(filled(x, -1), *arguments)[..., : x.shape[-1]]
     return F.conv2d(x, *arguments)
+
+
+def padded(x: Tensor, pad: Sequence[int]) -> Tensor:
+    """Put zeros around two axes: above, below, left, right."""
+    top, bottom, left, right = pad
+    return F.pad(x, (left, right, top, bottom)) if any(pad) else x
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply the last axis by a matrix. Shapes: (..., in), (out, in), (out,) -> (..., out)."""
+    return F.linear(x, weight, bias)
+
+
+def avg_pool(
+    x: Tensor, kernel_sizes: Sequence[int], pad_type: str, strides: Sequence[int] | None = None,
+    pad: Sequence[int] = (), exclude_padding_from_average: bool = False, ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
+    """Average over two axes.
+
+    Raises: ValueError for padding, which no export has.
+    """
+    if any(pad):
+        raise ValueError(f"pads by {list(pad)}")
+    return F.avg_pool2d(x, tuple(kernel_sizes), tuple(strides or kernel_sizes))
+
+
+def constant_pad(x: Tensor, pad: Sequence[int], mode: str = "constant", constant_val: float = 0.0) -> Tensor:
+    """Pad the last axes with a number, each before and behind."""
+    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+    return F.pad(x, [size for pair in reversed(pairs) for size in pair], value=constant_val)
+
+
+def upsample_nearest(x: Tensor, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0) -> Tensor:
+    """Repeat rows and columns.
+
+    Raises: ValueError for anything but whole numbers, of which nowhere is said which pixel is nearest.
+    """
+    if scale_factor_height % 1 or scale_factor_width % 1:
+        raise ValueError(f"enlarges by {scale_factor_height} and {scale_factor_width}")
+    return x.repeat_interleave(int(scale_factor_height), 2).repeat_interleave(int(scale_factor_width), 3)
+
+
+def split(
+    x: Tensor, axis: int, part: int, num_splits: int | None = None, split_sizes: Sequence[int] | None = None
+) -> Tensor:
+    """Return one part of an axis: of so many alike, or of these sizes."""
+    sizes = list(split_sizes) if split_sizes is not None else x.shape[axis] // (num_splits or 1)
+    return x.split(sizes, axis)[part]
+
+
+def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
+    """Return one over the root, of x and a small number."""
+    return torch.rsqrt(x + epsilon)
 
 
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
@@ -225,13 +279,14 @@ def _moving(compute: Callable[..., Tensor], *values: str) -> Operation:
 
 OPERATIONS: Mapping[str, Operation] = {
     **_unary(FLOATS, cos=torch.cos, sin=torch.sin, sigmoid=torch.sigmoid),
+    "rsqrt": Operation(rsqrt, ("epsilon",)),
     **_unary(NUMBERS, abs=torch.abs),
     "relu": Operation(lambda x: F.relu(x), moves=True),
     "gelu": Operation(lambda x, mode="EXACT": F.gelu(x), ("mode",), only={"mode": ("EXACT",)}),
     "clip": Operation(lambda x, alpha, beta: x.clamp(alpha, beta), ("alpha", "beta"), moves=True),
-    **_binary(NUMBERS, add=torch.add, sub=torch.sub, mul=torch.mul),
+    **_binary(NUMBERS, add=torch.add, sub=torch.sub, mul=torch.mul, maximum=torch.maximum),
     **_binary(FLOATS, real_div=torch.div),  # of integers: nowhere is said how the quotient is rounded
-    **_binary(NUMBERS, equal=torch.eq, greater=torch.gt, greater_equal=torch.ge, less_equal=torch.le),
+    **_binary(NUMBERS, equal=torch.eq, less=torch.lt, greater=torch.gt, greater_equal=torch.ge, less_equal=torch.le),
     **_binary(BOOL, logical_or=torch.logical_or),
     "select": Operation(lambda cond, a, b: torch.where(cond, a, b), (), ("a", "b"), NUMBERS | BOOL, moves=True),
     "cast": Operation(cast, ("dtype",), types=ANYTHING, only={"dtype": CASTS}),
@@ -246,16 +301,28 @@ OPERATIONS: Mapping[str, Operation] = {
         lambda values, axis, interleave=False: torch.cat(list(values), axis), ("axis", "interleave"), ("values",),
         ANYTHING, moves=True, only={"interleave": (False,)},
     ),
+    "split": _moving(split, "axis", "num_splits", "split_sizes"),
     "tile": _moving(lambda x, reps: x.repeat(tuple(reps)), "reps"),
     # PyTorch orders the pixels of a square as MIL does.
     "pixel_shuffle": Operation(lambda x, upscale_factor: F.pixel_shuffle(x, upscale_factor), ("upscale_factor",),
                                moves=True),
     "pixel_unshuffle": Operation(lambda x, downscale_factor: F.pixel_unshuffle(x, downscale_factor),
                                  ("downscale_factor",), moves=True),
-    "conv": Operation(conv, ("strides", "pad_type", "pad", "dilations", "groups"), only={"pad_type": ("valid",)}),
+    "pad": Operation(constant_pad, ("pad", "mode", "constant_val"), types=FLOATS, moves=True,
+                     only={"mode": ("constant",)}),
+    "conv": Operation(conv, ("strides", "pad_type", "pad", "dilations", "groups"),
+                      only={"pad_type": ("valid", "custom")}),
+    "linear": Operation(linear),
+    "avg_pool": Operation(
+        avg_pool, ("kernel_sizes", "strides", "pad_type", "pad", "exclude_padding_from_average", "ceil_mode"),
+        only={"pad_type": ("valid", "custom"), "ceil_mode": (False,)},
+    ),
+    "upsample_nearest_neighbor": Operation(upsample_nearest, ("scale_factor_height", "scale_factor_width"),
+                                           moves=True),
     "matmul": Operation(matmul, ("transpose_x", "transpose_y"), ("x", "y"), NUMBERS),
     "einsum": Operation(lambda values, equation: torch.einsum(equation, *values), ("equation",), ("values",)),
     "reduce_sum": _reduced(Tensor.sum),
+    "reduce_mean": Operation(_reduced(Tensor.mean).compute, ("axes", "keep_dims")),
     "reduce_max": _reduced(Tensor.amax),
     "reduce_argmax": Operation(reduce_argmax, ("axis", "keep_dims", "output_dtype"), types=NUMBERS),
     "softmax": Operation(softmax, ("axis",)),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from samx.artifacts.store import Artifact
 from samx.extras import require
 from samx.formats.coreml.contract import Arrays
+from samx.formats.coreml.package import SINGLE_FUNCTION
 from samx.formats.coreml.program import LIBRARY, open_coremltools
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import check_device
-from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_packages
+from samx.runtimes.coreml.packages import OpenedPackages, PackagesRuntime, open_encoder_package, open_packages
 
 if TYPE_CHECKING:
     from samx.runtimes.mil.evaluate import Evaluator
@@ -32,6 +36,28 @@ def open_artifact(artifact: Artifact, device: str = DEVICE, threads: int | None 
     torch = require("torch", "export", PURPOSE)
     versions = {LIBRARY: str(library.__version__), "torch": str(torch.__version__)}
     return MilRuntime(artifact.manifest.spec, open_packages(artifact), versions, threads)
+
+
+def open_encoder(
+    artifact: Artifact, device: str = DEVICE, threads: int | None = None
+) -> Callable[[Mapping[str, NDArray[Any]]], Feed]:
+    """Open an artifact's own image encoder: a function from its inputs by name to its outputs by name.
+
+    Raises: as open_artifact().
+    """
+    check_device(device, [DEVICE], "the MIL evaluator cannot run there", "The Neural Engine itself is on a Mac only.")
+    require("torch", "export", PURPOSE)
+    from samx.runtimes.mil.evaluate import Evaluator, limited_threads
+
+    opened = open_encoder_package(artifact)
+    evaluator = Evaluator(opened.program, SINGLE_FUNCTION)
+
+    def encode(inputs: Mapping[str, NDArray[Any]]) -> Feed:
+        with limited_threads(threads):
+            found = evaluator(opened.feed(inputs))
+        return {name: value.astype(np.float32, copy=False) for name, value in found.items()}
+
+    return encode
 
 
 def devices() -> list[str]:
