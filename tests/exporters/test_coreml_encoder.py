@@ -67,9 +67,9 @@ BUILDERS = {
 
 def feed_of(graph: Graph, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
     """Return levels, and a valid part that is no square."""
-    count, side, *_ = graph.inputs[0].shape
+    count, side, *_ = map(int, graph.inputs[0].shape)
     picture = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3)).astype(np.float32)
-    valid = np.array([[side // 2 + 3, side]] * int(count), np.int32)
+    valid = np.array([[side // 2 + 3, side]] * count, np.int32)
     return {"picture": picture, "valid": valid} if len(graph.inputs) > 1 else {"picture": picture}
 
 
@@ -90,7 +90,13 @@ def errors(program: Program, graph: Graph, image: bool = False) -> list[float]:
     return [float(np.abs(one.astype(np.float32) - w.numpy()).max() / np.abs(w.numpy()).max()) for one, w in pairs]
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+# Of the mobile ones one each time; the others are slow.
+QUICK = ("demo", "ViT", "Hiera", "MobileSAM")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
+)
 def test_a_package_computes_what_the_module_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = picture_graph(*BUILDERS[name](monkeypatch))
     program = package(graph, tmp_path / "full")
