@@ -51,15 +51,16 @@ def pictures(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> None:
-    """Save the demo's weights as Meta saves its own, under the names of released files."""
+    """Save the demo's weights as Meta saves its own, as released files are named; SAM 1's with a small encoder."""
     import torch
     from safetensors.torch import load_file
+    from upstream_encoders import meta_vit
 
     from samx.demo import demo_checkpoint
 
-    for family, name in (("sam1", "sam_vit_b_01ec64.pth"), ("sam2", "sam2.1_hiera_tiny.pt")):
-        weights = load_file(demo_checkpoint(family))
-        torch.save(weights if family == "sam1" else {"model": weights}, folder / name)
+    encoder = {f"image_encoder.{name}": tensor for name, tensor in meta_vit(1024, out=256).state_dict().items()}
+    torch.save({**load_file(demo_checkpoint("sam1")), **encoder}, folder / "sam_vit_b_01ec64.pth")
+    torch.save({"model": load_file(demo_checkpoint("sam2"))}, folder / "sam2.1_hiera_tiny.pt")
 
 
 def ran(page: str, folder: Path, *options: str) -> str:
