@@ -222,7 +222,7 @@ def test_int8_of_ones_own_checkpoint_needs_a_calibration_set(samx: Samx, tmp_pat
     torch.save(toy_decoder(sam1_spec(image_size=SMALL_PX)).state_dict(), checkpoint)
     ended = samx("export", checkpoint, "--int8", *SMALL, "-o", tmp_path / "out")
     assert_one_error_line(ended, 2, "this precision needs a calibration set for this checkpoint")
-    assert "samx calibrate CHECKPOINT --pictures DIR --encoder ENCODER.onnx -o set.npz" in ended.err
+    assert "samx calibrate CHECKPOINT --pictures DIR -o set.npz" in ended.err
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
@@ -313,7 +313,7 @@ def test_calibrate_refuses_a_folder_that_cannot_calibrate(samx: Samx, tmp_path: 
     ("arguments", "code", "words"),
     [
         (["--embeddings", "a", "--pictures", "b"], 2, "--embeddings and --pictures"),
-        (["--pictures", "b"], 2, "--pictures without --encoder"),
+        (["--pictures", "b"], 6, "folder 'b' cannot be read"),
         (["--encoder", "e.onnx"], 2, "--encoder without --pictures"),
         (["--pixels", "bgr"], 2, "unknown pixel normalisation"),
         (["--images", "1"], 2, "cannot calibrate on so many images"),

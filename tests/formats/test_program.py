@@ -203,7 +203,7 @@ FAULTS: dict[Callable[[Any], object], str] = {
     described_name: "inputs of 'main' in toy are described wrongly: found no x; image, expected x",
     described_shape: r"are described wrongly: found x \(7, 64\) fp32, expected x \(2, 64\) fp32",
     described_type: r"outputs of 'main' in toy are described wrongly: found y \(2, 4\) fp16",
-    described_image: r"found x \(\?\) imageType",
+    described_image: r"found x \(1, 3, 0, 64\) INVALID_COLOR_SPACE",
     described_more: "found more",
     state: "keeps state between calls",
 }
