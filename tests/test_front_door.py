@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import samx
-from samx import errors
+from samx import errors, picture_encoder
 from samx.artifacts.commit import seal, staging
 from samx.cli import main
 from samx.commands.encode import encode
@@ -28,7 +28,7 @@ from samx.picture_encoder import PictureEncoder
 from samx.processing.embeddings import TAG, Tag
 from samx.processing.postprocess import best_indices
 from samx.processing.prompts import decode_prompts
-from samx.registry import BACKENDS
+from samx.registry import backend
 from samx.runtimes import onnxruntime
 
 PACKAGE = Path(samx.__file__).parent
@@ -283,7 +283,8 @@ def test_a_target_without_an_encoder_of_its_own_says_where_it_runs(
     asked: list[tuple[str, int | None]] = []
     monkeypatch.setattr(onnxruntime, "open_encoder", lambda artifact, *given: asked.append(given))
     artifact = samx.Artifact.open(all_masks_artifact)
-    target = next(entry for entry in BACKENDS if entry.encoder is None and entry.graph is not None)
+    target = replace(backend("trt"), encoder=None)
+    monkeypatch.setattr(picture_encoder, "backend", lambda name: target)
     other = replace(artifact, manifest=replace(artifact.manifest, target=target.target))
     with pytest.warns(Doubt, match=f"on the CPU: '{target.target}' has none for '{target.device}'"):
         PictureEncoder(other, device=target.device)._opened()
