@@ -268,10 +268,11 @@ class TestThreads:
             assert torch.get_num_threads() == before + 1
         assert torch.get_num_threads() == before
 
-    def test_none_leaves_them(self) -> None:
+    def test_none_is_one(self) -> None:
         before = torch.get_num_threads()
         with limited_threads(None):
-            assert torch.get_num_threads() == before
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == before
 
     def test_they_come_back_after_an_error(self) -> None:
         before = torch.get_num_threads()

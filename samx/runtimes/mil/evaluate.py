@@ -253,11 +253,14 @@ def _is_constant(var: Any) -> bool:
 
 @contextmanager
 def limited_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch compute with so many threads for a while; None leaves it as it is."""
+    """Let PyTorch compute with so many threads for a while; None: with one.
+
+    Operations are small: two threads gain an eighth, and where other processes compute too, wait for each other for
+    minutes.
+    """
     before = torch.get_num_threads()
     try:
-        if count is not None:
-            torch.set_num_threads(count)
+        torch.set_num_threads(count or 1)
         yield
     finally:
         torch.set_num_threads(before)
