@@ -52,7 +52,7 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> It
 
 def tables(report: BenchReport, width: int = 80) -> list[RenderableType]:
     """Show what was measured, of what and where: circumstances, subjects, times, what is missing, warnings."""
-    legend = Text(f"{report.contains} only; {LEGEND}", style="dim")
+    legend = Text(f"{report.figures}; {LEGEND}", style="dim")
     return [_circumstances(report), _subjects(report), _results(report, width), legend, *_notes(report)]
 
 

@@ -31,6 +31,7 @@ PHASES: Mapping[str, str] = {
     "post_processing": "resize each prompt's best mask to the picture's size and threshold it",
 }
 DECODER = "decoder"
+WITH_ENCODER: Mapping[str, str] = {"encode": "in encode the image encoder alone", "photo": "in photo both"}
 FIX = "Measure again with 'samx bench'."
 SAME = 1e-9  # derived numbers are computed from the same samples, so only the last digit may differ
 Plain = Mapping[str, Any]
@@ -224,7 +225,15 @@ class BenchReport(Document):
     not_measured: tuple[NotMeasured, ...]
     flags: tuple[str, ...]  # what makes the whole report or a comparison in it doubtful
     rooflines: tuple[Roofline, ...] = ()  # a kit has none
-    contains: str = DECODER  # what a figure contains: no image encoder yet
+    contains: str = DECODER  # what a figure contains, but for those with an image encoder
+
+    @property
+    def figures(self) -> str:
+        """Say what a figure contains."""
+        others = {result.scenario for result in self.results} & set(WITH_ENCODER)
+        return f"{self.contains} only" + (
+            f"; {', '.join(WITH_ENCODER[one] for one in sorted(others))}" if others else ""
+        )
 
     def find(self, subject: str, scenario: str, phase: str = "steady") -> Result | None:
         """Look a result up."""

@@ -16,6 +16,7 @@ from fake_candidates import FakeClock
 from samx.artifacts.manifest import EncoderEntry
 from samx.artifacts.store import Artifact
 from samx.benchmarks import photo
+from samx.benchmarks.results import BenchReport
 from samx.benchmarks.scenarios import BY_NAME
 from samx.benchmarks.subjects import Subject
 from samx.models.session import Feed
@@ -91,3 +92,14 @@ def test_an_encoder_that_would_run_elsewhere_is_not_timed(monkeypatch: pytest.Mo
 def test_the_picture_has_12_megapixels() -> None:
     assert photo.picture().shape == (3000, 4000, 3)
     assert photo.picture().std() > 50
+
+
+def test_people_are_told_what_a_figure_contains(clock: FakeClock) -> None:
+    found = measured(clock, "encode", "photo").results
+    report = BenchReport.__new__(BenchReport)
+    for results, words in (
+        ((), "decoder only"),
+        (tuple(found), "decoder only; in encode the image encoder alone, in photo both"),
+    ):
+        object.__setattr__(report, "results", results)
+        assert report.figures == words

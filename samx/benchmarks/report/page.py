@@ -56,7 +56,7 @@ def _content(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -
         "rule": RULE,
         "why": runs.WHY_NO_PERCENTILE,
         "details": tables,
-        "contains": f"A figure contains the {' or '.join(sorted({run.report.contains for run in shown}))} only.",
+        "contains": f"A figure contains the {' or '.join(sorted({run.report.figures for run in shown}))}.",
         "unknown": unknown_limits(shown),
         "pictures": pictures(shown, () if comparison is None else comparison.changes),
     }
