@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,7 @@ FAR = 8.0  # times the usual embedding: more than anybody clips at
 FARTHEST = 6e4  # float16 holds it
 FAR_LOGIT, FAINT_LOGIT = 300.0, 1.0  # of mask prompts that are not in steps
 NON_SQUARE = 0.75  # height / width of the second picture: a 4:3 photograph
-FAR_KEY, CLICKS_KEY = 1000, 1001  # of these cases' random numbers: beyond those of the others
+CLICKS_KEY, FAR_KEY = 1000, 1001  # of these cases' random numbers: beyond those of the others
 MASK_LOGIT, EXTREME_LOGIT = 10.0, 32.0  # usual size of mask logits; where SAM 2 clamps those of its memory
 MASK_STEP = 0.125  # mask prompts are multiples of it: exact in float16, and they compress
 UNUSED_MASK_LOGIT = 7.5  # under has_mask_input = 0 the mask must not matter, so it is not zero
@@ -52,6 +52,8 @@ class Case:
     name: str
     image: int
     prompts: Feed
+    # Draws other prompts of the same kind, by a number from 1; None: there are no others
+    again: Callable[[int], Feed] | None = field(default=None, compare=False, repr=False)
 
 
 def default_frames(spec: DecoderSpec, count: int) -> list[Frame]:
@@ -80,9 +82,8 @@ def parity_cases(
         image = i % len(frames)  # alternating, so that a stale image shows
         # The second case is the first one on another image, so that what a session keeps by prompts shows.
         frame = tuple(map(min, zip(*frames[:2], strict=True))) if i < 2 else frames[image]
-        draw = Draw(spec, np.random.default_rng([seed, max(i, 1)]), *frame)
-        cases.append(Case(name, image, make(draw)))
-    cases += [_clicks(spec, seed, frames), *_far(spec, seed, frames)]
+        cases.append(_case(spec, name, image, make, [seed, max(i, 1)], frame))
+    cases += _more(spec, seed, frames)
     shapes = {case.name: case.prompts["point_labels"].shape[1] for case in cases}
     fit = [case for case in cases if most_points is None or shapes[case.name] <= most_points]
     return [case for case in fit if bare or case.name != BARE_POINT]
@@ -99,20 +100,20 @@ def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
     return {f"{COUNTED}{n}": partial(_points, count=n) for n in sorted(counts)}
 
 
-def _clicks(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> Case:
-    """Click anywhere, on the image that the points at the borders are on: more prompts to ask at once."""
+def _case(spec: DecoderSpec, name: str, image: int, make: Maker, key: list[int], frame: Frame) -> Case:
+    def drawn(*attempt: int) -> Feed:
+        return make(Draw(spec, np.random.default_rng([*key, *attempt]), *frame))
+
+    return Case(name, image, drawn(), drawn)
+
+
+def _more(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
+    """Click anywhere, on the image that the points at the borders are on; and ask about the far image, the last one."""
     image = 1 % len(frames)
-    draw = Draw(spec, np.random.default_rng([seed, CLICKS_KEY]), *frames[image])
-    return Case(CLICKS, image, draw.points(CLICKS_ASKED, [FOREGROUND]))
-
-
-def _far(spec: DecoderSpec, seed: int, frames: Sequence[Frame]) -> list[Case]:
-    """Ask about the far image, which comes after the others; with a mask prompt of far logits, if there are any."""
-    draw = Draw(spec, np.random.default_rng([seed, FAR_KEY]), *frames[0])
-    cases = [Case("far_point", len(frames), _points(draw, 1))]
-    if spec.mask_input:
-        masks = draw.blobs(1, FAR_LOGIT, step=None)
-        cases.append(Case("far_mask", len(frames), draw.with_mask(_points(draw, 1), masks, [1])))
+    cases = [_case(spec, CLICKS, image, _clicks, [seed, CLICKS_KEY], frames[image])]
+    makers = {**_FAR_CASES, **(_FAR_MASK_CASES if spec.mask_input else {})}
+    for i, (name, make) in enumerate(makers.items()):
+        cases.append(_case(spec, name, len(frames), make, [seed, FAR_KEY + i], frames[0]))
     return cases
 
 
@@ -194,6 +195,11 @@ def _points(draw: Draw, count: int, prompts: int = 1) -> Feed:
     return draw.points(prompts, [FOREGROUND if i % 2 == 0 else BACKGROUND for i in range(max(count, 1))])
 
 
+def _clicks(draw: Draw) -> Feed:
+    """Click more prompts than are asked at once."""
+    return draw.points(CLICKS_ASKED, [FOREGROUND])
+
+
 Maker = Callable[[Draw], Feed]
 _POINT_CASES: dict[str, Maker] = {
     "one_point": lambda draw: draw.points(1, [FOREGROUND]),
@@ -216,6 +222,10 @@ _MASK_CASES: dict[str, Maker] = {
     "mask_only": lambda draw: draw.with_mask(
         draw.feed(np.zeros((1, 0, 2), np.float32), []), draw.blobs(1, FAINT_LOGIT, step=None), [1]
     ),
+}
+_FAR_CASES: dict[str, Maker] = {"far_point": lambda draw: _points(draw, 1)}
+_FAR_MASK_CASES: dict[str, Maker] = {
+    "far_mask": lambda draw: draw.with_mask(_points(draw, 1), draw.blobs(1, FAR_LOGIT, step=None), [1]),
 }
 
 

@@ -8,7 +8,7 @@ each of the 16 paths through the two upscalings is compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from samx.errors import ParityError
 from samx.models.session import Feed, Session
 from samx.models.spec import LABELS, UPSCALING, DecoderSpec, TensorSpec
 from samx.validators.arrays import VERSION, ArrayReader, feed_digest, frozen, pack, stored
-from samx.validators.cases import GENERATOR_VERSION, Case, far_image, parity_cases, synthetic_images
+from samx.validators.cases import GENERATOR_VERSION, ONE_POINT, Case, far_image, parity_cases, synthetic_images
 from samx.validators.metrics import CODE_STEPS, BoolArray, Expected, encode, expect
 
 FORMAT = "samx-parity-suite"
@@ -38,6 +38,8 @@ ROW_STEP, COLUMN_STEP = 7, 3  # odd, so that 16 neighbours in a row or a column 
 
 # A reference whose mask has more of its pixels on the threshold than this says nothing (see metrics.TIE_BAND).
 UNDECIDED_CAP = 0.01
+# Where all of a case's masks together are smaller, one pixel is more than its bound (0.99): other prompts are drawn.
+CASE_PIXELS, MOST_DRAWS = 256, 8
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ class ParitySuite:
         chosen += [far_image(frozen(chosen[0]))] if far else []
         # Rounded first: the stored suite must ask exactly what the reference was asked.
         kept = tuple(frozen(feed) for feed in chosen)
-        rounded = tuple(Case(case.name, case.image, frozen(case.prompts)) for case in asked)
+        cases, expected = _resolved(reference, kept, asked)
         return cls(
             spec=spec,
             images=kept,
-            cases=rounded,
-            expected=tuple(_answer(reference, kept, case) for case in rounded),
+            cases=cases,
+            expected=expected,
             image_source=image_source or (f"synthetic, seed {seed}" if images is None else "given, unnamed"),
             reference=describe(reference),
             seed=seed if images is None else None,
@@ -177,6 +179,25 @@ def _array_problems(tensor: TensorSpec, outputs: dict[str, object], count: int) 
         return [f"{tensor.name} has shape {value.shape}, must be {shape}"]
     bad = int(value.size - np.isfinite(value).sum())
     return [f"{tensor.name} has {bad} values that are not finite"] if bad else []
+
+
+def _resolved(
+    reference: Session, images: Sequence[Feed], asked: Sequence[Case]
+) -> tuple[tuple[Case, ...], tuple[Expected, ...]]:
+    """Answer cases; those whose masks are too small to be judged are drawn again, and with one those of its prompt."""
+    cases = [replace(case, prompts=frozen(case.prompts)) for case in asked]
+    expected = [_answer(reference, images, case) for case in cases]
+    for attempt in range(1, MOST_DRAWS):
+        small = {_kind(case) for case, answer in zip(cases, expected, strict=True) if answer.above.sum() < CASE_PIXELS}
+        for i, case in enumerate(cases):
+            if case.again is not None and _kind(case) in small:
+                cases[i] = replace(case, prompts=frozen(case.again(attempt)))
+                expected[i] = _answer(reference, images, cases[i])
+    return tuple(cases), tuple(expected)
+
+
+def _kind(case: Case) -> str:
+    return ONE_POINT if case.name.startswith(ONE_POINT) else case.name
 
 
 def _answer(reference: Session, images: Sequence[Feed], case: Case) -> Expected:

@@ -11,13 +11,14 @@ from npz_damage import Arrays, damaged, header, put
 from stub_session import StubSession
 
 from samx.errors import ArtifactError
-from samx.models.session import Feed
+from samx.models.session import Feed, Outputs
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.validators import arrays
+from samx.validators.arrays import frozen
 from samx.validators.cases import parity_cases, synthetic_images
 from samx.validators.gate import run_gate
 from samx.validators.metrics import BOUNDS, CODE_STEPS, code_error
-from samx.validators.suite import ParitySuite, lattice
+from samx.validators.suite import CASE_PIXELS, ParitySuite, lattice
 
 SMALL = sam1_spec(image_size=128, mask_input=True)
 SIZE_CAP_MIB = 6  # of the default suite at full size; it lies in every artifact
@@ -79,6 +80,48 @@ def test_given_images_are_rounded_before_the_reference_sees_them() -> None:
     stored = ParitySuite.load(suite.to_bytes())
     assert (stored.images[0]["image_embeddings"] == suite.images[0]["image_embeddings"]).all()
     assert run_gate(StubSession(SMALL), stored, BOUNDS["fp32"], level="graph").passed
+
+
+class SmallOnTheLeft(StubSession):
+    """Answer prompts of the left with empty masks."""
+
+    def decode(self, prompts: Feed) -> Outputs:
+        outputs = super().decode(prompts)
+        left = prompts["point_coords"][..., 0].max(axis=1, initial=0) < self.spec.image_size * 0.6
+        shrink = np.where(left, np.float32(100), np.float32(0))[:, None, None, None]
+        return {**outputs, "low_res_masks": outputs["low_res_masks"] - shrink}
+
+
+def test_prompts_whose_masks_are_too_small_to_be_judged_are_drawn_again() -> None:
+    spec = sam1_spec(mask_input=True)
+    suite = ParitySuite.build(SmallOnTheLeft(spec), seed=1)
+    first = {case.name: case for case in parity_cases(spec, 1)}
+    moved = {
+        case.name
+        for case in suite.cases
+        if (case.prompts["point_coords"] != first[case.name].prompts["point_coords"]).any()
+    }
+    areas = {case.name: answer.above.sum() for case, answer in zip(suite.cases, suite.expected, strict=True)}
+    # Random prompts leave the left half; those that are what they are stay in it.
+    assert moved
+    fixed = {"no_points", "padding_only", "bare_point", "mask_only"}
+    assert {name for name, area in areas.items() if area < CASE_PIXELS} == fixed
+    again = ParitySuite.build(SmallOnTheLeft(spec), seed=1)
+    assert suite.to_bytes() == again.to_bytes()
+
+
+def test_the_same_prompt_on_two_images_stays_the_same() -> None:
+    for seed in range(8):
+        cases = {case.name: case for case in ParitySuite.build(SmallOnTheLeft(SMALL), seed=seed).cases}
+        one, other = cases["one_point"].prompts, cases["one_point_again"].prompts
+        assert (one["point_coords"] == other["point_coords"]).all()
+
+
+def test_prompts_with_masks_that_can_be_judged_stay() -> None:
+    spec = sam1_spec(mask_input=True)
+    suite = ParitySuite.build(StubSession(spec))
+    for case, first in zip(suite.cases, parity_cases(spec), strict=True):
+        assert (case.prompts["point_coords"] == frozen(first.prompts)["point_coords"]).all()
 
 
 def test_a_suite_on_one_given_image() -> None:
