@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from samx.artifacts.manifest import EncoderEntry
 from samx.errors import UsageError
 from samx.picture_encoder import encoder_inputs
+from samx.runtimes.heap import kept_heap
 from samx.validators.other_size import Sized, compare_sizes
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def picture_reference(checkpoint: Path, loaded: LoadedDecoder) -> Callable[[RgbA
     @torch.inference_mode()
     def encode(picture: RgbArray) -> Feed:
         taken = encoder_inputs([picture], spec, entry)
-        features = graph.module(*(torch.from_numpy(taken[tensor.name]) for tensor in graph.inputs))
+        with kept_heap():
+            features = graph.module(*(torch.from_numpy(taken[tensor.name]) for tensor in graph.inputs))
         return {tensor.name: value.numpy() for tensor, value in zip(graph.outputs, features, strict=True)}
 
     return encode

@@ -17,6 +17,7 @@ from samx.models.reference import ReferenceDecoder
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import Runtime
+from samx.runtimes.heap import kept_heap
 
 # PyTorch asks the system for every large tensor anew: in chunks of sixteen, half of the time goes into fresh pages.
 TORCH_CHUNK = 2
@@ -55,7 +56,7 @@ def reference_encoder(module: Encoder, spec: DecoderSpec) -> Callable[[FloatArra
     names = [tensor.name for tensor in spec.image_inputs]
 
     def encode(pixels: FloatArray) -> Feed:
-        with torch.inference_mode():
+        with torch.inference_mode(), kept_heap():
             found = module(torch.from_numpy(pixels))
         return {name: np.ascontiguousarray(value.numpy()) for name, value in zip(names, found, strict=True)}
 
