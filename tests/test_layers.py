@@ -66,6 +66,7 @@ HEAVY = (
 )  # fmt: skip
 # What torch code may import at the top of the file; everything else must do without.
 HEAVY_MODULES = (
+    "samx.benchmarks.contenders.encoders",
     "samx.benchmarks.contenders.huggingface",
     "samx.benchmarks.contenders.meta",
     "samx.benchmarks.contenders.onnx_bound",

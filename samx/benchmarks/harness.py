@@ -68,7 +68,8 @@ class Harness:
     placements: dict[str, Placement] = field(default_factory=dict)  # by subject, after its last scenario
     partial: str | None = None
     _begun: set[str] = field(default_factory=set)
-    _ways: dict[str, dict[str, Callable[[], Any]]] = field(default_factory=dict)  # with the encoder, by subject
+    _ways: dict[str, photo.Way] = field(default_factory=dict)  # with the encoder, by subject; the first is the truth
+    _parts: dict[str, dict[str, Callable[[], Any]]] = field(default_factory=dict)  # of these
     _doing: str = "start"
     _at: tuple[int, int] = (0, 0)  # the number of the scenario, of how many
 
@@ -109,7 +110,7 @@ class Harness:
         if scenario.kind == "refine" and not self.workload.spec.mask_input:
             reason = NO_MASKS
         elif scenario.kind in PHOTO_PHASES:
-            reason = photo.problem(subject.artifact, self.device)
+            reason = photo.problem(subject, self.device) or self._way_problem(subject)
         elif is_contender and scenario.kind in ("cold", "memory"):
             reason = NO_PROCESS
         else:
@@ -130,6 +131,24 @@ class Harness:
             return reason_of(cause)
         return None
 
+    def _way_problem(self, subject: Subject) -> str | None:
+        """Open a subject's encoder, once; a contender's has to agree with the first artifact's."""
+        if subject.name in self._ways:
+            return None
+        self._do(f"the first picture of {subject.name}")
+        way = photo.way_of(subject, self.device, self.threads)
+        try:
+            truth = next(iter(self._ways.values()), way)
+            if subject.artifact is None and (reason := photo.difference(way, truth)):
+                return reason
+            self._parts[subject.name] = photo.parts(way)
+        except Exception as cause:
+            if subject.artifact is not None:
+                raise
+            return reason_of(cause)
+        self._ways[subject.name] = way
+        return None
+
     def steady(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Measure calls in turns, then what belongs beside them."""
         for subject in subjects:
@@ -145,14 +164,10 @@ class Harness:
 
     def pictures(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Measure pictures on their way to a mask, and the parts of that way; or the encoder alone."""
-        for one in subjects:
-            if one.artifact is not None and one.name not in self._ways:
-                self._do(f"the first picture of {one.name}")
-                self._ways[one.name] = photo.parts(photo.Way(one.artifact, one.session, self.device, self.threads))
         for phase, part in PHOTO_PHASES[scenario.kind].items():
             share = 1.0 if phase == "steady" else SIDE_SHARE
             effort = replace(self._effort(scenario, self.seconds * share), warm_up_s=0.0)
-            self._sample(scenario, phase, subjects, photo.bound(self._ways, part), effort)
+            self._sample(scenario, phase, subjects, photo.bound(self._parts, part), effort)
 
     def _effort(self, scenario: Scenario, seconds: float) -> Effort:
         found = scenario.effort(seconds)

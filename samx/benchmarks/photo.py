@@ -1,4 +1,4 @@
-"""The whole way from a picture to its mask, with an artifact's own image encoder, and the parts of that way."""
+"""The whole way from a picture to its mask, with its own image encoder, and the parts of that way."""
 
 from __future__ import annotations
 
@@ -10,49 +10,45 @@ from typing import Any
 import numpy as np
 
 from samx.artifacts.manifest import EncoderEntry
-from samx.artifacts.store import Artifact
 from samx.benchmarks.interleave import Candidate
 from samx.benchmarks.scenarios import Scenario, Workload
+from samx.benchmarks.subjects import Subject
 from samx.models.session import Feed, Outputs, Session
+from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
-from samx.picture_encoder import PictureEncoder, encoder_inputs
+from samx.picture_encoder import PictureEncoder, RunLevels, encoder_inputs
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray
 from samx.processing.postprocess import best_indices, picture_mask
 from samx.processing.prompts import Prompt, PromptBatch
 from samx.registry import backend
+from samx.validators.metrics import ENCODER_LIMITS, PRECISIONS
 
 WIDTH_PX, HEIGHT_PX = 4000, 3000  # 12 megapixels, as phones take them
 TILE_PX = 64  # of the noise that the picture is made of: an encoder takes as long for any picture
 Bind = Callable[[str, Session, Scenario, Workload], Candidate]
 NO_ENCODER = "the artifact has no image encoder that takes a picture's levels"
-NOT_BESIDE = "contenders are decoders; their encoders are not measured here"
+NOT_BESIDE = "this contender is a decoder; its image encoder is not measured"
+PEER_MARGIN = 2  # of the bound of an encoder's precision: others may be off to the other side
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """Bind an artifact's image encoder and its decoder's session. The encoder is opened before anything is timed."""
+    """Bind an image encoder and a decoder's session. The encoder is opened before anything is timed."""
 
-    artifact: Artifact
     session: Session
-    device: str
-    threads: int | None
+    entry: EncoderEntry
+    open: Callable[[], RunLevels]
 
     @cached_property
-    def run(self) -> Callable[[Mapping[str, Any]], Feed]:
+    def run(self) -> RunLevels:
         """Open the encoder."""
-        return PictureEncoder(self.artifact, device=self.device, threads=self.threads).opened_levels()
+        return self.open()
 
     @property
     def spec(self) -> DecoderSpec:
         """Return the decoder's."""
         return self.session.spec
-
-    @property
-    def entry(self) -> EncoderEntry:
-        """Return what the manifest says of the encoder."""
-        assert self.artifact.manifest.encoder is not None  # asked before
-        return self.artifact.manifest.encoder
 
     def resize(self, picture: RgbArray) -> Mapping[str, Any]:
         """Make what the encoder takes."""
@@ -75,14 +71,34 @@ class Way:
         return picture_mask(outputs["low_res_masks"][0, best], frame, self.spec.mask_threshold)
 
 
-def problem(artifact: Artifact | None, device: str) -> str | None:
+def way_of(subject: Subject, device: str, threads: int | None) -> Way:
+    """Bind what is measured; nobody else's encoder takes another size than its decoder's frame."""
+    if subject.artifact is not None and (entry := subject.artifact.manifest.encoder):
+        return Way(subject.session, entry, PictureEncoder(subject.artifact, None, None, device, threads).opened_levels)
+    assert subject.encoder is not None  # problem()
+    entry = EncoderEntry(subject.name, subject.session.spec.image_size, PRECISIONS[0], ShapeRange(1, 1, 1))
+    return Way(subject.session, entry, subject.encoder)
+
+
+def problem(subject: Subject, device: str) -> str | None:
     """Return why a subject cannot take pictures on a device; None: it can."""
-    if artifact is None:
-        return NOT_BESIDE
-    if artifact.manifest.encoder is None:
+    if subject.artifact is None:
+        return NOT_BESIDE if subject.encoder is None else None
+    if subject.artifact.manifest.encoder is None:
         return NO_ENCODER
-    runs_on = backend(artifact.manifest.target).encoder_opener(device)[1]
+    runs_on = backend(subject.artifact.manifest.target).encoder_opener(device)[1]
     return None if runs_on == device else f"its image encoder would run on '{runs_on}', not on '{device}'"
+
+
+def difference(way: Way, truth: Way) -> str | None:
+    """Return how far an encoder's features lie from another's, where that is further than the other's precision."""
+    found, expected = (one.encode(one.resize(picture())) for one in (way, truth))
+    errors = [
+        float(np.linalg.norm(found[name].astype(np.float64) - value) / np.linalg.norm(value.astype(np.float64)))
+        for name, value in expected.items()
+    ]
+    limit = PEER_MARGIN * ENCODER_LIMITS["feature_error"][PRECISIONS.index(truth.entry.precision)]
+    return None if max(errors) <= limit else f"its features are off by {max(errors):.2g} (at most {limit:.2g})"
 
 
 def picture() -> RgbArray:

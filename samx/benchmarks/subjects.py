@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from pathlib import Path
@@ -17,6 +17,7 @@ from samx.errors import ParityError, SamxError, UsageError
 from samx.extras import require
 from samx.models.session import Placement, Session
 from samx.models.spec import DecoderSpec
+from samx.picture_encoder import RunLevels
 from samx.registry import Backend, backend, load
 from samx.validators.child import gate_in_child
 from samx.validators.gate import run_gate
@@ -48,6 +49,7 @@ class Subject:
     session: Session
     described: SubjectRecord  # without its placement
     artifact: Artifact | None = None
+    encoder: Callable[[], RunLevels] | None = None  # opens a contender's
 
     @property
     def name(self) -> str:
@@ -166,7 +168,7 @@ def _contend(entry: Contender, name: str, setting: Setting, suite: ParitySuite, 
         parity=parity,
         placement=None,
     )
-    return Subject(opened.session, described)
+    return Subject(opened.session, described, encoder=opened.encoder)
 
 
 def judge(name: str, session: Session, suite: ParitySuite, bounds: Bounds, device: str) -> ParityRecord:

@@ -79,14 +79,16 @@ def test_what_has_no_encoder_says_so_and_is_not_timed(clock: FakeClock, name: st
     run = measured(clock, name, entry=None)
     assert run.results == []
     assert [one.reason for one in run.not_measured if one.scenario == name] == [photo.NO_ENCODER]
-    assert photo.problem(None, "cpu") == photo.NOT_BESIDE
+    peer = Subject(TimedSession(clock, "peer", 20), toy_subject("peer"))
+    assert photo.problem(peer, "cpu") == photo.NOT_BESIDE
 
 
 def test_an_encoder_that_would_run_elsewhere_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert photo.problem(artifact(), "cpu") is None
+    own = Subject(TimedSession(FakeClock(), "toy", 20), toy_subject("toy"), artifact())
+    assert photo.problem(own, "cpu") is None
     without = replace(backend("onnx"), encoder=None)
     monkeypatch.setattr(photo, "backend", lambda target: without)
-    assert photo.problem(artifact(), "cuda") == "its image encoder would run on 'cpu', not on 'cuda'"
+    assert photo.problem(own, "cuda") == "its image encoder would run on 'cpu', not on 'cuda'"
 
 
 def test_the_picture_has_12_megapixels() -> None:

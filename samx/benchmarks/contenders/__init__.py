@@ -6,7 +6,7 @@ Each is opened as a session, so that the harness asks it what it asks an artifac
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from samx.errors import UnavailableError, UsageError, how_to_install
 from samx.models.session import Session
+from samx.picture_encoder import RunLevels
 
 if TYPE_CHECKING:
     from samx.models.checkpoint import LoadedDecoder
@@ -79,6 +80,7 @@ class Opened:
     form: str = "reference"  # of operations.FORMS
     keeps_image: bool = False  # the image's work is done when it is set, and not in every call
     limit: float = inf  # that it clamps mask logits to, which changes no mask
+    encoder: Callable[[], RunLevels] | None = None  # opens the image encoder beside it
 
 
 # How a decoder in PyTorch may run: compiled, and recorded as a CUDA graph.

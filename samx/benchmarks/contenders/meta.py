@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samx.benchmarks.contenders import Opened, Setting
+from samx.benchmarks.contenders import Opened, Setting, encoders
 from samx.errors import CheckpointError, PromptError, UnavailableError, UsageError
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
+from samx.models.encoders.base import Architecture, Weights
 from samx.models.families.base import TABLES
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.spec import LABELS, DecoderSpec
@@ -49,7 +51,23 @@ def open_meta(setting: Setting, pooled: bool = False) -> Opened:
     """Open Meta's ONNX export, cut before its resizing; with `pooled`, prompts of a call have a thread each."""
     with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as folder:
         model = export_meta(setting.loaded, Path(folder))[1].read_bytes()
-    return open_graph(setting, model, "all", pooled=pooled)
+    encoder = partial(encoders.opened, setting, encoders.onnx_of(build_encoder))
+    return replace(open_graph(setting, model, "all", pooled=pooled), encoder=encoder)
+
+
+def build_encoder(architecture: Architecture, weights: Weights, picture_px: int) -> encoders.Peer:
+    """Put the weights into Meta's image encoder of SAM 1.
+
+    Raises: UnavailableError for another.
+    """
+    if architecture.name != "vit":
+        raise UnavailableError("Meta's package has the ViT alone", found=architecture.title)
+    (modeling,) = import_segment_anything("modeling")
+    sizes = encoders.vit_sizes(weights, picture_px)
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    model = modeling.ImageEncoderViT(**sizes, qkv_bias=True, use_rel_pos=True, norm_layer=norm)
+    encoders.fill(model, weights, {key: key for key in model.state_dict()})
+    return encoders.Peer(model, lambda pixels: (model(pixels),), picture_px)
 
 
 def open_graph(setting: Setting, model: bytes, masks: Any, *, pads: bool = False, pooled: bool = False) -> Opened:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samx.benchmarks.contenders import PLAIN_PRECISION, Opened, Setting
-from samx.benchmarks.contenders.meta import build_sam, unpadded
+from samx.benchmarks.contenders import PLAIN_PRECISION, Opened, Setting, encoders
+from samx.benchmarks.contenders.meta import build_encoder, build_sam, unpadded
 from samx.benchmarks.interleave import Clock, now_ns
 from samx.benchmarks.roofline import Peaks, best_s
 from samx.benchmarks.scenarios import OnDevice
@@ -140,7 +141,9 @@ def open_meta(setting: Setting, peer: bool = True, **way: Any) -> Opened:
         )
         return found
 
-    return open_module(setting, sam, _autocast(setting, call), ask=split_prompts, **way)
+    found = open_module(setting, sam, _autocast(setting, call), ask=split_prompts, **way)
+    has_encoder = setting.precision == PLAIN_PRECISION and setting.device == "cpu" and not way
+    return replace(found, encoder=partial(encoders.opened, setting, build_encoder)) if has_encoder else found
 
 
 def _autocast(setting: Setting, call: Call) -> Call:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samx.benchmarks.contenders import Opened, Setting
+from samx.benchmarks.contenders import Opened, Setting, encoders
 from samx.benchmarks.contenders.meta import (
     DECODER_INPUTS,
     DECODER_OUTPUTS,
@@ -28,8 +30,11 @@ from samx.benchmarks.contenders.meta import (
     stub_modules,
     torchvision_stubs,
 )
+from samx.benchmarks.contenders.meta import build_encoder as meta_encoder
 from samx.extras import require
 from samx.models.checkpoint import LoadedDecoder
+from samx.models.encoders import hiera
+from samx.models.encoders.base import Architecture, Weights
 from samx.models.spec import DecoderSpec
 
 LIMIT = 32.0  # that its SAM 2 graph clamps mask logits to
@@ -55,17 +60,65 @@ SAM21 = dict.fromkeys(  # as its configurations have it
 def open_samexporter(setting: Setting) -> Opened:
     """Open its decoder: of SAM 1 cut before its resizing, of SAM 2 as it is; that fails for more than one prompt."""
     onnx = require("onnx", "export", "reading samexporter's files")
-    loaded = setting.loaded
+    loaded, encoder = setting.loaded, partial(encoders.opened, setting, encoders.onnx_of(build_encoder))
     with tempfile.TemporaryDirectory(prefix="samx-benchmark-") as folder:
         path, cut = Path(folder, "whole.onnx"), Path(folder, "cut.onnx")
         if loaded.spec.family == "sam2":
             export_sam2(loaded, path)
             model = onnx.load(path)
             _rename(model.graph, _names(loaded.spec))
-            return replace(open_graph(setting, model.SerializeToString(), "multimask", pads=True), limit=LIMIT)
+            found = open_graph(setting, model.SerializeToString(), "multimask", pads=True)
+            return replace(found, limit=LIMIT, encoder=encoder)
         export_sam1(loaded, path)
         onnx.utils.extract_model(str(path), str(cut), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
-        return open_graph(setting, cut.read_bytes(), "all")
+        return replace(open_graph(setting, cut.read_bytes(), "all"), encoder=encoder)
+
+
+def build_encoder(architecture: Architecture, weights: Weights, picture_px: int) -> encoders.Peer:
+    """Put the weights into the encoder that it exports."""
+    if architecture.name == "vit":
+        meta = meta_encoder(architecture, weights, picture_px)
+        whole = SimpleNamespace(image_encoder=meta.model)
+        module = _script("onnx_utils").ImageEncoderOnnxModel(whole, use_preprocess=False)
+        return encoders.Peer(module, lambda pixels: (module(pixels),), picture_px)
+    model = sam2_encoder(hiera.Sizes.of(weights))
+    names = {key: re.sub(r"^(?:image_encoder|sam_mask_decoder)\.", "", key) for key in model.state_dict()}
+    encoders.fill(model, weights, names)
+    model.num_feature_levels = hiera.STAGES - 1
+    module = _script("export_sam2").SAM2ImageEncoder(model)
+
+    def call(pixels: Tensor) -> tuple[Tensor, ...]:
+        fine, coarse, embedding = module(pixels)
+        return embedding, fine, coarse
+
+    return encoders.Peer(module, call, picture_px)
+
+
+def sam2_encoder(sizes: hiera.Sizes) -> Any:
+    """Build the image encoder of Meta's package 'sam2', and what its predictor does to the features."""
+    with torchvision_stubs():
+        backbones, position = (
+            importlib.import_module(f"sam2.modeling.{name}") for name in ("backbones", "position_encoding")
+        )
+        encoder, trunks = (
+            importlib.import_module(f"{backbones.__name__}.{name}") for name in ("image_encoder", "hieradet")
+        )
+    layout, width = sizes.layout, sizes.width
+    trunk = trunks.Hiera(
+        embed_dim=width, num_heads=layout.heads, stages=sizes.blocks, global_att_blocks=layout.everywhere,
+        window_spec=layout.windows, window_pos_embed_bkg_spatial_size=(sizes.positions, sizes.positions),
+    )  # fmt: skip
+    widths = [width << stage for stage in reversed(range(hiera.STAGES))]
+    neck = encoder.FpnNeck(
+        position.PositionEmbeddingSine(sizes.out_width), sizes.out_width, widths, fpn_top_down_levels=[2, 3],
+        fpn_interp_model="nearest",
+    )  # fmt: skip
+    model = nn.Module()
+    model.image_encoder = encoder.ImageEncoder(trunk, neck, scalp=1)
+    model.no_mem_embed = nn.Parameter(torch.zeros(1, 1, sizes.out_width))
+    laterals = {f"conv_s{level}": nn.Conv2d(sizes.out_width, sizes.out_width // (8 >> level), 1) for level in (0, 1)}
+    model.sam_mask_decoder = nn.ModuleDict(laterals)
+    return model
 
 
 def _names(spec: DecoderSpec) -> dict[str, str]:

@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from samx.errors import CheckpointError
-from samx.models.encoders.base import Architecture, Encoder, refused
+from samx.models.encoders.base import Architecture, Encoder, Weights, refused
 from samx.models.families.base import Family
 from samx.models.spec import DecoderSpec
 from samx.models.weight_files import WeightSource
@@ -66,19 +67,30 @@ def find_encoder(source: WeightSource, spec: DecoderSpec) -> Found:
             f"'{source.path}' holds more than one image encoder", found=f"prefixes {some(map(repr, prefixes))}",
             expected="one", fix="Save the one you mean in a file of its own, or export with --no-encoder.",
         )  # fmt: skip
-    names = encoder_names(architecture, prefixes[0], readers)
-    twice = [key for key, name in names.items() if list(names.values()).count(name) > 1]
-    if twice:
-        raise refused(architecture.title, "has weights twice", some(twice), "each once")
-    raw = {key: readers[key]() for key in names}
-    for key, tensor in raw.items():
-        check_floats(source.path, key, tensor)
-    weights = {names[key]: owned_float32(tensor) for key, tensor in raw.items()}
-    check_finite(source.path, weights)
+    weights = read_weights(source, architecture, prefixes[0])
     check_configuration(source, architecture.configuration(weights))
     module = architecture.build(weights, spec)
     check_outputs(architecture, module, spec)
     return Found(LoadedEncoder(architecture, module), module.notes)
+
+
+def read_weights(source: WeightSource, architecture: Architecture, prefix: str) -> Weights:
+    """Return an encoder's weights in float32 under upstream's names, and those beside it.
+
+    Raises: CheckpointError for weights that are there twice, or are no numbers.
+    """
+    readers = clean_readers(source)
+    names = encoder_names(architecture, prefix, readers)
+    twice = [key for key, name in names.items() if list(names.values()).count(name) > 1]
+    if twice:
+        raise refused(architecture.title, "has weights twice", some(twice), "each once")
+    weights: dict[str, Tensor] = {}
+    for key, name in names.items():
+        tensor = readers[key]()
+        check_floats(source.path, key, tensor)
+        weights[name] = owned_float32(tensor)
+    check_finite(source.path, weights)
+    return weights
 
 
 def check_configuration(source: WeightSource, expected: Mapping[str, Any]) -> None:
