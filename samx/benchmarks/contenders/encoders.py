@@ -98,10 +98,11 @@ def vit_sizes(weights: Weights, picture_px: int) -> dict[str, Any]:
     sizes = vit.Sizes.of(weights)
     if picture_px != (own := sizes.grid * sizes.patch_px):
         raise UnavailableError("others' encoders take the checkpoint's own size", found=picture_px, expected=f"{own}")
+    windows = [side for side in sizes.sides if side != sizes.grid]
     return {
         "img_size": sizes.grid * sizes.patch_px, "patch_size": sizes.patch_px, "embed_dim": sizes.width,
         "depth": len(sizes.sides), "num_heads": sizes.width // sizes.head_width, "out_chans": sizes.out_width,
-        "mlp_ratio": sizes.mlp_width / sizes.width, "window_size": next((side for side in sizes.sides if side != sizes.grid), sizes.grid),
+        "mlp_ratio": sizes.mlp_width / sizes.width, "window_size": windows[0] if windows else sizes.grid,
         "global_attn_indexes": [i for i, side in enumerate(sizes.sides) if side == sizes.grid],
     }  # fmt: skip
 
