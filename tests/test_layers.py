@@ -70,6 +70,7 @@ HEAVY_MODULES = (
     "samx.benchmarks.contenders.huggingface",
     "samx.benchmarks.contenders.meta",
     "samx.benchmarks.contenders.onnx_bound",
+    "samx.benchmarks.contenders.optimum",
     "samx.benchmarks.contenders.pytorch",
     "samx.benchmarks.contenders.samexporter",
     "samx.runtimes.mil.evaluate",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PLAIN_PRECISION = "fp32"
 EXTRAS: Mapping[str, str | None] = {
     "torch": "export", "segment_anything": "bench", "onnxruntime": "onnxruntime", "samexporter": None,
-    "transformers": None,
+    "transformers": None, "optimum": None,
 }  # fmt: skip
 ELSEWHERE = "'make compare' installs it into an environment of its own."  # what no extra brings
 
@@ -110,6 +110,7 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender("huggingface", f"{__name__}.huggingface:open_hugging_face", "transformers"),
     Contender("huggingface-compiled", f"{__name__}.huggingface:open_hugging_face", "transformers",
               options={"compiled": True}),
+    Contender("optimum", f"{__name__}.optimum:open_optimum", "optimum", ("sam1",)),
     *_in_torch("pytorch", "open_fast"),
     *_in_torch("pytorch-whole", "open_fast", whole=True),
     *_in_torch("reference", "open_reference"),
