@@ -24,7 +24,11 @@ EXTRAS: Mapping[str, str | None] = {
     "torch": "export", "segment_anything": "bench", "onnxruntime": "onnxruntime", "samexporter": None,
     "transformers": None, "optimum": None,
 }  # fmt: skip
-ELSEWHERE = "'make compare' installs it into an environment of its own."  # what no extra brings
+# Of what no extra brings.
+ELSEWHERE = "'make compare' installs it into an environment of its own."
+OWN_ENVIRONMENT = {
+    "optimum": "Install optimum-onnx, which asks for transformers below 4.58, apart, beside 'samx[bench]'."
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Contender:
         """
         if importlib.util.find_spec(self.library) is None:
             extra = EXTRAS.get(self.library)
-            fix = how_to_install(self.library, extra) if extra else ELSEWHERE
+            fix = how_to_install(self.library, extra) if extra else OWN_ENVIRONMENT.get(self.library, ELSEWHERE)
             raise UnavailableError(f"its package '{self.library}' is not installed", fix=fix)
         for what, found, known in (("family", family, self.families), ("device", device, self.devices)):
             if found not in known:
