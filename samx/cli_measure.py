@@ -1,4 +1,4 @@
-"""The commands that measure and carry measurements: bench, report, bundle."""
+"""The commands that measure and carry measurements: bench, report, zoo, bundle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from samx import console
 
@@ -84,12 +85,41 @@ def bundle(
     console.show(result, console.told, as_json=json)
 
 
+def zoo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS_DIR", help="Folder of checkpoints, searched to its bottom.")
+    ],
+    targets: Annotated[
+        Optional[str], typer.Option(help="Targets, separated by commas; default: all of 'samx doctor'.")
+    ] = None,
+    precisions: Annotated[
+        Optional[str], typer.Option(help="Precisions, separated by commas; default: all that a target has.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for zoo.json and zoo.md.")] = Path("zoo"),
+    again: Annotated[bool, typer.Option("--again", help="Do anew what the table has already.")] = False,
+    json: Json = False,
+) -> None:
+    """Export and judge every checkpoint of a folder, on every target and precision; go on where it was stopped."""
+    from samx.commands.zoo import require_passed
+    from samx.commands.zoo import zoo as run
+
+    with console.steps() as progress:
+        table = run(folder, output, _words(targets), _words(precisions), again, progress)
+    console.show((output, table), kept, as_json=json)
+    require_passed(table)
+
+
+def _words(given: str | None) -> list[str]:
+    return [word for word in (given or "").replace(",", " ").split() if word]
+
+
 COMMANDS: dict[Callable[..., None], str] = {
     bench: "samx bench sam1-demo-onnx --quick  ·  samx bench DIR OTHER --threads 1 -o cpu.json  ·  "
     "samx bench sam1-demo-onnx --against meta,pytorch  ·  "
     "samx bench sam1-demo-trt --device cuda --scenario click --scenario everything",
     report: "samx report cpu.json orin.json -o report.html  ·  "
     "samx report cpu.json --baseline before.json --markdown comment.md",
+    zoo: "samx zoo weights/  ·  samx zoo weights/ --targets onnx,trt-rtx --precisions fp32,fp16 -o zoo",
     bundle: "samx bundle sam1-demo-trt -o kit.zip  ·  samx bundle -o samx.pyz",
 }
 
@@ -112,6 +142,30 @@ def measured(result: tuple[Path | None, Any]) -> tuple[Any, console.Draw]:
         _wrote([] if path is None else [path])
 
     return found.to_json(), draw
+
+
+def kept(result: tuple[Path, Any]) -> tuple[Any, console.Draw]:
+    """View a table of checkpoints."""
+    from samx.commands.zoo import PAGE, TABLE
+
+    out, table = result
+
+    def draw() -> None:
+        shown = Table("file", "target", "precision", "result", "mask IoU", box=None)
+        for row in table.rows:
+            value = row.metrics.get("mask_iou_mean")
+            cells = (
+                row.file,
+                row.target or "",
+                row.precision or "",
+                row.outcome,
+                "" if value is None else f"{value:.4f}",
+            )
+            shown.add_row(*map(escape, cells))
+        console.out.print(shown)
+        _wrote([out / TABLE, out / PAGE])
+
+    return table.to_json(), draw
 
 
 def reported(facts: console.Facts) -> tuple[Any, console.Draw]:
