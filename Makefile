@@ -83,6 +83,7 @@ docs: $(INSTALLED) ## Write the generated pages anew, and build the documentatio
 	@$(BIN)/python docs/cli_reference.py
 	@$(BIN)/python docs/api_reference.py
 	@$(BIN)/python docs/rooms.py
+	@$(BIN)/python docs/zoo_page.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Look at site/index.html."
 
