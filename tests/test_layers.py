@@ -80,6 +80,8 @@ HEAVY_MODULES = (
     "samx.models.fixed",
     "samx.models.reference",
     "samx.models.stated",
+    "samx.models.torch_files",
+    "samx.models.torch_tensors",
     "samx.models.weight_files",
     "samx.models.weights",
     "samx.demo.model",

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from samx.artifacts.strict_json import parse
 from samx.errors import ArtifactError, CheckpointError
 from samx.extras import require
 from samx.files import CONFIG_CAP_BYTES, INDEX_CAP_BYTES, open_regular, read_file
+from samx.models.inert_pickle import PickleError
+from samx.models.torch_files import NotPlainError, open_torch
 
 HASH_CHUNK_BYTES = 1 << 20
-# {"state": {"model": {"module": {...}}}} is the deepest wrapping seen; also ends a mapping that holds itself.
-MAX_NESTING = 5
 # Files of a Hugging Face directory, in the order of preference; the second of a pair lists the shards of the first.
 DIRECTORY_FILES = (
     "model.safetensors",
@@ -168,19 +166,31 @@ def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
     try:
         if is_zip:
             _check_zip(path)
-        # mmap reads only the tensors that are touched; the format before PyTorch 1.6 is no zip and cannot do it.
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as cause:
-        raise _refusal(
-            f"checkpoint '{path}' was not opened, because it is no plain weights file",
-            "other bytes, or Python objects that could run code", SAVE_WEIGHTS_ONLY,
-        ) from cause  # fmt: skip
+        with open_regular(path, f"checkpoint '{path}'", CheckpointError) as file:
+            readers = open_torch(file, is_zip).readers()
     except (CheckpointError, OSError, MemoryError):
         raise
-    except Exception as cause:  # its messages are left out, some suggest switching the safe loading off
-        found = f"bytes that PyTorch cannot read ({type(cause).__name__})"
+    except Exception as cause:  # what others than PickleError say is no text for people
+        found = (
+            cause if isinstance(cause, PickleError) else f"other bytes than torch.save writes ({type(cause).__name__})"
+        )
         raise _refusal(f"checkpoint '{path}' is damaged or no PyTorch file", found) from cause
-    return {key: tensor.detach for key, tensor in _flatten(data)}
+    return {key: partial(_read, path, key, reader) for key, reader in readers.items()}
+
+
+def _read(path: Path, key: str, reader: Reader) -> Tensor:
+    try:
+        return reader()
+    except NotPlainError as cause:
+        raise not_floats(path, key, cause) from cause
+
+
+def not_floats(path: Path, key: str, found: object) -> CheckpointError:
+    """Say that a weight is quantised, sparse or otherwise no array of floats."""
+    return CheckpointError(
+        f"weight '{key}' of '{path}' is not an array of floats", found=found,
+        expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
+    )  # fmt: skip
 
 
 def _check_zip(path: Path) -> None:
@@ -192,14 +202,3 @@ def _check_zip(path: Path) -> None:
         raise _refusal(f"'{path}' is a Keras model", "HDF5 in a zip file", KERAS_FIX)
     if any(name.endswith("/constants.pkl") for name in members):
         raise _refusal(f"'{path}' is a TorchScript program, not a weights file", fix=SAVE_WEIGHTS_ONLY)
-
-
-def _flatten(data: object, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Walk nested mappings; the names of the outer ones become prefixes of the keys."""
-    if not isinstance(data, Mapping) or level >= MAX_NESTING:
-        return
-    for key, value in data.items():
-        if isinstance(key, str) and isinstance(value, Tensor):  # optimiser state is keyed by number
-            yield prefix + key, value
-        elif isinstance(key, str):
-            yield from _flatten(value, f"{prefix}{key}.", level + 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samx.errors import CheckpointError
 from samx.models.families.base import clean
-from samx.models.weight_files import Reader, WeightSource
+from samx.models.weight_files import Reader, WeightSource, not_floats
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SHOWN = 3  # names or shapes in an error line
@@ -36,10 +36,7 @@ def check_floats(path: Path, key: str, tensor: Tensor) -> None:
     Raises: CheckpointError.
     """
     if tensor.dtype not in FLOAT_TYPES or tensor.layout is not torch.strided:
-        raise CheckpointError(
-            f"weight '{key}' of '{path}' is not an array of floats", found=f"{tensor.dtype}, {tensor.layout}",
-            expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
-        )  # fmt: skip
+        raise not_floats(path, key, f"{tensor.dtype}, {tensor.layout}")
 
 
 def owned_float32(tensor: Tensor) -> Tensor:

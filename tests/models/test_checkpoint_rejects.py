@@ -106,20 +106,30 @@ def write_pickle(payload: object, path: Path) -> None:
     path.write_bytes(pickle.dumps(payload))
 
 
-@pytest.mark.parametrize("write", [write_zip, write_legacy, write_pickle])
-def test_code_in_a_pickle_does_not_run(tmp_path: Path, write: Callable[[object, Path], None]) -> None:
-    target = tmp_path / "created_by_payload"
-    payload = Payload(target)
-    write(payload, tmp_path / "evil.pth")
-    assert "could run code" in refusal(tmp_path / "evil.pth")
-    assert not target.exists()
+def run(payload: Payload) -> None:
     function, arguments = payload.__reduce__()
     function(*arguments)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, write: Callable[[object, Path], None]) -> None:
+    target = tmp_path / "created_by_payload"
+    write(Payload(target), tmp_path / "evil.pth")
+    assert load_checkpoint(tmp_path / "evil.pth").spec.family == "sam1"  # its weights are weights
+    assert not target.exists()
+    run(Payload(target))
     assert target.exists()  # the payload was live
 
 
-def test_a_whole_pickled_module(tmp_path: Path) -> None:
-    assert "could run code" in refused_state(tmp_path, nn.Linear(2, 2))
+def test_a_pickle_of_another_program_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "created_by_payload"
+    write_pickle(Payload(target), tmp_path / "evil.pth")
+    assert "a pickle that torch.save did not write" in refusal(tmp_path / "evil.pth")
+    assert not target.exists()
+
+
+def test_a_whole_pickled_module_of_another_model(tmp_path: Path) -> None:
+    assert "found keys weight, bias" in refused_state(tmp_path, nn.Linear(2, 2))
 
 
 def test_a_torchscript_program(tmp_path: Path) -> None:
