@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from mmap import mmap
 from typing import Any, NoReturn
 
-MAX_STEPS = 3_000_000  # instructions, and items that are copied; ViT-H with its optimiser's state has 60,000
+MAX_STEPS = 1_000_000  # instructions, and items that are copied; ViT-H with its optimiser's state has 60,000
 MAX_MEMO = 2**32 - 1  # what four bytes address; larger numbers may be chosen to collide
 
 

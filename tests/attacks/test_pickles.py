@@ -1,4 +1,4 @@
-"""Pickles that attack their reader: none runs anything, takes gigabytes, minutes or the stack, or leaves its storage."""
+"""Pickles that attack their reader: none runs anything, takes gigabytes, minutes or the stack, or reads elsewhere."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import struct
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoint_files import meta_sam1, small_spec
-from test_inputs import little_memory  # noqa: F401 - a fixture for all tests here
+from test_mutations import little_memory  # noqa: F401 - a fixture for all tests here
 
 from samx.errors import CheckpointError
 from samx.models.checkpoint import load_checkpoint
@@ -35,15 +35,7 @@ def load(data: bytes) -> Any:
     return InertUnpickler(Window(data, 0, len(data)), KNOWN, Storages()).load()
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_imported_or_opened() -> Iterator[None]:
-    """Fail where the interpreter's own audit hook sees an import, a file, a program or an eval during load()."""
-    modules = set(sys.modules)
-    yield
-    new = {name for name in set(sys.modules) - modules if name.startswith(("antigravity", "turtle", "samx_evil"))}
-    assert not new
-
-
+# What the interpreter's own audit hooks tell of.
 WATCHED = ("import", "open", "exec", "compile", "os.", "subprocess.", "socket.", "pickle.find_class", "marshal.")
 seen: list[str] | None = None
 
@@ -79,6 +71,9 @@ class Call:
     def __reduce__(self) -> Any:
         return self.parts
 
+    def __call__(self) -> None:
+        raise AssertionError("a pickle takes only what can be called in a call's place")
+
 
 def opcodes(*parts: bytes) -> bytes:
     return b"\x80\x02" + b"".join(parts) + b"."
@@ -97,9 +92,7 @@ CALLS: Mapping[str, Any] = {
     "exec": Call(exec, f"open('{EVIL}', 'w')"),
     "open": Call(open, EVIL, "w"),
     "import": Call(builtins.__import__, "antigravity"),
-    "getattr chain": Call(
-        Call(getattr, Call(getattr, os, "path"), "os") if False else Call(getattr, Name, "system"), EVIL
-    ),
+    "getattr chain": Call(Call(getattr, Name, "mro"), EVIL),
     "partial": Call(Call(functools.partial, os.mkdir, EVIL)),
     "partial with a state": Call(functools.partial, print, state=(os.mkdir, (EVIL,), {}, {})),
     "map": Call(list, Call(map, os.mkdir, [EVIL])),
@@ -125,7 +118,7 @@ def test_the_watch_sees_what_python_does_with_them(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for name in ("os.mkdir", "nested pickle"):
         seen = []
-        pickle.loads(pickle.dumps(CALLS[name]))
+        pickle.loads(pickle.dumps(CALLS[name]))  # noqa: S301 - to see that it is live
         found, seen = seen, None
         assert "os.mkdir" in found
         Path(EVIL).rmdir()
@@ -187,7 +180,7 @@ def test_instructions_do_nothing_or_are_refused(name: str, tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-DEEP = 400_000
+DEEP = 200_000
 BOMBS: Mapping[str, Callable[[], bytes]] = {
     "deep lists": lambda: opcodes(b"]" * DEEP, b"a" * (DEEP - 1)),
     "deep tuples": lambda: opcodes(b")", b"\x85" * DEEP),
@@ -212,7 +205,7 @@ BOMBS: Mapping[str, Callable[[], bytes]] = {
     "long frame": lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN.",
     "far memory": lambda: opcodes(b"Nr\xff\xff\xff\xff"),
     "steps": lambda: opcodes(b"N0" * (MAX_STEPS // 2 + 1)),
-    "collisions": lambda: opcodes(b"}(", b"".join(b"\x8a\x09" + (i * (2**61 - 1)).to_bytes(9, "little") + b"N"
+    "collisions": lambda: opcodes(b"}(", b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N"
                                                      for i in range(100_000)), b"u"),
 }  # fmt: skip
 
@@ -272,7 +265,7 @@ BEYOND: Mapping[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", BEYOND)
 def test_a_tensor_beyond_its_storage_is_refused(name: str, tmp_path: Path) -> None:
     path = archive(tensor(*BEYOND[name]), tmp_path, **{"0": bytes(24)})
-    with pytest.raises(CheckpointError, match="beyond its storage|is no shape"):
+    with pytest.raises(CheckpointError, match=r"beyond its storage|is no shape"):
         open_weights(path)
 
 
@@ -303,15 +296,6 @@ def test_two_storages_under_one_key_are_refused(tmp_path: Path) -> None:
 # The zip file around it.
 
 
-def patched(path: Path, old: bytes, new: bytes, at: int) -> Path:
-    """Overwrite a field of the at-th record that starts like this."""
-    data = bytearray(path.read_bytes())
-    places = [i for i in range(len(data)) if data.startswith(old, i)]
-    data[places[at] + len(old) : places[at] + len(old) + len(new)] = new
-    path.write_bytes(data)
-    return path
-
-
 def test_members_of_one_name_are_refused(tmp_path: Path) -> None:
     path = archive(tensor(0, (6,), (1,)), tmp_path, **{"0": bytes(24)})
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "a") as more:
@@ -338,10 +322,13 @@ def test_a_member_that_lies_elsewhere_is_refused(offset: int, tmp_path: Path) ->
         open_weights(path)
 
 
-def test_a_compressed_gigabyte_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_compressed_bomb_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "bomb.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as written, written.open("a/data.pkl", "w") as member:
-        for _ in range(1024):
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as written,
+        written.open("a/data.pkl", "w") as member,
+    ):
+        for _ in range(256):
             member.write(bytes(1 << 20))
     with pytest.raises(CheckpointError, match="compressed"):
         load_checkpoint(path)
