@@ -78,6 +78,7 @@ HEAVY_MODULES = (
     "samx.models.encoders",
     "samx.models.fast",
     "samx.models.fixed",
+    "samx.models.lora",
     "samx.models.reference",
     "samx.models.stated",
     "samx.models.torch_files",

@@ -21,12 +21,14 @@ from samx.models.inert_pickle import PickleError
 from samx.models.torch_files import NotPlainError, open_torch
 
 HASH_CHUNK_BYTES = 1 << 20
-# Files of a Hugging Face directory, in the order of preference; the second of a pair lists the shards of the first.
+# Files of a Hugging Face directory, in the order of preference; an index lists the shards of the file before it.
 DIRECTORY_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
 INDEX_SUFFIX = ".index.json"
 GIT_LFS_START = b"version https://git-lfs"
@@ -110,7 +112,7 @@ def _directory_file(folder: Path) -> Path:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    weight_map = _json(index, INDEX_CAP_BYTES).get("weight_map")
+    weight_map = read_json(index, INDEX_CAP_BYTES).get("weight_map")
     listed = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not listed or not all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in listed):
         expected = "'weight_map' with file names"
@@ -126,10 +128,14 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def _config(weight_file: Path) -> Mapping[str, Any]:
     path = weight_file.parent / "config.json"
     belongs = weight_file.name in DIRECTORY_FILES  # beside other files it may be any program's
-    return _json(path, CONFIG_CAP_BYTES) if belongs and os.path.lexists(path) else {}
+    return read_json(path, CONFIG_CAP_BYTES) if belongs and os.path.lexists(path) else {}
 
 
-def _json(path: Path, cap: int) -> dict[str, Any]:
+def read_json(path: Path, cap: int) -> dict[str, Any]:
+    """Read a JSON file beside the weights; what is no object counts as an empty one.
+
+    Raises: CheckpointError.
+    """
     try:
         data = parse(read_file(path, cap, f"'{path}'", CheckpointError), f"'{path}'")
     except ArtifactError as cause:
