@@ -27,7 +27,7 @@ from samx.models.stated import (
     stated_sizes,
 )
 from samx.models.weight_files import WANTED, WeightSource, open_weights
-from samx.models.weights import check_finite, check_floats, owned_float32, some
+from samx.models.weights import check_finite, check_floats, owned_float32, refuse_quantised, some
 
 TWIN_FRAMES_PX = 32  # what a frame of the family is a multiple of, and of its twin is not: SAM 3 has 1008 px
 
@@ -79,6 +79,7 @@ def load_checkpoint(
     prefix = _only_prefix(path, family, readers)
     _check_twin(source, family, readers, image_size)
     names = family.decoder_names(readers, prefix)
+    refuse_quantised(path, names)
     raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
     weights = _convert(path, family, raw)
     sizes, given = stated_sizes(source, family, readers), {"image_size": image_size, "frame": frame, "pixels": pixels}

@@ -31,7 +31,17 @@ DIRECTORY_FILES = (
     "adapter_model.bin",
 )
 INDEX_SUFFIX = ".index.json"
+START_BYTES = 512  # enough to see what a file is
 GIT_LFS_START = b"version https://git-lfs"
+# What is given for a checkpoint now and then, by its first bytes, and what to do.
+OTHER_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (b"GGUF", "a GGUF file", "Use the checkpoint that it was converted from."),
+    (b"lmgg", "a ggml file", "Use the checkpoint that it was converted from."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it."),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (b"Rar!", "a RAR archive", "Unpack it."),
+)
+GATED = "Download it again: a link that needs a login, or terms that are not accepted yet, answers with such a page."
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 KERAS_FIX = "Use the PyTorch checkpoint that it was converted from."
 WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors or a Hugging Face model directory"
@@ -89,6 +99,8 @@ def open_weights(path: Path) -> WeightSource:
             more, notes = _open_file(file)
             readers |= more
             metadata |= notes
+        if weight_file.name.endswith(INDEX_SUFFIX):
+            _check_shards(weight_file, readers)
         return WeightSource(path, files, readers, metadata, _config(weight_file))
     except OSError as cause:
         raise CheckpointError(
@@ -104,6 +116,10 @@ def _directory_file(folder: Path) -> Path:
     for name in DIRECTORY_FILES:
         if (folder / name).is_file():
             return folder / name
+    dangling = next((name for name in DIRECTORY_FILES if os.path.islink(folder / name)), None)
+    if dangling:
+        found = f"'{dangling}', a link to a file that is not there"
+        raise CheckpointError(f"no weights in directory '{folder}'", found=found, fix="Complete the download.")
     raise CheckpointError(
         f"no weights in directory '{folder}'",
         found=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing",
@@ -123,6 +139,15 @@ def _shards(index: Path) -> tuple[Path, ...]:
         found = f"no {', '.join(missing[:3])}"
         raise CheckpointError(f"shards of '{index}' are missing", found=found, fix="Complete the download.")
     return shards
+
+
+def _check_shards(index: Path, readers: Mapping[str, Reader]) -> None:
+    lacking = [key for key in read_json(index, INDEX_CAP_BYTES)["weight_map"] if key not in readers]
+    if lacking:
+        raise CheckpointError(
+            f"shards of '{index}' lack weights that it lists", found=f"no '{lacking[0]}', {len(lacking)} in all",
+            expected="shards and an index of one release", fix="Complete the download.",
+        )  # fmt: skip
 
 
 def _config(weight_file: Path) -> Mapping[str, Any]:
@@ -145,17 +170,27 @@ def read_json(path: Path, cap: int) -> dict[str, Any]:
 
 def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
     with open_regular(path, f"checkpoint '{path}'", CheckpointError) as file:
-        start = file.read(max(len(GIT_LFS_START), 9))
+        start = file.read(START_BYTES)
     if not start:
         raise _refusal(f"checkpoint '{path}' is empty", "0 bytes")
     if start.startswith(GIT_LFS_START):
         raise _refusal(f"'{path}' is a Git LFS pointer, not the weights", fix="Fetch the file: git lfs pull.")
     if start.startswith(HDF5_START):
         raise _refusal(f"'{path}' is an HDF5 file, as Keras saves weights", "HDF5", KERAS_FIX)
+    _refuse_other_kinds(path, start)
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header's brace.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _open_safetensors(path)
     return _open_torch(path, is_zip=start.startswith(b"PK")), {}
+
+
+def _refuse_other_kinds(path: Path, start: bytes) -> None:
+    for mark, kind, fix in OTHER_KINDS:
+        if start.startswith(mark):
+            raise _refusal(f"'{path}' is {kind}, not weights that samx reads", fix=fix)
+    words = start.decode("utf-8", "ignore")
+    if all(letter.isprintable() or letter.isspace() for letter in words) and len(words.encode()) > len(start) - 4:
+        raise _refusal(f"'{path}' is text, not weights", f"'{' '.join(words.split())[:80]}'", GATED)
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:

@@ -17,7 +17,7 @@ from samx.models.families.base import Family
 from samx.models.lora import weight_readers
 from samx.models.spec import DecoderSpec
 from samx.models.weight_files import WeightSource
-from samx.models.weights import check_finite, check_floats, owned_float32, some
+from samx.models.weights import check_finite, check_floats, owned_float32, refuse_quantised, some
 
 # Names of an encoder's weights: after this, and those of SAM 2's that lie beside it.
 PREFIX = re.compile(r"^(?P<prefix>(?:.*?\.)?)(?:image_encoder|vision_encoder)\.")
@@ -58,6 +58,7 @@ def find_encoder(source: WeightSource, spec: DecoderSpec) -> Found:
     prefixes = sorted({match["prefix"] for key in readers if (match := PREFIX.match(key))})
     if not prefixes:
         return Found(None)
+    refuse_quantised(source.path, (key for key in readers if PREFIX.match(key)))
     architecture = architecture_of(spec.rules, readers)
     if architecture is None:
         keys = some(key for key in readers if PREFIX.match(key))
