@@ -14,6 +14,7 @@ from torch import Tensor
 from samx.errors import CheckpointError
 from samx.models.families import known, recognise
 from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family
+from samx.models.lora import weight_readers
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec, family_spec
 from samx.models.stated import (
@@ -26,7 +27,7 @@ from samx.models.stated import (
     stated_sizes,
 )
 from samx.models.weight_files import WANTED, WeightSource, open_weights
-from samx.models.weights import check_finite, check_floats, clean_readers, owned_float32, some
+from samx.models.weights import check_finite, check_floats, owned_float32, refuse_quantised, some
 
 TWIN_FRAMES_PX = 32  # what a frame of the family is a multiple of, and of its twin is not: SAM 3 has 1008 px
 
@@ -72,12 +73,13 @@ def load_checkpoint(
     Raises: CheckpointError when it holds no supported decoder, not exactly one, or a damaged one.
     """
     source = open_weights(path)
-    readers = clean_readers(source)
+    readers = weight_readers(source)
     _refuse_relatives(source, readers)
     family = recognise(readers)
     prefix = _only_prefix(path, family, readers)
     _check_twin(source, family, readers, image_size)
     names = family.decoder_names(readers, prefix)
+    refuse_quantised(path, names)
     raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
     weights = _convert(path, family, raw)
     sizes, given = stated_sizes(source, family, readers), {"image_size": image_size, "frame": frame, "pixels": pixels}

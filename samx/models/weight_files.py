@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from samx.artifacts.strict_json import parse
 from samx.errors import ArtifactError, CheckpointError
 from samx.extras import require
 from samx.files import CONFIG_CAP_BYTES, INDEX_CAP_BYTES, open_regular, read_file
+from samx.models.inert_pickle import PickleError
+from samx.models.torch_files import NotPlainError, open_torch
 
 HASH_CHUNK_BYTES = 1 << 20
-# {"state": {"model": {"module": {...}}}} is the deepest wrapping seen; also ends a mapping that holds itself.
-MAX_NESTING = 5
-# Files of a Hugging Face directory, in the order of preference; the second of a pair lists the shards of the first.
+# Files of a Hugging Face directory, in the order of preference; an index lists the shards of the file before it.
 DIRECTORY_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
 )
 INDEX_SUFFIX = ".index.json"
+START_BYTES = 512  # enough to see what a file is
 GIT_LFS_START = b"version https://git-lfs"
+# What is given for a checkpoint now and then, by its first bytes, and what to do.
+OTHER_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (b"GGUF", "a GGUF file", "Use the checkpoint that it was converted from."),
+    (b"lmgg", "a ggml file", "Use the checkpoint that it was converted from."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it."),
+    (b"7z\xbc\xaf", "a 7z archive", "Unpack it."),
+    (b"Rar!", "a RAR archive", "Unpack it."),
+)
+GATED = "Download it again: a link that needs a login, or terms that are not accepted yet, answers with such a page."
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 KERAS_FIX = "Use the PyTorch checkpoint that it was converted from."
 WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors or a Hugging Face model directory"
@@ -89,6 +99,8 @@ def open_weights(path: Path) -> WeightSource:
             more, notes = _open_file(file)
             readers |= more
             metadata |= notes
+        if weight_file.name.endswith(INDEX_SUFFIX):
+            _check_shards(weight_file, readers)
         return WeightSource(path, files, readers, metadata, _config(weight_file))
     except OSError as cause:
         raise CheckpointError(
@@ -104,6 +116,10 @@ def _directory_file(folder: Path) -> Path:
     for name in DIRECTORY_FILES:
         if (folder / name).is_file():
             return folder / name
+    dangling = next((name for name in DIRECTORY_FILES if os.path.islink(folder / name)), None)
+    if dangling:
+        found = f"'{dangling}', a link to a file that is not there"
+        raise CheckpointError(f"no weights in directory '{folder}'", found=found, fix="Complete the download.")
     raise CheckpointError(
         f"no weights in directory '{folder}'",
         found=", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing",
@@ -112,7 +128,7 @@ def _directory_file(folder: Path) -> Path:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    weight_map = _json(index, INDEX_CAP_BYTES).get("weight_map")
+    weight_map = read_json(index, INDEX_CAP_BYTES).get("weight_map")
     listed = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not listed or not all(isinstance(name, str) and Path(name).name == name and "\0" not in name for name in listed):
         expected = "'weight_map' with file names"
@@ -125,13 +141,26 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return shards
 
 
+def _check_shards(index: Path, readers: Mapping[str, Reader]) -> None:
+    lacking = [key for key in read_json(index, INDEX_CAP_BYTES)["weight_map"] if key not in readers]
+    if lacking:
+        raise CheckpointError(
+            f"shards of '{index}' lack weights that it lists", found=f"no '{lacking[0]}', {len(lacking)} in all",
+            expected="shards and an index of one release", fix="Complete the download.",
+        )  # fmt: skip
+
+
 def _config(weight_file: Path) -> Mapping[str, Any]:
     path = weight_file.parent / "config.json"
     belongs = weight_file.name in DIRECTORY_FILES  # beside other files it may be any program's
-    return _json(path, CONFIG_CAP_BYTES) if belongs and os.path.lexists(path) else {}
+    return read_json(path, CONFIG_CAP_BYTES) if belongs and os.path.lexists(path) else {}
 
 
-def _json(path: Path, cap: int) -> dict[str, Any]:
+def read_json(path: Path, cap: int) -> dict[str, Any]:
+    """Read a JSON file beside the weights; what is no object counts as an empty one.
+
+    Raises: CheckpointError.
+    """
     try:
         data = parse(read_file(path, cap, f"'{path}'", CheckpointError), f"'{path}'")
     except ArtifactError as cause:
@@ -141,17 +170,27 @@ def _json(path: Path, cap: int) -> dict[str, Any]:
 
 def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
     with open_regular(path, f"checkpoint '{path}'", CheckpointError) as file:
-        start = file.read(max(len(GIT_LFS_START), 9))
+        start = file.read(START_BYTES)
     if not start:
         raise _refusal(f"checkpoint '{path}' is empty", "0 bytes")
     if start.startswith(GIT_LFS_START):
         raise _refusal(f"'{path}' is a Git LFS pointer, not the weights", fix="Fetch the file: git lfs pull.")
     if start.startswith(HDF5_START):
         raise _refusal(f"'{path}' is an HDF5 file, as Keras saves weights", "HDF5", KERAS_FIX)
+    _refuse_other_kinds(path, start)
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header's brace.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _open_safetensors(path)
     return _open_torch(path, is_zip=start.startswith(b"PK")), {}
+
+
+def _refuse_other_kinds(path: Path, start: bytes) -> None:
+    for mark, kind, fix in OTHER_KINDS:
+        if start.startswith(mark):
+            raise _refusal(f"'{path}' is {kind}, not weights that samx reads", fix=fix)
+    words = start.decode("utf-8", "ignore")
+    if all(letter.isprintable() or letter.isspace() for letter in words) and len(words.encode()) > len(start) - 4:
+        raise _refusal(f"'{path}' is text, not weights", f"'{' '.join(words.split())[:80]}'", GATED)
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
@@ -168,19 +207,31 @@ def _open_torch(path: Path, is_zip: bool) -> dict[str, Reader]:
     try:
         if is_zip:
             _check_zip(path)
-        # mmap reads only the tensors that are touched; the format before PyTorch 1.6 is no zip and cannot do it.
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as cause:
-        raise _refusal(
-            f"checkpoint '{path}' was not opened, because it is no plain weights file",
-            "other bytes, or Python objects that could run code", SAVE_WEIGHTS_ONLY,
-        ) from cause  # fmt: skip
+        with open_regular(path, f"checkpoint '{path}'", CheckpointError) as file:
+            readers = open_torch(file, is_zip).readers()
     except (CheckpointError, OSError, MemoryError):
         raise
-    except Exception as cause:  # its messages are left out, some suggest switching the safe loading off
-        found = f"bytes that PyTorch cannot read ({type(cause).__name__})"
+    except Exception as cause:  # what others than PickleError say is no text for people
+        found = (
+            cause if isinstance(cause, PickleError) else f"other bytes than torch.save writes ({type(cause).__name__})"
+        )
         raise _refusal(f"checkpoint '{path}' is damaged or no PyTorch file", found) from cause
-    return {key: tensor.detach for key, tensor in _flatten(data)}
+    return {key: partial(_read, path, key, reader) for key, reader in readers.items()}
+
+
+def _read(path: Path, key: str, reader: Reader) -> Tensor:
+    try:
+        return reader()
+    except NotPlainError as cause:
+        raise not_floats(path, key, cause) from cause
+
+
+def not_floats(path: Path, key: str, found: object) -> CheckpointError:
+    """Say that a weight is quantised, sparse or otherwise no array of floats."""
+    return CheckpointError(
+        f"weight '{key}' of '{path}' is not an array of floats", found=found,
+        expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
+    )  # fmt: skip
 
 
 def _check_zip(path: Path) -> None:
@@ -192,14 +243,3 @@ def _check_zip(path: Path) -> None:
         raise _refusal(f"'{path}' is a Keras model", "HDF5 in a zip file", KERAS_FIX)
     if any(name.endswith("/constants.pkl") for name in members):
         raise _refusal(f"'{path}' is a TorchScript program, not a weights file", fix=SAVE_WEIGHTS_ONLY)
-
-
-def _flatten(data: object, prefix: str = "", level: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Walk nested mappings; the names of the outer ones become prefixes of the keys."""
-    if not isinstance(data, Mapping) or level >= MAX_NESTING:
-        return
-    for key, value in data.items():
-        if isinstance(key, str) and isinstance(value, Tensor):  # optimiser state is keyed by number
-            yield prefix + key, value
-        elif isinstance(key, str):
-            yield from _flatten(value, f"{prefix}{key}.", level + 1)

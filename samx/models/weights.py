@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,9 +11,14 @@ from torch import Tensor
 
 from samx.errors import CheckpointError
 from samx.models.families.base import clean
-from samx.models.weight_files import Reader, WeightSource
+from samx.models.weight_files import Reader, WeightSource, not_floats
 
 FLOAT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Beside, or in the place of, weights that torch, bitsandbytes, GPTQ, AWQ or compressed-tensors have quantised.
+QUANTISED = re.compile(
+    r"\.(?:zero_point|_packed_params\..+|qweight|qzeros|SCB|absmax|nested_absmax|quant_map|quant_state\..+"
+    r"|weight_scale(?:_inv)?|weight_packed)$"
+)
 SHOWN = 3  # names or shapes in an error line
 
 
@@ -36,9 +42,19 @@ def check_floats(path: Path, key: str, tensor: Tensor) -> None:
     Raises: CheckpointError.
     """
     if tensor.dtype not in FLOAT_TYPES or tensor.layout is not torch.strided:
+        raise not_floats(path, key, f"{tensor.dtype}, {tensor.layout}")
+
+
+def refuse_quantised(path: Path, keys: Iterable[str]) -> None:
+    """Refuse weights whose neighbours show that they are quantised, whatever their own type.
+
+    Raises: CheckpointError.
+    """
+    mark = next((key for key in keys if QUANTISED.search(key)), None)
+    if mark is not None:
         raise CheckpointError(
-            f"weight '{key}' of '{path}' is not an array of floats", found=f"{tensor.dtype}, {tensor.layout}",
-            expected="float32, float16 or bfloat16", fix="Use the checkpoint from before its quantization.",
+            f"'{path}' holds quantised weights", found=f"key '{mark}'", expected="float32, float16 or bfloat16",
+            fix="Use the checkpoint from before its quantization; samx quantises at export (--int8).",
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import json
 import tarfile
 import tempfile
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -128,6 +129,16 @@ def pickled() -> bytes:
     return buffer.getvalue()
 
 
+def training_file() -> bytes:
+    """Return a checkpoint with a whole module and objects of many kinds beside the weights."""
+    buffer = io.BytesIO()
+    torch.save({
+        "state_dict": meta_sam1(), "model": torch.nn.Sequential(torch.nn.Linear(2, 2)), "epoch": np.int64(3),
+        "arguments": Namespace(path=Path("a"), names={"b"}, dtype=torch.float16), "loss": np.ones(2),
+    }, buffer)  # fmt: skip
+    return buffer.getvalue()
+
+
 def configuration() -> bytes:
     """Return a model's configuration, as Hugging Face writes it."""
     return json.dumps({
@@ -229,6 +240,7 @@ READERS: Mapping[str, Reader] = {
     ),
     "safetensors": Reader(lambda: tensors(safetensors()), on_disk("w.safetensors", load_checkpoint)),
     "torch checkpoint": Reader(lambda: repacked(pickled()), on_disk("w.pth", load_checkpoint)),
+    "training file": Reader(lambda: repacked(training_file()), on_disk("t.pth", load_checkpoint)),
     "configuration": Reader(lambda: documents([configuration()]), on_disk("hf/config.json", directory)),
     "index of shards": Reader(
         lambda: documents([index()]), on_disk("shards/model.safetensors.index.json", load_checkpoint)

@@ -84,6 +84,26 @@ def test_git_lfs_pointer(tmp_path: Path) -> None:
     assert "git lfs pull" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html>\n<html><head><title>Sign in</title>" * 90, "text, not weights: found '<!DOCTYPE html>"),
+        (b'{"error":"Access to model facebook/sam3 is restricted."}', 'found \'{"error":"Access to model'),
+        (b"Invalid username or password.", "found 'Invalid username or password.'"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "AccessDenied"),
+        ("Zugriff verweigert: \u00fc".encode() * 40, "text, not weights"),
+        (b"GGUF\3\0\0\0", "is a GGUF file"),
+        (b"\x1f\x8b\x08\0", "is a gzip archive"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["sam.pt", "model.safetensors"])
+def test_what_was_downloaded_instead_of_weights_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert said in refusal(tmp_path / name)
+    if name == "model.safetensors":
+        assert said in refusal(tmp_path)
+
+
 class Payload:
     """Create a directory when unpickled by a loader that runs code."""
 
@@ -106,20 +126,30 @@ def write_pickle(payload: object, path: Path) -> None:
     path.write_bytes(pickle.dumps(payload))
 
 
-@pytest.mark.parametrize("write", [write_zip, write_legacy, write_pickle])
-def test_code_in_a_pickle_does_not_run(tmp_path: Path, write: Callable[[object, Path], None]) -> None:
-    target = tmp_path / "created_by_payload"
-    payload = Payload(target)
-    write(payload, tmp_path / "evil.pth")
-    assert "could run code" in refusal(tmp_path / "evil.pth")
-    assert not target.exists()
+def run(payload: Payload) -> None:
     function, arguments = payload.__reduce__()
     function(*arguments)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, write: Callable[[object, Path], None]) -> None:
+    target = tmp_path / "created_by_payload"
+    write(Payload(target), tmp_path / "evil.pth")
+    assert load_checkpoint(tmp_path / "evil.pth").spec.family == "sam1"  # its weights are weights
+    assert not target.exists()
+    run(Payload(target))
     assert target.exists()  # the payload was live
 
 
-def test_a_whole_pickled_module(tmp_path: Path) -> None:
-    assert "could run code" in refused_state(tmp_path, nn.Linear(2, 2))
+def test_a_pickle_of_another_program_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "created_by_payload"
+    write_pickle(Payload(target), tmp_path / "evil.pth")
+    assert "a pickle that torch.save did not write" in refusal(tmp_path / "evil.pth")
+    assert not target.exists()
+
+
+def test_a_whole_pickled_module_of_another_model(tmp_path: Path) -> None:
+    assert "found keys weight, bias" in refused_state(tmp_path, nn.Linear(2, 2))
 
 
 def test_a_torchscript_program(tmp_path: Path) -> None:
@@ -299,3 +329,70 @@ def test_index_that_lists_no_shards(tmp_path: Path, weight_map: object) -> None:
 def test_missing_shard(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     assert "no model-1.safetensors" in refusal(tmp_path)
+
+
+def sharded(folder: Path) -> Path:
+    """Write a model directory of two shards and their index, which would load."""
+    folder.mkdir()
+    state = meta_sam1()
+    names = {f"model-{i + 1}.safetensors": sorted(state)[i::2] for i in range(2)}
+    for file, held in names.items():
+        save_file({name: state[name] for name in held}, folder / file)
+    weight_map = {name: file for file, held in names.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(POINTER, "git lfs pull"), (b"", "is empty"), (b"Entry not found", "is text, not weights"), (None, "are missing")],
+)
+def test_a_partial_repository_names_the_shard(tmp_path: Path, content: bytes | None, said: str) -> None:
+    folder = sharded(tmp_path / "sam")
+    assert load_checkpoint(folder).spec.family == "sam1"
+    shard = folder / "model-2.safetensors"
+    shard.unlink()
+    if content is not None:
+        shard.write_bytes(content)
+    message = refusal(folder)
+    assert said in message
+    assert "model-2.safetensors" in message
+
+
+def test_shards_of_another_release_are_noticed(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "sam")
+    save_file({"another": torch.ones(1)}, folder / "model-2.safetensors")
+    assert "lack weights that it lists: found no '" in refusal(folder)
+
+
+def test_a_link_to_weights_that_were_not_downloaded(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to("../blobs/abc")
+    (tmp_path / "config.json").write_text("{}")
+    assert "found 'model.safetensors', a link to a file that is not there" in refusal(tmp_path)
+
+
+class TwoLayers(nn.Module):
+    """Layers that torch quantises, where a decoder has some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin1, self.lin2 = nn.Linear(32, 48), nn.Linear(48, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_decoder_that_torch_quantised_dynamically(tmp_path: Path) -> None:
+    quantised = torch.ao.quantization.quantize_dynamic(TwoLayers(), {nn.Linear}, torch.qint8).state_dict()
+    mlp = "mask_decoder.transformer.layers.0.mlp."
+    state = {key: value for key, value in meta_sam1().items() if not key.startswith(mlp)}
+    message = refused_state(tmp_path, state | {mlp + key: value for key, value in quantised.items()})
+    assert "holds quantised weights: found key" in message
+
+
+@pytest.mark.parametrize("mark", ["SCB", "qweight", "absmax", "quant_state.bitsandbytes__nf4", "weight_scale"])
+def test_a_decoder_that_others_quantised(tmp_path: Path, mark: str) -> None:
+    key = f"mask_decoder.transformer.layers.0.mlp.lin1.{mark}"
+    message = refused_state(tmp_path, {**meta_sam1(), key: torch.ones(4)})
+    assert f"holds quantised weights: found key '{key}'" in message

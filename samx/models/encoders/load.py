@@ -15,9 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from samx.errors import CheckpointError
 from samx.models.encoders.base import Architecture, Encoder, Weights, refused
 from samx.models.families.base import Family
+from samx.models.lora import weight_readers
 from samx.models.spec import DecoderSpec
 from samx.models.weight_files import WeightSource
-from samx.models.weights import check_finite, check_floats, clean_readers, owned_float32, some
+from samx.models.weights import check_finite, check_floats, owned_float32, refuse_quantised, some
 
 # Names of an encoder's weights: after this, and those of SAM 2's that lie beside it.
 PREFIX = re.compile(r"^(?P<prefix>(?:.*?\.)?)(?:image_encoder|vision_encoder)\.")
@@ -54,10 +55,11 @@ def find_encoder(source: WeightSource, spec: DecoderSpec) -> Found:
 
     Raises: CheckpointError for half of one, for one of sizes that are not known, and for weights that are no numbers.
     """
-    readers = clean_readers(source)
+    readers = weight_readers(source)
     prefixes = sorted({match["prefix"] for key in readers if (match := PREFIX.match(key))})
     if not prefixes:
         return Found(None)
+    refuse_quantised(source.path, (key for key in readers if PREFIX.match(key)))
     architecture = architecture_of(spec.rules, readers)
     if architecture is None:
         keys = some(key for key in readers if PREFIX.match(key))

@@ -169,7 +169,7 @@ RELATIVES: tuple[Relative, ...] = (
     Relative("EfficientSAM", r"mask_decoder\.final_output_upscaling_layers\."),
     Relative("weights of peft beside the originals", r"\.(?:modules_to_save|original_module)\.", MERGE),
     Relative(
-        "a decoder with unmerged LoRA or adapter weights", r"(?i)(?:mask_decoder|prompt_encoder)\..*(?:lora_|adapter)",
+        "a decoder with unmerged adapter weights", r"(?i)(?:mask_decoder|prompt_encoder)\..*(?:lora_|adapter)",
         MERGE,
     ),
 )  # fmt: skip
