@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from samx.errors import InputError
 from samx.exporters.onnx import save
@@ -20,6 +20,7 @@ from samx.quantization.onnx_qdq import Limits, integer_products, open_session, s
 PREFIX = "encoder."  # of an encoder's constants in the graph of PictureGraph
 CONVOLUTION = "Conv"
 WHOLE = ("attn", "mlp")  # modules whose products belong together
+MATRIX = 2  # axes
 FILE = "encoder.onnx"
 
 
@@ -36,8 +37,10 @@ def encoder_products(model: onnx.ModelProto) -> list[Product]:
         path = own[0] if own else next((behind[name] for name in node.output if name in behind), "")
         behind.update(dict.fromkeys(node.input, path))
         weight = node.input[1] if len(node.input) > 1 else ""
-        if node.op_type in (*PRODUCTS, CONVOLUTION) and weight in constants:
-            axis, shape = _channel_axis(node, constants[weight]), constants[weight]
+        shape = constants.get(weight, ())
+        # ONNX Runtime multiplies by no stack of matrices in integers: tables of relative positions stay as they are.
+        if node.op_type == CONVOLUTION and shape or node.op_type in PRODUCTS and len(shape) == MATRIX:
+            axis = _channel_axis(node, shape)
             found.append(Product(node.name, node.op_type, group_of(path), weight, 1, axis, shape, node.input[0]))
     return found[::-1]
 
@@ -87,6 +90,23 @@ def quantised_encoder(path: Path, groups: Collection[str], limits: Limits) -> on
     model, before = onnx.load(str(path)), onnx.load(str(path), load_external_data=False)
     chosen = [product for product in encoder_products(model) if product.group in groups]
     if chosen:
+        _subtract_biases(model, {product.node for product in chosen})
         model = integer_products(model, chosen, limits, half=False, symmetric=False)
         sign(model, before)
     return model
+
+
+def _subtract_biases(model: onnx.ModelProto, chosen: Collection[str]) -> None:
+    """Subtract the negative of what is added to a product: ONNX Runtime makes a float Gemm of product and addition."""
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    products = {node.output[0] for node in model.graph.node if node.name in chosen and node.op_type == "MatMul"}
+    for node in model.graph.node:
+        bias = next((name for name in node.input if name in constants), None)
+        if node.op_type == "Add" and bias is not None and products & set(node.input):
+            negative = f"{bias}.negative"
+            model.graph.initializer.append(numpy_helper.from_array(-numpy_helper.to_array(constants[bias]), negative))
+            node.op_type, node.input[:] = "Sub", [next(name for name in node.input if name != bias), negative]
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [constant for constant in model.graph.initializer if constant.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

@@ -26,7 +26,7 @@ from samx.validators.encoder_gate import judge_encoder
 from samx.validators.metrics import encoder_bounds
 
 ROOMY, WHOLE = Budget(0.5, 0.2), Plan(GROUPS)  # random weights: what matters is what the figures lead to
-RUINED = "blocks.1.mlp"
+RUINED = "neck.2"  # every feature goes through it
 
 
 @pytest.fixture(scope="module")
