@@ -39,7 +39,7 @@ def encoder_products(model: onnx.ModelProto) -> list[Product]:
         weight = node.input[1] if len(node.input) > 1 else ""
         shape = constants.get(weight, ())
         # ONNX Runtime multiplies by no stack of matrices in integers: tables of relative positions stay as they are.
-        if node.op_type == CONVOLUTION and shape or node.op_type in PRODUCTS and len(shape) == MATRIX:
+        if (node.op_type == CONVOLUTION and shape) or (node.op_type in PRODUCTS and len(shape) == MATRIX):
             axis = _channel_axis(node, shape)
             found.append(Product(node.name, node.op_type, group_of(path), weight, 1, axis, shape, node.input[0]))
     return found[::-1]
