@@ -65,9 +65,10 @@ def check_options(
 def check_encoder(precision: str, checkpoint: Path, pictures: Path | None, min_iou: float | None) -> None:
     """Refuse pictures that no encoder is calibrated on, and INT8 without them where nothing is known of the pictures.
 
-    Raises: UsageError.
+    Raises: UsageError; ImageError for a folder that has too few.
     """
     from samx.demo.model import is_demo
+    from samx.quantization.sources import PICTURE_SUFFIXES, choose_files
 
     budget(min_iou)
     if pictures is not None and precision != INT8:
@@ -76,6 +77,8 @@ def check_encoder(precision: str, checkpoint: Path, pictures: Path | None, min_i
     if pictures is None and precision == INT8 and not is_demo(checkpoint):
         raise UsageError("an image encoder in INT8 is calibrated on pictures", found="none",
                          fix="Name a folder of them: --encoder-pictures DIR; every fourth is held out.")  # fmt: skip
+    if pictures is not None:
+        choose_files(pictures, PICTURE_SUFFIXES, "pictures")  # told before minutes of work
 
 
 def budget(min_iou: float | None) -> Budget:

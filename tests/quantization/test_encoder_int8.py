@@ -210,6 +210,11 @@ def test_what_an_encoder_in_int8_cannot_be_made_from_is_refused(
         check_encoder(precision, Path("mine.pth"), folder, least)
 
 
+def test_a_folder_without_pictures_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="has no pictures"):
+        check_encoder("int8", Path("mine.pth"), tmp_path, None)
+
+
 def test_int8_is_an_encoder_s_precision_only_where_it_is_asked_for() -> None:
     assert backend("onnx").encoder_precision(None, "int8") == "fp32"
     assert backend("onnx").encoder_precision("int8", "fp32") == "int8"
