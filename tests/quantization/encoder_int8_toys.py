@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import upstream_encoders as upstream
+from numpy.typing import NDArray
 from toys import toy_checkpoint
 
 from samx.exporters import onnx
 from samx.exporters.base import ExportJob
 from samx.models.encoders import vit
+from samx.models.encoders.base import Encoder
 from samx.models.encoders.picture import picture_graph
 from samx.models.graph import Graph
+from samx.models.session import Feed
 from samx.models.spec import sam1_spec
 from samx.picture_encoder import RunLevels
 from samx.quantization.encoder import EncoderTrial, Pictures, pictures
@@ -25,14 +29,14 @@ SIZE_PX = 128
 SPEC = sam1_spec(image_size=SIZE_PX, width=upstream.WIDTH)
 GROUPS = ("patch_embed.proj", "blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp", "neck.0", "neck.2")
 CALIBRATING = 3
-FLOAT_NS, STEP_NS = 3_000_000_000, 1_000_000_000  # of a call
+FLOAT_NS = 3_000_000_000  # of a call
 
 
 def job(target: str = "onnx") -> ExportJob:
     return ExportJob(toy_checkpoint(SPEC), SPEC, None, "int8", target)
 
 
-def encoder() -> vit.Encoder:
+def encoder() -> Encoder:
     return vit.build(upstream.meta_vit(SIZE_PX, blocks=2).state_dict(), SPEC)
 
 
@@ -60,7 +64,6 @@ class Counter:
 
     int8_ns: Callable[[Plan], int]
     now: int = 0
-    asked: list[Plan] = field(default_factory=list)
 
     def __call__(self) -> int:
         return self.now
@@ -70,9 +73,8 @@ class Counter:
 
         def opened(trial: EncoderTrial, plan: Plan) -> RunLevels:
             run, took = open_plan(trial, plan), self.int8_ns(plan) if plan.integer else FLOAT_NS
-            self.asked.append(plan)
 
-            def timed(feed):  # type: ignore[no-untyped-def]
+            def timed(feed: Mapping[str, NDArray[Any]]) -> Feed:
                 self.now += took
                 return run(feed)
 
