@@ -133,7 +133,10 @@ class Int8Encoder:
             f"The image encoder in INT8: {report.sentence}.",))  # fmt: skip
 
     def _searched(self, trial: EncoderTrial) -> tuple[Found, float]:
-        """Find what may be in integers, and how much faster that is; all of it comes first, since less is slower."""
+        """Find what may be in integers, and how much faster that is.
+
+        All of it is measured first, and taken for the most that can be gained: no search follows where that is too little.
+        """
         plan = Plan(integer=trial.groups)
         gain = self._gain(trial, plan)
         if gain < LEAST_SPEEDUP:
