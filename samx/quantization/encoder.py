@@ -135,7 +135,7 @@ class Int8Encoder:
     def _searched(self, trial: EncoderTrial) -> tuple[Found, float]:
         """Find what may be in integers, and how much faster that is.
 
-        All of it is measured first, and taken for the most that can be gained: no search follows where that is too little.
+        All of it is measured first, and taken for the most that can be gained: too little ends it.
         """
         plan = Plan(integer=trial.groups)
         gain = self._gain(trial, plan)
