@@ -25,7 +25,8 @@ Sizes = Union[int, str, tuple[int, int, int]]  # the one that there is, or MIN:O
 def export(
     checkpoint: PathLike | None, out: PathLike, target: str = DEFAULT_TARGET, *, family: str = "sam1",
     precision: str | None = None, masks: MaskChoice = "multimask", mask_input: bool = False,
-    encoder: bool = True, encoder_precision: str | None = None, pictures: Sizes | None = None,
+    encoder: bool = True, encoder_precision: str | None = None,
+    encoder_pictures: PathLike | None = None, pictures: Sizes | None = None,
     image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
     points: Sizes | None = None, prompts: Sizes | None = None, embedding: PathLike | Sequence[PathLike] = (),
     calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
@@ -35,7 +36,8 @@ def export(
 
     checkpoint: SAM or SAM 2 weights; None: the demo model of `family`. out: the directory to make.
     encoder: export the checkpoint's image encoder too, where samx knows it, in this precision (None: the decoder's,
-    where the target's encoder has it); pictures: that it takes in a call.
+    where the target's encoder has it; int8 only where it is asked for); pictures: that it takes in a call.
+    encoder_pictures: folder of pictures that an encoder of int8 is calibrated and judged on.
     The rest is named as the options of 'samx export' (precision fp32, fp16, bf16 or int8, None the target's default;
     masks multimask, single or all), and so are the options that a target has of its own: opset=23 or split=True.
     Raises: UsageError, CheckpointError, ImageError, MissingExtraError, WriteError; ParityError when the export computes
@@ -55,7 +57,8 @@ def export(
     request = ExportRequest(
         out=Path(out), checkpoint=None if checkpoint is None else Path(checkpoint), family=family, target=target,
         precision=precision, masks=masks, mask_input=mask_input, encoder=encoder,
-        encoder_precision=encoder_precision, pictures=_range(pictures),
+        encoder_precision=encoder_precision,
+        encoder_pictures=None if encoder_pictures is None else Path(encoder_pictures), pictures=_range(pictures),
         image_size=image_size, frame=frame, pixels=pixels,
         embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),
         exclude=tuple(exclude), min_iou=min_iou, overwrite=force, options={**options, **_sizes(points, prompts)},

@@ -31,7 +31,11 @@ WithEncoder = Annotated[
 ]
 EncoderPrecision = Annotated[
     Optional[str],
-    typer.Option(help="The image encoder's precision. Default: the decoder's where there is one, else fp32."),
+    typer.Option(help="The image encoder's precision. Default: the decoder's where it has it, never int8; else fp32."),
+]
+EncoderPictures = Annotated[
+    Optional[Path],
+    typer.Option(help="Folder of at least 4 pictures for --encoder-precision int8. Default, for a demo model: scenes."),
 ]
 Pictures = Annotated[
     Optional[str], typer.Option(help="Pictures that the encoder takes in a call: MIN:OPT:MAX, or one number.")
@@ -62,6 +66,7 @@ def export(
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
     encoder: WithEncoder = True,
     encoder_precision: EncoderPrecision = None,
+    encoder_pictures: EncoderPictures = None,
     pictures: Pictures = None,
     image_size: ImageSize = None,
     frame: FrameFill = None,
@@ -95,6 +100,7 @@ def export(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
         mask_input=mask_input, encoder=encoder, encoder_precision=encoder_precision,
+        encoder_pictures=encoder_pictures,
         pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
         image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
         calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,

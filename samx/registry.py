@@ -13,6 +13,7 @@ from samx.extras import require
 
 INSTEAD = "--device cpu compares what the export wrote with PyTorch, on any machine."
 GRAPH_ROLES = ("decoder", "image", "prompt")  # of files with a graph each: of a whole decoder, or of its two parts
+INT8 = "int8"
 GRAPH_DEVICE = "cpu"  # where the file that a compiler receives is run, to be compared with PyTorch
 # What is left to do where the device is elsewhere: before its compiler ran, and after.
 FINISH_ON_GPU = (
@@ -70,6 +71,7 @@ class Backend:
     def encoder_precision(self, asked: str | None, decoder: str) -> str:
         """Return the precision of an image encoder: the one that was asked for, else its decoder's where it is offered.
 
+        INT8 takes minutes and pays for few encoders: it is never a default.
         Raises: UsageError naming the precisions that there are.
         """
         if asked is not None and asked not in self.encoder_precisions:
@@ -77,7 +79,8 @@ class Backend:
                 f"target '{self.target}' has no image encoder in this precision", found=asked,
                 expected=" or ".join(self.encoder_precisions),
             )  # fmt: skip
-        return asked or (decoder if decoder in self.encoder_precisions else "fp32")
+        offered = set(self.encoder_precisions) - {INT8}
+        return asked or (decoder if decoder in offered else "fp32")
 
     def opened(self, manifest: Manifest, device: str) -> list[FileEntry]:
         """List the files that are opened on a device; where they are still to be compiled, what they are made from."""
@@ -185,7 +188,7 @@ BACKENDS: tuple[Backend, ...] = (
         "samx.runtimes.onnxruntime:open_artifact", "samx.runtimes.onnxruntime:devices", _precisions("fp32", "int8"),
         "onnxruntime", "onnxruntime", quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS,
         kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)}, describes={".onnx": "samx.formats.onnx:describe"},
-        encoder=ONNX_ENCODER,
+        encoder=ONNX_ENCODER, encoder_precisions=("fp32", INT8),
     ),
     Backend(
         "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",
@@ -205,7 +208,7 @@ BACKENDS: tuple[Backend, ...] = (
         describes={".xml": "samx.formats.openvino:describe"},
         quantiser="samx.quantization.openvino:quantise", groups=ONNX_GROUPS,
         kit={"cpu": (f"{PIP} 'openvino>=2025.0'",)},
-        encoder="samx.runtimes.openvino:open_encoder", encoder_precisions=("fp32", "fp16", "bf16"),
+        encoder="samx.runtimes.openvino:open_encoder", encoder_precisions=("fp32", "fp16", "bf16", INT8),
     ),
     Backend(
         "coreml", "Core ML", "samx.exporters.coreml.export", "samx.exporters.coreml:CoreMLOptions",

@@ -196,6 +196,8 @@ def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
         (["--pictures", "2", "--no-encoder"], 2, "asked of an encoder that is left out: found --pictures"),
         (["--encoder-precision", "fp32", "--no-encoder"], 2, "found --encoder-precision with --no-encoder"),
         (["--encoder-precision", "fp64"], 2, "has no image encoder in this precision: found fp64"),
+        (["--encoder-pictures", "photos"], 2, "found --encoder-pictures with fp32"),
+        (["--encoder-precision", "int8", "--encoder-pictures", "missing"], 6, "folder 'missing' cannot be read"),
         (["--opset", "17"], 2, "opset is not offered: found 17"),
         (["--family", "sam9"], 2, "no demo weights for this family"),
         (["missing.pth"], 6, "missing.pth"),

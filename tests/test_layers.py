@@ -97,6 +97,8 @@ HEAVY_MODULES = (
     "samx.quantization.coreml_rewrite",
     "samx.quantization.groups",
     "samx.quantization.onnx_qdq",
+    "samx.quantization.encoder",
+    "samx.quantization.encoder_graph",
     "samx.quantization.rollout",
     "samx.quantization.sources",
     "samx.quantization.user",

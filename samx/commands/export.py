@@ -6,6 +6,7 @@ import importlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from samx.processing.embeddings import read_embedding
 from samx.progress import Progress, silent
 from samx.quantization import int8
 from samx.quantization.search import QuantisationJob
-from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, Backend, backend, load
+from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, INT8, Backend, backend, load
 from samx.validators.cases import default_frames, parity_cases
 from samx.validators.child import ENCODER_SUITE_ROLE, SEED_BITS, SUITE_ROLE, gate_in_child
 from samx.validators.encoder_suite import EncoderSuite
@@ -33,6 +34,7 @@ from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
     from samx.exporters.base import Exported, ExportJob, ExportOptions
+    from samx.quantization.encoder import Int8Encoder
     from samx.quantization.rollout import HeldOut
     from samx.quantization.verdict import Int8Report
 
@@ -57,7 +59,8 @@ class ExportRequest:
     masks: MaskChoice = "multimask"
     mask_input: bool = False
     encoder: bool = True  # the image encoder too, where the checkpoint has one that is known
-    encoder_precision: str | None = None  # None: the decoder's, where the target's encoder has it
+    encoder_precision: str | None = None  # None: the decoder's, where the target's encoder has it; never int8
+    encoder_pictures: Path | None = None  # folder that calibrates an encoder of int8; None: demo scenes
     pictures: ShapeRange | None = None  # that it takes in a call; None: one
     image_size: int | None = None  # this and the next two: None where the checkpoint or its family tells
     frame: str | None = None
@@ -110,10 +113,12 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     check_choice("pixels", request.pixels, PixelRule)
     require_export("export")
     own_images = bool(request.embeddings)
-    int8.check_options(entry, precision, request.calibration, request.exclude, request.min_iou, own_images)
+    encoder_precision = entry.encoder_precision(request.encoder_precision, precision)
+    least = None if encoder_precision == INT8 else request.min_iou  # else it may be of a decoder in floating point
+    int8.check_options(entry, precision, request.calibration, request.exclude, least, own_images)
+    int8.check_encoder(encoder_precision, _checkpoint(request), request.encoder_pictures, request.min_iou)
     entry.require_export()
     options.check(precision)
-    entry.encoder_precision(request.encoder_precision, precision)
     for name, given in (("--pictures", request.pictures), ("--encoder-precision", request.encoder_precision)):
         if given is not None and not request.encoder:
             raise UsageError("asked of an encoder that is left out", found=f"{name} with --no-encoder")
@@ -257,9 +262,19 @@ class _Export:
             return Exported({}, {}, {})
         self.progress("Exporting the image encoder")
         request = self.request
+        write = self._int8_encoder().write if request.encoder_precision == INT8 else None
         return export_encoder(
-            self.checkpoint, self.job, request.pictures, self.made.directory, request.encoder_precision
+            self.checkpoint, self.job, request.pictures, self.made.directory, request.encoder_precision, write
         )
+
+    def _int8_encoder(self) -> Int8Encoder:
+        from samx.quantization.encoder import CACHE_SUFFIX, Int8Encoder
+
+        request = self.request
+        return Int8Encoder(
+            partial(in_torch, self.checkpoint, self.job), int8.budget(request.min_iou),
+            request.encoder_pictures, request.out.with_name(request.out.name + CACHE_SUFFIX), self.progress,
+        )  # fmt: skip
 
     def _manifest(self, exported: Exported, encoder: Exported) -> Manifest:
         loaded = self.job.loaded

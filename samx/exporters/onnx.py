@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samx.artifacts.manifest import ENCODER_ROLE
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import Exported, ExportJob, ExportOptions, option
 from samx.extras import require, silent
@@ -96,7 +98,7 @@ def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT
         model, file = _traced(graph, opset), f"{graph.role}.onnx"
         model = _simplified(model) if simplify else model
         _finish(model, graph, opset)
-        files |= {file: graph.role, **_save(model, directory / file, graph.role)}
+        files |= save(model, directory / file, graph.role)
         onnx.checker.check_model(str(directory / file), full_check=True)
     names = ["torch", "onnx", "onnxscript", *(["onnxsim"] if simplify else [])]
     return Exported(files, {"opset": opset, "simplify": simplify}, {name: version(name) for name in names})
@@ -110,15 +112,24 @@ def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
     return write_onnx([graph], directory, simplify=False)
 
 
-def _save(model: onnx.ModelProto, path: Path, role: str) -> dict[str, str]:
-    """Write a graph, and weights that are too large for it beside it; return the role of the latter's file."""
+def place_encoder(source: Path, directory: Path, precision: str) -> Exported:
+    """Place an image encoder's ONNX file as this target runs it: as it is, with the weights beside it."""
+    roles = {source.name: ENCODER_ROLE, f"{source.name}.data": f"{ENCODER_ROLE}_weights"}
+    files = {name: role for name, role in roles.items() if source.with_name(name).exists()}
+    for name in files:
+        shutil.copyfile(source.with_name(name), directory / name)
+    return Exported(files, {}, {})
+
+
+def save(model: onnx.ModelProto, path: Path, role: str) -> dict[str, str]:
+    """Write a graph, and weights that are too large for it beside it; return the files' roles."""
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= MOST_INSIDE_BYTES:
         path.write_bytes(model.SerializeToString())
-        return {}
+        return {path.name: role}
     onnx = require("onnx", "export", "ONNX export")
     beside = f"{path.name}.data"
     onnx.save_model(model, path, save_as_external_data=True, location=beside, size_threshold=LEAST_OUTSIDE_BYTES)
-    return {beside: f"{role}_weights"}
+    return {path.name: role, beside: f"{role}_weights"}
 
 
 def _traced(graph: Graph, opset: int) -> onnx.ModelProto:

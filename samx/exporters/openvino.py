@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from samx.artifacts.manifest import ENCODER_ROLE
 from samx.errors import SamxError
 from samx.exporters.base import Exported, ExportJob, ExportOptions, option
 from samx.exporters.onnx import simplify_option, write_onnx
@@ -87,16 +88,26 @@ def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
 
     Raises: UnavailableError for bfloat16 where the processor has none; as write_onnx() and convert().
     """
-    from samx.formats import openvino as ir
+    from samx.formats.openvino import check_processor
 
-    ir.check_processor(_openvino().Core(), job.precision)
+    check_processor(_openvino().Core(), job.precision)
     with tempfile.TemporaryDirectory(prefix="samx-openvino-") as folder:
         exported = write_onnx([graph], Path(folder), simplify=False)
-        source = Path(folder, f"{graph.role}.onnx")
-        encoder = ir.convert_encoder(source)
-        _refuse(ir.broken_rules(encoder, source.read_bytes(), graph.role, allows=ENCODER_MAY), graph.role)
-        files = _saved(ir.write(encoder, half=job.precision == "fp16"), graph.role, directory)
+        files = place_encoder(Path(folder, f"{graph.role}.onnx"), directory, job.precision).files
     return replace(exported, files=files, tools=_tools(exported))
+
+
+def place_encoder(source: Path, directory: Path, precision: str) -> Exported:
+    """Write IR files for an image encoder's ONNX file.
+
+    Raises: SamxError when the graph breaks a rule.
+    """
+    from samx.formats import openvino as ir
+
+    encoder = ir.convert_encoder(source)
+    _refuse(ir.broken_rules(encoder, source.read_bytes(), ENCODER_ROLE, allows=ENCODER_MAY), ENCODER_ROLE)
+    files = _saved(ir.write(encoder, half=precision == "fp16"), ENCODER_ROLE, directory)
+    return Exported(files, {}, {"openvino": _openvino().get_version()})
 
 
 def _saved(written: ir.Ir, role: str, directory: Path) -> dict[str, str]:

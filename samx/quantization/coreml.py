@@ -31,12 +31,12 @@ from samx.quantization.coreml_rewrite import (
     whole_plan,
 )
 from samx.quantization.search import (
+    DecoderTrial,
     Found,
     Plan,
     QuantisationJob,
     Quantised,
     Ranges,
-    Trial,
     magnitude,
     masks,
     search,
@@ -129,7 +129,7 @@ class FloatPackages:
         return replace(found, judged=replace(found.judged, bytes=size))
 
 
-class CoreMLTrial(Trial):
+class CoreMLTrial(DecoderTrial):
     """Judge plans in the function that would be written."""
 
     def __init__(self, packages: FloatPackages, plan: Plan) -> None:

@@ -18,14 +18,13 @@ from samx.progress import Progress
 from samx.quantization.calibration import CalibrationSet, fitted
 from samx.quantization.search import Budget, QuantisationJob, Quantised, check_groups
 from samx.quantization.verdict import Int8Report, remedy, verdict
-from samx.registry import GRAPH_DEVICE, Backend, load
+from samx.registry import GRAPH_DEVICE, INT8, Backend, load
 
 if TYPE_CHECKING:
     from samx.artifacts.draft import Draft
     from samx.exporters.base import ExportJob
     from samx.quantization.rollout import HeldOut
 
-INT8 = "int8"
 HELD_OUT = (INT8, "bf16")  # judged on prompts that a calibration set holds out
 CACHE_SUFFIX = ".int8-search.json"
 REPORT_FILE, REPORT_ROLE = "int8_report.json", "int8_report"
@@ -61,6 +60,25 @@ def check_options(
     budget(min_iou)
     if exclude and entry.groups:
         check_groups(exclude, load(entry.groups))
+
+
+def check_encoder(precision: str, checkpoint: Path, pictures: Path | None, min_iou: float | None) -> None:
+    """Refuse pictures that no encoder is calibrated on, and INT8 without them where nothing is known of the pictures.
+
+    Raises: UsageError; ImageError for a folder that has too few.
+    """
+    from samx.demo.model import is_demo
+    from samx.quantization.sources import PICTURE_SUFFIXES, choose_files
+
+    budget(min_iou)
+    if pictures is not None and precision != INT8:
+        found, expected = f"--encoder-pictures with {precision}", "--encoder-precision int8"
+        raise UsageError("only an image encoder in INT8 is calibrated on pictures", found=found, expected=expected)
+    if pictures is None and precision == INT8 and not is_demo(checkpoint):
+        raise UsageError("an image encoder in INT8 is calibrated on pictures", found="none",
+                         fix="Name a folder of them: --encoder-pictures DIR; every fourth is held out.")  # fmt: skip
+    if pictures is not None:
+        choose_files(pictures, PICTURE_SUFFIXES, "pictures")  # told before minutes of work
 
 
 def budget(min_iou: float | None) -> Budget:

@@ -13,7 +13,7 @@ from samx.extras import require
 from samx.models.session import Feed, Session
 from samx.quantization.groups import INTEGER, QUANTISABLE, Product, products
 from samx.quantization.onnx_qdq import collect_ranges, integer_work, quantise_with
-from samx.quantization.search import Plan, QuantisationJob, Quantised, Trial, check_groups, search
+from samx.quantization.search import DecoderTrial, Plan, QuantisationJob, Quantised, check_groups, search
 from samx.runtimes.onnxruntime import open_models
 from samx.validators.cases import Case
 
@@ -66,7 +66,7 @@ def whole_plan(job: QuantisationJob, known: list[Product], half: bool) -> Plan:
     return Plan.of((group for group in QUANTISABLE if group in there), set(INTEGER) - left_out)
 
 
-class OnnxTrial(Trial):
+class OnnxTrial(DecoderTrial):
     """Make a plan's ONNX files, and judge them in ONNX Runtime."""
 
     def __init__(self, job: QuantisationJob, half: bool) -> None:

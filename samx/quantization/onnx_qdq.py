@@ -38,6 +38,7 @@ OPERATORS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 TABLE_BYTES = 2**16  # constants from here on that no product multiplies are kept in float16
 
+Limits = Mapping[str, tuple[float, float]]  # least and largest values, by the name of the tensor
 # What stands in a constant's place: its name, smaller constants, and nodes that compute it from them.
 Kept = tuple[str, Sequence[onnx.TensorProto], Sequence[onnx.NodeProto]]
 
@@ -57,15 +58,16 @@ def quantise_with(
     chosen = [product for product in products(graph) if product.group in groups]
     weights = [product for product in weights_of(graph, stored) if product.group not in groups]
     tables = [] if half else _tables(graph)
-    graph = _integer(graph, chosen, ranges, half) if chosen else graph
+    limits = {product.tensor: (-ranges[product.tensor], ranges[product.tensor]) for product in chosen}
+    graph = integer_products(graph, chosen, limits, half) if chosen else graph
     kept = [_stored(graph, product, half) for product in weights]
     _replace(graph, [*kept, *(_halved(graph, name) for name in tables)])
-    _sign(graph, before)
+    sign(graph, before)
     onnx.checker.check_model(graph, full_check=True)
     return graph.SerializeToString()
 
 
-def _sign(graph: onnx.ModelProto, before: onnx.ModelProto) -> None:
+def sign(graph: onnx.ModelProto, before: onnx.ModelProto) -> None:
     """Undo what the quantiser writes about itself."""
     graph.ir_version, graph.producer_name = before.ir_version, before.producer_name
     graph.producer_version = before.producer_version
@@ -73,13 +75,16 @@ def _sign(graph: onnx.ModelProto, before: onnx.ModelProto) -> None:
     graph.metadata_props.extend(before.metadata_props)
 
 
-def _integer(model: onnx.ModelProto, chosen: Sequence[Product], ranges: Ranges, half: bool) -> onnx.ModelProto:
-    """Put Q and DQ round the products' factors."""
+def integer_products(
+    model: onnx.ModelProto, chosen: Sequence[Product], limits: Limits, half: bool, symmetric: bool = True
+) -> onnx.ModelProto:
+    """Put Q and DQ round the products' factors, and behind convolutions, which give integers."""
     library = require("onnxruntime.quantization", "onnxruntime", "INT8")
     types = library.QuantType
     quantizer = library.QDQQuantizer(
-        model, True, False, types.QInt8, types.QInt8 if half else types.QUInt8, _limits(chosen, ranges, half),
-        [product.node for product in chosen], [], sorted({product.op for product in chosen}), _options(chosen, half),
+        model, True, False, types.QInt8, types.QInt8 if half else types.QUInt8, _limits(limits, half),
+        [product.node for product in chosen], [], sorted({product.op for product in chosen}),
+        _options(chosen, half, symmetric),
     )  # fmt: skip
     quantizer.quantize_model()
     quantizer.model.topological_sort()
@@ -87,9 +92,9 @@ def _integer(model: onnx.ModelProto, chosen: Sequence[Product], ranges: Ranges, 
     return result
 
 
-def _options(chosen: Sequence[Product], half: bool) -> dict[str, Any]:
+def _options(chosen: Sequence[Product], half: bool, symmetric: bool) -> dict[str, Any]:
     return {
-        "ActivationSymmetric": True,
+        "ActivationSymmetric": symmetric,
         "WeightSymmetric": True,
         "QuantizeBias": not half,  # TensorRT takes float biases only
         "DedicatedQDQPair": half,
@@ -98,13 +103,12 @@ def _options(chosen: Sequence[Product], half: bool) -> dict[str, Any]:
     }
 
 
-def _limits(chosen: Sequence[Product], ranges: Ranges, half: bool) -> Any:
+def _limits(limits: Limits, half: bool) -> Any:
     library = require("onnxruntime.quantization.calibrate", "onnxruntime", "INT8")
     dtype = np.float16 if half else np.float32
-    largest = {product.tensor: ranges[product.tensor] for product in chosen}
     found = {
-        name: library.TensorData(lowest=np.array(-end, dtype), highest=np.array(end, dtype))
-        for name, end in largest.items()
+        name: library.TensorData(lowest=np.array(low, dtype), highest=np.array(high, dtype))
+        for name, (low, high) in limits.items()
     }
     return library.TensorsData(library.CalibrationMethod.MinMax, found)
 
@@ -192,7 +196,7 @@ def collect_ranges(model: bytes, calibration: Iterable[Mapping[str, NDArray[Any]
     graph = onnx.load_from_string(model)
     there = {value.name for value in graph.graph.output}
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
-    session = _session(graph.SerializeToString())
+    session = open_session(graph.SerializeToString())
     largest, elements, samples = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), 0
     for feed in calibration:
         samples += 1
@@ -208,12 +212,12 @@ def integer_work(model: bytes) -> dict[str, dict[str, int]]:
     """Open a graph as users' sessions do, and count what ONNX Runtime made of it, by arithmetic and operator."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
-        _session(model, optimized_model_filepath=str(path))
+        open_session(model, optimized_model_filepath=str(path))
         counts = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
     return {kind: {name: counts[name] for name in names if name in counts} for kind, names in OPERATORS.items()}
 
 
-def _session(model: bytes, **settings: str) -> Any:
+def open_session(model: bytes | str, **settings: str) -> Any:
     ort = require("onnxruntime", "onnxruntime", "INT8")
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -70,6 +70,10 @@ class Budget:
         losses = (1 - mean, self.mean_iou), (1 - p05, self.p05_iou)
         return max(loss / max(1 - least, 1e-9) for loss, least in losses)
 
+    def met(self, judged: Judged) -> bool:
+        """Return whether masks lose no more than is allowed."""
+        return self.spent(judged.mean_iou, judged.p05_iou) <= 1
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -132,11 +136,24 @@ class Quantised:
 
 
 class Trial:
-    """Judge plans by how their masks agree with PyTorch's on some of the prompts that calibrate."""
+    """Judge plans by how their masks agree with PyTorch's."""
 
     float_bytes: int  # of the files, all their numbers in float32
     multiply_adds: Counter[str]  # of each group, if it were integer
     identity: Mapping[str, Any]  # everything that a judgement depends on
+
+    def judge(self, plan: Plan) -> Judged:
+        """Compare a plan's masks with the reference's."""
+        raise NotImplementedError
+
+    def key(self) -> str:
+        """Identify what judgements can be taken over from."""
+        facts = {"format": FORMAT, "identity": self.identity}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class DecoderTrial(Trial):
+    """Judge a decoder's plans on some of the prompts that calibrate."""
 
     def __init__(self, job: QuantisationJob, cases: Sequence[Case], **libraries: str) -> None:
         """Ask the reference. What derives from this sets `float_bytes`, and counts `multiply_adds`."""
@@ -162,11 +179,6 @@ class Trial:
         session, size = self.open(plan)
         pairs = zip(masks(session, self.job.calibration.images, self.cases), self.expected, strict=True)
         return Judged.of([float(iou) for ours, theirs in pairs for iou in mask_iou(ours, theirs).ravel()], size)
-
-    def key(self) -> str:
-        """Identify what judgements can be taken over from."""
-        facts = {"format": FORMAT, "identity": self.identity}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class SearchCache:
@@ -197,12 +209,47 @@ def search(
     cache = SearchCache(cache_file, trial.key())
     alone = [Plan(integer=(group,)) for group in plan.integer]
     alone += [Plan(stored=(group,)) for group in dict.fromkeys((*plan.integer, *plan.stored))]
+    return _greedy(trial, plan, budget, cache, _rows(trial, alone, cache, progress), progress)
+
+
+def search_halving(
+    trial: Trial, plan: Plan, budget: Budget, cache_file: Path | None = None, progress: Progress = silent
+) -> Found:
+    """Judge a plan's integer groups together; where that misses the budget, find how few of the costliest give way.
+
+    Each judgement may take minutes: with n groups there are n + log2(n), and one where nothing has to give way. What is
+    found misses the budget where the cheapest group alone does.
+    """
+    cache = SearchCache(cache_file, trial.key())
+    progress(f"Judging {len(plan.integer)} groups together")
+    judged = cache.judge(plan, trial.judge)
+    if budget.met(judged):
+        return Found(plan, judged, trial.float_bytes, (), ())
+    rows = _rows(trial, [Plan(integer=(group,)) for group in plan.integer], cache, progress)
+    costliest = [row.group for row in sorted(rows, key=lambda row: _cost(row, budget), reverse=True)]
+    fewest, most = 1, len(costliest) - 1
+    while fewest < most:
+        middle = (fewest + most) // 2
+        progress(f"Judging with {middle} of {len(costliest)} groups in float")
+        met = budget.met(cache.judge(_in_float(plan, costliest[:middle]), trial.judge))
+        fewest, most = (fewest, middle) if met else (middle + 1, most)
+    gave_way = tuple(costliest[:fewest])
+    found = _in_float(plan, gave_way)
+    return Found(found, cache.judge(found, trial.judge), trial.float_bytes, rows, gave_way)
+
+
+def _in_float(plan: Plan, groups: Collection[str]) -> Plan:
+    return Plan(integer=tuple(group for group in plan.integer if group not in groups))
+
+
+def _rows(trial: Trial, alone: Sequence[Plan], cache: SearchCache, progress: Progress) -> tuple[Row, ...]:
+    """Judge each group alone, against nothing in eight bits."""
     base = cache.judge(Plan(), trial.judge)
     rows = []
     for number, one in enumerate(alone):
         progress(f"Judging {(one.integer or one.stored)[0]}, {_how(one)}", number, len(alone))
         rows.append(_row(trial, one, cache.judge(one, trial.judge), base))
-    return _greedy(trial, plan, budget, cache, tuple(rows), progress)
+    return tuple(rows)
 
 
 def _greedy(

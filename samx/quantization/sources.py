@@ -74,10 +74,10 @@ def open_source(
     """
     _check_options(embeddings, pictures, encoder, pixels, images, own is not None)
     if embeddings is not None:
-        files, words = _choose(embeddings, EMBEDDING_SUFFIXES, "embeddings", images, seed)
+        files, words = choose_files(embeddings, EMBEDDING_SUFFIXES, "embeddings", images, seed)
         return Source(words, [partial(_embedding, path, spec) for path in files])
     if pictures is not None:
-        files, words = _choose(pictures, PICTURE_SUFFIXES, "pictures", images, seed)
+        files, words = choose_files(pictures, PICTURE_SUFFIXES, "pictures", images, seed)
         name = "the checkpoint's encoder" if encoder is None else f"encoder '{encoder.name}'"
         encode = own() if encoder is None and own is not None else _of_file(encoder, pixels, spec)
         return Source(f"{words}, {name}", [partial(_picture, path, encode, spec) for path in files])
@@ -180,7 +180,13 @@ def _check_options(
         raise UsageError("cannot calibrate on so many images", found=images, expected=expected)
 
 
-def _choose(folder: Path, suffixes: Sequence[str], what: str, wanted: int | None, seed: int) -> tuple[list[Path], str]:
+def choose_files(
+    folder: Path, suffixes: Sequence[str], what: str, wanted: int | None = None, seed: int = 0
+) -> tuple[list[Path], str]:
+    """Choose files of a folder, DEFAULT_IMAGES or all where a number is not wanted; return what they are in words.
+
+    Raises: ImageError for a folder with too few, or one that cannot be read.
+    """
     files = _files(folder, suffixes, what)
     least = MIN_IMAGES if wanted is None else wanted
     if len(files) < least:

@@ -171,7 +171,7 @@ class _Judge:
         }
         try:
             handed = {name: value[row : row + 1] for name, value in self.asked.last.items()}
-            iou, score_error = _masks(picture, handed, self.session)
+            iou, score_error = mask_agreement(picture, handed, self.session)
         except Exception as error:
             return self._run(chosen, row, metrics, [f"the decoder: {message(error)}"])
         stability = np.concatenate([one.stability.ravel() for one in picture.answers])
@@ -200,7 +200,7 @@ class _Judge:
         return _Run(result, iou, stability)
 
 
-def _masks(picture: Picture, features: Feed, session: Session) -> tuple[FloatArray, float]:
+def mask_agreement(picture: Picture, features: Feed, session: Session) -> tuple[FloatArray, float]:
     """Return each mask's IoU with the reference's, and the largest error of a predicted IoU.
 
     Raises: ParityError naming what keeps outputs from being compared; whatever the session raises.

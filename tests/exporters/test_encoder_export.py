@@ -72,7 +72,7 @@ def test_an_encoder_in_float32_beside_another_decoder_is_said_unless_it_was_aske
     silent = export_encoder(demo_checkpoint("sam1"), job("onnx", "int8"), None, tmp_path / "asked", "fp32")
     told = export_encoder(demo_checkpoint("sam1"), job("onnx", "int8"), None, tmp_path)
     assert silent.notes == ()
-    assert told.notes == ("The image encoder computes in float32: target 'onnx' has none in int8.",)
+    assert told.notes == ("The image encoder computes in float32: '--encoder-precision int8' asks for it in INT8.",)
 
 
 @pytest.mark.parametrize(

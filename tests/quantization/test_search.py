@@ -11,7 +11,7 @@ from types import MappingProxyType
 import pytest
 
 from samx.errors import ParityError
-from samx.quantization.search import Budget, Found, Judged, Plan, Trial, search
+from samx.quantization.search import Budget, Found, Judged, Plan, Trial, search, search_halving
 
 # What each group costs in IoU: as integer products, with weights in 8 bits.
 COSTS = {"a": (0.05, 0.001), "b": (0.004, 0.0005), "c": (0.002, 0.015)}
@@ -131,3 +131,44 @@ def test_progress_names_what_is_judged() -> None:
     search(Toy(), PLAN, BUDGET, progress=lambda *told_now: told.append(told_now))
     assert told[:2] == [("Judging a, integer", 0, 5), ("Judging b, integer", 1, 5)]
     assert told[-1] == ("Judging 3 groups together", 5, 5)
+
+
+def halved(trial: Toy, costs: str, budget: Budget = BUDGET, cache: Path | None = None) -> Found:
+    return search_halving(trial, Plan(integer=tuple(costs)), budget, cache)
+
+
+class Many(Toy):
+    """Groups that cost their place in the alphabet, in thousandths."""
+
+    def judge(self, plan: Plan) -> Judged:
+        self.judged.append(plan)
+        return Judged.of([1 - sum("_abcdefgh".index(group) for group in plan.integer) / 1000] * 40, FLOAT_BYTES)
+
+
+def test_halving_judges_no_group_alone_where_all_of_them_meet_the_budget() -> None:
+    trial = Many()
+    assert halved(trial, "abcde").gave_way == ()
+    assert trial.judged == [Plan(integer=tuple("abcde"))]
+
+
+def test_halving_leaves_the_fewest_of_the_costliest_in_float() -> None:
+    trial = Many()
+    found = halved(trial, "bcadefgh")  # 36 in all; 21 without h and g, 15 without f too
+    assert found.gave_way == ("h", "g", "f")
+    assert found.plan == Plan(integer=tuple("bcade"))
+    assert found.judged.mean_iou == pytest.approx(0.985)
+    assert len(trial.judged) <= 1 + 1 + 8 + 3, "together, nothing, each alone, and three halvings"
+
+
+def test_halving_gives_the_least_that_it_tried_where_nothing_meets_the_budget() -> None:
+    found = halved(Many(), "abc", Budget(0.9999, 0.9999))
+    assert found.plan == Plan(integer=("a",))
+    assert not Budget(0.9999, 0.9999).met(found.judged)
+    assert halved(Many(), "a", Budget(0.9999, 0.9999)).plan == Plan()
+
+
+def test_halving_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    cache, again = tmp_path / "search.json", Many()
+    first = halved(Many(), "abcdefgh", cache=cache)
+    assert halved(again, "abcdefgh", cache=cache) == first
+    assert again.judged == []
