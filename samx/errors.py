@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
 
 LONGEST_FACT = 1000  # characters of a line; a file may hold anything
 
@@ -38,6 +40,14 @@ class SamxError(Exception):
             "expected": self.expected,
             "fix": self.fix,
         }
+
+    @staticmethod
+    def from_json(facts: Mapping[str, Any]) -> SamxError:
+        """Return the error whose facts another process of samx gave."""
+        kind: type[SamxError] = globals().get(facts["error"], SamxError)
+        error = kind.__new__(kind)
+        SamxError.__init__(error, facts["what"], **{name: facts[name] for name in ("found", "expected", "fix")})
+        return error
 
 
 def _cut(words: str) -> str:

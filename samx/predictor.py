@@ -128,7 +128,7 @@ class Predictor:
         """Return the picture's embedding as a tensor of PyTorch's. Shapes: -> (1, C, G, G)."""
         torch = require("torch", "export", "get_image_embedding()")
         with self._asking():
-            return torch.from_numpy(self._images[-1].features[self._spec.image_inputs[0].name])
+            return torch.from_numpy(np.asarray(self._images[-1].features[self._spec.image_inputs[0].name]))
 
     @property
     def spec(self) -> DecoderSpec:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
+import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 import exports
 import pytest
@@ -30,6 +33,8 @@ class OperatorsFirst(MetaPathFinder):
 
 sys.meta_path.insert(0, OperatorsFirst())
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
 
 def pytest_collection_finish() -> None:
     """Let torch compute on one thread in this process, where it is here at all.
@@ -42,33 +47,54 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Return what makes a folder once for all of pytest-xdist's workers, whose own folders lie side by side."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made-once"
+    shared.mkdir(exist_ok=True)
+
+    def make(name: str, write: Callable[[Path], object]) -> Path:
+        path, part = shared / name, shared / f"{name}.part"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                shutil.rmtree(part, ignore_errors=True)
+                write(part)
+                part.rename(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(made_once: Once) -> Path:
     """Export the SAM 1 demo model with its gate, as `samx export` does."""
-    out = tmp_path_factory.mktemp("demo") / "sam1"
-    export(ExportRequest(out=out))
-    return out
+    return made_once("sam1", lambda out: export(ExportRequest(out=out)))
 
 
 @pytest.fixture(scope="session")
-def sam2_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sam2_artifact(made_once: Once) -> Path:
     """Export the SAM 2 demo model for small frames, split in two graphs, with mask prompts and Attention operators."""
-    out = tmp_path_factory.mktemp("demo") / "sam2"
+    asked: dict[str, Any] = {"family": "sam2", "mask_input": True, "image_size": 256}
     options: dict[str, object] = {"split": True, "opset": 23}
-    export(ExportRequest(out=out, family="sam2", mask_input=True, image_size=256, options=options))
-    return out
+    return made_once("sam2", lambda out: export(ExportRequest(out=out, options=options, **asked)))
 
 
 @pytest.fixture(scope="session")
-def all_masks_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def all_masks_artifact(made_once: Once) -> Path:
     """Export the SAM 1 demo model for small frames, with all masks and mask prompts, through the front door."""
-    out = tmp_path_factory.mktemp("demo") / "all"
-    return samx.export(None, out, masks="all", mask_input=True, image_size=256).path
+    return made_once("all", lambda out: samx.export(None, out, masks="all", mask_input=True, image_size=256))
 
 
 @pytest.fixture(scope="session")
-def float_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_encoder(made_once: Once) -> Path:
     """Write an image encoder as somebody else would, for the frame of demo_artifact."""
-    return exports.float_encoder(tmp_path_factory.mktemp("encoder"))
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        exports.float_encoder(folder)
+
+    return made_once("encoder", write) / "encoder.onnx"
 
 
 @pytest.fixture

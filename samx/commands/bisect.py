@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +46,19 @@ def bisect(
     suite = _suite(loaded, path)
     groups = _groups(loaded)
 
-    def error(islands: Collection[str]) -> dict[str, Any]:
+    @cache
+    def error(islands: frozenset[str]) -> dict[str, Any]:
         return _worst(run_gate(_half(loaded, islands), suite, bounds_for(PRECISION), level="graph"))
 
     rows = []
     asked = [group for group in groups if only is None or group in only]
     for i, group in enumerate(asked):
         progress(f"{group} ({i + 1} of {len(asked)})")
-        others = [name for name in groups if name != group]
-        rows.append({"group": group, "alone": error(others), "spared": error({*KEEP_FP32, group})})
+        alone, spared = error(frozenset(groups) - {group}), error(frozenset(KEEP_FP32) | {group})
+        rows.append({"group": group, "alone": alone, "spared": spared})
     return {
-        "checkpoint": loaded.name, "islands": sorted(KEEP_FP32), "everything": error(()),
-        "exported": error(KEEP_FP32), "rows": rows,
+        "checkpoint": loaded.name, "islands": sorted(KEEP_FP32), "everything": error(frozenset()),
+        "exported": error(frozenset(KEEP_FP32)), "rows": rows,
     }  # fmt: skip
 
 

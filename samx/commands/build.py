@@ -9,7 +9,7 @@ from typing import Any
 
 from samx.artifacts import trust as trusted
 from samx.artifacts.commit import seal, staging
-from samx.artifacts.manifest import Manifest
+from samx.artifacts.manifest import Evidence, Manifest
 from samx.artifacts.store import Artifact
 from samx.errors import ArtifactError, ParityError
 from samx.exporters.tensorrt.lower import BUILT_ROLES, REPORT_ROLE, gpu_for, lower, memory_bytes
@@ -20,6 +20,7 @@ from samx.formats.tensorrt.stamp import Machine, Stamp, differs
 from samx.progress import Progress, silent
 from samx.registry import backend
 from samx.validators.child import gate_in_child
+from samx.validators.report import DEVICE_REPORT_FILE, PARITY_ROLE
 
 # What an older engine showed; a new one shows it anew.
 ENGINE_LEVELS = ("lowered", "device")
@@ -52,7 +53,9 @@ def build(path: Path, *, force: bool = False, memory: str | None = None, progres
         after = replace(before, tools=tools, evidence=evidence)
         manifest = seal(directory, after, {**kept, **lowered.files}, known=before.files)
         if lowered.suspected:
-            _compare(directory, manifest, progress)
+            shown = _compared(directory, manifest, progress)
+            files = {**kept, **lowered.files, DEVICE_REPORT_FILE: PARITY_ROLE}
+            manifest = seal(directory, replace(after, evidence=(*evidence, shown)), files, known=manifest.files)
     return {
         "path": str(path), "built": True, "reasons": reasons, "seconds": lowered.seconds, "warnings": lowered.warnings,
         "manifest": manifest.to_json(),
@@ -88,8 +91,8 @@ def _code_files(artifact: Artifact) -> list[str]:
     return [engine_file(artifact, plan.PART) for plan in read_plans(artifact)]
 
 
-def _compare(directory: Path, manifest: Manifest, progress: Progress) -> None:
-    """Compare engines with PyTorch where they are known to be built wrongly.
+def _compared(directory: Path, manifest: Manifest, progress: Progress) -> Evidence:
+    """Compare engines with PyTorch where they are known to be built wrongly, and write the report.
 
     Raises: ParityError with the report's first failure.
     """
@@ -99,6 +102,8 @@ def _compare(directory: Path, manifest: Manifest, progress: Progress) -> None:
     if not report.passed:
         fix = "This version builds wrong engines on this GPU: use another version of the library. Nothing was kept."
         raise ParityError(report.summary(), fix=fix, report=report)
+    report.save(directory / DEVICE_REPORT_FILE)
+    return report.evidence(DEVICE_REPORT_FILE)
 
 
 def _reasons(artifact: Artifact, plans: Sequence[EnginePlan]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
-from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Evidence, Level, Manifest, utc_now
+from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Level, Manifest
 from samx.commands.references import beside_own_size, in_torch
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
@@ -29,7 +29,7 @@ from samx.validators.cases import default_frames, parity_cases
 from samx.validators.child import ENCODER_SUITE_ROLE, SEED_BITS, SUITE_ROLE, gate_in_child
 from samx.validators.encoder_suite import EncoderSuite
 from samx.validators.other_size import told
-from samx.validators.report import ParityReport
+from samx.validators.report import DEVICE_REPORT_FILE, PARITY_ROLE, ParityReport
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from samx.quantization.rollout import HeldOut
     from samx.quantization.verdict import Int8Report
 
-SUITE_FILE, REPORT_FILE, REPORT_ROLE = "parity_cases.npz", "parity_report.json", "parity_report"
+SUITE_FILE, REPORT_FILE = "parity_cases.npz", "parity_report.json"
 ENCODER_SUITE_FILE = "encoder_cases.npz"
-DEVICE_REPORT_FILE = "device_parity_report.json"
 # Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
 MOST_EMBEDDINGS = 4
 EXPORT_CALLS = 102  # that one session is asked at an export: some faults come after a hundred
@@ -323,8 +322,7 @@ def prove(made: Draft, level: Level, device: str, file: str, remedy: str) -> Par
     if not report.passed:
         raise ParityError(report.summary(), fix=advice(report, made.manifest.encoder, remedy), report=report)
     report.save(made.directory / file)
-    runtime, where = str(report.placement["runtime"]), str(report.placement["requested"])
-    made.show(Evidence(report.level, file, True, runtime, where, utc_now()), {file: REPORT_ROLE})
+    made.show(report.evidence(file), {file: PARITY_ROLE})
     return report
 
 

@@ -10,10 +10,9 @@ from samx import registry
 from samx.artifacts.store import Artifact
 from samx.errors import InputError
 from samx.registry import load
-from samx.validators.report import ParityReport
+from samx.validators.report import PARITY_ROLE, ParityReport
 
 PACKAGE_SUFFIX = ".mlpackage"
-REPORT_ROLE = "parity_report"
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def _shown(artifact: Artifact) -> dict[str, str]:
     return {
         name: ParityReport.from_bytes(artifact.read(name), f"{artifact.path}: {name}").summary()
         for name, entry in artifact.manifest.files.items()
-        if entry.role == REPORT_ROLE
+        if entry.role == PARITY_ROLE
     }
 
 

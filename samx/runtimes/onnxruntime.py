@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from samx.artifacts.manifest import ENCODER_ROLE
@@ -19,9 +20,12 @@ from samx.extras import require, require_version
 from samx.models.session import Feed, FloatArray, Outputs, Placement
 from samx.models.spec import DecoderSpec
 from samx.runtimes.base import DEFAULT_CHUNK, Padding, Runtime, graph_roles
+from samx.runtimes.cuda import CudaDevice, shared_device
+from samx.runtimes.cuda_arrays import FLOAT32, DeviceArray, TakesGpuArrays, lent_image, own_array
 
 MINIMUM, UPDATE = (1, 20), "Update it with: pip install --upgrade onnxruntime"
 PROVIDERS: Mapping[str, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+BOUND_DEVICE = "cuda"  # where ONNX Runtime is told that arrays on the GPU lie
 # Prompts decoded at a time on a processor where the image's part is kept, if there are fewer than threads: what two of
 # them touch stays in the cache, and sixteen cost an eighth more each. More prompts go to a thread pool. A whole graph
 # works on the image in every call, so there more is less.
@@ -49,7 +53,8 @@ def open_models(
     """
     sessions = [_session(name, model, device, threads) for name, model in models.items()]
     pooled = device == "cpu" and options.get("split")
-    return OnnxRuntimeRuntime(
+    kind = OnnxRuntimeRuntime if device == "cpu" else GpuRuntime
+    return kind(
         spec, sessions, device, chunk or usual_chunk(options, device), Padding.of(options, where),
         side_by_side=threads or usable_cpus() if pooled else 0,
         open_single=partial(_session, *list(models.items())[-1], device, threads=1),
@@ -63,8 +68,10 @@ def usual_chunk(options: Mapping[str, Any], device: str) -> int:
 
 def open_encoder(
     artifact: Artifact, device: str = "cpu", threads: int | None = None
-) -> Callable[[Mapping[str, NDArray[Any]]], Feed]:
+) -> Callable[[Mapping[str, NDArray[Any]]], Mapping[str, Any]]:
     """Open an artifact's own image encoder: a function from its inputs by name to its outputs by name.
+
+    Those of a GPU stay there until somebody asks for them.
 
     Raises: as open_artifact().
     """
@@ -72,6 +79,8 @@ def open_encoder(
     beside = {name: artifact.read(name) for name, file in files.items() if file.role == f"{ENCODER_ROLE}_weights"}
     name = artifact.file_with_role(ENCODER_ROLE)
     session = _session(name, artifact.read(name), device, threads, beside)
+    if device != "cpu":
+        return partial(_run_on_gpu, session, shared_device())
     outputs = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(outputs, session.run(None, dict(inputs)), strict=True))
 
@@ -138,6 +147,59 @@ class OnnxRuntimeRuntime(Runtime):
             single = None if self._side_by_side == 1 else self._open_single
             self._shared = self._sessions[-1] if single is None else single()
         return partial(self._run, self._shared)
+
+
+class GpuRuntime(TakesGpuArrays, OnnxRuntimeRuntime):
+    """Keep an image's features, or what its graph makes of them, on the GPU; masks are what comes back."""
+
+    @cached_property
+    def _memory(self) -> CudaDevice:
+        return shared_device()
+
+    def _set_image(self, image: Feed) -> None:
+        arrays = {name: DeviceArray.empty(self._memory, value.shape) for name, value in image.items()}
+        for name, value in image.items():
+            self._memory.upload(arrays[name].address, value)
+        self._keep(arrays)
+
+    def _set_gpu_image(self, image: Mapping[str, Any]) -> None:
+        found = lent_image(image, self.spec, self._memory)
+        self._keep({name: own_array(value, self._memory) for name, value in found.items()})
+
+    def _keep(self, image: dict[str, DeviceArray]) -> None:
+        """Wait for copies: ONNX Runtime works on a stream of its own."""
+        self._memory.synchronise()
+        self._kept = image if len(self._sessions) == 1 else _run_on_gpu(self._sessions[0], self._memory, image)
+
+    def _run(self, session: Any, prompts: Feed) -> Outputs:
+        binding = _bound(session, {**self._kept, **prompts})
+        for tensor in self.spec.outputs:
+            binding.bind_output(tensor.name)  # on the host
+        session.run_with_iobinding(binding)
+        return self._named(binding.copy_outputs_to_cpu())
+
+
+def _run_on_gpu(session: Any, memory: CudaDevice, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> dict[str, Any]:
+    """Run a graph whose inputs lie anywhere and whose outputs stay on the GPU; an open axis is that of the inputs."""
+    count = len(next(iter(inputs.values())))
+    binding, found = _bound(session, inputs), dict[str, DeviceArray]()
+    for output in session.get_outputs():
+        shape = tuple(size if isinstance(size, int) else count for size in output.shape)
+        found[output.name] = value = DeviceArray.empty(memory, shape)
+        binding.bind_output(output.name, BOUND_DEVICE, 0, FLOAT32, shape, value.address)
+    session.run_with_iobinding(binding)  # waits until it is done
+    return found
+
+
+def _bound(session: Any, inputs: Mapping[str, NDArray[Any] | DeviceArray]) -> Any:
+    """Bind inputs where they lie."""
+    binding = session.io_binding()
+    for name, value in inputs.items():
+        if isinstance(value, DeviceArray):
+            binding.bind_input(name, BOUND_DEVICE, 0, FLOAT32, value.shape, value.address)
+        else:
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+    return binding
 
 
 def devices() -> list[str]:

@@ -39,14 +39,14 @@ class Sized:
     session: Session
     picture_px: int
 
-    def timed(self, photo: RgbArray) -> tuple[Feed, float]:
+    def timed(self, photo: RgbArray, clock: Callable[[], float]) -> tuple[Feed, float]:
         """Encode a photo. Units: seconds, of the encoder alone."""
         spec = self.session.spec
         frame = frame_of(spec, self.picture_px, photo)
         prepared = pixels(framed(photo, frame), frame, spec)
-        start = time.perf_counter()
+        start = clock()
         features = self.encode(prepared)
-        return features, time.perf_counter() - start
+        return features, clock() - start
 
     def masks(self, features: Feed, prompts: Feed, photo: RgbArray) -> tuple[BoolArray, FloatArray]:
         """Return masks at a photo's size, and how steady they are. Shapes: (masks, H * W), (masks,)."""
@@ -58,7 +58,11 @@ class Sized:
 
 
 def compare_sizes(
-    own: Sized, other: Sized, photos: Sequence[tuple[str, RgbArray]] | None = None, seed: int = 0
+    own: Sized,
+    other: Sized,
+    photos: Sequence[tuple[str, RgbArray]] | None = None,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Ask both about pictures, those of the gate by default; return the masks' IoU and the encoders' seconds a picture.
 
@@ -66,7 +70,7 @@ def compare_sizes(
     """
     iou, stability, seconds = [], [], []
     for i, (_, photo) in enumerate(photos or package_pictures(own.picture_px)):
-        (features, spent), (smaller, spent_other) = own.timed(photo), other.timed(photo)
+        (features, spent), (smaller, spent_other) = own.timed(photo, clock), other.timed(photo, clock)
         seconds.append((spent, spent_other))
         for prompts, moved in _prompts(own, other, photo, np.random.default_rng([seed, i])):
             right, steady = own.masks(features, prompts, photo)

@@ -17,7 +17,7 @@ import numpy as np
 
 import samx
 from samx.artifacts.commit import write_file
-from samx.artifacts.manifest import Level
+from samx.artifacts.manifest import Evidence, Level, utc_now
 from samx.artifacts.strict_json import Count, Document, refusal, take
 from samx.devices import cpu
 from samx.devices.adapter import Tree
@@ -26,6 +26,7 @@ from samx.validators.metrics import AT_LEAST, Bounds, EncoderBounds
 if TYPE_CHECKING:
     from rich.table import Table
 
+PARITY_ROLE, DEVICE_REPORT_FILE = "parity_report", "device_parity_report.json"  # in an artifact
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters XML 1.0 cannot hold
 BOUNDED = frozenset(field.name for kind in (Bounds, EncoderBounds) for field in fields(kind))
 
@@ -177,6 +178,11 @@ class ParityReport(Judged, Document):
     def save(self, path: Path) -> None:
         """Write the report whole or not at all."""
         write_file(path, self.to_bytes())
+
+    def evidence(self, file: str) -> Evidence:
+        """Return what a report that passed shows of an artifact, which has it as a file."""
+        runtime, where = str(self.placement["runtime"]), str(self.placement["requested"])
+        return Evidence(self.level, file, True, runtime, where, utc_now())
 
 
 def _is_worse(name: str, value: float, than: float) -> bool:

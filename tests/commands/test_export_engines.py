@@ -10,12 +10,12 @@ import pytest
 from samx.artifacts.draft import Draft
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Lowered, Manifest, utc_now
 from samx.commands import export as module
-from samx.commands.export import DEVICE_REPORT_FILE, compile_draft
+from samx.commands.export import compile_draft
 from samx.errors import ParityError, UnavailableError
 from samx.models.spec import DecoderSpec
 from samx.progress import silent
 from samx.registry import backend
-from samx.validators.report import ParityReport
+from samx.validators.report import DEVICE_REPORT_FILE, ParityReport
 
 HERE = __name__
 GPU: list[str] = []

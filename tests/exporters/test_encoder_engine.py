@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from engine_toys import home as home
 from engine_toys import toy_artifact, toy_plan, with_encoder
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+from stub_session import StubSession
 
+from samx import errors
 from samx.artifacts.commit import seal
 from samx.artifacts.manifest import Manifest
 from samx.artifacts.store import Artifact
@@ -26,33 +29,36 @@ from samx.commands import build as finishing
 from samx.commands.build import build
 from samx.commands.build import trust as trust_engines
 from samx.demo import demo_checkpoint
-from samx.errors import Doubt, ParityError, SamxError, UnavailableError, UsageError
+from samx.errors import ArtifactError, Doubt, ParityError, SamxError, UnavailableError, UsageError
 from samx.exporters.base import ExportJob
 from samx.exporters.encoder import export_encoder, load_encoder
-from samx.exporters.tensorrt import RtxOptions, child
+from samx.exporters.tensorrt import RtxOptions, child, write_plan
 from samx.exporters.tensorrt import lower as engines
 from samx.exporters.tensorrt.build import configure
 from samx.exporters.tensorrt.lower import memory_bytes
 from samx.formats.tensorrt.known_wrong import known_wrong
 from samx.formats.tensorrt.library import library_of
-from samx.formats.tensorrt.plan import EncoderPlan
+from samx.formats.tensorrt.plan import BuildPlan, EncoderPlan
 from samx.formats.tensorrt.stamp import Machine
 from samx.models.checkpoint import load_checkpoint
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import sam1_spec
 from samx.runtimes.torch import reference_encoder, reference_session
+from samx.validators.cases import parity_cases
 from samx.validators.encoder_gate import judge_encoder
 from samx.validators.encoder_suite import EncoderSuite
-from samx.validators.metrics import encoder_bounds
-from samx.validators.report import EncoderReport
+from samx.validators.gate import run_gate
+from samx.validators.metrics import bounds_for, encoder_bounds
+from samx.validators.report import EncoderReport, ParityReport
+from samx.validators.suite import ParitySuite
 
 pytestmark = pytest.mark.usefixtures("home")
 SPEC = sam1_spec(image_size=256)
 BATCHES = ShapeRange(1, 2, 4)
 
 
-def job(precision: str) -> ExportJob:
-    return ExportJob(None, SPEC, RtxOptions(), precision, "trt-rtx")  # type: ignore[arg-type]
+def job(precision: str, **options: Any) -> ExportJob:
+    return ExportJob(None, SPEC, RtxOptions(**options), precision, "trt-rtx")  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +105,28 @@ def test_an_engine_of_the_demo_encoder_is_built_here(
     built = child.build_apart(child.Order(folder / plan.model, plan, None, memory_bytes("1GiB")))
     assert len(built.engine) > 1_000_000
     assert {severity for severity, _ in built.messages} == {"INFO"}
-    (profile,) = built.understood.profiles
+    (profile,) = built.understood["profiles"]
     sizes = [[shape[0] for shape in limits] for limits in profile.values()]
     assert sizes == ([[1, 2, 4]] * 2 if pictures else [])
+
+
+def test_beside_an_int8_decoder_for_turing_the_encoder_is_in_float32_and_for_turing_too(tmp_path: Path) -> None:
+    """Both plans name the GPUs; the encoder's engine is built here, and only such a GPU could open it."""
+    turing = job("int8", turing=True)
+    exported = export_encoder(demo_checkpoint("sam1"), turing, None, tmp_path)
+    assert exported.options["encoder"]["precision"] == "fp32"
+    assert any("float32" in note for note in exported.notes)
+    kinds = {t.data_type for t in onnx.load(tmp_path / "encoder.onnx").graph.initializer}
+    assert not kinds & {TensorProto.FLOAT16, TensorProto.INT8}
+    (tmp_path / "decoder.onnx").write_bytes(b"a decoder in INT8")
+    write_plan(turing, tmp_path)
+    decoder = BuildPlan.from_bytes((tmp_path / "build.json").read_bytes(), "plan")
+    encoder = plan_in(tmp_path)
+    assert (decoder.compute, encoder.compute) == ("sm75", "sm75")
+    assert "--computeCapabilities=75" in encoder.command
+    built = child.build_apart(child.Order(tmp_path / encoder.model, encoder, None))
+    assert built.understood["compute_capabilities"] == ["SM75"]
+    assert len(built.engine) > 1_000_000
 
 
 def test_the_vendors_command_and_the_script_build_the_encoder_too(half: Path) -> None:
@@ -211,6 +236,20 @@ def test_a_builder_that_is_killed_is_one_line(
     assert content(path) == before
 
 
+def test_what_the_builder_refuses_comes_back_as_it_was_and_nothing_is_pickled(path: Path) -> None:
+    """An error of the process's own has the same class, facts and exit code; order and answer are JSON."""
+    order = child.Order(path / "decoder.onnx", replace(toy_plan(), onnx_sha256="0" * 64), None)
+    with pytest.raises(ArtifactError) as here:
+        child.build_here(order)
+    with pytest.raises(ArtifactError) as apart:
+        child.build_apart(order)
+    assert apart.value.to_json() == here.value.to_json()
+    for part in (child, errors):
+        assert "pickle" not in Path(part.__file__ or "").read_text(encoding="utf-8")
+    missing = errors.MissingExtraError("tensorrt", "trt", "building")
+    assert errors.SamxError.from_json(missing.to_json()).to_json() == missing.to_json()
+
+
 PAIRS = [
     ("10.4.0.26", "NVIDIA RTX A6000", "8.6", True),
     ("10.7.0", "NVIDIA L4", "8.9", True),
@@ -242,24 +281,28 @@ def test_a_pair_that_is_known_is_warned_of_and_nothing_is_kept_that_was_not_comp
     passed: bool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, object]] = []
+    spec = sam1_spec(image_size=128)
+    suite = ParitySuite.build(StubSession(spec), cases=parity_cases(spec)[:2])
+    report = run_gate(StubSession(spec), suite, bounds_for("fp16"), level="device")
 
-    class Report:
-        def __init__(self) -> None:
-            self.passed = passed
-
-        def summary(self) -> str:
-            return "parity failed: planted"
-
-    def gate(directory: Path, **how: object) -> Report:
+    def gate(directory: Path, **how: object) -> ParityReport:
         assert (directory / "encoder.engine").exists()
         asked.append(how)
-        return Report()
+        return report if passed else replace(report, cases=())
 
     monkeypatch.setattr(engines, "known_wrong", lambda library, machine: ["a planted pair"])
     monkeypatch.setattr(finishing, "gate_in_child", gate)
     before = content(path)
-    outcome = nullcontext() if passed else pytest.raises(ParityError, match=r"planted.*use another version")
+    outcome = nullcontext() if passed else pytest.raises(ParityError, match=r"parity failed.*use another version")
     with pytest.warns(Doubt, match="a planted pair"), outcome:
         build(path)
     assert asked == [{"level": "device", "device": "cuda"}]
     assert (content(path) == before) is not passed
+    manifest = Artifact.open(path).manifest
+    shown = {entry.level: entry for entry in manifest.evidence}
+    assert ("device" in shown) is passed
+    if passed:
+        entry = shown["device"]
+        assert (entry.runtime, entry.device, entry.passed) == ("stub", "cpu", True)  # as the report's placement has it
+        assert manifest.files[entry.report].role == "parity_report"
+        assert ParityReport.from_bytes((path / entry.report).read_bytes(), "it") == report

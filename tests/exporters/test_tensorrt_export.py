@@ -140,12 +140,15 @@ def test_an_option_of_another_target_is_refused(
 
 @pytest.fixture(scope="module")
 def rtx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export the demo model for TensorRT for RTX, with the engine, in a home of its own."""
+    """Export the demo's decoder for TensorRT for RTX, for small frames, with the engine, in a home of its own."""
     folder = tmp_path_factory.mktemp("rtx")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder / "state"))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        result = export(ExportRequest(out=folder / "artifact", target="trt-rtx", precision="fp16"))
+        request = ExportRequest(
+            out=folder / "artifact", target="trt-rtx", precision="fp16", image_size=256, encoder=False
+        )
+        result = export(request)
     assert result.next_step is not None
     assert "--device cuda" in result.next_step
     return result.path
@@ -195,7 +198,7 @@ class TestPadding:
         session = open_artifact(Artifact.open(rtx))
         session.set_image(arrays(image_tensors(session.spec)))
         prompts = {"point_coords": np.zeros((1, 0, 2), np.float32), "point_labels": np.zeros((1, 0), np.float32)}
-        assert session.decode(prompts)["low_res_masks"].shape == (1, 3, 256, 256)
+        assert session.decode(prompts)["low_res_masks"].shape == (1, 3, 64, 64)
 
     def test_too_many_points_are_refused_with_the_limit(self, rtx: Path) -> None:
         session = open_artifact(Artifact.open(rtx))

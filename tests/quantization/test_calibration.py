@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from calibration_toys import CHECKPOINT, SPEC, click, features, toy_set
+from npz_damage import Arrays, damaged, header, put
 
 from samx.errors import ArtifactError, InputError, WriteError
 from samx.models.spec import sam2_spec
 from samx.quantization import calibration
 from samx.quantization.calibration import MIN_IMAGES, MIN_SAMPLES, MOST_IMAGES, SHARES, CalibrationSet, kinds
 from samx.validators.cases import Case
-
-Arrays = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -210,28 +208,6 @@ def test_sam2_features_are_checked_too() -> None:
 
 
 # --- Damage ---------------------------------------------------------------------------------------------------------
-
-
-def damaged(data: bytes, change: Callable[[Arrays], object]) -> bytes:
-    with np.load(io.BytesIO(data)) as found:
-        arrays = dict(found)
-    change(arrays)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Arrays], None]:
-    def edit(arrays: Arrays) -> None:
-        found = json.loads(arrays["header"].tobytes())
-        change(found)
-        arrays["header"] = np.frombuffer(json.dumps(found).encode(), np.uint8)
-
-    return edit
-
-
-def put(name: str, change: Callable[[Any], Any]) -> Callable[[Arrays], None]:
-    return lambda arrays: arrays.update({name: change(arrays[name])})
 
 
 DAMAGES: dict[str, Callable[[Arrays], object]] = {

@@ -16,7 +16,7 @@ from samx.formats.tensorrt.plan import BuildPlan
 from samx.formats.tensorrt.stamp import Gpu
 from samx.models.session import Feed
 from samx.runtimes.base import Padding
-from samx.runtimes.tensorrt.cuda import CudaDevice
+from samx.runtimes.cuda import CudaDevice
 from samx.runtimes.tensorrt.encoder import EngineEncoder
 from samx.runtimes.tensorrt.execution import Execution
 from samx.runtimes.tensorrt.runtime import TensorRTRuntime

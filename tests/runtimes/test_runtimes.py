@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import float_encoder
 from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint, toy_decoder
 
 from samx.errors import ArtifactError, ImageError, PromptError, UnavailableError, UsageError
@@ -144,8 +145,11 @@ def test_a_file_that_is_no_model_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_must_take_the_picture(float_encoder: Path, demo_artifact: Path) -> None:
-    for path, size in ((float_encoder, 64), (demo_artifact / "encoder.onnx", 1024)):  # the latter takes bytes
+def test_an_encoder_must_take_the_picture(all_masks_artifact: Path, tmp_path: Path) -> None:
+    for path, size in (
+        (float_encoder(tmp_path, 256), 64),
+        (all_masks_artifact / "encoder.onnx", 256),
+    ):  # the latter takes bytes
         encode = onnxruntime.open_float_encoder(path.read_bytes(), "encoder.onnx")
         with pytest.raises(ArtifactError, match="does not take this picture"):
             encode(np.zeros((1, 3, size, size), np.float32))

@@ -15,7 +15,7 @@ from samx.errors import PromptError, SamxError, UnavailableError
 from samx.models.session import Feed, Outputs
 from samx.models.shape_range import ShapeRange
 from samx.runtimes.base import Padding
-from samx.runtimes.tensorrt.cuda import Buffers
+from samx.runtimes.cuda import Buffers
 
 pytestmark = pytest.mark.usefixtures("home")
 TARGETS = pytest.mark.parametrize("target", ["trt", "trt-rtx"])

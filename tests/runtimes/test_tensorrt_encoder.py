@@ -173,10 +173,9 @@ def built(tmp_path: Path) -> Path:
 
 
 def on_a_toy_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = Gpu("Toy GPU", "8.9", "CUDA 13.0")
-    monkeypatch.setattr(tensorrt, "open_driver", lambda: None)
-    monkeypatch.setattr(tensorrt, "describe_gpu", lambda driver: gpu)
-    monkeypatch.setattr(tensorrt, "_shared", lambda driver, gpu: FakeDevice())
+    device = FakeDevice()
+    device.gpu = Gpu("Toy GPU", "8.9", "CUDA 13.0")
+    monkeypatch.setattr(tensorrt, "shared_device", lambda: device)
     monkeypatch.setattr(tensorrt, "load_engine", lambda *arguments: pytest.fail("a foreign engine was loaded"))
 
 

@@ -63,12 +63,9 @@ def reseal(path: Path) -> Artifact:
 
 def on_a_toy_gpu(monkeypatch: pytest.MonkeyPatch, capability: str = "8.9") -> None:
     """Let everything but the engine's own deserialisation find a GPU."""
-    gpu = Gpu("Toy GPU", capability, "CUDA 13.0")
     device = FakeDevice()
-    device.gpu = gpu
-    monkeypatch.setattr(tensorrt, "open_driver", lambda: None)
-    monkeypatch.setattr(tensorrt, "describe_gpu", lambda driver: gpu)
-    monkeypatch.setattr(tensorrt, "CudaDevice", lambda driver, gpu: device)
+    device.gpu = Gpu("Toy GPU", capability, "CUDA 13.0")
+    monkeypatch.setattr(tensorrt, "shared_device", lambda: device)
 
 
 def test_a_tampered_engine_is_not_loaded(built: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

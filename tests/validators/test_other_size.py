@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -43,10 +44,18 @@ def test_pictures_that_are_upside_down_for_one_give_other_masks(model: Sized) ->
 
 
 def test_a_slower_encoder_shows(model: Sized) -> None:
-    def slow(pixels: FloatArray) -> Feed:
-        for _ in range(20):
-            model.encode(pixels)
-        return model.encode(pixels)
+    """The clock is the test's own: it moves while an encoder works, and at no other time."""
+    now = 0.0
 
-    found = compare_sizes(model, replace(model, encode=slow), PHOTOS)
-    assert found["seconds"] > 3 * found["own_seconds"]
+    def taking(seconds: float) -> Callable[[FloatArray], Feed]:
+        def encode(pixels: FloatArray) -> Feed:
+            nonlocal now
+            now += seconds
+            return model.encode(pixels)
+
+        return encode
+
+    own, slow = (replace(model, encode=taking(seconds)) for seconds in (0.25, 1.5))
+    found = compare_sizes(own, slow, PHOTOS, clock=lambda: now)
+    assert (found["own_seconds"], found["seconds"]) == (0.25, 1.5)
+    assert "takes 1.50 s instead of 0.25 s" in told(found)

@@ -1,28 +1,30 @@
 """The builder in a process of its own: that it was killed, mostly for want of memory, is one line and no lost session.
 
-Run by build_apart(), which leaves its order in a folder and finds the answer there.
+Run by build_apart(), which leaves its order in a folder and finds the answer and the engine there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
+import json
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samx import children
+from samx.artifacts.strict_json import parse, plain, take
 from samx.errors import ArtifactError, SamxError, UnavailableError
 from samx.exporters.tensorrt.build import build_engine
-from samx.formats.tensorrt.engine import Understood
 from samx.formats.tensorrt.library import Message
-from samx.formats.tensorrt.plan import EnginePlan
+from samx.formats.tensorrt.plan import PARTS, PLANS, EnginePlan
 from samx.formats.tensorrt.stamp import Gpu
 
-ORDER_FILE, ANSWER_FILE = "order", "answer"
+ORDER_FILE, ANSWER_FILE, ENGINE_FILE = "order.json", "answer.json", "engine"
 CHILD = children.command("samx.exporters.tensorrt.child")
 
 
@@ -38,10 +40,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Built:
-    """Hold an engine, and what the library said and understood."""
+    """Hold an engine, and what the library said and understood, the latter as JSON has it."""
 
     engine: bytes
-    understood: Understood
+    understood: Mapping[str, Any]
     cache: str | None
     messages: tuple[Message, ...]
     seconds: float
@@ -53,15 +55,18 @@ def build_apart(order: Order) -> Built:
     Raises: as build_engine(); UnavailableError where the process was killed, SamxError where it ended otherwise.
     """
     with tempfile.TemporaryDirectory(prefix="samx-build-") as folder:
-        Path(folder, ORDER_FILE).write_bytes(pickle.dumps(order))
+        Path(folder, ORDER_FILE).write_bytes(_bytes({
+            "model": str(order.model), "part": order.plan.PART.title, "plan": order.plan.to_json(),
+            "gpu": plain(order.gpu), "memory": order.memory,
+        }))  # fmt: skip
         code, words = children.run([*CHILD, folder], Path(folder, "output.txt"))
-        answer = Path(folder, ANSWER_FILE)
         if code != 0:
             raise _ended(code, words, order)
-        found: Built | SamxError = pickle.loads(answer.read_bytes())  # noqa: S301 - this user's own, from a folder of its own
-    if isinstance(found, SamxError):
-        raise found
-    return found
+        answer = parse(Path(folder, ANSWER_FILE).read_bytes(), "the builder's answer")
+        if "error" in answer:
+            raise SamxError.from_json(answer)
+        messages = tuple((severity, text) for severity, text in answer.pop("messages"))
+        return Built(Path(folder, ENGINE_FILE).read_bytes(), messages=messages, **answer)
 
 
 def build_here(order: Order) -> Built:
@@ -73,8 +78,8 @@ def build_here(order: Order) -> Built:
     if (found := hashlib.sha256(onnx).hexdigest()) != order.plan.onnx_sha256:
         raise ArtifactError(f"{order.model} changed before it was built", found=found, expected=order.plan.onnx_sha256)
     started = time.perf_counter()
-    made = build_engine(onnx, order.plan, opened, order.gpu, path=order.model, memory=order.memory)
-    return Built(*made, tuple(opened.messages), time.perf_counter() - started)
+    engine, understood, cache = build_engine(onnx, order.plan, opened, order.gpu, path=order.model, memory=order.memory)
+    return Built(engine, plain(understood), cache, tuple(opened.messages), time.perf_counter() - started)
 
 
 def _ended(code: int | None, words: str, order: Order) -> SamxError:
@@ -89,18 +94,29 @@ def _ended(code: int | None, words: str, order: Order) -> SamxError:
     return SamxError(f"{what} ended without one", found=found, fix="Please report this.")
 
 
+def _bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, allow_nan=False).encode()
+
+
+def _read_order(data: bytes) -> Order:
+    found = parse(data, "the builder's order")
+    plans = {part.title: PLANS[part] for part in PARTS}
+    plan = plans[found["part"]].from_json(found["plan"], "the builder's order: plan")
+    return Order(
+        Path(found["model"]), plan, take(Gpu | None, found["gpu"], "the builder's order: gpu"), found["memory"]
+    )
+
+
 def main(folder: Path) -> None:
     """Build what is ordered in a folder, and leave the engine or the error there."""
-    order: Order = pickle.loads((folder / ORDER_FILE).read_bytes())  # noqa: S301 - of this user's own samx
-    answer: Built | SamxError
     try:
-        answer = build_here(order)
+        built = build_here(_read_order((folder / ORDER_FILE).read_bytes()))
+        (folder / ENGINE_FILE).write_bytes(built.engine)
+        answer = {name: value for name, value in plain(built).items() if name != "engine"}
     except SamxError as error:
-        answer = error
-    (folder / ANSWER_FILE).write_bytes(pickle.dumps(answer))
+        answer = error.to_json()
+    (folder / ANSWER_FILE).write_bytes(_bytes(answer))
 
 
 if __name__ == "__main__":
-    from samx.exporters.tensorrt import child  # under the name that the order's and the answer's classes have
-
-    child.main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -112,7 +112,7 @@ def _written(built: Built, plan: EnginePlan, here: _Here) -> dict[str, Any]:
         "gpu": machine.gpu, "compute": plan.compute, "seconds": round(built.seconds, 3),
         "onnx_bytes": here.artifact.manifest.files[plan.model].bytes, "engine_bytes": len(built.engine),
         "engine_sha256": sha256, "memory_limit_bytes": here.memory, "memory": figures(built.messages),
-        "network": plain(built.understood), "log": summary(built.messages), "timing_cache": built.cache,
+        "network": built.understood, "log": summary(built.messages), "timing_cache": built.cache,
         "engine": facts,
     }  # fmt: skip
 

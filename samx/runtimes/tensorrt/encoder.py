@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from samx.artifacts.store import Artifact
 from samx.errors import ImageError
 from samx.formats.tensorrt.plan import ENCODER, EncoderPlan, read_plan_of
-from samx.runtimes.tensorrt.arrays import DeviceArray
+from samx.runtimes.cuda_arrays import DeviceArray
 from samx.runtimes.tensorrt.execution import Execution
 from samx.runtimes.tensorrt.runtime import DEVICE, check_limit, open_engine
 

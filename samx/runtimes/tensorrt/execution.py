@@ -13,8 +13,8 @@ from samx.artifacts.trust import cache_path, read_cached, write_cached
 from samx.errors import SamxError, UnavailableError
 from samx.formats.tensorrt.library import Opened, first_error
 from samx.formats.tensorrt.stamp import Gpu
-from samx.runtimes.tensorrt.arrays import DeviceArray, Lent, Memory
-from samx.runtimes.tensorrt.cuda import Buffers, CudaDevice
+from samx.runtimes.cuda import Buffers, CudaDevice
+from samx.runtimes.cuda_arrays import DeviceArray, Lent
 
 if TYPE_CHECKING:
     import tensorrt_rtx as trt
@@ -56,9 +56,9 @@ class Execution:
     def new_output(self, name: str, expected: tuple[int | str, ...], asked: str) -> DeviceArray:
         """Give an output memory that is the caller's, once every input has a shape."""
         shape = self._shape(name, expected, asked)
-        memory = Memory(self.device, int(np.prod(shape)) * ITEM_BYTES)
-        self._bind(name, shape, memory.address)
-        return DeviceArray(memory, shape)
+        array = DeviceArray.empty(self.device, shape)
+        self._bind(name, shape, array.address)
+        return array
 
     def run(self) -> None:
         """Put the engine's work on the stream."""

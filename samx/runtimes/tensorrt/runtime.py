@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 
 from samx.artifacts import trust
 from samx.artifacts.store import Artifact
-from samx.errors import ArtifactError, ImageError, PromptError, SamxError, UnavailableError
+from samx.errors import ArtifactError, PromptError, SamxError, UnavailableError
 from samx.formats.tensorrt.engine import check_engine, load_engine
 from samx.formats.tensorrt.plan import DECODER, BuildPlan, EnginePlan, Part, engine_file, read_plan, read_plan_of
-from samx.formats.tensorrt.stamp import Gpu, Machine, Stamp, describe_gpu, differs, find_gpu, open_driver
+from samx.formats.tensorrt.stamp import Machine, Stamp, differs, find_gpu
 from samx.models.session import Feed, Outputs, Placement
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
-from samx.runtimes.base import CopiesOnly, Padding, Runtime, check_device, refuse_threads
-from samx.runtimes.tensorrt.arrays import Lent, lent, on_gpu
-from samx.runtimes.tensorrt.cuda import CudaDevice
+from samx.runtimes.base import CopiesOnly, Padding, check_device, refuse_threads
+from samx.runtimes.cuda import shared_device
+from samx.runtimes.cuda_arrays import Lent, TakesGpuArrays, lent_image
 from samx.runtimes.tensorrt.execution import Execution, count_layers
 
 DEVICE = "cuda"
@@ -48,25 +47,12 @@ def open_engine(artifact: Artifact, part: Part, device: str, threads: int | None
     name = engine_file(artifact, part)
     sha256 = artifact.manifest.files[name].sha256
     trust.require_trusted(sha256, artifact.path)
-    driver = open_driver()
-    gpu = describe_gpu(driver)
-    check_stamp(artifact, plan, sha256, Machine.here(opened.version, gpu))
+    memory = shared_device()
+    check_stamp(artifact, plan, sha256, Machine.here(opened.version, memory.gpu))
     where = str(artifact.path)
-    memory = _shared(driver, gpu)
     loaded = load_engine(artifact.read(name), opened, where)  # the bytes whose hash is the trusted one
     check_engine(loaded[1], opened, plan, where)
     return Execution(opened, loaded, sha256, memory)
-
-
-_DEVICES: WeakValueDictionary[Gpu, CudaDevice] = WeakValueDictionary()
-
-
-def _shared(driver: Any, gpu: Gpu) -> CudaDevice:
-    """Return the process's one stream: what an encoder computes is there before its decoder asks, without waiting."""
-    found = _DEVICES.get(gpu)
-    if found is None:
-        _DEVICES[gpu] = found = CudaDevice(driver, gpu)
-    return found
 
 
 def devices() -> list[str]:
@@ -95,7 +81,7 @@ def check_stamp(artifact: Artifact, plan: EnginePlan, sha256: str, here: Machine
         )  # fmt: skip
 
 
-class TensorRTRuntime(CopiesOnly, Runtime):
+class TensorRTRuntime(CopiesOnly, TakesGpuArrays):
     """Decode with an engine."""
 
     def __init__(
@@ -122,30 +108,14 @@ class TensorRTRuntime(CopiesOnly, Runtime):
         layers = count_layers(execution.engine, opened)
         return Placement(opened.library.module, DEVICE, {DEVICE: layers}, details)
 
-    def set_image(self, image: Mapping[str, Any]) -> None:
-        """Take one image's features, from the host or the GPU, where they are not looked through for NaN.
-
-        Shapes: DecoderSpec.image_inputs; on the GPU as DLPack or __cuda_array_interface__ has it.
-        Raises: ImageError when a tensor is missing, of another type or shape, or not finite.
-        """
-        if not all(map(on_gpu, image.values())):
-            return super().set_image({name: np.asarray(value) for name, value in image.items()})
-        with self.turns.changing():
-            self._has_image = False
-            device = self._execution.device
-            self._hold({name: lent(value, name, device) for name, value in image.items()})
-            self._has_image = True
-
-    def _hold(self, image: Mapping[str, Lent]) -> None:
+    def _set_gpu_image(self, image: Mapping[str, Any]) -> None:
         """Copy features on the GPU; those that nobody changes need no waiting, for the next call waits for all."""
-        expected = {tensor.name: tensor.shape for tensor in self.spec.image_inputs}
-        if (found := {name: value.shape for name, value in image.items()}) != expected:
-            raise ImageError("wrong tensors on the GPU", found=found, expected=expected)
-        for name, value in image.items():
+        device = self._execution.device
+        self._held = lent_image(image, self.spec, device)
+        for name, value in self._held.items():
             self._execution.put(name, value)
-        if any(value.foreign for value in image.values()):
-            self._execution.device.synchronise()
-        self._held = image
+        if any(value.foreign for value in self._held.values()):
+            device.synchronise()
 
     def _set_image(self, image: Feed) -> None:
         self._held = {}

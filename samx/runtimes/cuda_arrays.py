@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from samx.errors import ImageError
-from samx.runtimes.tensorrt.cuda import CudaDevice
+from samx.models.spec import DecoderSpec
+from samx.runtimes.base import Runtime
+from samx.runtimes.cuda import CudaDevice
 
 CUDA, CAPSULE = 2, b"dltensor"  # of DLPack: the device's number, the capsule's name until it is consumed
 FLOAT_CODE, FLOAT_BITS = 2, 32
@@ -39,6 +42,11 @@ class DeviceArray:
 
     def __init__(self, memory: Memory, shape: tuple[int, ...], offset: int = 0) -> None:
         self.memory, self.shape, self._offset = memory, shape, offset
+
+    @classmethod
+    def empty(cls, device: CudaDevice, shape: tuple[int, ...]) -> DeviceArray:
+        """Reserve memory that is the array's own."""
+        return cls(Memory(device, FLOAT32.itemsize * prod(shape)), shape)
 
     @property
     def address(self) -> int:
@@ -77,6 +85,55 @@ class Lent:
     shape: tuple[int, ...]
     owner: object
     foreign: bool = True
+
+
+class TakesGpuArrays(Runtime):
+    """Take an image's features from the host or the GPU, where they are not looked through for NaN."""
+
+    def set_image(self, image: Mapping[str, Any]) -> None:
+        """Take one image's features and keep what does not depend on prompts.
+
+        Shapes: DecoderSpec.image_inputs; on the GPU as DLPack or __cuda_array_interface__ has it.
+        Raises: ImageError when a tensor is missing, of another type or shape, or not finite.
+        """
+        if not all(map(on_gpu, image.values())):
+            return super().set_image({name: np.asarray(value) for name, value in image.items()})
+        with self.turns.changing():
+            self._has_image = False
+            self._set_gpu_image(image)
+            self._has_image = True
+
+    @abstractmethod
+    def _set_gpu_image(self, image: Mapping[str, Any]) -> None: ...
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec) -> None:
+    """Compare features on the GPU with those that the decoder takes.
+
+    Raises: ImageError.
+    """
+    expected = {tensor.name: tensor.shape for tensor in spec.image_inputs}
+    if shapes != expected:
+        raise ImageError("wrong tensors on the GPU", found=dict(shapes), expected=expected)
+
+
+def lent_image(image: Mapping[str, Any], spec: DecoderSpec, device: CudaDevice) -> dict[str, Lent]:
+    """Describe an image's features on the GPU, as lent() does each.
+
+    Raises: ImageError, where they are not those that the decoder takes too.
+    """
+    found = {name: lent(value, name, device) for name, value in image.items()}
+    check_shapes({name: value.shape for name, value in found.items()}, spec)
+    return found
+
+
+def own_array(value: Lent, device: CudaDevice) -> DeviceArray:
+    """Return what nobody changes: a copy on the GPU, in the order of its stream, of what is another library's."""
+    if isinstance(value.owner, DeviceArray) and not value.foreign:
+        return value.owner
+    array = DeviceArray.empty(device, value.shape)
+    device.copy(array.address, value.address, FLOAT32.itemsize * prod(value.shape))
+    return array
 
 
 class _Tensor(ctypes.Structure):

@@ -6,11 +6,12 @@ import weakref
 from collections.abc import Callable
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
+from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
 from samx.errors import SamxError, UnavailableError
-from samx.formats.tensorrt.stamp import FIRST_DEVICE, Gpu, error_words
+from samx.formats.tensorrt.stamp import FIRST_DEVICE, Gpu, describe_gpu, error_words, open_driver
 from samx.models.session import FloatArray
 
 # Numbers of the driver's interface.
@@ -86,6 +87,22 @@ class CudaDevice:
             raise UnavailableError(f"cannot {doing}", found=error_words(self._driver, code), fix=fix)
         if code:
             raise SamxError(f"cannot {doing}", found=error_words(self._driver, code), fix="Please report this.")
+
+
+_DEVICES: WeakValueDictionary[Gpu, CudaDevice] = WeakValueDictionary()
+
+
+def shared_device() -> CudaDevice:
+    """Return the process's one stream: what an encoder computes is there before its decoder asks, without waiting.
+
+    Raises: UnavailableError without a driver or a GPU.
+    """
+    driver = open_driver()
+    gpu = describe_gpu(driver)
+    found = _DEVICES.get(gpu)
+    if found is None:
+        _DEVICES[gpu] = found = CudaDevice(driver, gpu)
+    return found
 
 
 class Buffers:
