@@ -3,13 +3,15 @@
 SAM 3.1's has the same layers. The rotary positions are computed as upstream does, as cosines and sines; a file that
 holds them as complex numbers is not asked. Heads, windows and the blocks that attend everywhere are in no weight's
 shape; a table of the released sizes has them.
-Source: Meta's sam3 (vitdet, Sam3DualViTDetNeck, model_builder, SAM3InteractiveImagePredictor); transformers' Sam3Vision.
+Source: Meta's sam3 (vitdet, Sam3DualViTDetNeck, model_builder, SAM3InteractiveImagePredictor); transformers' Sam3.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec
 TITLE = "SAM 3's ViT"
 META_EPS, HUGGING_FACE_EPS = 1e-5, 1e-6  # they differ, and neither is in a weight
 THETA = 10000.0  # of the rotary positions
-SEPARATE = "trunk.blocks.{}.attn.{}_proj.{}"  # Hugging Face's projections, which Meta has in one
+SEPARATE = re.compile(r"^(.*)\.([qkv])_proj\.(weight|bias)$")  # Hugging Face's projections, which Meta has in one
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Sizes:
         positions = shape_of(weights, "trunk.pos_embed", 3, TITLE)[1]
         mlp_width = shape_of(weights, "trunk.blocks.0.mlp.fc1.weight", 2, TITLE)[0]
         out_width = shape_of(weights, "convs.2.conv_1x1.weight", 4, TITLE)[0]
-        return cls(patch_px, width, depth, mlp_width, int(positions**0.5), out_width, layout)
+        return cls(patch_px, width, depth, mlp_width, isqrt(positions), out_width, layout)
 
 
 class RotaryAttention(Attention):
@@ -168,7 +170,7 @@ class Trunk(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Repeat the positions over the map; once, after loading."""
-        side = int(self.pos_embed.shape[1] ** 0.5)
+        side = isqrt(self.pos_embed.shape[1])
         times = -(-self.grid // side)
         tiled = self.pos_embed.reshape(1, side, side, -1).repeat(1, times, times, 1)
         self.pos_embed = nn.Parameter(tiled[:, : self.grid, : self.grid].contiguous(), requires_grad=False)
@@ -200,17 +202,16 @@ def levels(width: int, out_width: int) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def join(first: nn.Module, then: nn.Module) -> None:
-    """Let a convolution's weights do what one of single pixels does after it too."""
-    assert isinstance(first, (nn.Conv2d, nn.ConvTranspose2d))
-    assert isinstance(then, nn.Conv2d)
-    assert first.bias is not None
+def join(grow: nn.ConvTranspose2d, then: nn.Conv2d) -> nn.ConvTranspose2d:
+    """Return what enlarges a map as one convolution does, and one of single pixels after it."""
+    assert grow.bias is not None
     assert then.bias is not None
     outer = then.weight.flatten(1).double()
-    sums = "po,iohw->iphw" if isinstance(first, nn.ConvTranspose2d) else "po,oihw->pihw"
-    weight, bias = torch.einsum(sums, outer, first.weight.double()), outer @ first.bias.double() + then.bias
-    first.weight, first.bias = (nn.Parameter(value.float(), requires_grad=False) for value in (weight, bias))
-    first.out_channels = then.out_channels
+    joined = nn.ConvTranspose2d(grow.in_channels, then.out_channels, 2, stride=2).requires_grad_(False)
+    joined.weight.copy_(torch.einsum("po,iohw->iphw", outer, grow.weight.double()))
+    assert joined.bias is not None
+    joined.bias.copy_(outer @ grow.bias.double() + then.bias)
+    return joined
 
 
 class Sam3Encoder(Encoder):
@@ -230,42 +231,40 @@ class Sam3Encoder(Encoder):
         self.trunk.fold()
         fold_attention(self)
         fine, coarse, top = self.convs
-        join(fine["dconv_2x2_1"], fine.pop("conv_1x1"))
-        join(coarse["dconv_2x2"], coarse.pop("conv_1x1"))
-        join(fine["conv_3x3"], self.conv_s0)
-        join(coarse["conv_3x3"], self.conv_s1)
+        fine["grow"] = join(fine.pop("dconv_2x2_1"), fine.pop("conv_1x1"))
+        coarse["grow"] = join(coarse.pop("dconv_2x2"), coarse.pop("conv_1x1"))
         top["conv_3x3"].bias.add_(self.no_mem_embed.flatten())
-        del self.conv_s0, self.conv_s1, self.no_mem_embed
+        del self.no_mem_embed
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Encode pictures. Shapes: (B, 3, px, px) -> (B, 256, S, S), and of 4 S and 2 S a side."""
         tokens = self.trunk(pixels)
         fine, coarse, top = self.convs
-        grown = fine["dconv_2x2_1"](gelu(fine["dconv_2x2_0"](tokens)))
+        finer = fine["conv_3x3"](fine["grow"](gelu(fine["dconv_2x2_0"](tokens))))
         embedding = top["conv_3x3"](top["conv_1x1"](tokens))
-        return embedding, fine["conv_3x3"](grown), coarse["conv_3x3"](coarse["dconv_2x2"](tokens))
+        return embedding, self.conv_s0(finer), self.conv_s1(coarse["conv_3x3"](coarse["grow"](tokens)))
 
 
 def as_metas(weights: Weights) -> Weights:
-    """Join Hugging Face's projections, and drop Meta's position of a token that is never there."""
-    joined = {name: tensor for name, tensor in weights.items() if "_proj." not in name}
-    for i in range(count_of(weights, "trunk.blocks")):
-        for leaf in ("weight", "bias"):
-            names = [SEPARATE.format(i, part, leaf) for part in "qkv"]
-            if any(name in weights for name in names):
-                shape_of_all = [shape_of(weights, name, 1 + (leaf == "weight"), TITLE) for name in names]
-                if len(set(shape_of_all)) > 1:
-                    raise refused(TITLE, "has weights of the wrong shape", shape_of_all, "one shape")
-                joined[f"trunk.blocks.{i}.attn.qkv.{leaf}"] = torch.cat([weights[name] for name in names])
-    positions = weights.get("trunk.pos_embed")
-    if positions is not None and positions.ndim == 3 and int((positions.shape[1] - 1) ** 0.5) ** 2 == positions.shape[1] - 1:
+    """Join Hugging Face's projections, and drop Meta's position of a token that is never there.
+
+    Raises: CheckpointError where one of three projections is not there.
+    """
+    joined = {name: tensor for name, tensor in weights.items() if not SEPARATE.search(name)}
+    for stem, leaf in {(match[1], match[3]) for name in weights if (match := SEPARATE.search(name))}:
+        names = [f"{stem}.{part}_proj.{leaf}" for part in "qkv"]
+        if len({shape_of(weights, name, 1 + (leaf == "weight"), TITLE) for name in names}) > 1:
+            raise refused(TITLE, "has weights of the wrong shape", names[0], "one shape of q, k and v")
+        joined[f"{stem}.qkv.{leaf}"] = torch.cat([weights[name] for name in names])
+    positions = joined.get("trunk.pos_embed")
+    if positions is not None and positions.ndim == 3 and isqrt(positions.shape[1]) ** 2 + 1 == positions.shape[1]:
         joined["trunk.pos_embed"] = positions[:, 1:]
     return joined
 
 
 def is_hugging_faces(weights: Weights) -> bool:
     """Tell whether projections lie apart."""
-    return SEPARATE.format(0, "q", "weight") in weights
+    return any(SEPARATE.search(name) for name in weights)
 
 
 def build(weights: Weights, spec: DecoderSpec) -> Encoder:
@@ -311,7 +310,11 @@ ENCODER = Architecture(
         (r"^(convs\.\d)\.proj1\.", r"\1.conv_1x1."),
         (r"^(convs\.\d)\.proj2\.", r"\1.conv_3x3."),
     ),
-    unused=(r"\.freqs_cis$", r"^convs\.3\.", r"^position_encoding\."),  # a map of half the size, which goes to no decoder
+    unused=(
+        r"\.freqs_cis$",
+        r"^convs\.3\.",
+        r"^position_encoding\.",
+    ),  # a map of half the size, which goes to no decoder
     configuration=configuration,
     size_step=14,
 )

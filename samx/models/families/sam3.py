@@ -1,10 +1,11 @@
 """SAM 3's tracker, whose decoder answers clicks: SAM 3, SAM 3.1, Sam3Tracker.
 
 Beside it lie a detector of concepts and, in SAM 3.1, a video decoder of 16 objects: neither is read.
-Source: Meta's sam3: SAM3InteractiveImagePredictor, Sam3Processor, Sam3TrackerBase, model_builder; transformers' Sam3Tracker.
+Source: Meta's sam3: SAM3InteractiveImagePredictor, Sam3Processor, Sam3TrackerBase, model_builder; transformers'
+Sam3Tracker.
 """
 
-from samx.models.families.base import HUGGING_FACE, Family, Renames, Variant
+from samx.models.families.base import Family, Renames, Variant
 from samx.models.families.configuration import SAM2
 from samx.models.families.sam2 import FAMILY as SAM_2
 
