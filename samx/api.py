@@ -27,13 +27,14 @@ def export(
     precision: str | None = None, masks: MaskChoice = "multimask", mask_input: bool = False,
     encoder: bool = True, encoder_precision: str | None = None, pictures: Sizes | None = None,
     image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
+    decoder: str | None = None,
     points: Sizes | None = None, prompts: Sizes | None = None, embedding: PathLike | Sequence[PathLike] = (),
     calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
     force: bool = False, progress: Progress | None = None, **options: object,
 ) -> Artifact:  # fmt: skip
     """Export a decoder and its image encoder, compare it with PyTorch, and return an artifact; or leave nothing.
 
-    checkpoint: SAM or SAM 2 weights; None: the demo model of `family`. out: the directory to make.
+    checkpoint: SAM, SAM 2 or SAM 3 weights; None: the demo model of `family`. out: the directory to make.
     encoder: export the checkpoint's image encoder too, where samx knows it, in this precision (None: the decoder's,
     where the target's encoder has it); pictures: that it takes in a call.
     The rest is named as the options of 'samx export' (precision fp32, fp16, bf16 or int8, None the target's default;
@@ -56,7 +57,7 @@ def export(
         out=Path(out), checkpoint=None if checkpoint is None else Path(checkpoint), family=family, target=target,
         precision=precision, masks=masks, mask_input=mask_input, encoder=encoder,
         encoder_precision=encoder_precision, pictures=_range(pictures),
-        image_size=image_size, frame=frame, pixels=pixels,
+        image_size=image_size, frame=frame, pixels=pixels, decoder=decoder,
         embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),
         exclude=tuple(exclude), min_iou=min_iou, overwrite=force, options={**options, **_sizes(points, prompts)},
     )  # fmt: skip

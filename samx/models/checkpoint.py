@@ -58,15 +58,18 @@ class LoadedDecoder:
     kind: str
     dtype: str
     own_px: int | None = None  # the image size that its weights have; None: they have none
+    prefix: str | None = None  # in front of its keys, where there was a choice of decoders
     notes: tuple[str, ...] = ()  # what was assumed of it
 
 
 def load_checkpoint(
-    path: Path, *, image_size: int | None = None, frame: str | None = None, pixels: str | None = None
-) -> LoadedDecoder:
+    path: Path, *, image_size: int | None = None, frame: str | None = None, pixels: str | None = None,
+    decoder: str | None = None,
+) -> LoadedDecoder:  # fmt: skip
     """Read the decoder, and only the decoder, out of a checkpoint.
 
     image_size, frame, pixels: as in DecoderSpec; None: what the checkpoint states, or else its family's.
+    decoder: how the keys of the one that is meant begin, where there are several.
     Raises: CheckpointError when it holds no supported decoder, not exactly one, or a damaged one.
     """
     source = open_weights(path)
@@ -74,7 +77,7 @@ def load_checkpoint(
     family = recognise(readers)
     _refuse_relatives(source, family, readers)
     family = _told_from_twin(source, family, readers, image_size)
-    prefix = _only_prefix(path, family, readers)
+    prefix = _only_prefix(path, family, readers, decoder)
     names = family.decoder_names(readers, prefix)
     raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
     weights = _convert(path, family, raw)
@@ -91,7 +94,7 @@ def load_checkpoint(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
         kind=_kind(source, names, family), dtype="+".join(dtypes),
         own_px=None if is_demo else unasked.get("image_size", family_spec(family.name).image_size),
-        notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
+        prefix=None if decoder is None else prefix, notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
     )  # fmt: skip
 
 
@@ -121,14 +124,17 @@ def _refuse_relatives(source: WeightSource, found: Family, keys: Iterable[str]) 
         )  # fmt: skip
 
 
-def _only_prefix(path: Path, family: Family, keys: Iterable[str]) -> str:
+def _only_prefix(path: Path, family: Family, keys: Iterable[str], decoder: str | None) -> str:
     found = family.prefixes(keys)
-    if len(found) == 1:
-        return found[0]
+    meant = [prefix for prefix in found if decoder is None or prefix.startswith(decoder)]
+    if len(meant) == 1:
+        return meant[0]
     if found:
+        problem = "more than one decoder" if decoder is None else f"not one decoder whose keys begin with '{decoder}'"
+        names = [prefix.rstrip("._") for prefix in found]
         raise CheckpointError(
-            f"'{path}' holds more than one decoder", found="prefixes " + some(repr(p) for p in found),
-            expected="one", fix="Save the one you mean in a file of its own.",
+            f"'{path}' holds {problem}", found="prefixes " + some(repr(p) for p in found), expected="one",
+            fix=f"Say which: --decoder {names[-1]}; or save the one you mean in a file of its own.",
         )  # fmt: skip
     if any(ENCODER_KEY.search(key) for key in keys):
         raise CheckpointError(

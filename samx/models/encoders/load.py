@@ -49,13 +49,13 @@ def architecture_of(family: Family, keys: Iterable[str]) -> Architecture | None:
     return next((one for one in known if one.has(one.renamed(name) for name in names)), None)
 
 
-def find_encoder(source: WeightSource, spec: DecoderSpec) -> Found:
-    """Build the image encoder in a checkpoint, for the frame of its decoder.
+def find_encoder(source: WeightSource, spec: DecoderSpec, prefix: str | None = None) -> Found:
+    """Build the image encoder in a checkpoint, for the frame of its decoder; prefix: of the one that was chosen.
 
     Raises: CheckpointError for half of one, for one of sizes that are not known, and for weights that are no numbers.
     """
     readers = clean_readers(source)
-    places = {key: spec.rules.place(key) for key in readers}
+    places = {key: spec.rules.place(key) for key in spec.rules.without_others(readers, prefix)}
     prefixes = sorted({match["prefix"] for place in places.values() if (match := PREFIX.match(place))})
     if not prefixes:
         return Found(None)

@@ -143,6 +143,15 @@ class Family:
         names = self.decoder_names(keys, prefix).values()
         return {name.partition(".")[0] for name in names} == {"prompt_encoder", "mask_decoder"}
 
+    def without_others(self, keys: Iterable[str], prefix: str | None) -> list[str]:
+        """Leave out what belongs to decoders other than the one with this prefix (None: the only whole one)."""
+        keys = list(keys)
+        found = self.prefixes(keys)
+        chosen = found if prefix is None else [prefix]
+        others = tuple(other for other in found if other not in chosen and other)
+        parts = {key: match["prefix"] for key in keys if (match := re.match(self.decoder_key, key))}
+        return [key for key in keys if not key.startswith(others) and (key not in parts or parts[key] in chosen)]
+
     def place(self, key: str) -> str:
         """Return a checkpoint's key as if its image encoder lay where SAM's does."""
         return next((re.sub(where, place, key) for where, place in self.places if re.search(where, key)), key)
