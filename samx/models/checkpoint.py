@@ -94,7 +94,8 @@ def load_checkpoint(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
         kind=_kind(source, names, family), dtype="+".join(dtypes),
         own_px=None if is_demo else unasked.get("image_size", family_spec(family.name).image_size),
-        prefix=None if decoder is None else prefix, notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
+        prefix=None if decoder is None else prefix,
+        notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
     )  # fmt: skip
 
 

@@ -176,11 +176,11 @@ class Trunk(nn.Module):
         self.pos_embed = nn.Parameter(tiled[:, : self.grid, : self.grid].contiguous(), requires_grad=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode pictures. Shapes: (B, 3, px, px) -> (B, C, S, S)."""
+        """Encode pictures. Shapes: (B, 3, px, px) -> (B, S, S, C)."""
         tokens = self.ln_pre(self.patch_embed["proj"](pixels).permute(0, 2, 3, 1) + self.pos_embed)
         for block in self.blocks:
             tokens = block(tokens)
-        return tokens.permute(0, 3, 1, 2)
+        return tokens
 
 
 def levels(width: int, out_width: int) -> nn.ModuleList:
@@ -202,16 +202,24 @@ def levels(width: int, out_width: int) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def join(grow: nn.ConvTranspose2d, then: nn.Conv2d) -> nn.ConvTranspose2d:
-    """Return what enlarges a map as one convolution does, and one of single pixels after it."""
+def grower(grow: nn.ConvTranspose2d, then: nn.Conv2d | None = None) -> nn.Linear:
+    """Return a transposed convolution of 2 x 2 as one product, which does what a convolution of single pixels after it
+    does too; a place's outputs are ordered by row, then column.
+    """
     assert grow.bias is not None
-    assert then.bias is not None
-    outer = then.weight.flatten(1).double()
-    joined = nn.ConvTranspose2d(grow.in_channels, then.out_channels, 2, stride=2).requires_grad_(False)
-    joined.weight.copy_(torch.einsum("po,iohw->iphw", outer, grow.weight.double()))
-    assert joined.bias is not None
-    joined.bias.copy_(outer @ grow.bias.double() + then.bias)
-    return joined
+    weight, bias = grow.weight.double(), grow.bias.double()  # (in, out, 2, 2)
+    if then is not None:
+        assert then.bias is not None
+        outer = then.weight.flatten(1).double()
+        weight, bias = torch.einsum("po,iohw->iphw", outer, weight), outer @ bias + then.bias
+    return layer(weight.permute(2, 3, 1, 0).flatten(0, 2).float(), bias.repeat(4).float())
+
+
+def grown(tokens: Tensor, by: nn.Linear) -> Tensor:
+    """Enlarge a map. Shapes: (B, H, W, C) -> (B, 2 H, 2 W, D)."""
+    height, width, channels = tokens.shape[1], tokens.shape[2], by.out_features // 4
+    rows = by(tokens).reshape(-1, width, 2, 2 * channels).transpose(1, 2)
+    return rows.reshape(-1, 2 * height, 2 * width, channels)
 
 
 class Sam3Encoder(Encoder):
@@ -231,8 +239,9 @@ class Sam3Encoder(Encoder):
         self.trunk.fold()
         fold_attention(self)
         fine, coarse, top = self.convs
-        fine["grow"] = join(fine.pop("dconv_2x2_1"), fine.pop("conv_1x1"))
-        coarse["grow"] = join(coarse.pop("dconv_2x2"), coarse.pop("conv_1x1"))
+        fine["grow_0"] = grower(fine.pop("dconv_2x2_0"))
+        fine["grow_1"] = grower(fine.pop("dconv_2x2_1"), fine.pop("conv_1x1"))
+        coarse["grow"] = grower(coarse.pop("dconv_2x2"), coarse.pop("conv_1x1"))
         top["conv_3x3"].bias.add_(self.no_mem_embed.flatten())
         del self.no_mem_embed
 
@@ -240,9 +249,12 @@ class Sam3Encoder(Encoder):
         """Encode pictures. Shapes: (B, 3, px, px) -> (B, 256, S, S), and of 4 S and 2 S a side."""
         tokens = self.trunk(pixels)
         fine, coarse, top = self.convs
-        finer = fine["conv_3x3"](fine["grow"](gelu(fine["dconv_2x2_0"](tokens))))
-        embedding = top["conv_3x3"](top["conv_1x1"](tokens))
-        return embedding, self.conv_s0(finer), self.conv_s1(coarse["conv_3x3"](coarse["grow"](tokens)))
+        maps = (grown(gelu(grown(tokens, fine["grow_0"])), fine["grow_1"]), grown(tokens, coarse["grow"]))
+        finer, coarser = (
+            level["conv_3x3"](each.permute(0, 3, 1, 2)) for level, each in zip((fine, coarse), maps, strict=True)
+        )
+        embedding = top["conv_3x3"](top["conv_1x1"](tokens.permute(0, 3, 1, 2)))
+        return embedding, self.conv_s0(finer), self.conv_s1(coarser)
 
 
 def as_metas(weights: Weights) -> Weights:
