@@ -1,4 +1,4 @@
-"""SAM 3's tracker and SAM 3.1's interactive head: recognised in every layout, computed as upstream does, else refused."""
+"""SAM 3's tracker and SAM 3.1's interactive head: recognised in every layout, and computed as upstream does."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def with_masks(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return exported(pair, tmp_path_factory.mktemp("onnx"), mask_input=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if "mask" not in case])
 def test_the_exported_file_agrees_with_hugging_face(pair: Pair, low_rank: Run, case: str) -> None:
     agrees(pair, low_rank, case)
