@@ -13,18 +13,40 @@ import sam3_models as models
 import torch
 from upstream_predictors import iou
 
-from samx.commands.references import picture_reference
 from samx.demo.scenes import generate_scene
 from samx.models.checkpoint import load_checkpoint
 from samx.models.encoders import sam3
+from samx.models.encoders.load import find_encoder
 from samx.models.session import Feed
+from samx.models.spec import family_spec
+from samx.models.weight_files import open_weights
 from samx.predictor import Predictor
-from samx.processing.images import RgbArray
+from samx.processing.frames import Frame
+from samx.processing.images import RgbArray, normalised, to_frame
 from samx.runtimes.torch import reference_session
 
 transformers = pytest.importorskip("transformers")
 SHAPES = ((300, 200), (180, 400))  # (H, W)
 LOGITS, SCORES = 1e-5, 1e-5  # of the largest logit; absolute
+MOST_MOVED = 0.005  # of a picture's values, by one level of 255
+
+
+def image_processor() -> Any:
+    return transformers.Sam3ImageProcessor(size={"height": models.SIZE_PX, "width": models.SIZE_PX})
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (900, 700)])
+def test_a_picture_is_resized_and_normalised_as_transformers_does(shape: tuple[int, int]) -> None:
+    picture = np.asarray(generate_scene(900_003, shape[::-1]).image)
+    theirs = image_processor()(images=picture, return_tensors="pt")["pixel_values"]
+    spec = family_spec("sam3", image_size=models.SIZE_PX)
+    frame = Frame.of(spec, shape[1], shape[0])
+    ours = normalised(to_frame(picture, frame), frame, str(spec.pixels))
+    levels = np.abs(ours - theirs.numpy()) * 255 / 2
+    assert levels.max() < 1.001  # PyTorch's whole numbers are rounded a little otherwise than Pillow's
+    assert (levels > 0.5).mean() < MOST_MOVED
+    as_numbers = to_frame(picture, replace(frame, resizes_floats=True)) * 255
+    assert (np.abs(np.round(as_numbers) - (theirs.numpy() + 1) * 255 / 2) > 0.5).mean() > 5 * MOST_MOVED
 
 
 @pytest.fixture
@@ -34,13 +56,15 @@ def predictors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Predict
     model = models.tracker()
     model.save_pretrained(tmp_path)
     loaded = load_checkpoint(tmp_path)
-    one = picture_reference(tmp_path, loaded)
+    found, names = find_encoder(open_weights(tmp_path), loaded.spec).encoder, [t.name for t in loaded.spec.image_inputs]
+    assert found is not None
+    encoder, images = found.module, image_processor()
 
     def encode(pictures: Iterable[RgbArray]) -> Iterator[Feed]:
-        return map(one, pictures)
+        for picture in pictures:
+            pixels = images(images=picture, return_tensors="pt")["pixel_values"]
+            yield {name: value.numpy() for name, value in zip(names, encoder(pixels), strict=True)}
 
-    size = {"height": models.SIZE_PX, "width": models.SIZE_PX}
-    images = transformers.Sam3ImageProcessor(size=size)
     processor = transformers.Sam3TrackerProcessor(images, target_size=models.SIZE_PX)
     spec = replace(loaded.spec, masks="all")
     return Predictor(reference_session(loaded, spec), encode), model, processor

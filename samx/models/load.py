@@ -56,8 +56,8 @@ def load(
     chosen = form or choose_form(spec, points, low_rank=exact and where.type == "cpu")
     _check_form(chosen, exact)
     reference = build_reference(replace(loaded, spec=spec))
-    decoder = FastDecoder(reference, chosen, fused=True, padded_points=padded_points)
-    return (decoder if exact else set_precision(decoder, half=dtype)).to(where)
+    module = FastDecoder(reference, chosen, fused=True, padded_points=padded_points)
+    return (module if exact else set_precision(module, half=dtype)).to(where)
 
 
 def torch_device(device: str | torch.device) -> torch.device:

@@ -202,24 +202,26 @@ def levels(width: int, out_width: int) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def grower(grow: nn.ConvTranspose2d, then: nn.Conv2d | None = None) -> nn.Linear:
+def grower(grow: nn.Module, then: nn.Module | None = None) -> nn.Linear:
     """Return a transposed convolution of 2 x 2 as one product, which does what a convolution of single pixels after it
     does too; a place's outputs are ordered by row, then column.
     """
+    assert isinstance(grow, nn.ConvTranspose2d)
     assert grow.bias is not None
     weight, bias = grow.weight.double(), grow.bias.double()  # (in, out, 2, 2)
     if then is not None:
+        assert isinstance(then, nn.Conv2d)
         assert then.bias is not None
         outer = then.weight.flatten(1).double()
         weight, bias = torch.einsum("po,iohw->iphw", outer, weight), outer @ bias + then.bias
     return layer(weight.permute(2, 3, 1, 0).flatten(0, 2).float(), bias.repeat(4).float())
 
 
-def grown(tokens: Tensor, by: nn.Linear) -> Tensor:
+def grown(tokens: Tensor, by: nn.Module) -> Tensor:
     """Enlarge a map. Shapes: (B, H, W, C) -> (B, 2 H, 2 W, D)."""
-    height, width, channels = tokens.shape[1], tokens.shape[2], by.out_features // 4
-    rows = by(tokens).reshape(-1, width, 2, 2 * channels).transpose(1, 2)
-    return rows.reshape(-1, 2 * height, 2 * width, channels)
+    height, width, products = tokens.shape[1], tokens.shape[2], by(tokens)
+    rows: Tensor = products.reshape(-1, width, 2, products.shape[-1] // 2).transpose(1, 2)
+    return rows.reshape(-1, 2 * height, 2 * width, products.shape[-1] // 4)
 
 
 class Sam3Encoder(Encoder):
@@ -238,23 +240,27 @@ class Sam3Encoder(Encoder):
         """Fold positions, biases and layers into each other; once, after loading."""
         self.trunk.fold()
         fold_attention(self)
-        fine, coarse, top = self.convs
-        fine["grow_0"] = grower(fine.pop("dconv_2x2_0"))
-        fine["grow_1"] = grower(fine.pop("dconv_2x2_1"), fine.pop("conv_1x1"))
-        coarse["grow"] = grower(coarse.pop("dconv_2x2"), coarse.pop("conv_1x1"))
-        top["conv_3x3"].bias.add_(self.no_mem_embed.flatten())
-        del self.no_mem_embed
+        fine, coarse, top = (dict(level.named_children()) for level in self.convs)
+        self.grow = nn.ModuleList(
+            [
+                grower(fine["dconv_2x2_0"]),
+                grower(fine["dconv_2x2_1"], fine["conv_1x1"]),
+                grower(coarse["dconv_2x2"], coarse["conv_1x1"]),
+            ]
+        )
+        self.narrow, self.last = top["conv_1x1"], nn.ModuleList(level["conv_3x3"] for level in (fine, coarse, top))
+        top["conv_3x3"].get_parameter("bias").add_(self.no_mem_embed.flatten())
+        del self.no_mem_embed, self.convs
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Encode pictures. Shapes: (B, 3, px, px) -> (B, 256, S, S), and of 4 S and 2 S a side."""
         tokens = self.trunk(pixels)
-        fine, coarse, top = self.convs
-        maps = (grown(gelu(grown(tokens, fine["grow_0"])), fine["grow_1"]), grown(tokens, coarse["grow"]))
-        finer, coarser = (
-            level["conv_3x3"](each.permute(0, 3, 1, 2)) for level, each in zip((fine, coarse), maps, strict=True)
-        )
-        embedding = top["conv_3x3"](top["conv_1x1"](tokens.permute(0, 3, 1, 2)))
-        return embedding, self.conv_s0(finer), self.conv_s1(coarser)
+        first, second, only = self.grow
+        finer = grown(gelu(grown(tokens, first)), second).permute(0, 3, 1, 2)
+        coarser = grown(tokens, only).permute(0, 3, 1, 2)
+        fine, coarse, top = self.last
+        embedding = top(self.narrow(tokens.permute(0, 3, 1, 2)))
+        return embedding, self.conv_s0(fine(finer)), self.conv_s1(coarse(coarser))
 
 
 def as_metas(weights: Weights) -> Weights:
