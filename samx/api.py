@@ -28,13 +28,14 @@ def export(
     encoder: bool = True, encoder_precision: str | None = None,
     encoder_pictures: PathLike | None = None, pictures: Sizes | None = None,
     image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
+    decoder: str | None = None,
     points: Sizes | None = None, prompts: Sizes | None = None, embedding: PathLike | Sequence[PathLike] = (),
     calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
     force: bool = False, progress: Progress | None = None, **options: object,
 ) -> Artifact:  # fmt: skip
     """Export a decoder and its image encoder, compare it with PyTorch, and return an artifact; or leave nothing.
 
-    checkpoint: SAM or SAM 2 weights; None: the demo model of `family`. out: the directory to make.
+    checkpoint: SAM, SAM 2 or SAM 3 weights; None: the demo model of `family`. out: the directory to make.
     encoder: export the checkpoint's image encoder too, where samx knows it, in this precision (None: the decoder's,
     where the target's encoder has it; int8 only where it is asked for); pictures: that it takes in a call.
     encoder_pictures: folder of pictures that an encoder of int8 is calibrated and judged on.
@@ -59,7 +60,7 @@ def export(
         precision=precision, masks=masks, mask_input=mask_input, encoder=encoder,
         encoder_precision=encoder_precision,
         encoder_pictures=None if encoder_pictures is None else Path(encoder_pictures), pictures=_range(pictures),
-        image_size=image_size, frame=frame, pixels=pixels,
+        image_size=image_size, frame=frame, pixels=pixels, decoder=decoder,
         embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),
         exclude=tuple(exclude), min_iou=min_iou, overwrite=force, options={**options, **_sizes(points, prompts)},
     )  # fmt: skip

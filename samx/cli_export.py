@@ -41,7 +41,7 @@ Pictures = Annotated[
     Optional[str], typer.Option(help="Pictures that the encoder takes in a call: MIN:OPT:MAX, or one number.")
 ]
 ImageSize = Annotated[
-    Optional[int], typer.Option(help="Frame in px, where the checkpoint does not state it and it is not 1024.")
+    Optional[int], typer.Option(help="Frame in px, where the checkpoint does not state it and it is not its model's.")
 ]
 FrameFill = Annotated[
     Optional[str],
@@ -52,9 +52,15 @@ PixelKind = Annotated[
     typer.Option(help="What the image encoder takes: imagenet, half, minmax or unit. Default: the family's."),
 ]
 
+WhichDecoder = Annotated[
+    Optional[str], typer.Option(help="Which decoder of a checkpoint of several: how its keys begin, such as tracker.")
+]
+
 
 def export(
-    checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
+    checkpoint: Annotated[
+        Optional[Path], typer.Argument(help="SAM, SAM 2 or SAM 3 weights; none: the demo model.")
+    ] = None,
     target: Target = DEFAULT_TARGET,
     output: Annotated[
         Optional[Path], typer.Option("--output", "-o", help="Directory to make; default NAME-TARGET.")
@@ -71,6 +77,7 @@ def export(
     image_size: ImageSize = None,
     frame: FrameFill = None,
     pixels: PixelKind = None,
+    decoder: WhichDecoder = None,
     calibration: Annotated[
         Optional[Path],
         typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
@@ -102,7 +109,7 @@ def export(
         mask_input=mask_input, encoder=encoder, encoder_precision=encoder_precision,
         encoder_pictures=encoder_pictures,
         pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
-        image_size=image_size, frame=frame, pixels=pixels, embeddings=embedding or (),
+        image_size=image_size, frame=frame, pixels=pixels, decoder=decoder, embeddings=embedding or (),
         calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
         options={name: value for name, value in more.items() if value not in (None, [], ())},
     )  # fmt: skip

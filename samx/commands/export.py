@@ -64,6 +64,7 @@ class ExportRequest:
     image_size: int | None = None  # this and the next two: None where the checkpoint or its family tells
     frame: str | None = None
     pixels: str | None = None
+    decoder: str | None = None  # how its keys begin, in a checkpoint of several
     embeddings: Sequence[Path] = ()
     calibration: Path | None = None  # of int8, and what judges bf16; None: demo scenes, for a demo model
     exclude: tuple[str, ...] = ()  # groups of products that stay in floating point in int8
@@ -137,7 +138,9 @@ def _job(
 
     checkpoint = _checkpoint(request)
     progress(f"Reading {checkpoint.name}")
-    loaded = load_checkpoint(checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels)
+    loaded = load_checkpoint(
+        checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels, decoder=request.decoder
+    )
     spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
     options.check(precision, spec)
     return ExportJob(loaded, spec, options, precision, entry.target)
@@ -277,9 +280,10 @@ class _Export:
 
     def _manifest(self, exported: Exported, encoder: Exported) -> Manifest:
         loaded = self.job.loaded
+        chosen = {} if loaded.prefix is None else {"decoder": loaded.prefix}
         return Manifest(
             target=self.entry.target, precision=self.job.precision, spec=self.job.spec,
-            options={**exported.options, **encoder.options}, tools={**encoder.tools, **exported.tools},
+            options={**exported.options, **encoder.options, **chosen}, tools={**encoder.tools, **exported.tools},
             checkpoint=CheckpointEntry(loaded.name, loaded.kind, loaded.sha256, loaded.bytes),
         )  # fmt: skip
 

@@ -43,7 +43,7 @@ def beside_own_size(checkpoint: Path, job: ExportJob) -> dict[str, Any]:
     """
     from samx.models.checkpoint import load_checkpoint
 
-    given = {"frame": job.spec.frame, "pixels": job.spec.pixels}
+    given = {"frame": job.spec.frame, "pixels": job.spec.pixels, "decoder": job.loaded.prefix}
     loaded = load_checkpoint(checkpoint, image_size=job.loaded.own_px, **given)
     spec = replace(job.spec, image_size=loaded.spec.image_size)
     own = replace(job, loaded=replace(loaded, spec=spec), spec=spec)

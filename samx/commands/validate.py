@@ -57,7 +57,8 @@ def _job(artifact: Artifact, checkpoint: Path) -> ExportJob:
     from samx.models.checkpoint import load_checkpoint
 
     manifest = artifact.manifest
-    loaded = load_checkpoint(checkpoint, image_size=manifest.spec.image_size)
+    decoder = manifest.options.get("decoder")
+    loaded = load_checkpoint(checkpoint, image_size=manifest.spec.image_size, decoder=decoder)
     if loaded.sha256 != manifest.checkpoint.sha256:
         raise ArtifactError(
             f"{artifact.path} was made from another checkpoint", found=f"sha256 {loaded.sha256}",

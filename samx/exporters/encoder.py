@@ -64,4 +64,4 @@ def load_encoder(checkpoint: Path, job: ExportJob) -> Found:
     """Build a checkpoint's image encoder; none where there is none that is known."""
     if is_demo(checkpoint):
         return Found(demo_encoder(checkpoint, job.spec))
-    return find_encoder(open_weights(checkpoint), job.spec)
+    return find_encoder(open_weights(checkpoint), job.spec, job.loaded.prefix)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samx.errors import CheckpointError
-from samx.models.families import known, recognise
+from samx.models.families import find, known, recognise
 from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family
 from samx.models.lora import weight_readers
 from samx.models.reference import ReferenceDecoder
@@ -28,8 +28,6 @@ from samx.models.stated import (
 )
 from samx.models.weight_files import WANTED, WeightSource, open_weights
 from samx.models.weights import check_finite, check_floats, owned_float32, refuse_quantised, some
-
-TWIN_FRAMES_PX = 32  # what a frame of the family is a multiple of, and of its twin is not: SAM 3 has 1008 px
 
 OBJECT_TOKEN, HIGH_RES_PART = "mask_decoder.obj_score_token.weight", "mask_decoder.conv_s0."
 IOU_LAYER = "mask_decoder.iou_prediction_head.layers.0.weight"
@@ -61,23 +59,26 @@ class LoadedDecoder:
     kind: str
     dtype: str
     own_px: int | None = None  # the image size that its weights have; None: they have none
+    prefix: str | None = None  # in front of its keys, where there was a choice of decoders
     notes: tuple[str, ...] = ()  # what was assumed of it
 
 
 def load_checkpoint(
-    path: Path, *, image_size: int | None = None, frame: str | None = None, pixels: str | None = None
-) -> LoadedDecoder:
+    path: Path, *, image_size: int | None = None, frame: str | None = None, pixels: str | None = None,
+    decoder: str | None = None,
+) -> LoadedDecoder:  # fmt: skip
     """Read the decoder, and only the decoder, out of a checkpoint.
 
     image_size, frame, pixels: as in DecoderSpec; None: what the checkpoint states, or else its family's.
+    decoder: how the keys of the one that is meant begin, where there are several.
     Raises: CheckpointError when it holds no supported decoder, not exactly one, or a damaged one.
     """
     source = open_weights(path)
     readers = weight_readers(source)
-    _refuse_relatives(source, readers)
     family = recognise(readers)
-    prefix = _only_prefix(path, family, readers)
-    _check_twin(source, family, readers, image_size)
+    _refuse_relatives(source, family, readers)
+    family = _told_from_twin(source, family, readers, image_size)
+    prefix = _only_prefix(path, family, readers, decoder)
     names = family.decoder_names(readers, prefix)
     refuse_quantised(path, names)
     raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
@@ -95,6 +96,7 @@ def load_checkpoint(
         spec=spec, weights=weights, name=source.name, sha256=source.sha256(), bytes=source.bytes,
         kind=_kind(source, names, family), dtype="+".join(dtypes),
         own_px=None if is_demo else unasked.get("image_size", family_spec(family.name).image_size),
+        prefix=None if decoder is None else prefix,
         notes=assumed_note(family, stated, spec) + resized_note(sizes, spec),
     )  # fmt: skip
 
@@ -106,33 +108,36 @@ def build_reference(loaded: LoadedDecoder) -> ReferenceDecoder:
     return decoder.eval().requires_grad_(False)
 
 
-def _refuse_relatives(source: WeightSource, keys: Iterable[str]) -> None:
+def _refuse_relatives(source: WeightSource, found: Family, keys: Iterable[str]) -> None:
     families = known().values()
     titles = {family.title for family in families}
     for relative in RELATIVES:
         mark = next((key for key in keys if re.search(relative.mark, key)), None)
-        if mark is not None and relative.title not in titles:
+        if mark is not None and relative.title not in titles and relative.family != found.name:
             raise CheckpointError(
                 f"'{source.path}' holds {relative.title}, which samx does not support",
-                found=f"key '{mark}'", expected="a SAM or SAM 2 decoder", fix=f"{relative.fix}.",
+                found=f"key '{mark}'", expected="a decoder of SAM, SAM 2 or SAM 3", fix=f"{relative.fix}.",
             )  # fmt: skip
     model_type, types = source.config.get("model_type"), [name for family in families for name in family.model_types]
     if model_type is not None and model_type not in types:
         raise CheckpointError(
             f"'{source.path}' belongs to a model that samx does not support",
             found=f"model_type '{model_type}' in config.json", expected=" or ".join(types),
-            fix="Use a SAM or SAM 2 checkpoint.",
+            fix="Use a checkpoint of SAM, SAM 2 or SAM 3.",
         )  # fmt: skip
 
 
-def _only_prefix(path: Path, family: Family, keys: Iterable[str]) -> str:
+def _only_prefix(path: Path, family: Family, keys: Iterable[str], decoder: str | None) -> str:
     found = family.prefixes(keys)
-    if len(found) == 1:
-        return found[0]
+    meant = [prefix for prefix in found if decoder is None or prefix.startswith(decoder)]
+    if len(meant) == 1:
+        return meant[0]
     if found:
+        problem = "more than one decoder" if decoder is None else f"not one decoder whose keys begin with '{decoder}'"
+        names = [prefix.rstrip("._") for prefix in found]
         raise CheckpointError(
-            f"'{path}' holds more than one decoder", found="prefixes " + some(repr(p) for p in found),
-            expected="one", fix="Save the one you mean in a file of its own.",
+            f"'{path}' holds {problem}", found="prefixes " + some(repr(p) for p in found), expected="one",
+            fix=f"Say which: --decoder {names[-1]}; or save the one you mean in a file of its own.",
         )  # fmt: skip
     if any(ENCODER_KEY.search(key) for key in keys):
         raise CheckpointError(
@@ -145,19 +150,27 @@ def _only_prefix(path: Path, family: Family, keys: Iterable[str]) -> str:
     )  # fmt: skip
 
 
-def _check_twin(source: WeightSource, family: Family, keys: Iterable[str], image_size: int | None) -> None:
-    """Refuse a decoder alone that may as well be another model's, unless the caller says which frame it is for."""
-    is_known = source.metadata.get("format") == DEMO_FORMAT or source.config.get("model_type") in family.model_types
-    is_known = is_known or "image_size" in source.metadata
-    if not family.twin or is_known or any(re.search(family.evidence, key) for key in keys):
-        return
-    if image_size is None or image_size % TWIN_FRAMES_PX:
-        raise CheckpointError(
-            f"'{source.path}' holds a decoder alone, which may be of {family.title} or of {family.twin}",
-            found="no image encoder" + ("" if image_size is None else f", and an image size of {image_size} px"),
-            expected=f"the complete checkpoint, or a frame of {family.title}'s",
-            fix=f"If it is of {family.title}, state its frame: --image-size {family_spec(family.name).image_size}.",
-        )  # fmt: skip
+def _told_from_twin(source: WeightSource, family: Family, keys: Iterable[str], image_size: int | None) -> Family:
+    """Return the family of a decoder alone that may as well be another model's: its configuration or its frame tells.
+
+    Raises: CheckpointError where neither does.
+    """
+    is_demo = source.metadata.get("format") == DEMO_FORMAT
+    if not family.twin or is_demo or any(re.search(family.evidence, key) for key in keys):
+        return family
+    twins = family, find(family.twin)
+    model_type, noted = source.config.get("model_type"), source.metadata.get("image_size", "")
+    size = int(noted) if image_size is None and noted.isdecimal() else image_size
+    by_type = [of for of in twins if model_type in of.model_types]
+    by_frame = [of for of in twins if size is not None and size % of.frame_step_px == 0]
+    if by_type or by_frame or noted:
+        return next(iter(by_type or by_frame), family)
+    frames = [f"--image-size {family_spec(of.name).image_size} for {of.title}" for of in twins]
+    raise CheckpointError(
+        f"'{source.path}' holds a decoder alone, which may be of {twins[0].title} or of {twins[1].title}",
+        found="no image encoder" + ("" if size is None else f", and an image size of {size} px"),
+        expected="the complete checkpoint, or the frame", fix=f"State it: {' or '.join(frames)}.",
+    )  # fmt: skip
 
 
 def _convert(path: Path, family: Family, raw: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ USUAL_POINTS = 8  # a prompt's, padding counted: a box and a few clicks
 
 def load(
     checkpoint: str | Path, *, masks: MaskChoice = "multimask", mask_input: bool = False,
-    image_size: int | None = None, points: int = USUAL_POINTS, padded_points: bool = False,
+    image_size: int | None = None, decoder: str | None = None, points: int = USUAL_POINTS, padded_points: bool = False,
     form: Form | None = None, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
 ) -> FastDecoder:  # fmt: skip
     """Return a checkpoint's decoder as a module that is ready to infer.
@@ -32,6 +32,7 @@ def load(
     decoder.decode(state, point_coords, point_labels[, mask_input, has_mask_input]) returns what decoder.spec.outputs
     names; decoder(**features, **prompts) does both. Inputs and outputs are float32 whatever the dtype.
 
+    decoder: which one of a checkpoint of several, as 'samx export --decoder' takes it.
     points: a prompt's usual number, padding counted, that the form is chosen for; any number works.
     padded_points: points labelled -2 are as good as absent, for calls of one fixed shape.
     dtype: torch.float32 (None), float16 or bfloat16; the encoding of coordinates stays float32.
@@ -46,7 +47,7 @@ def load(
     where, dtype = torch_device(device), torch.float32 if dtype is None else dtype
     _check("dtype", str(dtype).removeprefix("torch."), DTYPES)
     _check("masks", masks, get_args(MaskChoice))
-    loaded = load_checkpoint(Path(checkpoint), image_size=image_size)
+    loaded = load_checkpoint(Path(checkpoint), image_size=image_size, decoder=decoder)
     spec = replace(loaded.spec, masks=masks, mask_input=mask_input)
     exact = dtype == torch.float32
     if points < 1:
@@ -55,8 +56,8 @@ def load(
     chosen = form or choose_form(spec, points, low_rank=exact and where.type == "cpu")
     _check_form(chosen, exact)
     reference = build_reference(replace(loaded, spec=spec))
-    decoder = FastDecoder(reference, chosen, fused=True, padded_points=padded_points)
-    return (decoder if exact else set_precision(decoder, half=dtype)).to(where)
+    module = FastDecoder(reference, chosen, fused=True, padded_points=padded_points)
+    return (module if exact else set_precision(module, half=dtype)).to(where)
 
 
 def torch_device(device: str | torch.device) -> torch.device:

@@ -12,7 +12,15 @@ from torch import Tensor
 from samx.errors import CheckpointError
 from samx.models.encoders.load import architecture_of
 from samx.models.families.base import Family
-from samx.models.families.configuration import BOOKKEEPING, COMPLETE, RANGES, READ, SIZED_SECTIONS, SIZES
+from samx.models.families.configuration import (
+    BOOKKEEPING,
+    COMPLETE,
+    RANGES,
+    READ,
+    SIZED_SECTIONS,
+    SIZES,
+    sections_of,
+)
 from samx.models.spec import DecoderSpec, family_spec
 from samx.models.weight_files import Reader, WeightSource
 
@@ -124,7 +132,7 @@ def section_of(source: WeightSource, name: str) -> Mapping[str, Any]:
 
     Raises: CheckpointError where it is something else.
     """
-    section = source.config.get(name)
+    section = next(iter(sections_of(source.config, name)), None)
     if section is not None and not isinstance(section, Mapping):
         raise _wrong_type(source, name, section, "an object")
     return section or {}

@@ -71,6 +71,7 @@ def _borrowed(value: Any) -> Tensor:
     torch.cuda.synchronize()
     return torch.as_tensor(value, device="cuda")
 
+
 def reference_encoder(
     module: Encoder, spec: DecoderSpec, device: str = "cpu"
 ) -> Callable[[FloatArray], Mapping[str, Any]]:

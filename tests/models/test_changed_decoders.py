@@ -239,58 +239,7 @@ class TestNorms:
         assert ("layer_norm_eps" if is_json else f"is not valid JSON: found {value} is no number") in said
 
 
-SAM3_TRACKER = {
-    "sam_mask_decoder.iou_token.weight": 1, "maskmem_backbone.fuser.layers.0.gamma": 1, "no_mem_embed": 1,
-    "transformer.encoder.layers.0.cross_attn_image.q_proj.weight": 1, "obj_ptr_proj.layers.0.weight": 1,
-}  # fmt: skip
-# Keys of released layouts; source: facebookresearch/sam3 (model_builder, sam3_tracker_base, vitdet).
-SAM3_LAYOUTS: Mapping[str, tuple[str, list[str]]] = {
-    "tracker": ("SAM 3", ["transformer.encoder.layers.0.cross_attn_image.q_proj.weight"]),
-    "tracker, prefixed": ("SAM 3", ["model.transformer.encoder.layers.0.cross_attn_image.q_proj.weight"]),
-    "backbone": ("SAM 3", ["backbone.vision_backbone.trunk.patch_embed.proj.weight"]),
-    "neck": ("SAM 3", ["backbone.vision_backbone.sam2_convs.0.conv_1x1.weight"]),
-}
-
-
-class TestSam3:
-    @pytest.mark.parametrize("layout", SAM3_LAYOUTS)
-    def test_a_tracker_is_told_from_sam2(self, tmp_path: Path, layout: str) -> None:
-        title, keys = SAM3_LAYOUTS[layout]
-        decoder = {k: v for k, v in meta_sam2().items() if k.startswith(("sam_", "obj_ptr", "no_obj"))}
-        prefix = "model." if layout.endswith("prefixed") else ""
-        state = {f"{prefix}{k}": v for k, v in decoder.items()}
-        assert f"holds {title}," in refused(tmp_path, {**state, **{key: torch.ones(1) for key in keys}})
-
-    def test_the_image_model(self, tmp_path: Path) -> None:
-        state = {f"inst_interactive_predictor.model.{k}": v for k, v in meta_sam2().items()}
-        assert "holds SAM 3," in refused(tmp_path, state)
-
-    def test_the_released_file(self, tmp_path: Path) -> None:
-        state = {f"tracker.{k}": v for k, v in meta_sam2().items() if k.startswith("sam_")}
-        assert "holds SAM 3," in refused(tmp_path, {**state, "detector.dot_prod_scoring.weight": torch.ones(1)})
-
-    def test_the_multiplex_file(self, tmp_path: Path) -> None:
-        decoder = {k: v for k, v in meta_sam2().items() if k.startswith("sam_")}
-        state = {f"tracker.model.interactive_{k}": v for k, v in decoder.items()}
-        state |= {f"tracker.model.{k}": v for k, v in decoder.items() if "mask_decoder" in k}
-        state |= {"tracker.model.interactivity_no_mem_embed": torch.ones(1)}
-        assert "holds SAM 3.1," in refused(tmp_path, state)
-
-    def test_transformers_tracker_whole_and_alone(self, tmp_path: Path) -> None:
-        tracker = transformers.Sam3TrackerConfig(vision_config=SMALL_SAM3_VISION)
-        model = transformers.Sam3TrackerModel(tracker)
-        model.save_pretrained(tmp_path / "whole")
-        assert "holds SAM 3," in refusal(tmp_path / "whole" / "model.safetensors")
-        state = model.state_dict()  # under the names that the module has, which save_pretrained() changes
-        alone = {k: v.clone() for k, v in state.items() if "vision_encoder" not in k}
-        assert 0 < len(alone) < len(state)
-        save_file(alone, tmp_path / "alone.safetensors")
-        assert "may be of SAM 2 or of SAM 3" in refusal(tmp_path / "alone.safetensors")
-        assert "1008 px" in refusal(tmp_path / "alone.safetensors", image_size=1008)
-        (tmp_path / "whole" / "model.safetensors").unlink()
-        save_file(alone, tmp_path / "whole" / "model.safetensors")
-        assert "sam3_tracker" in refusal(tmp_path / "whole")
-
+class TestToldFromSam3:
     @pytest.mark.parametrize("layout", ["Meta", "Hugging Face"])
     def test_a_sam2_decoder_alone_loads_where_its_frame_is_stated(self, tmp_path: Path, layout: str) -> None:
         if layout == "Meta":
@@ -318,15 +267,6 @@ class TestSam3:
         decoder = {k: v for k, v in meta_sam2().items() if k.startswith("sam_")}
         torch.save({"model": {**decoder, **{key: torch.ones(1) for key in keys}}}, tmp_path / "sam2.pt")
         assert load_checkpoint(tmp_path / "sam2.pt").spec.family == "sam2"
-
-
-SMALL_SAM3_VISION: dict[str, Any] = {
-    "backbone_config": {
-        "model_type": "sam3_vit_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "global_attn_indexes": [], "image_size": 112, "pretrain_image_size": 56,
-    },
-    "fpn_hidden_size": 256,
-}  # fmt: skip
 
 
 class TestOtherFiles:

@@ -247,9 +247,8 @@ def test_unexpected_weight(tmp_path: Path) -> None:
         ("mask_decoder.hf_mlp.layers.0.weight", "SAM-HQ"),
         ("mask_decoder.hq_token.weight", "SAM-HQ"),
         ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
-        ("tracker.sam_mask_decoder.iou_token.weight", "SAM 3"),
-        ("detector_model.text_projection.weight", "SAM 3"),
-        ("vision_encoder.backbone.embeddings.patch_embeddings.projection.weight", "SAM 3"),
+        ("detector_model.text_projection.weight", "SAM 3's detector without its tracker"),
+        ("vision_backbone.convs.0.conv_1x1.weight", "SAM 3's detector without its tracker"),
         ("mask_decoder.transformer.layers.0.self_attn.q_proj.lora_A.weight", "LoRA"),
     ],
 )
@@ -296,6 +295,7 @@ def folder(tmp_path: Path) -> Path:
     ("config", "said"),
     [
         ({"model_type": "sam3_tracker"}, "sam3_tracker"),
+        ({"model_type": "sam3"}, "sam3"),
         ({"model_type": "sam_hq"}, "sam_hq"),
         ({"vision_config": {"image_size": [1024, 768]}}, "[1024, 768] px"),
         ({"prompt_encoder_config": {"image_size": "big"}}, "big px"),

@@ -63,6 +63,7 @@ def toy_checkpoint(tmp_path: Path) -> Path:
         ("sam2", 2, True, [2, 3, 0, 1, -1]),
         ("sam2", 0, True, [0, 1, -1]),
         ("sam2", 0, False, []),
+        ("sam3", 1, True, [1, 2, 0, -1]),
     ],
 )
 def test_a_prompt_is_ordered_and_padded_as_the_predictor_does(
@@ -75,6 +76,8 @@ def test_a_prompt_is_ordered_and_padded_as_the_predictor_does(
 def test_the_automatic_modes_constants_are_upstreams(name: str) -> None:
     package, generator = {
         "sam1": ("segment_anything", "SamAutomaticMaskGenerator"), "sam2": ("sam2", "SAM2AutomaticMaskGenerator"),
+        # Of SAM 3 Meta has none. transformers' mask generation has SAM's constants for every model.
+        "sam3": ("segment_anything", "SamAutomaticMaskGenerator"),
     }[name]  # fmt: skip
     found = upstream_defaults(package, generator)
     rules = families.find(name)
@@ -104,7 +107,7 @@ def upstream_defaults(package: str, generator: str) -> dict[str, object]:
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown model family: found 'sam9', expected sam1 or sam2"):
+    with pytest.raises(UsageError, match="unknown model family: found 'sam9', expected sam1 or sam2 or sam3"):
         family_spec("sam9")
 
 
@@ -123,7 +126,7 @@ def test_families_are_found_in_a_zip_file(tmp_path: Path) -> None:
     code = "from samx.models import families; print(families.__file__, *families.known())"
     where, *names = run(code, tmp_path, PYTHONPATH=str(archive)).split()
     assert where.startswith(str(archive))
-    assert names == ["sam1", "sam2", "toy"]
+    assert names == ["sam1", "sam2", "sam3", "toy"]
 
 
 def family_files() -> list[Path]:

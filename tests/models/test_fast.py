@@ -12,12 +12,13 @@ from toys import image_tensors, prompt_tensors, toy_decoder
 from samx.errors import UsageError
 from samx.models.fast.decoder import FastDecoder, Form, choose_form
 from samx.models.reference import ReferenceDecoder
-from samx.models.spec import DecoderSpec, MaskChoice, sam1_spec, sam2_spec
+from samx.models.spec import DecoderSpec, MaskChoice, family_spec, sam1_spec, sam2_spec
 
 EXACT = 1e-10  # float64: the rewriting is algebra, what is left is rounding
 CLOSE = 1e-5  # float32, relative to the largest output
 SMALL = 128  # px: the same graph on an 8x8 grid
 SPECS = {"sam1": sam1_spec(image_size=SMALL), "sam2": sam2_spec(image_size=SMALL)}
+SPECS["sam3"] = family_spec("sam3", image_size=112)
 PROMPTS = {
     "none": [],
     "padding": [-1],

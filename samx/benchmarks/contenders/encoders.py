@@ -21,11 +21,11 @@ from samx.errors import CheckpointError, UnavailableError
 from samx.extras import require
 from samx.models.encoders import hiera, vit
 from samx.models.encoders.base import Architecture, Encoder, Weights
-from samx.models.encoders.load import PREFIX, architecture_of, read_weights
+from samx.models.encoders.load import PREFIX, architecture_of, encoder_names, read_weights
 from samx.models.encoders.picture import picture_graph
+from samx.models.lora import weight_readers
 from samx.models.session import Feed
 from samx.models.weight_files import open_weights
-from samx.models.weights import clean_readers
 from samx.picture_encoder import RunLevels
 
 OPSET = 18
@@ -66,14 +66,14 @@ def read(setting: Setting) -> tuple[Architecture, Weights]:
 
     Raises: UnavailableError without one of SAM's ViT or SAM 2's Hiera.
     """
-    source = open_weights(setting.checkpoint)
-    readers = clean_readers(source)
-    found = architecture_of(setting.loaded.spec.rules, readers)
-    prefix = next((match["prefix"] for key in readers if (match := PREFIX.match(key))), None)
+    rules, source = setting.loaded.spec.rules, open_weights(setting.checkpoint)
+    readers = weight_readers(source)
+    found, places = architecture_of(rules, readers), {key: rules.place(key) for key in readers}
+    prefix = next((match["prefix"] for place in places.values() if (match := PREFIX.match(place))), None)
     if found not in (vit.ENCODER, hiera.ENCODER) or prefix is None:
         name = "none that is known" if found is None else found.title
         raise UnavailableError("others' encoders are compared with SAM's ViT and SAM 2's Hiera", found=name)
-    return found, read_weights(source, found, prefix)
+    return found, read_weights(source.path, readers, found, encoder_names(found, prefix, places))
 
 
 def fill(module: nn.Module, weights: Weights, names: Mapping[str, str]) -> None:

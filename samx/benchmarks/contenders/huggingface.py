@@ -60,7 +60,7 @@ def build_encoder(architecture: Architecture, weights: Weights, picture_px: int)
     make = {"vit": _sam_with_encoder, "hiera": _sam2_with_encoder}[architecture.name]
     model = make(transformers, weights, picture_px)
     model.requires_grad_(False).eval()
-    encoders.fill(model, weights, encoder_names(architecture, "", model.state_dict()))
+    encoders.fill(model, weights, encoder_names(architecture, "", {key: key for key in model.state_dict()}))
 
     def call(pixels: Tensor) -> tuple[Tensor, ...]:
         found = model.get_image_embeddings(pixels)

@@ -76,10 +76,12 @@ class Family:
     configuration: Sections = field(default_factory=lambda: SAM)  # what their fields must say
     # A key without which a decoder may be that of another model, whose weights have the same names and shapes
     evidence: str = ""
-    twin: str = ""
+    twin: str = ""  # the name of that model's family
+    frame_step_px: int = 1  # what a frame of this one is a multiple of, and of the other is not
 
-    # Modules that define its image encoders, which import torch
+    # Modules that define its image encoders, which import torch; and where one lies in a checkpoint, if not as SAM's
     encoders: tuple[str, ...] = ()
+    places: Renames = ()
 
     # The decoder and its pictures: fields of DecoderSpec, where a checkpoint does not tell; and what computes it.
     spec: Mapping[str, Any] = field(default_factory=dict)
@@ -129,9 +131,30 @@ class Family:
         return all(any(re.search(mark, key) for key in keys) for mark in self.marks)
 
     def prefixes(self, keys: Iterable[str]) -> list[str]:
-        """Find what stands in front of the decoders in a checkpoint; one entry per decoder."""
-        found = (re.match(self.decoder_key, key) for key in keys)
-        return sorted({match["prefix"] for match in found if match})
+        """Find what stands in front of the decoders in a checkpoint; one entry per decoder.
+
+        A mask decoder without a prompt encoder, such as a detector's, counts only where there is no other.
+        """
+        keys = list(keys)
+        found = sorted({match["prefix"] for key in keys if (match := re.match(self.decoder_key, key))})
+        return [prefix for prefix in found if self._is_whole(keys, prefix)] or found
+
+    def _is_whole(self, keys: Iterable[str], prefix: str) -> bool:
+        names = self.decoder_names(keys, prefix).values()
+        return {name.partition(".")[0] for name in names} == {"prompt_encoder", "mask_decoder"}
+
+    def without_others(self, keys: Iterable[str], prefix: str | None) -> list[str]:
+        """Leave out what belongs to decoders other than the one with this prefix (None: the only whole one)."""
+        keys = list(keys)
+        found = self.prefixes(keys)
+        chosen = found if prefix is None else [prefix]
+        others = tuple(other for other in found if other not in chosen and other)
+        parts = {key: match["prefix"] for key in keys if (match := re.match(self.decoder_key, key))}
+        return [key for key in keys if not key.startswith(others) and (key not in parts or parts[key] in chosen)]
+
+    def place(self, key: str) -> str:
+        """Return a checkpoint's key as if its image encoder lay where SAM's does."""
+        return next((re.sub(where, place, key) for where, place in self.places if re.search(where, key)), key)
 
     def decoder_names(self, keys: Iterable[str], prefix: str) -> dict[str, str]:
         """Map the decoder's keys to the reference's names; those of `tables` and `left_out` are among them."""
@@ -151,21 +174,18 @@ class Relative:
 
     title: str
     mark: str
-    fix: str = "Use a SAM 1 or SAM 2 checkpoint"
+    fix: str = "Use a checkpoint of SAM, SAM 2 or SAM 3"
+    family: str = ""  # of this name, it may have such keys
 
 
 MERGE = "Merge them into the decoder's weights (peft: merge_and_unload()) and save the whole model again"
 # Refused, unless a family of that title is known; the first that is found gives the reason.
 RELATIVES: tuple[Relative, ...] = (
     Relative("SAM-HQ", r"mask_decoder\.(?:hf_token|hf_mlp|hq_token|hq_mask_mlp|compress_vit_)"),
-    # Its interactive decoder, and the video decoder of 16 objects beside it.
-    Relative("SAM 3.1", r"(?:^|\.)(?:interactive_sam_(?:prompt_encoder|mask_decoder)\.|interactivity_no_mem_embed$)"),
-    # The released file, the image model, the tracker by itself (SAM 2: memory_attention), its backbone.
-    Relative("SAM 3", r"(?:^|\.)(?:tracker(?:_model)?\.(?:sam_)?mask_decoder|detector_model|tracker_neck)\."),
-    Relative("SAM 3", r"(?:^|\.)inst_interactive_predictor\.model\."),
-    Relative("SAM 3", r"(?:^|\.)transformer\.encoder\.layers\.\d+\.cross_attn_image\."),
-    Relative("SAM 3", r"(?:^|\.)vision_backbone\.(?:trunk|convs|sam2_convs)\."),
-    Relative("SAM 3", r"(?:^|\.)vision_encoder\.backbone\.embeddings\.patch_embeddings\."),
+    Relative(
+        "SAM 3's detector without its tracker", r"(?:^|\.)(?:detector_model|vision_backbone|detector\.backbone)\.",
+        "Use the whole checkpoint, which has the tracker too", family="sam3",
+    ),
     Relative("EfficientSAM", r"mask_decoder\.final_output_upscaling_layers\."),
     Relative("weights of peft beside the originals", r"\.(?:modules_to_save|original_module)\.", MERGE),
     Relative(

@@ -29,6 +29,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "stability_delta": (0, 1e6),
     "stability_threshold": (0, 1e6),
 }
+NESTED = ("tracker_config", "detector_config")  # of a model of several: whose sections are a decoder's, and others
 SIZES: Mapping[str, str] = {"image_size": "image_size", "patch_px": "patch_size"}  # of the sections below
 SIZED_SECTIONS = ("prompt_encoder_config", "vision_config")
 
@@ -89,3 +90,9 @@ _NAMES = """
     tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_return_dict
 """
 BOOKKEEPING = frozenset(_NAMES.split())
+
+
+def sections_of(config: Mapping[str, Any], name: str) -> list[Any]:
+    """List the sections of a name, that of the decoder's model first."""
+    parts = [config, *(config.get(nested) for nested in NESTED)]
+    return [part[name] for part in parts if isinstance(part, Mapping) and name in part]

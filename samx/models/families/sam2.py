@@ -21,7 +21,8 @@ FAMILY = Family(
     model_types=("sam2", "sam2_video", "edgetam", "edgetam_video"),
     configuration=SAM2,
     evidence=r"(?:^|\.)(?:image_encoder\.|vision_encoder\.|memory_attention\.layers\.\d+\.norm1\.)",
-    twin="SAM 3",
+    twin="sam3",
+    frame_step_px=32,
     spec={
         "image_size": 1024,
         "patch_px": 16,
