@@ -13,7 +13,8 @@ from samx.errors import UsageError
 from samx.models.fast.image_tokens import ImageTokenTransformer
 from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.prompts import MaskEmbedding, PointEmbedding, TokenChoice, token_choice
-from samx.models.fast.upscale import Grow, HyperNetworks, MaskHead
+from samx.models.fast.upscale import HQ_FEATURES, Grow, HqFeatures, HqMask, HyperNetworks, MaskHead
+from samx.models.high_quality import HighQualityMaskDecoder
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec
 
@@ -63,6 +64,8 @@ class FastDecoder(nn.Module):
         self.hypernetworks = HyperNetworks(source, self.choice.masks)
         self.iou_head = source.iou_prediction_head
         self.object_score_head = source.pred_obj_score_head if spec.object_score else None
+        self.hq_features = HqFeatures(source) if spec.interm_width else None
+        self.hq_mask = HqMask(source) if isinstance(source, HighQualityMaskDecoder) else None
         self.head = MaskHead(source, scale_free=form == "low_rank" and not spec.high_res_features)
         self.requires_grad_(False)
         self.eval()
@@ -84,13 +87,16 @@ class FastDecoder(nn.Module):
         image_embeddings: Tensor,
         high_res_features_0: Tensor | None = None,
         high_res_features_1: Tensor | None = None,
+        interm_embeddings: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Do the image's work. Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name.
 
-        The skips are MaskHead.skips(); for the others see the transformers.
+        The skips are MaskHead.skips(); for the others see the transformers and HqFeatures.
         """
-        image_tokens = self._inward(image_embeddings).flatten(2)  # (1, C, L)
-        state = self.transformer.image_state(image_tokens)
+        image = self._inward(image_embeddings)
+        state = self.transformer.image_state(image.flatten(2))  # (1, C, L)
+        if self.hq_features is not None and interm_embeddings is not None:
+            state[HQ_FEATURES] = self.hq_features(image, self._inward(interm_embeddings))
         if high_res_features_0 is None or high_res_features_1 is None:
             return state
         skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))
@@ -120,8 +126,16 @@ class FastDecoder(nn.Module):
         """Shapes: (N, K, C) -> masks, IoU [, object score]."""
         position = self.choice
         iou = self.iou_head(tokens[:, position.iou])  # (N, 4)
-        weights = self.hypernetworks(tokens[:, position.iou + 1 + position.masks.start :])
-        masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(grow, rows, state))
+        first = position.iou + 1
+        weights = self.hypernetworks(tokens[:, first + position.masks.start : first + position.masks.stop])
+        if self.hq_mask is None:
+            masks, iou = position.select(
+                self.spec, weights, iou, lambda rows: self.head(self.head.pixels(grow, state), rows)
+            )
+        else:
+            pixels = tuple(self.head.pixels(grow, state))
+            masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(pixels, rows))
+            masks = masks + self.hq_mask(tokens[:, position.hq], pixels, state.get(HQ_FEATURES))
         if self.object_score_head is None:
             return masks, iou
         return masks, iou, self.object_score_head(tokens[:, 0])
