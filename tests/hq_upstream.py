@@ -12,7 +12,7 @@ from upstream_encoders import State, meta_hiera, meta_vit
 
 WIDTH, FINE = 256, 32
 INTERM = 48  # of the small ViT
-LOGIT_GAIN = 4.0  # brings random weights' logits beyond 50
+LOGIT_GAIN = 8.0  # brings random weights' logits beyond 50
 
 
 class Hq(nn.Module):
@@ -101,9 +101,10 @@ def hq_sam2_decoder() -> Any:
 
 
 def hq_sam(size_px: int, encoder: Any = None, early: nn.Module | None = None, interm: int = INTERM) -> Any:
-    """Build HQ-SAM with a small encoder; what its layer `early` returns goes to the decoder too, as NHWC."""
+    """Build HQ-SAM with a small encoder; what its layer `early` returns, NCHW, goes to the decoder too."""
     modeling = import_module("segment_anything.modeling")
     grid, decoder = size_px // 16, hq_sam_decoder(interm)
+    order = (0, 1, 2, 3) if encoder is None else (0, 2, 3, 1)
     if encoder is None:
         encoder = meta_vit(size_px, width=interm, out=WIDTH)
         early = encoder.blocks[1]
@@ -112,7 +113,7 @@ def hq_sam(size_px: int, encoder: Any = None, early: nn.Module | None = None, in
         [123.675, 116.28, 103.53], [58.395, 57.12, 57.375],
     ).eval()  # fmt: skip
     assert early is not None
-    early.register_forward_hook(lambda _, __, out: setattr(decoder, "interm", out))
+    early.register_forward_hook(lambda _, __, out: setattr(decoder, "interm", out.permute(order)))
     return loud(sam, decoder)
 
 
@@ -122,12 +123,19 @@ def loud(model: Any, decoder: Any) -> Any:
     pixels = [value.clone() for name, value in model.named_buffers() if name.startswith("pixel_")]
     randomize(model)
     model.image_encoder.load_state_dict(encoder)
-    for buffer, value in zip((b for name, b in model.named_buffers() if name.startswith("pixel_")), pixels, strict=True):
+    for buffer, value in zip(
+        (b for name, b in model.named_buffers() if name.startswith("pixel_")), pixels, strict=True
+    ):
         buffer.copy_(value)
-    with torch.no_grad():
-        for mlp in (*decoder.output_hypernetworks_mlps, decoder.hf_mlp):
-            mlp.layers[-1].weight.mul_(LOGIT_GAIN)
+    louder(decoder)
     return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def louder(decoder: Any) -> None:
+    """Bring a decoder's logits to the size of trained ones."""
+    for mlp in (*decoder.output_hypernetworks_mlps, decoder.hf_mlp):
+        mlp.layers[-1].weight.mul_(LOGIT_GAIN)
 
 
 def hq_sam2_state(model: nn.Module) -> State:

@@ -15,7 +15,11 @@ from samx.models.reference import ReferenceDecoder
 from samx.models.session import Feed
 from samx.models.spec import DecoderSpec
 
-MASK_LOGIT_GAIN, HQ_LOGIT_GAIN, IOU_GAIN = 60.0, 40.0, 6.0  # bring random weights to the logits (about 10) and IoU spread of trained ones
+MASK_LOGIT_GAIN, HQ_LOGIT_GAIN, IOU_GAIN = (
+    60.0,
+    40.0,
+    6.0,
+)  # bring random weights to the logits (about 10) and IoU spread of trained ones
 
 
 def toy_decoder(spec: DecoderSpec, seed: int = 7) -> ReferenceDecoder:

@@ -213,9 +213,6 @@ def test_unexpected_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        ("mask_decoder.hf_token.weight", "SAM-HQ"),
-        ("mask_decoder.hf_mlp.layers.0.weight", "SAM-HQ"),
-        ("mask_decoder.hq_token.weight", "SAM-HQ"),
         ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
         ("tracker.sam_mask_decoder.iou_token.weight", "SAM 3"),
         ("detector_model.text_projection.weight", "SAM 3"),

@@ -1,4 +1,4 @@
-"""HQ-SAM (SAM-HQ): SAM with one more output token, whose mask is added to SAM's. B, L, H, and Light with TinyViT.
+"""SAM with one more output token, whose mask is added to SAM's: SAM-HQ, Light HQ-SAM.
 
 Source: SysCV's sam-hq: SamPredictor, MaskDecoderHQ, model builders; transformers' SamHQModel: names, configuration.
 """

@@ -1,4 +1,4 @@
-"""HQ-SAM 2: SAM 2.1 with one more output token, whose mask is added to each of SAM 2's.
+"""SAM 2.1 with one more output token, whose mask is added to each of SAM 2's: HQ-SAM 2.
 
 Source: SysCV's sam-hq (sam-hq2): SAM2ImagePredictor, MaskDecoderHQ and the configuration of sam2.1_hq_hiera_large.
 """

@@ -82,25 +82,21 @@ class FastDecoder(nn.Module):
             reference, form, read, fused=fused, cached=self.cached, tabled=not self.padded_points
         )
 
-    def image_state(
-        self,
-        image_embeddings: Tensor,
-        high_res_features_0: Tensor | None = None,
-        high_res_features_1: Tensor | None = None,
-        interm_embeddings: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Do the image's work. Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name.
+    def image_state(self, *features: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """Do the image's work; features in the spec's order, or by name.
 
-        The skips are MaskHead.skips(); for the others see the transformers and HqFeatures.
+        Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name: see the transformers, HqFeatures and
+        MaskHead.skips().
         """
-        image = self._inward(image_embeddings)
-        state = self.transformer.image_state(image.flatten(2))  # (1, C, L)
-        if self.hq_features is not None and interm_embeddings is not None:
-            state[HQ_FEATURES] = self.hq_features(image, self._inward(interm_embeddings))
-        if high_res_features_0 is None or high_res_features_1 is None:
+        names = [tensor.name for tensor in self.spec.image_inputs]
+        feed = {**dict(zip(names, features, strict=False)), **named}
+        given = {name: self._inward(feed[name]) for name in names}
+        state = self.transformer.image_state(given["image_embeddings"].flatten(2))  # (1, C, L)
+        if self.hq_features is not None:
+            state[HQ_FEATURES] = self.hq_features(given["image_embeddings"], given["interm_embeddings"])
+        if not self.spec.high_res_features:
             return state
-        skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))
-        return {**state, **skips}
+        return {**state, **self.head.skips(given["high_res_features_0"], given["high_res_features_1"])}
 
     def decode(
         self,
@@ -142,6 +138,6 @@ class FastDecoder(nn.Module):
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Decode in one go. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs, by name."""
-        state = self.image_state(**{tensor.name: inputs.pop(tensor.name) for tensor in self.spec.image_inputs})
+        state = self.image_state(*(inputs.pop(tensor.name) for tensor in self.spec.image_inputs))
         outputs = self.decode(state, **inputs)
         return dict(zip([tensor.name for tensor in self.spec.outputs], outputs, strict=True))
