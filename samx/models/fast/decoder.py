@@ -85,7 +85,7 @@ class FastDecoder(nn.Module):
     def image_state(self, *features: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """Do the image's work; features in the spec's order, or by name.
 
-        Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name: see the transformers, HqFeatures and
+        Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name: see the transformers, HqFeatures,
         MaskHead.skips().
         """
         names = [tensor.name for tensor in self.spec.image_inputs]
