@@ -321,8 +321,7 @@ class ReferenceDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Let image and prompts attend to each other.
 
-        Shapes: as DecoderSpec.inputs; image tensors may also hold one image per prompt
-            -> tokens (N, T, C), upscaled image (N, C/8, 4G, 4G).
+        Shapes: as DecoderSpec.inputs, or an image for each prompt -> tokens (N, T, C), pixels (N, C/8, 4G, 4G).
         """
         sparse = self.prompt_encoder.points(point_coords, point_labels)
         dense = self.prompt_encoder.dense(len(sparse), mask_input, has_mask_input)
@@ -334,8 +333,7 @@ class ReferenceDecoder(nn.Module):
     def all_masks(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Decode with every mask token, before any selection.
 
-        Shapes: as attended() takes them
-            -> logits (N, 4, 4G, 4G), predicted IoU (N, 4), object score (N, 1) or None.
+        Shapes: as attended() takes them -> logits (N, 4, 4G, 4G), IoU (N, 4), object score (N, 1) or None.
         """
         return self.mask_decoder.predicted(*self.attended(*inputs, **named))
 
