@@ -6,16 +6,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import randomize
 from hq_upstream import INTERM, hq_sam, hq_sam2_decoder, hq_sam2_state, loud, mended
-from test_reference_upstream import CASES, SIZE_PX, Pair, Prompt, assert_agree, feed, images, make_pair, outputs
+from test_reference_upstream import (
+    CASES,
+    CLASSES,
+    SIZE_PX,
+    TINY_SAM_VISION,
+    TOLERANCE,
+    Pair,
+    Prompt,
+    assert_agree,
+    feed,
+    images,
+    make_pair,
+    outputs,
+    sam_hq_config,
+)
 from torch import Tensor, nn
+from upstream_encoders import pictures, relative_error
 
 from samx.models.checkpoint import LoadedDecoder, build_reference, load_checkpoint
+from samx.models.encoders.load import find_encoder
 from samx.models.spec import MaskChoice
+from samx.models.weight_files import open_weights
 
 LOUD = 50  # logits of the largest, at least
 Upstream = Callable[[dict[str, Tensor], Prompt, bool], dict[str, Tensor]]
@@ -178,6 +197,23 @@ def test_what_transformers_computes_as_it_stands(pair: Pair) -> None:
     assert_agree({"iou_predictions": found["iou_predictions"]}, {"iou_predictions": theirs["iou_predictions"]})
     with pytest.raises(AssertionError, match="low_res_masks: "):
         assert_agree(found, theirs)
+
+
+def test_hugging_faces_encoder_hands_over_its_first_block_that_attends_everywhere(pair: Pair, tmp_path: Path) -> None:
+    config = sam_hq_config(SIZE_PX)
+    sizes = {**TINY_SAM_VISION, "image_size": SIZE_PX, "num_hidden_layers": 3, "global_attn_indexes": [1, 2]}
+    config.vision_config = type(config.vision_config)(**sizes)
+    model = CLASSES["sam_hq"](config).eval().requires_grad_(False)
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    found = find_encoder(open_weights(tmp_path), pair.spec).encoder
+    assert found is not None
+    pixels = pictures(SIZE_PX)
+    theirs = model.vision_encoder(pixels)
+    embedding, interm = found.module(pixels)
+    assert relative_error(embedding, theirs.last_hidden_state) < TOLERANCE
+    assert relative_error(interm, theirs.intermediate_embeddings[0]) < TOLERANCE
+    assert relative_error(interm, theirs.intermediate_embeddings[1]) > TOLERANCE
 
 
 @pytest.mark.parametrize("part", ["embedding_maskfeature.1.eps", "compress_vit_feat.1.eps"])
