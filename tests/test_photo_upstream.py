@@ -27,6 +27,7 @@ from samx.validators.other_size import told
 
 SHAPES = ((300, 200), (180, 400))  # (H, W)
 LOGITS, SCORES = 1e-5, 1e-5  # of the largest logit; absolute
+HQ_PX = 128  # the frame of HQ-SAM's decoders, whose last convolutions cost most of a prompt
 LOUD = 50  # logits of the largest of HQ-SAM's decoders, at least
 
 
@@ -60,16 +61,16 @@ def light(size_px: int) -> tuple[Any, Any]:
 
 
 def syscv_sam_hq(folder: Path) -> tuple[Path, Any]:
-    """Build HQ-SAM with few blocks and a frame of 256 px."""
-    sam = hq_sam(256)
+    """Build HQ-SAM with few blocks and a small frame."""
+    sam = hq_sam(HQ_PX)
     torch.save(sam.state_dict(), folder / "sam_hq.pth")
     return folder / "sam_hq.pth", import_module("segment_anything").SamPredictor(sam)
 
 
 def syscv_light_hq_sam(folder: Path) -> tuple[Path, Any]:
     """Build Light HQ-SAM, with timm's TinyViT for its encoder."""
-    case, early = light(256)
-    sam = hq_sam(256, First(case.reference), early, interm=TINY_VIT["embed_dims"][2])
+    case, early = light(HQ_PX)
+    sam = hq_sam(HQ_PX, First(case.reference), early, interm=TINY_VIT["embed_dims"][2])
     decoder = {name: value for name, value in sam.state_dict().items() if not name.startswith("image_encoder.")}
     encoder = {f"image_encoder.{name}": value for name, value in case.weights.items()}
     torch.save({**decoder, **encoder}, folder / "sam_hq_vit_tiny.pth")
@@ -95,7 +96,7 @@ class First(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.img_size = encoder, 256
+        self.encoder, self.img_size = encoder, HQ_PX
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         (embedding,) = self.encoder(pixels)
