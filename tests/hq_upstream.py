@@ -20,6 +20,14 @@ class Hq(nn.Module):
 
     interm: Tensor | None = None  # of the image, as the encoder left it
     hq: Tensor  # the last prompts' mask
+    # Of Meta's class, and added.
+    mask_tokens: Any
+    output_hypernetworks_mlps: Any
+    num_mask_tokens: Any
+    output_upscaling: Any
+    hf_token: Any
+    compress_vit_feat: Any
+    embedding_encoder: Any
 
     def add_parts(self, interm: int) -> None:
         """Add the modules under SysCV's names; interm: 0 for HQ-SAM 2."""
@@ -48,7 +56,7 @@ class Hq(nn.Module):
             for name, part in parts.items()
         ]
         try:
-            masks, iou, *more = super().predict_masks(image_embeddings=image_embeddings, **given)
+            masks, iou, *more = super().predict_masks(image_embeddings=image_embeddings, **given)  # type: ignore[misc]
         finally:
             self.mask_tokens, self.output_hypernetworks_mlps, self.num_mask_tokens = own
             for hook in hooks:
@@ -65,7 +73,9 @@ def hq_sam_decoder(interm: int = INTERM) -> Any:
     """Build HQ-SAM's decoder."""
     modeling = import_module("segment_anything.modeling")
 
-    class Decoder(Hq, modeling.MaskDecoder):
+    base = import_module("segment_anything.modeling").MaskDecoder
+
+    class Decoder(Hq, base):  # type: ignore[valid-type,misc]
         def forward(self, multimask_output: bool, **given: Any) -> tuple[Tensor, Tensor]:
             masks, iou = self.predict_masks(
                 given["image_embeddings"], image_pe=given["image_pe"],

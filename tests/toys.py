@@ -30,7 +30,7 @@ def toy_decoder(spec: DecoderSpec, seed: int = 7) -> ReferenceDecoder:
     scaled = [(head, MASK_LOGIT_GAIN) for head in heads]
     scaled.append((decoder.mask_decoder.iou_prediction_head.layers[-1], IOU_GAIN))
     if spec.hq_token:
-        scaled.append((decoder.mask_decoder.hf_mlp.layers[-1], HQ_LOGIT_GAIN))  # type: ignore[union-attr]
+        scaled.append((decoder.mask_decoder.get_submodule("hf_mlp.layers.2"), HQ_LOGIT_GAIN))
     if spec.object_score:
         scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[index]
     for layer, gain in scaled:

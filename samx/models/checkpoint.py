@@ -211,7 +211,7 @@ def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
             expected="every weight of a SAM decoder",
             fix="Use the complete checkpoint; merge a peft adapter into its model first (merge_and_unload()).",
         )  # fmt: skip
-    keys = SIZE_KEYS | {field: place for field, place in MORE_SIZE_KEYS.items() if place[0] in weights}
+    keys = {**SIZE_KEYS, **{field: place for field, place in MORE_SIZE_KEYS.items() if place[0] in weights}}
     sizes = {field: weights[key].shape[axis] for field, (key, axis) in keys.items()}
     # A head that is one linear layer has no numbered layers.
     sizes |= {field: max(1, _count_layers(weights, stem)) for field, stem in DEPTH_STEMS.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -326,11 +327,11 @@ class ReferenceDecoder(nn.Module):
         sparse = self.prompt_encoder.points(point_coords, point_labels)
         dense = self.prompt_encoder.dense(len(sparse), mask_input, has_mask_input)
         image_pe = self.prompt_encoder.pe_layer.grid(self.spec.grid)
-        has_skips = high_res_features_0 is not None and high_res_features_1 is not None
-        high_res = (high_res_features_0, high_res_features_1) if has_skips else None
+        is_plain = high_res_features_0 is None or high_res_features_1 is None
+        high_res: Any = None if is_plain else (high_res_features_0, high_res_features_1)
         return self.mask_decoder.attended(image_embeddings, image_pe, sparse, dense, high_res)
 
-    def all_masks(self, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def all_masks(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """Decode with every mask token, before any selection.
 
         Shapes: as attended() takes them -> logits (N, 4, 4G, 4G), IoU (N, 4), object score (N, 1) or None.

@@ -64,8 +64,9 @@ class FastDecoder(nn.Module):
         self.hypernetworks = HyperNetworks(source, self.choice.masks)
         self.iou_head = source.iou_prediction_head
         self.object_score_head = source.pred_obj_score_head if spec.object_score else None
-        self.hq_features = HqFeatures(source) if spec.interm_width else None
-        self.hq_mask = HqMask(source) if isinstance(source, HighQualityMaskDecoder) else None
+        hq = source if isinstance(source, HighQualityMaskDecoder) else None
+        self.hq_features = HqFeatures(hq) if hq is not None and spec.interm_width else None
+        self.hq_mask = None if hq is None else HqMask(hq)
         self.head = MaskHead(source, scale_free=form == "low_rank" and not spec.high_res_features)
         self.requires_grad_(False)
         self.eval()
