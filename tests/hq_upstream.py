@@ -72,8 +72,7 @@ class Hq(nn.Module):
 def hq_sam_decoder(interm: int = INTERM) -> Any:
     """Build HQ-SAM's decoder."""
     modeling = import_module("segment_anything.modeling")
-
-    base = import_module("segment_anything.modeling").MaskDecoder
+    base = modeling.MaskDecoder
 
     class Decoder(Hq, base):  # type: ignore[valid-type,misc]
         def forward(self, multimask_output: bool, **given: Any) -> tuple[Tensor, Tensor]:
