@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samx.models.reference import ReferenceDecoder
-from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import DecoderSpec, family_spec, sam1_spec, sam2_spec
 
 # A complete SAM 1 decoder of 0.1 MiB; 8 heads still divide its widths.
 SMALL: dict[str, Any] = {
@@ -50,7 +50,7 @@ def small_spec(**changes: Any) -> DecoderSpec:
 
 def random_decoder(spec: DecoderSpec, seed: int = 0) -> ReferenceDecoder:
     """Build a reference decoder with random weights."""
-    decoder = ReferenceDecoder(spec).eval().requires_grad_(False)
+    decoder: ReferenceDecoder = spec.rules.reference_class()(spec).eval().requires_grad_(False)
     randomize(decoder, seed)
     return decoder
 
@@ -61,9 +61,25 @@ def meta_sam1(**changes: Any) -> dict[str, Tensor]:
     return {**state, "image_encoder.neck.0.weight": torch.zeros(32, 4, 1, 1)}
 
 
+def syscv_sam_hq() -> dict[str, Tensor]:
+    """Give the state of a small HQ-SAM as SysCV saves it, with a token image encoder that states no size."""
+    state = random_decoder(family_spec("sam_hq", **SMALL, interm_width=8)).state_dict()
+    return {**state, "image_encoder.neck.0.weight": torch.zeros(32, 4, 1, 1)}
+
+
+def syscv_sam_hq2(**changes: Any) -> dict[str, Tensor]:
+    """Give the state of an HQ-SAM 2 as SysCV saves it."""
+    return _as_sam2(family_spec("sam_hq2", **changes))
+
+
 def meta_sam2(**changes: Any) -> dict[str, Tensor]:
-    """Give the state of a SAM 2 model as Meta saves it, with some of the parts that are no decoder."""
-    decoder = random_decoder(sam2_spec(**changes))
+    """Give the state of a SAM 2 model as Meta saves it."""
+    return _as_sam2(sam2_spec(**changes))
+
+
+def _as_sam2(spec: DecoderSpec) -> dict[str, Tensor]:
+    """Return a state with some of the parts that are no decoder."""
+    decoder = random_decoder(spec)
     state = {f"sam_{name}": tensor for name, tensor in decoder.state_dict().items()}
     for ours, theirs in ((".mlp.lin1.", ".mlp.layers.0."), (".mlp.lin2.", ".mlp.layers.1.")):
         state = {name.replace(ours, theirs): tensor for name, tensor in state.items()}

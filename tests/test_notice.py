@@ -62,7 +62,7 @@ def test_every_model_that_a_family_names_is_named(family: str) -> None:
     """Each family's file begins with the models that have its decoder."""
     module = __import__(f"samx.models.families.{family}", fromlist=["__doc__"])
     listed = str(module.__doc__).splitlines()[0].rstrip(".").partition(": ")[2].split(", ")
-    assert len(listed) >= 3
+    assert len(listed) >= (3 if family in ("sam1", "sam2") else 1)
     assert [name for name in listed if name.lower() not in TERMS] == []
 
 

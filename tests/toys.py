@@ -15,16 +15,22 @@ from samx.models.reference import ReferenceDecoder
 from samx.models.session import Feed
 from samx.models.spec import DecoderSpec
 
-MASK_LOGIT_GAIN, IOU_GAIN = 60.0, 6.0  # bring random weights to the logits (about 10) and IoU spread of trained ones
+MASK_LOGIT_GAIN, HQ_LOGIT_GAIN, IOU_GAIN = (
+    60.0,
+    40.0,
+    6.0,
+)  # bring random weights to the logits (about 10) and IoU spread of trained ones
 
 
 def toy_decoder(spec: DecoderSpec, seed: int = 7) -> ReferenceDecoder:
     """Make a decoder with random weights at trained-like output scale."""
     torch.manual_seed(seed)
-    decoder = ReferenceDecoder(spec).eval().requires_grad_(False)
+    decoder: ReferenceDecoder = spec.rules.reference_class()(spec).eval().requires_grad_(False)
     heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[index]
     scaled = [(head, MASK_LOGIT_GAIN) for head in heads]
     scaled.append((decoder.mask_decoder.iou_prediction_head.layers[-1], IOU_GAIN))
+    if spec.hq_token:
+        scaled.append((decoder.mask_decoder.get_submodule("hf_mlp.layers.2"), HQ_LOGIT_GAIN))
     if spec.object_score:
         scaled.append((decoder.mask_decoder.pred_obj_score_head.layers[-1], MASK_LOGIT_GAIN))  # type: ignore[index]
     for layer, gain in scaled:

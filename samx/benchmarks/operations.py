@@ -34,15 +34,16 @@ class _Sizes:
     def _selected(self) -> tuple[int, int, int]:
         """Count tokens read at the end, mask weights made, masks painted. The reference computes all of them."""
         spec, all_masks = self.spec, self.spec.mask_tokens
-        upto = spec.output_tokens - all_masks  # tokens before the masks'
+        upto = spec.output_tokens - all_masks - spec.hq_token  # tokens before the masks'
+        last = upto + all_masks + spec.hq_token
         if self.form == REFERENCE:
             return self.t, all_masks, all_masks
         if spec.masks == "single" and not spec.stability_fallback:
-            return upto + 1, 1, 1
-        if spec.masks == "single":  # mask 0, and what it may fall back to
-            return upto + all_masks, all_masks, 2
+            return last if spec.hq_token else upto + 1, 1, 1
+        if spec.settles_single:  # mask 0, what it may fall back to, and of all masks the others
+            return last, all_masks, 2 if spec.masks == "single" else all_masks + 1
         masks = all_masks - (spec.masks == "multimask")
-        return upto + all_masks, masks, masks
+        return last, masks, 1 if spec.masks == "multimask" and spec.rules.best_alone else masks
 
 
 def count(spec: DecoderSpec, form: str, points: int, *, cached: bool, independent: bool = True) -> tuple[int, int, int]:
@@ -54,7 +55,7 @@ def count(spec: DecoderSpec, form: str, points: int, *, cached: bool, independen
     factors that follow from others.
     """
     s = _Sizes(spec, form, points, cached, independent)
-    parts = [*_tokens(s), *FORMS[form](s), *_upscaling(s), *_heads(s)]
+    parts = [*_tokens(s), *FORMS[form](s), *_upscaling(s), *_heads(s), *_high_quality(s)]
     return sum(once for _, once, _ in parts), sum(each for _, _, each in parts), FLOAT_BYTES * _kept(s)
 
 
@@ -132,8 +133,26 @@ def _heads(s: _Sizes) -> Iterator[Part]:
     wide = s.spec.iou_head_width
     iou = s.c * wide + (s.spec.iou_head_depth - 2) * wide * wide + wide * s.spec.mask_tokens
     score = s.spec.object_score * ((s.spec.object_score_head_depth - 1) * s.c * s.c + s.c)
-    fallback = (s.spec.mask_tokens - 1) * s.c // 8 if s.painted < s.m else 0  # picks one of the other masks' weights
+    picks = s.painted != s.m and s.form != REFERENCE  # one of the other masks' weights
+    fallback = (s.spec.mask_tokens - 1) * s.c // 8 if picks else 0
     yield "heads", 0, s.m * (2 * s.c * s.c + s.c * s.c // 8) + iou + score + fallback
+
+
+def _high_quality(s: _Sizes) -> Iterator[Part]:
+    """Count HQ-SAM's parts; its last convolution and its mask product are one, but in the reference."""
+    if not s.spec.hq_token:
+        return
+    pixels, fine, wide = 16 * s.l, s.c // 8, s.c // 4
+    mlp = 2 * s.c * s.c + s.c * fine
+    refined = 9 * pixels * fine * wide
+    if s.form == REFERENCE:
+        yield "high-quality mask", 0, mlp + 2 * refined + pixels * fine
+    else:
+        added = fine * (pixels if s.spec.interm_width else 1)
+        yield "high-quality mask", 0, mlp + refined + 9 * fine * wide + 9 * pixels * wide + 81 * pixels + added
+    if s.spec.interm_width:
+        grown = s.c * wide + 4 * wide * fine + s.spec.interm_width * s.c + 4 * s.c * fine
+        yield "high-quality features", 4 * s.l * grown, 0
 
 
 def _kept(s: _Sizes) -> int:
@@ -142,4 +161,5 @@ def _kept(s: _Sizes) -> int:
     cells = 0 if s.form == "low_rank" else s.c
     grown = 4 * (s.c // 4 + s.extra) + 3 if s.form == "low_rank" else 0
     skips = 16 * s.c // 8 + 4 * s.c // 4 if s.spec.high_res_features else 0
-    return s.l * (tables * s.d + cells + grown + skips)
+    features = 16 * s.c // 8 if s.spec.interm_width else 0
+    return s.l * (tables * s.d + cells + grown + skips + features)

@@ -39,6 +39,8 @@ SIZE_KEYS: Mapping[str, tuple[str, int]] = {
     "cross_attention_width": ("mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight", 0),
     "mask_prompt_channels": ("prompt_encoder.mask_downscaling.3.weight", 0),
 }
+# Of some families.
+MORE_SIZE_KEYS: Mapping[str, tuple[str, int]] = {"interm_width": ("mask_decoder.compress_vit_feat.0.weight", 0)}
 # Spec field -> stem of the numbered layers that it counts.
 DEPTH_STEMS: Mapping[str, str] = {
     "depth": "mask_decoder.transformer.layers",
@@ -224,7 +226,8 @@ def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
             expected="every weight of a SAM decoder",
             fix="Use the complete checkpoint; merge a peft adapter into its model first (merge_and_unload()).",
         )  # fmt: skip
-    sizes = {field: weights[key].shape[axis] for field, (key, axis) in SIZE_KEYS.items()}
+    keys = {**SIZE_KEYS, **{field: place for field, place in MORE_SIZE_KEYS.items() if place[0] in weights}}
+    sizes = {field: weights[key].shape[axis] for field, (key, axis) in keys.items()}
     # A head that is one linear layer has no numbered layers.
     sizes |= {field: max(1, _count_layers(weights, stem)) for field, stem in DEPTH_STEMS.items()}
     if OBJECT_TOKEN not in weights:
@@ -280,4 +283,4 @@ def _kind(source: WeightSource, keys: Iterable[str], family: Family) -> str:
         return f"samx {family.title} demo model"
     if any(HUGGING_FACE_MARK.search(key) for key in keys):
         return f"Hugging Face {family.title} model"
-    return f"Meta {family.title} checkpoint"
+    return f"{family.publisher} {family.title} checkpoint"

@@ -7,7 +7,9 @@ P points per prompt, S sparse tokens (= P), T tokens, G grid cells per side, C =
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -242,18 +244,21 @@ class MaskDecoder(nn.Module):
         image = act1(norm(grow1(image) + coarse))  # (N, C/4, 2G, 2G)
         return act2(grow2(image) + fine)
 
-    def forward(
+    def attended(
         self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, high_res: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Predict with every token.
+    ) -> tuple[Tensor, Tensor]:
+        """Let image and prompts attend to each other.
 
-        Shapes: (1|N, C, G, G), (G, G, C), (N, S, C), (N, C, G, G) -> (N, 4, 4G, 4G), (N, 4), (N, 1) or None.
+        Shapes: (1|N, C, G, G), (G, G, C), (N, S, C), (N, C, G, G) -> tokens (N, T, C), pixels (N, C/8, 4G, 4G).
         """
         n, grid = sparse.shape[0], self.spec.grid
         tokens = torch.cat([self.learned_tokens().expand(n, -1, -1), sparse], dim=1)  # (N, T, C)
         flat = (image + dense).flatten(2).transpose(1, 2)  # (N, GG, C)
         tokens, flat = self.transformer(flat, image_pe.flatten(0, 1), tokens)
-        upscaled = self.upscale(flat.transpose(1, 2).unflatten(2, (grid, grid)), high_res)
+        return tokens, self.upscale(flat.transpose(1, 2).unflatten(2, (grid, grid)), high_res)
+
+    def predicted(self, tokens: Tensor, upscaled: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Predict with every token. Shapes: as attended() returns them -> (N, 4, 4G, 4G), (N, 4), (N, 1) or None."""
         first = int(self.spec.object_score)
         iou_token = tokens[:, first]
         mask_tokens = tokens[:, first + 1 : first + 1 + self.spec.mask_tokens]
@@ -276,16 +281,20 @@ def stability_scores(logits: Tensor, threshold: float, delta: float) -> Tensor:
 
 def select_masks(spec: DecoderSpec, masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
     """Keep the masks that the spec asks for. Shapes: (N, 4, H, W), (N, 4) -> (N, M, H, W), (N, M)."""
+    if spec.masks == "all" and spec.settles_single:
+        single, single_iou = select_masks(replace(spec, masks="single"), masks, iou)
+        return torch.cat([single, masks[:, 1:]], 1), torch.cat([single_iou, iou[:, 1:]], 1)
     if spec.masks == "all":
         return masks, iou
-    if spec.masks == "multimask":
+    if spec.masks == "multimask" and not spec.rules.best_alone:
         return masks[:, 1:], iou[:, 1:]
-    if not spec.stability_fallback:
+    if spec.masks == "single" and not spec.stability_fallback:
         return masks[:, :1], iou[:, :1]
-    best = iou[:, 1:].argmax(dim=1) + 1
-    # SAM 2 applies its stability test at logit 0, whatever the mask threshold.
-    stable = stability_scores(masks[:, 0], 0.0, spec.stability_delta) >= spec.stability_threshold
-    kept = torch.where(stable, torch.zeros_like(best), best)  # (N,)
+    kept = iou[:, 1:].argmax(dim=1) + 1  # (N,), the best
+    if spec.masks == "single":
+        # SAM 2 applies its stability test at logit 0, whatever the mask threshold.
+        stable = stability_scores(masks[:, 0], 0.0, spec.stability_delta) >= spec.stability_threshold
+        kept = torch.where(stable, torch.zeros_like(kept), kept)
     rows = torch.arange(len(kept), device=kept.device)
     return masks[rows, kept][:, None], iou[rows, kept][:, None]
 
@@ -293,13 +302,15 @@ def select_masks(spec: DecoderSpec, masks: Tensor, iou: Tensor) -> tuple[Tensor,
 class ReferenceDecoder(nn.Module):
     """Decode prompts on an image embedding into masks: the truth that every export is compared with."""
 
+    decoder_class: type[MaskDecoder] = MaskDecoder
+
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
         self.prompt_encoder = PromptEncoder(spec)
-        self.mask_decoder = MaskDecoder(spec)
+        self.mask_decoder = self.decoder_class(spec)
 
-    def all_masks(
+    def attended(
         self,
         image_embeddings: Tensor,
         point_coords: Tensor,
@@ -308,22 +319,32 @@ class ReferenceDecoder(nn.Module):
         has_mask_input: Tensor | None = None,
         high_res_features_0: Tensor | None = None,
         high_res_features_1: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Decode with every mask token, before any selection.
+    ) -> tuple[Tensor, Tensor]:
+        """Let image and prompts attend to each other.
 
-        Shapes: as DecoderSpec.inputs; image tensors may also hold one image per prompt
-            -> logits (N, 4, 4G, 4G), predicted IoU (N, 4), object score (N, 1) or None.
+        Shapes: as DecoderSpec.inputs, or an image for each prompt -> tokens (N, T, C), pixels (N, C/8, 4G, 4G).
         """
         sparse = self.prompt_encoder.points(point_coords, point_labels)
         dense = self.prompt_encoder.dense(len(sparse), mask_input, has_mask_input)
         image_pe = self.prompt_encoder.pe_layer.grid(self.spec.grid)
-        has_skips = high_res_features_0 is not None and high_res_features_1 is not None
-        high_res = (high_res_features_0, high_res_features_1) if has_skips else None
-        return self.mask_decoder(image_embeddings, image_pe, sparse, dense, high_res)
+        is_plain = high_res_features_0 is None or high_res_features_1 is None
+        high_res: Any = None if is_plain else (high_res_features_0, high_res_features_1)
+        return self.mask_decoder.attended(image_embeddings, image_pe, sparse, dense, high_res)
+
+    def all_masks(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Decode with every mask token, before any selection.
+
+        Shapes: as attended() takes them -> logits (N, 4, 4G, 4G), IoU (N, 4), object score (N, 1) or None.
+        """
+        return self.mask_decoder.predicted(*self.attended(*inputs, **named))
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> dict[str, Tensor]:
-        """Decode, and keep the masks of the spec. Shapes: as all_masks() takes them -> DecoderSpec.outputs."""
-        masks, iou, score = self.all_masks(*inputs, **named)
+        """Decode, and keep the masks of the spec. Shapes: as attended() takes them -> DecoderSpec.outputs."""
+        return self.chosen(*self.attended(*inputs, **named))
+
+    def chosen(self, tokens: Tensor, upscaled: Tensor) -> dict[str, Tensor]:
+        """Return the masks of the spec. Shapes: as attended() returns them -> DecoderSpec.outputs."""
+        masks, iou, score = self.mask_decoder.predicted(tokens, upscaled)
         masks, iou = select_masks(self.spec, masks, iou)
         outputs = {"low_res_masks": masks, "iou_predictions": iou}
         return outputs if score is None else {**outputs, "object_score_logits": score}

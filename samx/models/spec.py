@@ -107,6 +107,8 @@ class DecoderSpec(Document):
     mask_prompt_channels: Size = 16
     iou_sigmoid: bool = False
     high_res_features: bool = False
+    hq_token: bool = False  # HQ-SAM's output token, whose mask is added to every other
+    interm_width: Annotated[int, between(0, MOST)] = 0  # channels of earlier image tokens; 0: the decoder takes none
     object_score: bool = False
     object_score_head_depth: Size = 3
     stability_fallback: bool = False
@@ -166,12 +168,18 @@ class DecoderSpec(Document):
     @property
     def masks_out(self) -> int:
         """Return the number of masks per prompt that the export returns."""
-        return {"multimask": self.mask_tokens - 1, "single": 1, "all": self.mask_tokens}[self.masks]
+        multimask = 1 if self.rules.best_alone else self.mask_tokens - 1
+        return {"multimask": multimask, "single": 1, "all": self.mask_tokens}[self.masks]
+
+    @property
+    def settles_single(self) -> bool:
+        """Tell whether an unstable mask 0 gives way in the decoder: HQ-SAM's mask once added, nobody can test it."""
+        return self.stability_fallback and (self.masks == "single" or (self.masks == "all" and self.hq_token))
 
     @property
     def output_tokens(self) -> int:
-        """Count the learned tokens in front of the prompt's: [object score,] IoU, masks."""
-        return 1 + self.mask_tokens + int(self.object_score)
+        """Count the learned tokens in front of the prompt's: [object score,] IoU, masks [, HQ-SAM's]."""
+        return 1 + self.mask_tokens + int(self.object_score) + int(self.hq_token)
 
     @property
     def image_inputs(self) -> tuple[TensorSpec, ...]:
@@ -182,6 +190,8 @@ class DecoderSpec(Document):
             fine, coarse = HIGH_RES_CHANNELS
             shapes["high_res_features_0"] = (1, fine, size, size)
             shapes["high_res_features_1"] = (1, coarse, size // 2, size // 2)
+        if self.interm_width:
+            shapes["interm_embeddings"] = (1, grid, grid, self.interm_width)
         said = self.rules.features[: len(shapes)]  # some decoders have no high-resolution features
         meanings = zip(shapes.items(), said, strict=True)
         return tuple(TensorSpec(name, shape, "1", meaning) for (name, shape), meaning in meanings)
@@ -227,7 +237,10 @@ class DecoderSpec(Document):
 
 
 # What 0.1.0 did where its manifests say nothing; the frame's rule was the family's.
-ADDED: Mapping[str, Any] = {"patch_px": 16, "frame": "pad", "pixels": None, "norm_eps": 1e-5, "final_norm_eps": 1e-5}
+ADDED: Mapping[str, Any] = {
+    "patch_px": 16, "frame": "pad", "pixels": None, "norm_eps": 1e-5, "final_norm_eps": 1e-5, "hq_token": False,
+    "interm_width": 0,
+}  # fmt: skip
 
 
 def _frame_of(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def best_indices(outputs: Outputs, spec: DecoderSpec) -> NDArray[np.intp]:
 
 def predicted_masks(outputs: Outputs, spec: DecoderSpec, multimask: bool) -> tuple[FloatArray, FloatArray]:
     """Return the logits and predicted IoUs that Meta's predictor returns: of an export of all masks the multimask ones,
-    or the single one, in whose place SAM 2 puts the best of the others where it is unstable.
+    of HQ-SAM the best of them; or the single one, for which SAM 2 puts the best of the others where it is unstable.
 
     Shapes: -> (N, M, S, S), (N, M).
     Raises: ParityError on outputs that are not finite.
@@ -193,10 +193,10 @@ def predicted_masks(outputs: Outputs, spec: DecoderSpec, multimask: bool) -> tup
     logits, scores = _finite(outputs, "low_res_masks"), _finite(outputs, "iou_predictions")
     if spec.masks != "all":
         return logits, scores
-    if multimask:
+    if multimask and not spec.rules.best_alone:
         return logits[:, 1:], scores[:, 1:]
-    tokens = np.zeros(len(scores), np.intp)
-    if spec.stability_fallback:
+    tokens = best_indices(outputs, spec) if multimask else np.zeros(len(scores), np.intp)
+    if not multimask and spec.stability_fallback and not spec.settles_single:
         stable = stability_scores(logits[:, 0], 0.0, spec.stability_delta) >= spec.stability_threshold
         tokens = np.where(stable, 0, best_indices(outputs, spec))
     rows = np.arange(len(scores))

@@ -42,6 +42,7 @@ SERVES = (
     "frame",
     "width",
     "high_res_features",
+    "interm_width",
 )  # what images and prompts depend on
 AGAIN = "Calibrate again with this checkpoint."
 # One click, a box, several clicks on the object, clicks on it and beside it, a box with clicks, and a correction of an

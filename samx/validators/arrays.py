@@ -19,7 +19,7 @@ from samx.models.spec import TensorSpec
 HEADER, VERSION = "header", "schema_version"
 UNPACKED_CAP_BYTES = 1024**3  # the default suite unpacks to about 10 MiB; more is an attack on the memory
 HALF = (  # tensors that are stored as float16
-    "image_embeddings", "high_res_features_0", "high_res_features_1", "mask_input",
+    "image_embeddings", "high_res_features_0", "high_res_features_1", "interm_embeddings", "mask_input",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import meta_sam1, meta_sam2
+from checkpoint_files import meta_sam1, meta_sam2, syscv_sam_hq, syscv_sam_hq2
 from safetensors.torch import load_file, save_file
 from test_reference_upstream import (
     SIZE_PX,
@@ -34,8 +34,10 @@ State = dict[str, Tensor]
 META: Mapping[str, Callable[[], State]] = {
     "sam1": meta_sam1,
     "sam2": lambda: meta_sam2(mlp_width=8, iou_head_width=8, cross_attention_width=16),
+    "sam_hq": syscv_sam_hq,
+    "sam_hq2": lambda: syscv_sam_hq2(mlp_width=8, iou_head_width=8, cross_attention_width=16),
 }
-PREFIX = {"sam1": "", "sam2": "sam_"}
+PREFIX = {"sam1": "", "sam2": "sam_", "sam_hq": "", "sam_hq2": "sam_"}
 SHOWS = 1e-5  # of the largest logit: what a change must do to count
 
 
@@ -59,6 +61,29 @@ def family(request: pytest.FixtureRequest) -> str:
 
 class TestWeights:
     """Meta's layout: every key of the decoder is used or known."""
+
+    @pytest.fixture(params=META)
+    def family(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.mark.parametrize(
+        ("module", "other"),
+        [("hf_token.", "hf_tokens."), ("hf_mlp.", "hq_mlp."), ("embedding_maskfeature.0.", "embedding_maskfeature.5.")],
+    )
+    @pytest.mark.parametrize("name", ["sam_hq", "sam_hq2"])
+    def test_a_renamed_module_of_hq_sam(self, tmp_path: Path, name: str, module: str, other: str) -> None:
+        renamed = {key.replace(module, other): value for key, value in META[name]().items()}
+        assert "the decoder in" in refused(tmp_path, renamed)
+
+    @pytest.mark.parametrize("name", ["sam_hq", "sam_hq2"])
+    def test_two_tokens_of_hq_sam(self, tmp_path: Path, name: str) -> None:
+        state, key = META[name](), f"{PREFIX[name]}mask_decoder.hf_token.weight"
+        assert "hf_token.weight (2, " in refused(tmp_path, {**state, key: torch.cat([state[key]] * 2)})
+
+    @pytest.mark.parametrize("part", ["compress_vit_feat.", "embedding_encoder."])
+    def test_half_of_hq_sams_image_side(self, tmp_path: Path, part: str) -> None:
+        state = {key: value for key, value in syscv_sam_hq().items() if part not in key}
+        assert f"lacks weights: found mask_decoder.{part}" in refused(tmp_path, state)
 
     def test_one_more_output_token(self, tmp_path: Path, family: str) -> None:
         state, key = META[family](), f"{PREFIX[family]}mask_decoder.mask_tokens.weight"
@@ -106,6 +131,7 @@ SAM1_CHANGES = {
 }
 REFUSED: Mapping[str, list[tuple[str, str, Any]]] = {
     "sam1": [*CHANGES.values(), *SAM1_CHANGES.values()],
+    "sam_hq": [*CHANGES.values(), *SAM1_CHANGES.values(), ("mask_decoder_config", "vit_dim", 16)],
     "sam2": [
         *CHANGES.values(),
         ("mask_decoder_config", "hidden_act", "silu"),
@@ -132,7 +158,7 @@ FOR_BOTH: list[tuple[str, str, Any]] = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    made = {name: tmp_path_factory.mktemp(name) for name in META}
+    made = {name: tmp_path_factory.mktemp(name) for name in REFUSED}
     for name, folder in made.items():
         build_upstream(name, SIZE_PX).save_pretrained(folder)
     return made

@@ -243,9 +243,6 @@ def test_unexpected_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        ("mask_decoder.hf_token.weight", "SAM-HQ"),
-        ("mask_decoder.hf_mlp.layers.0.weight", "SAM-HQ"),
-        ("mask_decoder.hq_token.weight", "SAM-HQ"),
         ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
         ("detector_model.text_projection.weight", "SAM 3's detector without its tracker"),
         ("vision_backbone.convs.0.conv_1x1.weight", "SAM 3's detector without its tracker"),

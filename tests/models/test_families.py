@@ -78,6 +78,8 @@ def test_the_automatic_modes_constants_are_upstreams(name: str) -> None:
         "sam1": ("segment_anything", "SamAutomaticMaskGenerator"), "sam2": ("sam2", "SAM2AutomaticMaskGenerator"),
         # Of SAM 3 Meta has none. transformers' mask generation has SAM's constants for every model.
         "sam3": ("segment_anything", "SamAutomaticMaskGenerator"),
+        # SysCV's copies have the same ones.
+        "sam_hq": ("segment_anything", "SamAutomaticMaskGenerator"), "sam_hq2": ("sam2", "SAM2AutomaticMaskGenerator"),
     }[name]  # fmt: skip
     found = upstream_defaults(package, generator)
     rules = families.find(name)
@@ -107,13 +109,19 @@ def upstream_defaults(package: str, generator: str) -> dict[str, object]:
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown model family: found 'sam9', expected sam1 or sam2 or sam3"):
+    with pytest.raises(
+        UsageError, match="unknown model family: found 'sam9', expected sam1 or sam2 or sam3 or sam_hq or sam_hq2"
+    ):
         family_spec("sam9")
 
 
 def test_the_family_with_the_most_marks_has_the_checkpoint(toy: Family) -> None:
     assert families.recognise(["mask_decoder.iou_token.weight"]).name == "sam1"
     assert families.recognise(["mask_decoder.iou_token.weight", "mask_decoder.conv_s0.weight"]).name == "sam2"
+    assert families.recognise(["mask_decoder.iou_token.weight", "mask_decoder.hf_token.weight"]).name == "sam_hq"
+    assert (
+        families.recognise(["sam_mask_decoder.iou_token.weight", "sam_mask_decoder.hf_token.weight"]).name == "sam_hq2"
+    )
     assert families.recognise(["mask_decoder.iou_token.weight", "toy_decoder.iou_token.weight"]) is toy
 
 
@@ -126,7 +134,7 @@ def test_families_are_found_in_a_zip_file(tmp_path: Path) -> None:
     code = "from samx.models import families; print(families.__file__, *families.known())"
     where, *names = run(code, tmp_path, PYTHONPATH=str(archive)).split()
     assert where.startswith(str(archive))
-    assert names == ["sam1", "sam2", "sam3", "toy"]
+    assert names == ["sam1", "sam2", "sam3", "sam_hq", "sam_hq2", "toy"]
 
 
 def family_files() -> list[Path]:
@@ -157,11 +165,11 @@ class TestToyFamily:
     def test_a_relative_that_has_a_file_is_no_longer_refused(
         self, toy: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = tmp_path / "hq.safetensors"
-        save_file({**meta_sam1(), "mask_decoder.hf_token.weight": torch.zeros(1, 32)}, path)
-        with pytest.raises(CheckpointError, match="holds SAM-HQ, which samx does not support"):
+        path = tmp_path / "efficient.safetensors"
+        save_file({**meta_sam1(), "mask_decoder.final_output_upscaling_layers.0.0.weight": torch.zeros(1, 32)}, path)
+        with pytest.raises(CheckpointError, match="holds EfficientSAM, which samx does not support"):
             load_checkpoint(path)
-        monkeypatch.setattr(checkpoint, "known", lambda: {"toy": replace(toy, title="SAM-HQ")})
+        monkeypatch.setattr(checkpoint, "known", lambda: {"toy": replace(toy, title="EfficientSAM")})
         with pytest.raises(CheckpointError, match="has weights that SAM's does not have"):  # read, but as SAM 1
             load_checkpoint(path)
 

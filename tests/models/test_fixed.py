@@ -12,7 +12,7 @@ from toys import image_tensors, prompt_tensors, toy_decoder
 from samx.models.fixed.decoder import AppleMaskDecoder, ApplePromptEncoder, NeuralEngineDecoder, to_half
 from samx.models.fixed.layers import ChannelNorm, PointPosition
 from samx.models.reference import ReferenceDecoder
-from samx.models.spec import PADDED_POINT, DecoderSpec, sam1_spec, sam2_spec
+from samx.models.spec import PADDED_POINT, DecoderSpec, family_spec, sam1_spec, sam2_spec
 
 EXACT = 1e-12  # of logits up to about 20, in float64
 SMALL = 256  # px: the same operations on a grid of 16 x 16
@@ -23,6 +23,12 @@ SPECS = {
     "sam2": sam2_spec(image_size=SMALL),
     "sam2_single": sam2_spec(image_size=SMALL, masks="single"),
     "sam2_all_mask": sam2_spec(image_size=SMALL, masks="all", mask_input=True),
+    "sam_hq": family_spec("sam_hq", image_size=SMALL, interm_width=24),
+    "sam_hq_single_mask": family_spec("sam_hq", image_size=SMALL, interm_width=24, masks="single", mask_input=True),
+    "sam_hq2": family_spec("sam_hq2", image_size=SMALL),
+    "sam_hq2_single_mask": family_spec("sam_hq2", image_size=SMALL, masks="single", mask_input=True),
+    "sam_hq2_all": family_spec("sam_hq2", image_size=SMALL, masks="all"),
+    "sam_hq_all": family_spec("sam_hq", image_size=SMALL, interm_width=24, masks="all"),
 }
 LABELS = {"click": [1, -1], "box": [2, 3], "clicks": [1, 0, 1, -1], "none": [-1]}
 

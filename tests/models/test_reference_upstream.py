@@ -61,10 +61,22 @@ def sam2_config(size: int, **decoder: Any) -> Any:
     )
 
 
+def sam_hq_config(size: int, **decoder: Any) -> Any:
+    given = {"vit_dim": TINY_SAM_VISION["hidden_size"], "layer_norm_eps": META_NORM_EPS, **decoder}
+    return transformers.SamHQConfig(
+        vision_config={**TINY_SAM_VISION, "image_size": size}, prompt_encoder_config={"image_size": size},
+        mask_decoder_config=given,
+    )  # fmt: skip
+
+
+CONFIGS: dict[str, Callable[..., Any]] = {"sam1": sam1_config, "sam2": sam2_config, "sam_hq": sam_hq_config}
+CLASSES = {"sam1": transformers.SamModel, "sam2": transformers.Sam2Model, "sam_hq": transformers.SamHQModel}
+
+
 def build_upstream(family: str, size: int, seed: int = 0, **decoder: Any) -> Any:
     """Build Hugging Face's model of a family with random weights."""
-    config = sam2_config(size, **decoder) if family == "sam2" else sam1_config(size, **decoder)
-    model = (transformers.Sam2Model if family == "sam2" else transformers.SamModel)(config).eval()
+    config = CONFIGS[family](size, **decoder)
+    model = CLASSES[family](config).eval()
     randomize(model, seed)
     shared = model.shared_image_embedding.positional_embedding
     model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(shared)  # one matrix in every release

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from toy_encoders import ToyEncoder, ToyGraph, black_first, reference, scaled, std_first
-from toy_sessions import SPECS, ToySession
+from toy_encoders import WIDTH, ToyEncoder, ToyGraph, black_first, reference, scaled, std_first
+from toy_sessions import IMAGE_SIZE, SPECS, ToySession
 
 from samx.models.session import Feed, Outputs
+from samx.models.spec import family_spec
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray, to_levels
 from samx.validators.encoder_gate import judge_encoder
@@ -25,6 +26,8 @@ from samx.validators.pictures import framed
 from samx.validators.report import EncoderReport
 
 FAMILIES = {family: replace(spec, mask_input=False) for family, spec in SPECS.items()}
+HQ = family_spec("sam_hq", image_size=IMAGE_SIZE, interm_width=WIDTH)
+FAMILIES["sam_hq"] = HQ
 FAMILIES["minmax"] = replace(FAMILIES["sam1"], pixels="minmax")
 BATCHES = (1, 3)  # pictures a call
 
@@ -236,6 +239,13 @@ def test_padding_of_a_batch_that_is_the_first_picture_s_is_caught() -> None:
 @pytest.mark.parametrize("family", ["sam1", "minmax"])
 def test_planted_fault_of_padding_is_caught(family: str, kind: str) -> None:
     assert not judge(PADDED[kind](family), family).passed
+
+
+def test_hq_sams_features_of_the_wrong_block_are_caught() -> None:
+    assert judge(honest("sam_hq"), "sam_hq").passed
+    report = judge(_built(interm_of_block=1)("sam_hq"), "sam_hq")
+    assert not report.passed
+    assert any("feature_error" in line for line in report.all_failures())
 
 
 def test_forgotten_no_mem_embed_is_caught() -> None:

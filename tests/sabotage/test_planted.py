@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from exports import export_job, job_for
 from planted import KINDS, OF_THREADS
-from toy_sessions import SPECS, ToySession
+from toy_sessions import IMAGE_SIZE, SPECS, ToySession
 from toys import toy_checkpoint
 
 from samx.artifacts.commit import seal, staging
@@ -19,6 +19,7 @@ from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
 from samx.commands.export import EXPORT_CALLS
 from samx.models.session import Session
+from samx.models.spec import DecoderSpec, family_spec
 from samx.registry import BACKENDS, backend, load
 from samx.runtimes.torch import reference_session
 from samx.validators.draw import Drawn
@@ -75,6 +76,47 @@ def test_planted_fault_is_caught(family: str, kind: str) -> None:
     report = judge(planted(kind, open_session), suite)
     assert not report.passed, f"seed {SEED}"
     assert report.all_failures()
+
+
+HQ_SPECS = {
+    "sam_hq": family_spec("sam_hq", image_size=IMAGE_SIZE, interm_width=24),
+    "sam_hq2": family_spec("sam_hq2", image_size=IMAGE_SIZE),
+}
+
+
+class LeavesOut(ToySession):
+    """Decode without a part of HQ-SAM's."""
+
+    def __init__(self, spec: DecoderSpec, part: str) -> None:
+        super().__init__(spec)
+        for weight in self.decoder.mask_decoder.get_submodule(part).parameters():
+            weight.zero_()
+
+
+@cache
+def hq_toys(family: str) -> tuple[Open, ParitySuite]:
+    reference = ToySession(HQ_SPECS[family])
+    suite = ParitySuite.load(ParitySuite.build(reference, drawn=SEED).to_bytes())
+    return lambda: ToySession(HQ_SPECS[family], reference.memory), suite
+
+
+@pytest.mark.parametrize("family", HQ_SPECS)
+def test_an_honest_hq_sam_passes(family: str) -> None:
+    open_session, suite = hq_toys(family)
+    report = judge(open_session, suite)
+    assert report.passed, report.all_failures()
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("sam_hq", "hf_mlp"), ("sam_hq", "compress_vit_feat"), ("sam_hq", "embedding_encoder"),
+        ("sam_hq", "embedding_maskfeature"), ("sam_hq2", "hf_mlp"), ("sam_hq2", "embedding_maskfeature.3"),
+    ],
+)  # fmt: skip
+def test_a_part_of_hq_sam_that_is_left_out_is_caught(family: str, part: str) -> None:
+    _, suite = hq_toys(family)
+    assert not judge(lambda: LeavesOut(HQ_SPECS[family], part), suite).passed
 
 
 @pytest.mark.parametrize("kind", OF_THREADS)

@@ -23,10 +23,13 @@ PIXEL_GAIN = 2.5  # of each convolution: the features hang on the pixels more th
 class ToyEncoder(nn.Module):
     """Convolve, attend with a bias by distance, normalise: what a Vision Transformer does, in one layer."""
 
-    def __init__(self, spec: DecoderSpec, eps: float = EPS, no_mem_embed: bool = True, gain: float = 1.0) -> None:
+    def __init__(
+        self, spec: DecoderSpec, eps: float = EPS, no_mem_embed: bool = True, gain: float = 1.0,
+        interm_of_block: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         torch.manual_seed(5)
-        self.gain = gain
+        self.gain, self.interm_of_block = gain, interm_of_block
         self.spec, self.eps, self.has_no_mem_embed = spec, eps, no_mem_embed
         widths = (3, WIDTH // 4, WIDTH // 2, WIDTH)
         patches = [nn.Conv2d(a, b, s, s) for a, b, s in zip(widths[:-1], widths[1:], STRIDES, strict=True)]
@@ -62,12 +65,16 @@ class ToyEncoder(nn.Module):
         for patch in self.patches:
             levels.append(F.gelu(patch(levels[-1])))
         x = ((levels[-1] + self.position) * 0.1).flatten(2).mT  # small, so that the epsilon matters
+        blocks = [x]
         normed = self.norm(x, self.norm_1)
         q, k, v = self.qkv(normed).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         weights = (q @ k.mT / k.shape[-1] ** 0.5 + self.table()).softmax(-1)
         x = x + self.out((weights @ v).transpose(1, 2).flatten(2))
         neck = self.neck(x.mT.unflatten(-1, (self.spec.grid, -1))) * self.gain
         embedding = self.norm(neck.permute(0, 2, 3, 1), self.norm_2).permute(0, 3, 1, 2)
+        if self.spec.interm_width:
+            blocks.append(x)
+            return embedding, blocks[self.interm_of_block].unflatten(1, (self.spec.grid, -1))
         if not self.spec.high_res_features:
             return (embedding,)
         embedding = embedding + self.no_mem_embed if self.has_no_mem_embed else embedding

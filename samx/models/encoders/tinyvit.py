@@ -24,6 +24,7 @@ from samx.models.spec import DecoderSpec
 TITLE = "TinyViT"
 DEPTHS = ((2, 2, 6, 2),)  # blocks of each layer, of all released ones
 HEAD_WIDTH = 32
+INTERM_AFTER = 1  # the layer whose output HQ-SAM's decoder takes too
 MERGE_STRIDES = (2, 2, 1)  # after each layer but the last
 
 
@@ -176,11 +177,19 @@ class TinyViT(Encoder):
         self.patch_embed = PatchEmbed(of, "patch_embed", stem)
         stages = enumerate(zip(depths, (*MERGE_STRIDES, None), strict=True))
         self.layers = nn.Sequential(*(Layer(of, f"layers.{i}", depth, stride) for i, (depth, stride) in stages))
-        self.neck = of.neck("neck")
+        self.neck, self.has_interm = of.neck("neck"), spec.interm_width > 0
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Encode pictures. Shapes: (B, 3, S, S) -> (B, 256, S / 16, S / 16), or S / 4 where the stem has no strides."""
-        return (self.neck(self.layers(self.patch_embed(pixels))),)
+        """Encode pictures.
+
+        Shapes: (B, 3, S, S) -> (B, 256, G, G)[, (B, G, G, C)], G of S / 16, or S / 4 where the stem has no strides.
+        """
+        x, interm = self.patch_embed(pixels), []
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.has_interm and i == INTERM_AFTER:
+                interm.append(x.permute(0, 2, 3, 1))
+        return (self.neck(x), *interm)
 
 
 def build(weights: Weights, spec: DecoderSpec) -> TinyViT:

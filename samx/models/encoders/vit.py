@@ -167,10 +167,13 @@ class Patches(nn.Module):
 
 
 class VitEncoder(Encoder):
-    """SAM's image encoder."""
+    """SAM's image encoder; with `interm`, it also returns the tokens after the first block that attends everywhere."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, interm: bool = False) -> None:
         super().__init__()
+        if interm and sizes.grid not in sizes.sides:
+            raise refused(TITLE, "has no block that attends everywhere", sizes.sides, f"a block of side {sizes.grid}")
+        self.interm_after = sizes.sides.index(sizes.grid) if interm else None
         self.picture_px = sizes.grid * sizes.patch_px
         self.patch_embed = Patches(sizes.patch_px, sizes.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, sizes.grid, sizes.grid, sizes.width))
@@ -182,11 +185,13 @@ class VitEncoder(Encoder):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Encode pictures. Shapes: (B, 3, px, px) -> (B, 256, S, S)."""
-        tokens = self.patch_embed(pixels) + self.pos_embed
-        for block in self.blocks:
+        """Encode pictures. Shapes: (B, 3, px, px) -> (B, 256, S, S) [, (B, S, S, C)]."""
+        tokens, interm = self.patch_embed(pixels) + self.pos_embed, []
+        for i, block in enumerate(self.blocks):
             tokens = block(tokens)
-        return (self.neck(tokens.permute(0, 3, 1, 2)),)
+            if i == self.interm_after:
+                interm.append(tokens)
+        return (self.neck(tokens.permute(0, 3, 1, 2)), *interm)
 
 
 def resampled(weights: Weights, grid: int) -> Weights:
@@ -213,7 +218,7 @@ def build(weights: Weights, spec: DecoderSpec) -> Encoder:
     released = Sizes.of(weights)
     if spec.grid != released.grid:
         weights = resampled(weights, spec.grid)
-    encoder = VitEncoder(Sizes.of(weights))
+    encoder = VitEncoder(Sizes.of(weights), interm=spec.interm_width > 0)
     loaded_strictly(encoder, weights, TITLE)
     fold_attention(encoder)
     if spec.grid != released.grid:

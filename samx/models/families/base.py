@@ -44,7 +44,7 @@ HUGGING_FACE: Renames = (
 TABLES = {"prompt_encoder.point_embed.weight": "prompt_encoder.point_embeddings.{}.weight"}
 # Hugging Face's heads: proj_in, layers.0, layers.1, ..., proj_out. Meta counts all of them as layers.
 HEAD_KEY = re.compile(
-    r"^(?P<head>mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head))\."
+    r"^(?P<head>mask_decoder\.(?:output_hypernetworks_mlps\.\d+|hf_mlp|iou_prediction_head|pred_obj_score_head))\."
     r"(?P<part>proj_in|proj_out|layers\.(?P<index>\d+))\.(?P<leaf>weight|bias)$"
 )
 
@@ -63,6 +63,7 @@ class Family:
 
     name: str  # in specs and on the command line
     title: str  # as people call it
+    publisher: str = "Meta"
 
     # Checkpoints. All marks are found among a checkpoint's keys; the family with the most marks has it.
     marks: tuple[str, ...] = ()
@@ -89,7 +90,7 @@ class Family:
     reference: str = "samx.models.reference:ReferenceDecoder"
 
     # Pictures. What each image input of the decoder is, of the encoder's outputs
-    features: tuple[str, str, str] = (
+    features: tuple[str, ...] = (
         "the image encoder's output", "its features of stride 4", "its features of stride 8",
     )  # fmt: skip
     resizes_floats: bool = False  # a picture is resized as numbers, or rounded to 8 bits
@@ -101,6 +102,7 @@ class Family:
     predicts_batches: bool = False  # predict() takes several prompts at once
 
     # Masks
+    best_alone: bool = False  # multimask output is the mask of the highest predicted IoU, not all of them
     mask_limit: float = float("inf")  # where the predictor cuts low-resolution logits off before it hands them back
     float_masks: bool = False  # predict() returns masks as float32, not as bool
     # Of the automatic mode: predicted IoU, stability and its logits up and down, IoU of boxes that are the same, points
@@ -181,7 +183,6 @@ class Relative:
 MERGE = "Merge them into the decoder's weights (peft: merge_and_unload()) and save the whole model again"
 # Refused, unless a family of that title is known; the first that is found gives the reason.
 RELATIVES: tuple[Relative, ...] = (
-    Relative("SAM-HQ", r"mask_decoder\.(?:hf_token|hf_mlp|hq_token|hq_mask_mlp|compress_vit_)"),
     Relative(
         "SAM 3's detector without its tracker", r"(?:^|\.)(?:detector_model|vision_backbone|detector\.backbone)\.",
         "Use the whole checkpoint, which has the tracker too", family="sam3",

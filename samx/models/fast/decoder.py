@@ -13,7 +13,8 @@ from samx.errors import UsageError
 from samx.models.fast.image_tokens import ImageTokenTransformer
 from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.prompts import MaskEmbedding, PointEmbedding, TokenChoice, token_choice
-from samx.models.fast.upscale import Grow, HyperNetworks, MaskHead
+from samx.models.fast.upscale import HQ_FEATURES, Grow, HqFeatures, HqMask, HyperNetworks, MaskHead
+from samx.models.high_quality import HighQualityMaskDecoder
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec
 
@@ -63,6 +64,9 @@ class FastDecoder(nn.Module):
         self.hypernetworks = HyperNetworks(source, self.choice.masks)
         self.iou_head = source.iou_prediction_head
         self.object_score_head = source.pred_obj_score_head if spec.object_score else None
+        hq = source if isinstance(source, HighQualityMaskDecoder) else None
+        self.hq_features = HqFeatures(hq) if hq is not None and spec.interm_width else None
+        self.hq_mask = None if hq is None else HqMask(hq)
         self.head = MaskHead(source, scale_free=form == "low_rank" and not spec.high_res_features)
         self.requires_grad_(False)
         self.eval()
@@ -79,22 +83,21 @@ class FastDecoder(nn.Module):
             reference, form, read, fused=fused, cached=self.cached, tabled=not self.padded_points
         )
 
-    def image_state(
-        self,
-        image_embeddings: Tensor,
-        high_res_features_0: Tensor | None = None,
-        high_res_features_1: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Do the image's work. Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name.
+    def image_state(self, *features: Tensor, **named: Tensor) -> dict[str, Tensor]:
+        """Do the image's work; features in the spec's order, or by name.
 
-        The skips are MaskHead.skips(); for the others see the transformers.
+        Shapes: DecoderSpec.image_inputs -> what every prompt on it shares, by name: see the transformers, HqFeatures,
+        MaskHead.skips().
         """
-        image_tokens = self._inward(image_embeddings).flatten(2)  # (1, C, L)
-        state = self.transformer.image_state(image_tokens)
-        if high_res_features_0 is None or high_res_features_1 is None:
+        names = [tensor.name for tensor in self.spec.image_inputs]
+        feed = {**dict(zip(names, features, strict=False)), **named}
+        given = {name: self._inward(feed[name]) for name in names}
+        state = self.transformer.image_state(given["image_embeddings"].flatten(2))  # (1, C, L)
+        if self.hq_features is not None:
+            state[HQ_FEATURES] = self.hq_features(given["image_embeddings"], given["interm_embeddings"])
+        if not self.spec.high_res_features:
             return state
-        skips = self.head.skips(self._inward(high_res_features_0), self._inward(high_res_features_1))
-        return {**state, **skips}
+        return {**state, **self.head.skips(given["high_res_features_0"], given["high_res_features_1"])}
 
     def decode(
         self,
@@ -120,14 +123,22 @@ class FastDecoder(nn.Module):
         """Shapes: (N, K, C) -> masks, IoU [, object score]."""
         position = self.choice
         iou = self.iou_head(tokens[:, position.iou])  # (N, 4)
-        weights = self.hypernetworks(tokens[:, position.iou + 1 + position.masks.start :])
-        masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(grow, rows, state))
+        first = position.iou + 1
+        weights = self.hypernetworks(tokens[:, first + position.masks.start : first + position.masks.stop])
+        if self.hq_mask is None:
+            masks, iou = position.select(
+                self.spec, weights, iou, lambda rows: self.head(self.head.pixels(grow, state), rows)
+            )
+        else:
+            pixels = tuple(self.head.pixels(grow, state))
+            masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(pixels, rows))
+            masks = masks + self.hq_mask(tokens[:, position.hq], pixels, state.get(HQ_FEATURES))
         if self.object_score_head is None:
             return masks, iou
         return masks, iou, self.object_score_head(tokens[:, 0])
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Decode in one go. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs, by name."""
-        state = self.image_state(**{tensor.name: inputs.pop(tensor.name) for tensor in self.spec.image_inputs})
+        state = self.image_state(*(inputs.pop(tensor.name) for tensor in self.spec.image_inputs))
         outputs = self.decode(state, **inputs)
         return dict(zip([tensor.name for tensor in self.spec.outputs], outputs, strict=True))

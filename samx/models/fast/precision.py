@@ -35,6 +35,8 @@ GROUPS: Mapping[str, str] = {
     "upscaling norm": r"head\.norm",
     "mask weights": r"hypernetworks",
     "mask product": r"head\.product",
+    "high-quality features": r"hq_features",
+    "high-quality mask": r"hq_mask",
     "IoU head": r"iou_head",
     "object score": r"object_score_head",
 }

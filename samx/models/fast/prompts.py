@@ -84,13 +84,17 @@ class TokenChoice:
     last: int
     iou: int  # the IoU token's place among the tokens read
     masks: range
+    hq: int  # the place of HQ-SAM's token, where there is one
 
     def select(
         self, spec: DecoderSpec, weights: Tensor, iou: Tensor, planes: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Compute the kept masks. Shapes: (N, len(masks), C/8), (N, 4) -> (N, M, 4G, 4G), (N, M)."""
-        if spec.masks == "single" and spec.stability_fallback:
+        if spec.settles_single:
             return stable_single(spec, weights, iou, planes)
+        if spec.masks == "multimask" and spec.rules.best_alone:
+            chosen = chosen_best(iou)
+            return planes(chosen.unsqueeze(1) @ weights), (chosen * iou[:, 1:]).sum(1, keepdim=True)
         return planes(weights), iou[:, self.masks.start : self.masks.stop]
 
 
@@ -99,26 +103,36 @@ def token_choice(spec: DecoderSpec) -> TokenChoice:
     iou = int(spec.object_score)
     only_first = spec.masks == "single" and not spec.stability_fallback
     masks = range(0, 1) if only_first else range(int(spec.masks == "multimask"), spec.mask_tokens)
-    return TokenChoice(last=iou + 1 + masks.stop, iou=iou, masks=masks)
+    hq = spec.output_tokens - 1
+    return TokenChoice(last=hq + 1 if spec.hq_token else iou + 1 + masks.stop, iou=iou, masks=masks, hq=hq)
 
 
 def stable_single(
     spec: DecoderSpec, weights: Tensor, iou: Tensor, planes: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return mask 0, or the best multimask where mask 0 is unstable.
+    """Return mask 0, or the best multimask where mask 0 is unstable; of all masks, the others after it.
 
     The best multimask is known from the predicted IoU before any pixel is computed, so two planes suffice.
-    Shapes: (N, 4, C/8), (N, 4) -> (N, 1, 4G, 4G), (N, 1).
+    Shapes: (N, 4, C/8), (N, 4) -> (N, 1 or 4, 4G, 4G), (N, 1 or 4).
     """
-    others = iou[:, 1:]
-    best = others.argmax(dim=1, keepdim=True)  # (N, 1), the first among equals, as upstream
-    chosen = (torch.arange(spec.mask_tokens - 1, device=iou.device) == best).to(iou.dtype)  # (N, 3)
-    best_weights = chosen.unsqueeze(1) @ weights[:, 1:]  # (N, 1, C/8)
-    masks = planes(torch.cat([weights[:, :1], best_weights], dim=1))  # (N, 2, 4G, 4G)
-    single, fallback = masks[:, :1], masks[:, 1:]
+    chosen = chosen_best(iou)
+    best = chosen.unsqueeze(1) @ weights[:, 1:]  # (N, 1, C/8)
+    others = weights[:, 1:] if spec.masks == "all" else weights[:, :0]
+    masks = planes(torch.cat([weights[:, :1], best, others], dim=1))  # (N, 2 or 5, 4G, 4G)
+    single, fallback = masks[:, :1], masks[:, 1:2]
     stable = is_stable(spec, single)
-    best_iou = (chosen * others).sum(1, keepdim=True)
-    return torch.where(stable.unsqueeze(2).unsqueeze(3), single, fallback), torch.where(stable, iou[:, :1], best_iou)
+    kept = torch.where(stable.unsqueeze(2).unsqueeze(3), single, fallback)
+    kept_iou = torch.where(stable, iou[:, :1], (chosen * iou[:, 1:]).sum(1, keepdim=True))
+    if spec.masks == "single":
+        return kept, kept_iou
+    return torch.cat([kept, masks[:, 2:]], dim=1), torch.cat([kept_iou, iou[:, 1:]], dim=1)
+
+
+def chosen_best(iou: Tensor) -> Tensor:
+    """Return 1 for the best multimask, the first among equals, as upstream. Shapes: (N, 4) -> (N, 3)."""
+    others = iou[:, 1:]
+    best = others.argmax(dim=1, keepdim=True)  # (N, 1)
+    return (torch.arange(others.shape[1], device=iou.device) == best).to(iou.dtype)
 
 
 def is_stable(spec: DecoderSpec, masks: Tensor) -> Tensor:

@@ -19,12 +19,13 @@ tensors is saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samx.models.high_quality import HighQualityMaskDecoder
 from samx.models.reference import LayerNorm2d, MaskDecoder
 
 SUBROWS = (0, 1)
@@ -32,6 +33,8 @@ EXTRA = 2  # channels in place of a scale
 AFTER_NORM = (1.0, 0.0)  # what the two channels are behind the norm
 # The high-resolution features of an image, by sub-row of the second upscaling and of the first.
 FINE, COARSE = (tuple(f"image_skips_{level}_{i}" for i in range(n)) for level, n in ((0, 4), (1, 2)))
+HQ_FEATURES = "image_hq_features"  # of an image, what its HQ-SAM pixels have beside a prompt's
+TAPS = 9  # of a 3x3 convolution
 # Returns one sub-row of the first upscaling. Shapes: -> (N, 2*L, C/4).
 Grow = Callable[[int], Tensor]
 
@@ -136,15 +139,66 @@ class MaskHead(nn.Module):
         rows = [plane.unflatten(2, (self.grid, -1)) for plane in planes]  # (N, M, G, 4G)
         return torch.stack(rows, dim=3).flatten(2, 3)
 
-    def forward(self, grow: Grow, weights: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Shapes: (N, M, C/8), the image's state, perhaps with skips() -> (N, M, 4G, 4G)."""
-        planes = []
+    def pixels(self, grow: Grow, state: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Yield the sub-rows, by dy1 then dy2. Shapes: the image's state, perhaps with skips() -> 4 x (N, 4*L, C/8)."""
         for dy1 in SUBROWS:
             half = self.first_rows(grow(dy1), state.get(COARSE[dy1]))
             for dy2 in SUBROWS:
-                pixels = self.second_rows(half, dy2, state.get(FINE[2 * dy1 + dy2]))
-                planes.append(self.product(weights, pixels))
-        return self.interleave(planes)
+                yield self.second_rows(half, dy2, state.get(FINE[2 * dy1 + dy2]))
+
+    def forward(self, pixels: Iterable[Tensor], weights: Tensor) -> Tensor:
+        """Weigh sub-rows, each as soon as it is there. Shapes: pixels(), (N, M, C/8) -> (N, M, 4G, 4G)."""
+        return self.interleave([self.product(weights, rows) for rows in pixels])
+
+
+class HqFeatures(nn.Module):
+    """Do HQ-SAM's work on the image: grow both levels of its features, and add them."""
+
+    def __init__(self, source: HighQualityMaskDecoder) -> None:
+        super().__init__()
+        self.embedding, self.interm = source.embedding_encoder, source.compress_vit_feat
+
+    def forward(self, image: Tensor, interm: Tensor) -> Tensor:
+        """Shapes: (1, C, G, G), (1, G, G, C') -> (1, C/8, 16*L)."""
+        grown: Tensor = self.embedding(image) + self.interm(interm.permute(0, 3, 1, 2))
+        return grown.flatten(2)
+
+
+class HqMask(nn.Module):
+    """Compute HQ-SAM's mask, the last 3x3 convolution and the mask product as one.
+
+    Both are linear, so that the prompt's weights w make a kernel of one output channel out of the convolution's: its
+    nine taps are products w @ W[tap] on the pixels, and a convolution of ones moves each tap's plane to its place.
+    """
+
+    taps: Tensor
+    bias: Tensor
+    places: Tensor
+
+    def __init__(self, source: HighQualityMaskDecoder) -> None:
+        super().__init__()
+        first, norm, _, last = source.embedding_maskfeature
+        assert isinstance(norm, LayerNorm2d)
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        self.grid, self.mlp, self.first, self.product = source.spec.grid, source.hf_mlp, first, MaskProduct()
+        self.norm = nn.LayerNorm(norm.weight.shape, norm.eps)
+        self.norm.weight, self.norm.bias = norm.weight, norm.bias
+        self.register_buffer("taps", last.weight.detach().permute(0, 2, 3, 1).flatten(1).contiguous())  # (C/8, 9*C/4)
+        self.register_buffer("bias", last.bias.detach().unsqueeze(1).clone())  # (C/8, 1)
+        self.register_buffer("places", torch.eye(TAPS).reshape(1, TAPS, 3, 3).to(last.weight))
+
+    def forward(self, token: Tensor, pixels: tuple[Tensor, ...], features: Tensor | None) -> Tensor:
+        """Shapes: (N, C), 4 x (N, 4*L, C/8) [, (1, C/8, 16*L)] -> (N, 1, 4G, 4G)."""
+        size = 4 * self.grid
+        rows = torch.stack([part.unflatten(1, (self.grid, -1)) for part in pixels], dim=2)  # (N, G, 4, 4G, C/8)
+        refined = self.first(rows.flatten(1, 2).permute(0, 3, 1, 2))  # (N, C/4, 4G, 4G)
+        refined = gelu(self.norm(refined.flatten(2).transpose(1, 2)))  # (N, 16*L, C/4)
+        weights = self.mlp(token)  # (N, C/8)
+        planes = self.product((weights @ self.taps).unflatten(1, (TAPS, -1)), refined)  # (N, 9, 16*L)
+        mask = F.conv2d(planes.unflatten(2, (size, size)), self.places, padding=1)
+        constant = weights @ (self.bias if features is None else features.squeeze(0) + self.bias)  # (N, 1 or 16*L)
+        return mask + constant.unflatten(1, (1, -1, 1) if features is None else (1, size, size))
 
 
 class HyperNetworks(nn.Module):

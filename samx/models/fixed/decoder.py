@@ -16,6 +16,8 @@ from samx.models.fast.prompts import NEVER, TokenChoice, token_choice
 from samx.models.fixed.layers import (
     FromImage,
     FromTokens,
+    HqFeatures,
+    HqMask,
     MaskPlanes,
     MaskTerm,
     MaskWeights,
@@ -26,6 +28,7 @@ from samx.models.fixed.layers import (
     empty_points,
     pointwise_mlp,
 )
+from samx.models.high_quality import HighQualityMaskDecoder
 from samx.models.reference import MLP, MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
 from samx.models.spec import LABELS
 
@@ -117,20 +120,29 @@ class TokenDecoder(nn.Module):
         read = slice(0, self.choice.last)
         self.transformer = Transformer(source, reference.prompt_encoder.pe_layer, read)
         self.planes, self.mask_weights = MaskPlanes(source), MaskWeights(source, self.choice.masks)
+        self.hq_mask = HqMask(source) if isinstance(source, HighQualityMaskDecoder) else None
         self.iou_head = pointwise_mlp(source.iou_prediction_head)
         self.object_score_head = (
             pointwise_mlp(cast(MLP, source.pred_obj_score_head)) if self.spec.object_score else None
         )
 
     def forward(
-        self, image_tokens: Tensor, points: Tensor, empty: Tensor, skips: tuple[Tensor, Tensor] | None
+        self,
+        image_tokens: Tensor,
+        points: Tensor,
+        empty: Tensor,
+        skips: tuple[Tensor, Tensor] | None,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Shapes: (1|N, C, 1, L), (N, C, 1, P), (N, 1, 1, P) [, see MaskPlanes] -> DecoderSpec.outputs in order."""
+        """Shapes: (1|N, C, 1, L), (N, C, 1, P), (N, 1, 1, P) [, see MaskPlanes, HqFeatures] -> DecoderSpec.outputs."""
         n, learned = points.shape[0], self.learned_tokens
         tokens = torch.cat([learned.expand(n, -1, -1, -1), points], dim=3)
         attended = torch.cat([torch.zeros_like(learned[:, :1]).expand(n, -1, -1, -1), empty], dim=3)
         read, image_tokens = self.transformer(tokens, image_tokens, attended)
-        masks, iou = self._masks(read, self.planes.pixels(image_tokens, skips))
+        pixels = self.planes.pixels(image_tokens, skips)
+        masks, iou = self._masks(read, pixels)
+        if self.hq_mask is not None:
+            masks = masks + self.hq_mask(read[..., self.choice.hq : self.choice.hq + 1], pixels, features)
         if self.object_score_head is None:
             return masks, iou
         return masks, iou, self.object_score_head(read[..., :1]).reshape(n, 1)
@@ -140,7 +152,7 @@ class TokenDecoder(nn.Module):
         at, n = self.choice, read.shape[0]
         iou = self.iou_head(read[..., at.iou : at.iou + 1]).reshape(n, -1)
         weights = self.mask_weights(read[..., at.iou + 1 + at.masks.start :])
-        return at.select(self.spec, weights, iou, lambda rows: self.planes(pixels, rows))
+        return at.select(self.spec, weights, iou, lambda rows: self.planes.masks(pixels, rows))
 
 
 class NeuralEngineDecoder(nn.Module):
@@ -153,6 +165,8 @@ class NeuralEngineDecoder(nn.Module):
         self.points = PointTokens(reference.prompt_encoder)
         self.dense: MaskTerm | None = MaskTerm(reference.prompt_encoder) if self.spec.mask_input else None
         self.register_buffer("no_mask", reference.prompt_encoder.no_mask_embed.weight.detach().reshape(1, -1, 1, 1))
+        source = cast(HighQualityMaskDecoder, reference.mask_decoder)
+        self.hq_features = HqFeatures(source) if self.spec.interm_width else None
         self.decoder = TokenDecoder(reference)
         self.requires_grad_(False)
         self.eval()
@@ -165,7 +179,8 @@ class NeuralEngineDecoder(nn.Module):
         skips = (feed["high_res_features_0"], feed["high_res_features_1"]) if self.spec.high_res_features else None
         labels = feed["point_labels"]
         points = self.points(feed["point_coords"], labels)
-        return self.decoder(image + self._dense(feed), points, empty_points(labels).to(points.dtype), skips)
+        features = None if self.hq_features is None else self.hq_features(image, feed["interm_embeddings"])
+        return self.decoder(image + self._dense(feed), points, empty_points(labels).to(points.dtype), skips, features)
 
     def _dense(self, feed: dict[str, Tensor]) -> Tensor:
         if self.dense is None:

@@ -8,7 +8,7 @@ step moves finished mask pixels; a skip feature arrives there by undoing the shu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.fast.prompts import NEVER
+from samx.models.fast.upscale import TAPS
+from samx.models.fast.upscale import HqMask as FastHqMask
+from samx.models.high_quality import HighQualityMaskDecoder
 from samx.models.reference import MLP, POINT_LABELS, Attention, LayerNorm2d, MaskDecoder, PromptEncoder
 from samx.models.spec import LABELS, PADDED_POINT
 
@@ -210,18 +213,18 @@ def grow(source: nn.ConvTranspose2d) -> nn.Conv2d:
     return conv
 
 
-class MaskPlanes(nn.Module):
-    """Grow the image tokens twice and weigh the channels into masks."""
+class GrownTwice(nn.Module):
+    """Grow image tokens twice, with a norm and GELU between."""
 
-    def __init__(self, source: MaskDecoder) -> None:
+    def __init__(self, layers: Iterable[nn.Module], grid: int) -> None:
         super().__init__()
-        first, norm, _, second, _ = source.output_upscaling
+        first, norm, _, second, *_ = layers
         assert isinstance(norm, LayerNorm2d)
-        self.grid = source.spec.grid
+        self.grid = grid
         self.first, self.second = grow(cast(nn.ConvTranspose2d, first)), grow(cast(nn.ConvTranspose2d, second))
         self.norm = ChannelNorm(norm.weight, norm.bias, norm.eps)
 
-    def pixels(self, image_tokens: Tensor, skips: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, image_tokens: Tensor, skips: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Shapes: (N, C, 1, L) [, (1, C/8, 4G, 4G), (1, C/4, 2G, 2G)] -> (N, C/8, 16, L), last sub-pixel outermost."""
         n, length = image_tokens.shape[0], image_tokens.shape[-1]
         x = self.first(image_tokens).reshape(n, -1, SUBPIXELS, length)  # (N, C/4, 4, L)
@@ -231,14 +234,80 @@ class MaskPlanes(nn.Module):
         if skips is not None:
             halved = F.pixel_unshuffle(skips[0], 2)  # (1, C/2, 2G, 2G)
             x = x + F.pixel_unshuffle(halved, 2).reshape(1, -1, SUBPIXELS * SUBPIXELS, length)
-        return F.gelu(x)
+        return x
 
-    def forward(self, pixels: Tensor, weights: Tensor) -> Tensor:
+
+def weighed(weights: Tensor, pixels: Tensor) -> Tensor:
+    """Weigh channels. Shapes: (N, M, c), (N, c, H, S) -> (N, M, H, S)."""
+    rows = weights.unsqueeze(2).expand(-1, -1, pixels.shape[2], -1)  # (N, M, H, c)
+    return torch.einsum("nchw,nwhu->nchu", rows, pixels)
+
+
+def shuffled(planes: Tensor, grid: int) -> Tensor:
+    """Move sub-pixels to their places. Shapes: (N, M, 16, L) -> (N, M, 4G, 4G)."""
+    halves = F.pixel_shuffle(planes.reshape(planes.shape[0], -1, grid, grid), 2)  # (N, M*4, 2G, 2G)
+    return F.pixel_shuffle(halves, 2)
+
+
+class MaskPlanes(GrownTwice):
+    """Grow the image tokens twice and weigh the channels into masks."""
+
+    def __init__(self, source: MaskDecoder) -> None:
+        super().__init__(source.output_upscaling, source.spec.grid)
+
+    def pixels(self, image_tokens: Tensor, skips: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Shapes: as GrownTwice has them."""
+        return F.gelu(super().forward(image_tokens, skips))
+
+    def masks(self, pixels: Tensor, weights: Tensor) -> Tensor:
         """Weigh and shuffle. Shapes: (N, C/8, 16, L), (N, M, C/8) -> (N, M, 4G, 4G)."""
-        rows = weights.unsqueeze(2).expand(-1, -1, SUBPIXELS * SUBPIXELS, -1)  # (N, M, 16, C/8)
-        planes = torch.einsum("nchw,nwhu->nchu", rows, pixels)  # (N, M, 16, L)
-        halves = F.pixel_shuffle(planes.reshape(planes.shape[0], -1, self.grid, self.grid), 2)  # (N, M*4, 2G, 2G)
-        return F.pixel_shuffle(halves, 2)
+        return shuffled(weighed(weights, pixels), self.grid)
+
+
+class HqFeatures(nn.Module):
+    """Grow both levels of an image's features for HQ-SAM."""
+
+    def __init__(self, source: HighQualityMaskDecoder) -> None:
+        super().__init__()
+        grid = source.spec.grid
+        self.embedding, self.interm = (
+            GrownTwice(layers, grid) for layers in (source.embedding_encoder, source.compress_vit_feat)
+        )
+
+    def forward(self, image: Tensor, interm: Tensor) -> Tensor:
+        """Shapes: (1, C, 1, L), (1, G, G, C') -> (1, C/8, 16, L)."""
+        interm = interm.permute(0, 3, 1, 2)
+        grown: Tensor = self.embedding(image) + self.interm(interm.reshape(1, interm.shape[1], 1, -1))
+        return grown
+
+
+class HqMask(nn.Module):
+    """Compute HQ-SAM's mask as the fast form does (fast/upscale.py): a kernel of nine taps for each prompt."""
+
+    taps: Tensor
+    bias: Tensor
+    places: Tensor
+
+    def __init__(self, source: HighQualityMaskDecoder) -> None:
+        super().__init__()
+        fast = FastHqMask(source)
+        self.grid, self.first, self.mlp = fast.grid, fast.first, pointwise_mlp(fast.mlp)
+        self.norm = channel_norm(fast.norm)
+        self.register_buffer("taps", fast.taps.t().unsqueeze(-1).unsqueeze(-1).contiguous())  # (9*C/4, C/8, 1, 1)
+        self.register_buffer("bias", fast.bias.reshape(1, -1, 1, 1).clone())  # (1, C/8, 1, 1)
+        self.register_buffer("places", fast.places)
+
+    def forward(self, token: Tensor, pixels: Tensor, features: Tensor | None) -> Tensor:
+        """Shapes: (N, C, 1, 1), (N, C/8, 16, L) [, (1, C/8, 16, L)] -> (N, 1, 4G, 4G)."""
+        n, length = pixels.shape[0], pixels.shape[-1]
+        refined = F.gelu(self.norm(self.first(shuffled(pixels, self.grid))))  # (N, C/4, 4G, 4G)
+        weights = self.mlp(token)  # (N, C/8, 1, 1)
+        planes = weighed(F.conv2d(weights, self.taps).reshape(n, TAPS, -1), refined)  # (N, 9, 4G, 4G)
+        mask = F.conv2d(planes, self.places, padding=1)
+        if features is None:
+            return mask + (weights * self.bias).sum(1, keepdim=True)
+        constant = (features + self.bias).expand(n, -1, SUBPIXELS * SUBPIXELS, length)
+        return mask + shuffled(weighed(weights.reshape(n, 1, -1), constant), self.grid)
 
 
 class MaskWeights(nn.Module):
