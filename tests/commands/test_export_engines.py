@@ -41,6 +41,7 @@ class FakeReport:
     """Pass or fail as told."""
 
     level, placement = "device", {"runtime": "toy", "requested": "cuda"}
+    evidence = ParityReport.evidence
 
     def __init__(self, passed: bool) -> None:
         self.passed = passed

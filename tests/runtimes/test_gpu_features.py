@@ -139,12 +139,14 @@ def test_onnx_runtime_takes_features_of_the_host_and_of_other_libraries(machine:
     session.set_image(image)
     assert machine.copies() == {"up": len(image)}
     np.testing.assert_allclose(session.decode(prompts)["low_res_masks"], right["low_res_masks"], rtol=1e-4, atol=1e-4)
-    session.set_image({name: Foreign(value.copy()) for name, value in image.items()})
+    foreign: dict[str, Any] = {name: Foreign(value.copy()) for name, value in image.items()}
+    session.set_image(foreign)
     assert machine.copies() == {"within": len(image)}, "what another library may change is copied"
     np.testing.assert_allclose(session.decode(prompts)["low_res_masks"], right["low_res_masks"], rtol=1e-4, atol=1e-4)
     assert machine.copies() == {}
+    foreign[spec.image_inputs[0].name] = Foreign(np.zeros((1, 1, 1, 1), np.float32))
     with pytest.raises(ImageError, match="wrong tensors on the GPU"):
-        session.set_image({name: Foreign(value[..., :1].copy()) for name, value in image.items()})
+        session.set_image(foreign)
 
 
 class Foreign:
@@ -164,7 +166,7 @@ class Toy(Encoder):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Shapes: (B, 3, S, S) -> (B, 256, G, G)."""
-        return (pixels.mean((1, 2, 3))[:, None, None, None].expand(-1, *SPEC.image_inputs[0].shape[1:]).contiguous(),)
+        return (pixels.mean((1, 2, 3))[:, None, None, None].repeat(1, SPEC.width, SPEC.grid, SPEC.grid),)
 
 
 class ToTheHost(TorchFunctionMode):
@@ -202,7 +204,7 @@ def test_pytorch_takes_tensors_as_they_lie_and_owns_a_copy(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "as_tensor", lambda value, device: torch.from_numpy(value.value))
     session = TorchRuntime(decoder)
     for make in (torch.clone, lambda value: value.numpy().copy(), lambda value: Foreign(value.numpy().copy())):
-        given = {name: make(value) for name, value in image.items()}
+        given: dict[str, Any] = {name: make(value) for name, value in image.items()}
         session.set_image(given)
         for value in given.values():
             getattr(value, "value", value)[...] = 0
