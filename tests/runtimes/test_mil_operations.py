@@ -39,7 +39,7 @@ FOLDED: list[Case] = [
     one("rsqrt", P),
     one("rsqrt", P, epsilon=FULL(0.5)),
     one("abs", integers(3, 4)),
-    one("gelu", X, mode="EXACT"),
+    *(one("gelu", X, mode=mode) for mode in ("EXACT", "TANH_APPROXIMATION")),
     *(one("clip", X, alpha=FULL(a), beta=FULL(b)) for a, b in ((-0.5, 0.5), (0, 6))),
     *(two(kind, X, normal(3, 1)) for kind in ("add", "sub", "mul", "real_div", "maximum")),
     *(two(kind, integers(2, 3), integers(3)) for kind in ("add", "sub", "mul")),

@@ -49,6 +49,7 @@ DTYPES: Mapping[str, tuple[torch.dtype, type[np.generic]]] = {
     "float16": (torch.float16, np.float16),
     "int32": (torch.int32, np.int32),
 }
+GELUS: Mapping[str, str] = {"none": "EXACT", "tanh": "TANH_APPROXIMATION"}  # as Core ML calls PyTorch's
 # The image tokens' positions are products of small tables; folded they would be 2 MiB a package.
 LARGEST_FOLDED = "10000"
 # Its batch norms mix float32 statistics with float16 tensors, which Core ML's own check refuses (coremltools 9.0).
@@ -157,16 +158,23 @@ def _unchanged(function: Any, ios: int) -> Any:
     )  # fmt: skip
 
 
-def _register_norm() -> None:
-    """Teach the converter the norm over channels, which is one operation of Core ML's."""
+def _register_operations() -> None:
+    """Teach the converter the norm over channels, which is one operation of Core ML's, and which GELU is meant."""
     from coremltools.converters.mil import Builder, register_torch_op
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
 
     @register_torch_op(torch_alias=["samx::channel_norm"], override=True)  # type: ignore[untyped-decorator]
     def channel_norm(context: Any, node: Any) -> None:
         x, weight, bias, eps = _get_inputs(context, node, expected=4)
         epsilon = weight.val.dtype.type(eps.val)  # of the same type as the rest, or the converter refuses it
         context.add(Builder.layer_norm(x=x, axes=[1], gamma=weight, beta=bias, epsilon=epsilon, name=node.name))
+
+    @register_torch_op(override=True)  # type: ignore[untyped-decorator]
+    def gelu(context: Any, node: Any) -> None:
+        """Convert a GELU; coremltools' own overlooks `approximate`, which torch.export gives by name."""
+        (x,) = _get_inputs(context, node, expected=1)
+        (way,) = _get_kwinputs(context, node, "approximate", default=["none"])
+        context.add(Builder.gelu(x=x, mode=GELUS[getattr(way, "val", way)], name=node.name))
 
 
 def _examples(signature: Signature, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
@@ -185,7 +193,7 @@ def convert(
     """
     ct = open_coremltools(PURPOSE)
     examples, images = _examples(signature, sizes), images or {}
-    _register_norm()
+    _register_operations()
     return ct.convert(
         _traced(module, examples),
         inputs=[

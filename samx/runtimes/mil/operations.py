@@ -277,12 +277,15 @@ def _moving(compute: Callable[..., Tensor], *values: str) -> Operation:
     return Operation(compute, values, types=ANYTHING, moves=True)
 
 
+GELUS: Mapping[str, str] = {"EXACT": "none", "TANH_APPROXIMATION": "tanh"}  # as PyTorch calls them
 OPERATIONS: Mapping[str, Operation] = {
     **_unary(FLOATS, cos=torch.cos, sin=torch.sin, sigmoid=torch.sigmoid),
     "rsqrt": Operation(rsqrt, ("epsilon",)),
     **_unary(NUMBERS, abs=torch.abs),
     "relu": Operation(lambda x: F.relu(x), moves=True),
-    "gelu": Operation(lambda x, mode="EXACT": F.gelu(x), ("mode",), only={"mode": ("EXACT",)}),
+    "gelu": Operation(
+        lambda x, mode="EXACT": F.gelu(x, approximate=GELUS[mode]), ("mode",), only={"mode": tuple(GELUS)}
+    ),
     "clip": Operation(lambda x, alpha, beta: x.clamp(alpha, beta), ("alpha", "beta"), moves=True),
     **_binary(NUMBERS, add=torch.add, sub=torch.sub, mul=torch.mul, maximum=torch.maximum),
     **_binary(FLOATS, real_div=torch.div),  # of integers: nowhere is said how the quotient is rounded
