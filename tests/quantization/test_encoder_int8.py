@@ -153,7 +153,8 @@ class TestWrite:
         assert caught.value.exit_code == 3
         assert "--encoder-precision fp32" in str(caught.value)
         assert "\n" not in str(caught.value)
-        assert judged == list(tmp_path.iterdir()) == []
+        assert judged == []
+        assert list(tmp_path.iterdir()) == []
 
     def test_the_search_finds_the_group_that_is_quantised_wrongly(self, tmp_path: Path) -> None:
         to = tmp_path / "out"
