@@ -196,7 +196,7 @@ class _Export:
 
     def _quantisation(self, exported: Exported) -> QuantisationJob | None:
         """Return what INT8 is made from; None for another precision."""
-        if self.judged_as != int8.INT8 or self.calibration is None:
+        if self.judged_as != INT8 or self.calibration is None:
             return None
         request = self.request
         cache_file = request.out.with_name(request.out.name + int8.CACHE_SUFFIX)

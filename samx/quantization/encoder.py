@@ -158,7 +158,7 @@ class EncoderTrial(Trial):
     def __init__(self, path: Path, job: ExportJob, reference: Sized, calibrating: Pictures) -> None:
         """Collect the ranges of all pictures, and ask the reference about the first."""
         self.path, self.job, self.reference = path, job, reference
-        self.entry = EncoderEntry("", reference.picture_px, INT8, job.pictures)
+        self.entry = EncoderEntry("trial", reference.picture_px, INT8, job.pictures)
         self.feeds = [encoder_inputs([photo], job.spec, self.entry) for _, photo in calibrating]
         found = encoder_products(onnx.load(str(path), load_external_data=False))
         self.groups = tuple(dict.fromkeys(product.group for product in found))
