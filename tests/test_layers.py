@@ -78,6 +78,7 @@ HEAVY_MODULES = (
     "samx.models.encoders",
     "samx.models.fast",
     "samx.models.fixed",
+    "samx.models.high_quality",
     "samx.models.reference",
     "samx.models.stated",
     "samx.models.weight_files",
