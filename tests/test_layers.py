@@ -81,6 +81,7 @@ HEAVY_MODULES = (
     "samx.models.fast",
     "samx.models.fixed",
     "samx.models.lora",
+    "samx.models.high_quality",
     "samx.models.reference",
     "samx.models.stated",
     "samx.models.torch_files",

@@ -56,7 +56,7 @@ def meta_sam2(folder: Path) -> tuple[Path, Any]:
 
 def light(size_px: int) -> tuple[Any, Any]:
     """Build TinyViT as Light HQ-SAM has it, small; return it, and a layer that returns what goes to the decoder too."""
-    case = tiny_vit_case(TINY_VIT, sam1_spec(image_size=size_px), out=256)
+    case = tiny_vit_case({**TINY_VIT, "depths": (2, 2, 6, 2)}, sam1_spec(image_size=size_px), out=256)
     return case, case.reference.trunk.stages[2].downsample
 
 
