@@ -22,7 +22,7 @@ BASE_KEY = re.compile(r"\.base_layer(?=\.[^.]+$)")
 MERGE = "Merge them where they were trained (peft: merge_and_unload()) and save the whole model."
 # Fields of the configuration that change what is computed, with the value that does not, or may be absent.
 EXPECTED: Mapping[str, object] = {"peft_type": "LORA"}
-NEUTRAL = (None, False, [], {}, "")
+NEUTRAL: tuple[object, ...] = (None, False, [], {}, "")
 # Fields that do not, once the weights are trained: where they are, how they were begun, dropped, stored.
 IGNORED = frozenset((
     "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
@@ -117,7 +117,7 @@ def _scale(source: WeightSource, rank: int) -> float:
     if not (_is_number(alpha) and r == rank > 0 and type(is_root) is bool):
         found = f"r = {r!r}, lora_alpha = {alpha!r}, use_rslora = {is_root!r} in {CONFIGURATION}"
         raise _refusal(source, found, f"r = {rank}, a number, and true or false")
-    return float(alpha) / (math.sqrt(rank) if is_root else rank)
+    return float(alpha or 0) / (math.sqrt(rank) if is_root else rank)
 
 
 def _is_number(value: Any) -> bool:

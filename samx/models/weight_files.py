@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import zipfile
@@ -188,8 +189,11 @@ def _refuse_other_kinds(path: Path, start: bytes) -> None:
     for mark, kind, fix in OTHER_KINDS:
         if start.startswith(mark):
             raise _refusal(f"'{path}' is {kind}, not weights that samx reads", fix=fix)
-    words = start.decode("utf-8", "ignore")
-    if all(letter.isprintable() or letter.isspace() for letter in words) and len(words.encode()) > len(start) - 4:
+    try:
+        words = codecs.getincrementaldecoder("utf-8")().decode(start)  # the last letter may be cut
+    except UnicodeDecodeError:
+        return
+    if words and all(letter.isprintable() or letter.isspace() for letter in words):
         raise _refusal(f"'{path}' is text, not weights", f"'{' '.join(words.split())[:80]}'", GATED)
 
 

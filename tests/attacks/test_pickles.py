@@ -175,7 +175,7 @@ def test_instructions_do_nothing_or_are_refused(name: str, tmp_path: Path, monke
     before = dict(vars(KNOWN["torch._utils._rebuild_tensor_v2"]))
     _, events = watched(RAW[name])
     assert events == []
-    assert KNOWN["torch._utils._rebuild_tensor_v2"].__defaults__ == (None,)  # type: ignore[attr-defined]
+    assert KNOWN["torch._utils._rebuild_tensor_v2"].__defaults__ == (None,)
     assert vars(KNOWN["torch._utils._rebuild_tensor_v2"]) == before
     assert list(tmp_path.iterdir()) == []
 

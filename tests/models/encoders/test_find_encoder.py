@@ -242,3 +242,12 @@ def rewritten(folder: Path, **fields: Any) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["prompt_encoder_config"] |= fields
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize("mark", ["qweight", "SCB", "zero_point"])
+def test_a_quantised_encoder_is_refused_by_what_shows_it(tmp_path: Path, mark: str) -> None:
+    key = f"image_encoder.blocks.0.attn.qkv.{mark}"
+    path = saved(tmp_path, {**vit_state(), key: torch.ones(4)})
+    decoder = load_checkpoint(path)
+    with pytest.raises(CheckpointError, match=f"holds quantised weights: found key '{key}'"):
+        find_encoder(open_weights(path), decoder.spec)
