@@ -19,6 +19,7 @@ from samx.artifacts.strict_json import parse
 from samx.errors import ArtifactError, CheckpointError
 from samx.extras import require
 from samx.files import CONFIG_CAP_BYTES, INDEX_CAP_BYTES, open_regular, read_file
+from samx.models.keras_files import KERAS_FORMAT, open_keras
 
 HASH_CHUNK_BYTES = 1 << 20
 # {"state": {"model": {"module": {...}}}} is the deepest wrapping seen; also ends a mapping that holds itself.
@@ -33,8 +34,8 @@ DIRECTORY_FILES = (
 INDEX_SUFFIX = ".index.json"
 GIT_LFS_START = b"version https://git-lfs"
 HDF5_START = b"\x89HDF\r\n\x1a\n"
-KERAS_FIX = "Use the PyTorch checkpoint that it was converted from."
-WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors or a Hugging Face model directory"
+KERAS_FIX = "Use its weights file (model.weights.h5), or the PyTorch checkpoint that it was converted from."
+WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors, .weights.h5 or a Hugging Face model directory"
 DOWNLOAD_AGAIN = "Download it again and compare its size or hash with the publisher's."
 SAVE_WEIGHTS_ONLY = "Where it comes from, save the weights alone: safetensors.torch.save_file(model.state_dict(), ...)."
 
@@ -56,7 +57,7 @@ class WeightSource:
         """Return a short name: the file's, or the directory's where the file has everybody's name."""
         generic = self.path.is_dir() or self.path.name in DIRECTORY_FILES
         folder = self.path if self.path.is_dir() else self.path.parent
-        return folder.resolve().name if generic else self.path.stem
+        return folder.resolve().name if generic else self.path.stem.removesuffix(".weights")
 
     @property
     def bytes(self) -> int:
@@ -147,7 +148,7 @@ def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
     if start.startswith(GIT_LFS_START):
         raise _refusal(f"'{path}' is a Git LFS pointer, not the weights", fix="Fetch the file: git lfs pull.")
     if start.startswith(HDF5_START):
-        raise _refusal(f"'{path}' is an HDF5 file, as Keras saves weights", "HDF5", KERAS_FIX)
+        return open_keras(path), {"format": KERAS_FORMAT}
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header's brace.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _open_safetensors(path)
