@@ -78,6 +78,7 @@ HEAVY_MODULES = (
     "samx.models.encoders",
     "samx.models.fast",
     "samx.models.fixed",
+    "samx.models.keras_files",
     "samx.models.reference",
     "samx.models.stated",
     "samx.models.weight_files",
