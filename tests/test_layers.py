@@ -82,6 +82,7 @@ HEAVY_MODULES = (
     "samx.models.fixed",
     "samx.models.lora",
     "samx.models.high_quality",
+    "samx.models.keras_files",
     "samx.models.reference",
     "samx.models.stated",
     "samx.models.torch_files",

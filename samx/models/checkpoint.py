@@ -14,6 +14,7 @@ from torch import Tensor
 from samx.errors import CheckpointError
 from samx.models.families import find, known, recognise
 from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family
+from samx.models.keras_files import KERAS_FORMAT
 from samx.models.lora import weight_readers
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec, family_spec
@@ -281,6 +282,8 @@ def _other_weights(path: Path, problem: str, items: Iterable[str]) -> Checkpoint
 def _kind(source: WeightSource, keys: Iterable[str], family: Family) -> str:
     if source.metadata.get("format") == DEMO_FORMAT:
         return f"samx {family.title} demo model"
+    if source.metadata.get("format") == KERAS_FORMAT:
+        return f"Keras Hub {family.title} preset"
     if any(HUGGING_FACE_MARK.search(key) for key in keys):
         return f"Hugging Face {family.title} model"
     return f"{family.publisher} {family.title} checkpoint"

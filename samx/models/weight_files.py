@@ -19,6 +19,7 @@ from samx.errors import ArtifactError, CheckpointError
 from samx.extras import require
 from samx.files import CONFIG_CAP_BYTES, INDEX_CAP_BYTES, open_regular, read_file
 from samx.models.inert_pickle import PickleError
+from samx.models.keras_files import KERAS_FORMAT, open_keras
 from samx.models.torch_files import NotPlainError, open_torch
 
 HASH_CHUNK_BYTES = 1 << 20
@@ -44,8 +45,8 @@ OTHER_KINDS: tuple[tuple[bytes, str, str], ...] = (
 )
 GATED = "Download it again: a link that needs a login, or terms that are not accepted yet, answers with such a page."
 HDF5_START = b"\x89HDF\r\n\x1a\n"
-KERAS_FIX = "Use the PyTorch checkpoint that it was converted from."
-WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors or a Hugging Face model directory"
+KERAS_FIX = "Use its weights file (model.weights.h5), or the PyTorch checkpoint that it was converted from."
+WANTED = "a SAM or SAM 2 checkpoint: .pth, .pt, .safetensors, .weights.h5 or a Hugging Face model directory"
 DOWNLOAD_AGAIN = "Download it again and compare its size or hash with the publisher's."
 SAVE_WEIGHTS_ONLY = "Where it comes from, save the weights alone: safetensors.torch.save_file(model.state_dict(), ...)."
 
@@ -67,7 +68,7 @@ class WeightSource:
         """Return a short name: the file's, or the directory's where the file has everybody's name."""
         generic = self.path.is_dir() or self.path.name in DIRECTORY_FILES
         folder = self.path if self.path.is_dir() else self.path.parent
-        return folder.resolve().name if generic else self.path.stem
+        return folder.resolve().name if generic else self.path.stem.removesuffix(".weights")
 
     @property
     def bytes(self) -> int:
@@ -177,7 +178,7 @@ def _open_file(path: Path) -> tuple[dict[str, Reader], dict[str, str]]:
     if start.startswith(GIT_LFS_START):
         raise _refusal(f"'{path}' is a Git LFS pointer, not the weights", fix="Fetch the file: git lfs pull.")
     if start.startswith(HDF5_START):
-        raise _refusal(f"'{path}' is an HDF5 file, as Keras saves weights", "HDF5", KERAS_FIX)
+        return open_keras(path), {"format": KERAS_FORMAT}
     _refuse_other_kinds(path, start)
     # A safetensors file starts with the length of its JSON header, eight bytes, and then the header's brace.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
