@@ -85,6 +85,7 @@ class TokenChoice:
     iou: int  # the IoU token's place among the tokens read
     masks: range
     hq: int  # the place of HQ-SAM's token, where there is one
+    best_alone: bool  # of several masks the best one is returned
 
     def select(
         self, spec: DecoderSpec, weights: Tensor, iou: Tensor, planes: Callable[[Tensor], Tensor]
@@ -92,7 +93,7 @@ class TokenChoice:
         """Compute the kept masks. Shapes: (N, len(masks), C/8), (N, 4) -> (N, M, 4G, 4G), (N, M)."""
         if spec.settles_single:
             return stable_single(spec, weights, iou, planes)
-        if spec.masks == "multimask" and spec.rules.best_alone:
+        if self.best_alone:
             chosen = chosen_best(iou)
             return planes(chosen.unsqueeze(1) @ weights), (chosen * iou[:, 1:]).sum(1, keepdim=True)
         return planes(weights), iou[:, self.masks.start : self.masks.stop]
@@ -104,7 +105,10 @@ def token_choice(spec: DecoderSpec) -> TokenChoice:
     only_first = spec.masks == "single" and not spec.stability_fallback
     masks = range(0, 1) if only_first else range(int(spec.masks == "multimask"), spec.mask_tokens)
     hq = spec.output_tokens - 1
-    return TokenChoice(last=hq + 1 if spec.hq_token else iou + 1 + masks.stop, iou=iou, masks=masks, hq=hq)
+    return TokenChoice(
+        last=hq + 1 if spec.hq_token else iou + 1 + masks.stop, iou=iou, masks=masks, hq=hq,
+        best_alone=spec.masks == "multimask" and spec.rules.best_alone,
+    )  # fmt: skip
 
 
 def stable_single(
