@@ -291,3 +291,14 @@ def _check_enough(what: str, found: int, least: int) -> None:
             f"calibration set has too few {what}", found=found, expected=f"at least {least}",
             fix=f"A new one would exceed the ranges of so few with a probability of {1 / (found + 1):.0%}.",
         )  # fmt: skip
+
+
+def magnitude(value: NDArray[Any], name: str) -> float:
+    """Return the largest magnitude of a tensor that a calibration sample gave.
+
+    Raises: InputError where it is not finite.
+    """
+    found = float(np.abs(value).max())
+    if not np.isfinite(found):
+        raise InputError(f"a calibration sample makes '{name}' not finite", fix="Calibrate again.")
+    return found

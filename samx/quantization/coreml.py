@@ -21,6 +21,7 @@ from samx.formats.coreml.package import package_from_directory
 from samx.formats.coreml.program import Program, load_program, parse_model
 from samx.models.session import Session
 from samx.models.shape_range import ShapeRange
+from samx.quantization.calibration import magnitude
 from samx.quantization.coreml_rewrite import (
     PURPOSE,
     Convolution,
@@ -37,7 +38,6 @@ from samx.quantization.search import (
     QuantisationJob,
     Quantised,
     Ranges,
-    magnitude,
     masks,
     search,
 )

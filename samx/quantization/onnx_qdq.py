@@ -22,8 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from samx.errors import InputError
 from samx.extras import require
+from samx.quantization.calibration import magnitude
 from samx.quantization.groups import LEFT_ALONE, Product, products, weights_of
-from samx.quantization.search import Ranges, magnitude
+from samx.quantization.search import Ranges
 
 MOST = 127  # of a signed byte; -128 is left out, so that the range is symmetric
 HALF_OPSET, HALF_IR_VERSION = 19, 9  # the first opset in which scales may be float16

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import Count, Document, parse, plain, take
-from samx.errors import ArtifactError, InputError, ParityError, UsageError
+from samx.errors import ArtifactError, ParityError, UsageError
 from samx.files import REPORT_CAP_BYTES, read_file
 from samx.models.session import Feed, Session
 from samx.progress import Progress, silent
@@ -340,14 +339,3 @@ def check_groups(groups: Collection[str], known: Collection[str]) -> None:
     unknown = sorted(set(groups).difference(known))
     if unknown:
         raise UsageError("unknown group of products", found=", ".join(unknown), expected=" or ".join(known))
-
-
-def magnitude(value: NDArray[Any], name: str) -> float:
-    """Return the largest magnitude of a tensor that a calibration sample gave.
-
-    Raises: InputError where it is not finite.
-    """
-    found = float(np.abs(value).max())
-    if not np.isfinite(found):
-        raise InputError(f"a calibration sample makes '{name}' not finite", fix="Calibrate again.")
-    return found

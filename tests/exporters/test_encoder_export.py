@@ -33,7 +33,7 @@ def job(target: str = "onnx", precision: str = "fp32") -> ExportJob:
 def unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Name a checkpoint whose encoder is none that samx knows."""
     monkeypatch.setattr(module, "open_weights", lambda path: None)
-    monkeypatch.setattr(module, "find_encoder", lambda source, spec: Found(None, ("Its keys are odd.",)))
+    monkeypatch.setattr(module, "find_encoder", lambda *arguments: Found(None, ("Its keys are odd.",)))
     return tmp_path / "mine.pth"
 
 
