@@ -12,7 +12,7 @@ from upstream_encoders import State, meta_hiera, meta_vit
 
 WIDTH, FINE = 256, 32
 INTERM = 48  # of the small ViT
-LOGIT_GAIN = 8.0  # brings random weights' logits beyond 50
+LOGIT_GAIN = 10.0  # brings random weights' logits beyond 50
 
 
 class Hq(nn.Module):
@@ -128,14 +128,15 @@ def hq_sam(size_px: int, encoder: Any = None, early: nn.Module | None = None, in
 
 def loud(model: Any, decoder: Any) -> Any:
     """Give all but the encoder weights that show, and logits the size of trained ones."""
-    encoder = {name: value.clone() for name, value in model.image_encoder.state_dict().items()}
-    pixels = [value.clone() for name, value in model.named_buffers() if name.startswith("pixel_")]
+    pixels = [value for name, value in model.named_buffers() if name.startswith("pixel_")]
+    # Buffers that no state has, too: TinyViT's numbers of its distances.
+    kept = [
+        (tensor, tensor.clone())
+        for tensor in (*model.image_encoder.parameters(), *model.image_encoder.buffers(), *pixels)
+    ]
     randomize(model)
-    model.image_encoder.load_state_dict(encoder)
-    for buffer, value in zip(
-        (b for name, b in model.named_buffers() if name.startswith("pixel_")), pixels, strict=True
-    ):
-        buffer.copy_(value)
+    for tensor, value in kept:
+        tensor.copy_(value)
     louder(decoder)
     return model.requires_grad_(False)
 

@@ -13,6 +13,7 @@ import torch
 import torchvision_operators
 from checkpoint_files import randomize
 from hq_upstream import hq_sam, hq_sam2_decoder, louder
+from safetensors.torch import save_file
 from torch import nn
 from upstream_encoders import meta_vit
 from upstream_predictors import iou
@@ -73,8 +74,10 @@ def syscv_light_hq_sam(folder: Path) -> tuple[Path, Any]:
     sam = hq_sam(HQ_PX, First(case.reference), early, interm=TINY_VIT["embed_dims"][2])
     decoder = {name: value for name, value in sam.state_dict().items() if not name.startswith("image_encoder.")}
     encoder = {f"image_encoder.{name}": value for name, value in case.weights.items()}
-    torch.save({**decoder, **encoder}, folder / "sam_hq_vit_tiny.pth")
-    return folder / "sam_hq_vit_tiny.pth", import_module("segment_anything").SamPredictor(sam)
+    path, state = folder / "sam_hq_vit_tiny.safetensors", {**decoder, **encoder}
+    # TinyViT's weights have no size of pictures.
+    save_file({name: value.clone() for name, value in state.items()}, path, {"image_size": str(HQ_PX)})
+    return path, import_module("segment_anything").SamPredictor(sam)
 
 
 def syscv_hq_sam2(folder: Path) -> tuple[Path, Any]:
