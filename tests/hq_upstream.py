@@ -128,14 +128,8 @@ def hq_sam(size_px: int, encoder: Any = None, early: nn.Module | None = None, in
 
 def loud(model: Any, decoder: Any) -> Any:
     """Give all but the encoder weights that show, and logits the size of trained ones."""
-    encoder = {name: value.clone() for name, value in model.image_encoder.state_dict().items()}
-    pixels = [value.clone() for name, value in model.named_buffers() if name.startswith("pixel_")]
-    randomize(model)
-    model.image_encoder.load_state_dict(encoder)
-    for buffer, value in zip(
-        (b for name, b in model.named_buffers() if name.startswith("pixel_")), pixels, strict=True
-    ):
-        buffer.copy_(value)
+    for part in (model.prompt_encoder, decoder):
+        randomize(part)
     louder(decoder)
     return model.requires_grad_(False)
 
