@@ -128,15 +128,8 @@ def hq_sam(size_px: int, encoder: Any = None, early: nn.Module | None = None, in
 
 def loud(model: Any, decoder: Any) -> Any:
     """Give all but the encoder weights that show, and logits the size of trained ones."""
-    pixels = [value for name, value in model.named_buffers() if name.startswith("pixel_")]
-    # Buffers that no state has, too: TinyViT's numbers of its distances.
-    kept = [
-        (tensor, tensor.clone())
-        for tensor in (*model.image_encoder.parameters(), *model.image_encoder.buffers(), *pixels)
-    ]
-    randomize(model)
-    for tensor, value in kept:
-        tensor.copy_(value)
+    for part in (model.prompt_encoder, decoder):
+        randomize(part)
     louder(decoder)
     return model.requires_grad_(False)
 
