@@ -49,7 +49,7 @@ an engine or package that was built, `device` the target's own device.
 
 ## Released checkpoints that nobody has run
 
-samx is tested against each of these architectures with random weights in its publisher's layout. Of the released
+The tests have these architectures at random weights, beside upstream's code as far as it could be had. Of the released
 weights **nobody has run** these; send a `zoo.json` of yours.
 
 {missing}

@@ -38,7 +38,7 @@ def zoo(
 ) -> ZooTable:  # fmt: skip
     """Fill a table, export by export; what it has is not done again.
 
-    targets, precisions: none: all that there are. again: do all of it anew.
+    targets, precisions: none: all that there are. again: do what was asked anew; other rows stay.
     Raises: UsageError for a folder without checkpoints, and for unknown names; ArtifactError for another table.
     """
     require_export("zoo")
@@ -48,7 +48,7 @@ def zoo(
             f"no checkpoint in '{folder}'", expected=f"files that end in {', '.join(SUFFIXES)}",
             fix="Name the folder that holds them.",
         )  # fmt: skip
-    keeper = _Keeper(out, again)
+    keeper = _Keeper(out)
     for number, file in enumerate(files):
         name = str(file.relative_to(folder))
         progress(f"Reading {name}", number, len(files))
@@ -58,7 +58,7 @@ def zoo(
             continue
         for target, precision in wanted:
             row = replace(read, target=target, precision=precision)
-            if not keeper.table.has(row.key, samx.__version__):
+            if again or not keeper.table.has(row.key, samx.__version__):
                 progress(f"{name} for {target}, {precision}", number, len(files))
                 keeper.run(row, partial(_export, file, row, out / WORK))
     return keeper.table
@@ -121,14 +121,14 @@ def _export(file: Path, row: Row, out: Path) -> ExportResult:
 class _Keeper:
     """Keep the table on disk, up to date with every export."""
 
-    def __init__(self, out: Path, again: bool) -> None:
+    def __init__(self, out: Path) -> None:
         self.out = out
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
             raise WriteError(f"cannot make the folder '{out}'", found=cause.strerror) from cause
         path = out / TABLE
-        found = None if again or not path.exists() else ZooTable.from_bytes(
+        found = None if not path.exists() else ZooTable.from_bytes(
             read_file(path, TABLE_CAP_BYTES, f"table '{path}'", ArtifactError), str(path)
         )  # fmt: skip
         self.table = found or ZooTable()
