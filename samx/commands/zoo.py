@@ -24,7 +24,7 @@ from samx.progress import Progress, silent
 from samx.registry import BACKENDS, backend
 from samx.validators.report import environment
 
-TABLE, PAGE, WORK = "zoo.json", "zoo.md", "work"
+TABLE, PAGE, WORK = "zoo.json", "zoo.md", ".work"
 TABLE_CAP_BYTES = 1 << 26
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".h5")
 HUGGING_FACE = "config.json"  # what a folder with weights has that is one model
@@ -128,6 +128,11 @@ class _Keeper:
         except OSError as cause:
             raise WriteError(f"cannot make the folder '{out}'", found=cause.strerror) from cause
         path = out / TABLE
+        if not path.exists() and any(out.iterdir()):
+            raise WriteError(
+                f"'{out}' holds other files", expected=f"a new folder, or one with {TABLE}",
+                fix="Name another: --output.",
+            )  # fmt: skip
         found = None if not path.exists() else ZooTable.from_bytes(
             read_file(path, TABLE_CAP_BYTES, f"table '{path}'", ArtifactError), str(path)
         )  # fmt: skip

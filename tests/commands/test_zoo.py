@@ -17,7 +17,7 @@ from samx.artifacts.strict_json import parse
 from samx.commands import zoo as command
 from samx.commands.zoo import BROKE_OFF, checkpoints, require_passed, zoo
 from samx.commands.zoo_table import Row, ZooTable
-from samx.errors import ArtifactError, CheckpointError, ParityError, UnavailableError, UsageError
+from samx.errors import ArtifactError, CheckpointError, ParityError, UnavailableError, UsageError, WriteError
 from samx.registry import BACKENDS
 
 Calls = list[tuple[str, str, str]]
@@ -160,7 +160,7 @@ def test_an_interrupted_export_leaves_no_row_and_the_next_run_does_it(
     exporting(monkeypatch, stopped)
     with pytest.raises(KeyboardInterrupt):
         zoo(weights, tmp_path / "zoo", ["onnx"], ["fp32"])
-    assert not (tmp_path / "zoo" / "work").exists()
+    assert not (tmp_path / "zoo" / ".work").exists()
     exporting(monkeypatch, lambda request: None)
     assert zoo(weights, tmp_path / "zoo", ["onnx"], ["fp32"]).count()["passed"] == 2
 
@@ -200,3 +200,13 @@ def test_folders_without_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no checkpoint in"):
         zoo(tmp_path / "empty", tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
+
+
+def test_a_folder_of_other_files_is_left_alone(weights: Path, tmp_path: Path, exports: Calls) -> None:
+    (tmp_path / "mine" / ".work").mkdir(parents=True)
+    (tmp_path / "mine" / "zoo.md").write_text("mine")
+    with pytest.raises(WriteError, match=r"holds other files: expected a new folder, or one with zoo\.json"):
+        zoo(weights, tmp_path / "mine")
+    assert (tmp_path / "mine" / ".work").is_dir()
+    assert (tmp_path / "mine" / "zoo.md").read_text() == "mine"
+    assert exports == []
