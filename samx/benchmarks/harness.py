@@ -138,8 +138,7 @@ class Harness:
         self._do(f"the first picture of {subject.name}")
         way = photo.way_of(subject, self.device, self.threads)
         try:
-            truth = next(iter(self._ways.values()), way)
-            if subject.artifact is None and (reason := photo.difference(way, truth)):
+            if subject.artifact is None and (reason := self._disagreement(way)):
                 return reason
             self._parts[subject.name] = photo.parts(way)
         except Exception as cause:
@@ -148,6 +147,10 @@ class Harness:
             return reason_of(cause)
         self._ways[subject.name] = way
         return None
+
+    def _disagreement(self, way: photo.Way) -> str | None:
+        truth = next(iter(self._ways.values()), None)
+        return photo.NO_TRUTH if truth is None else photo.difference(way, truth)
 
     def steady(self, scenario: Scenario, subjects: Sequence[Subject]) -> None:
         """Measure calls in turns, then what belongs beside them."""

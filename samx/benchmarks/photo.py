@@ -29,6 +29,7 @@ TILE_PX = 64  # of the noise that the picture is made of: an encoder takes as lo
 Bind = Callable[[str, Session, Scenario, Workload], Candidate]
 NO_ENCODER = "the artifact has no image encoder that takes a picture's levels"
 NOT_BESIDE = "this contender is a decoder; its image encoder is not measured"
+NO_TRUTH = "no artifact here has an image encoder to compare its features with"
 PEER_MARGIN = 2  # of the bound of an encoder's precision: others may be off to the other side
 
 

@@ -105,3 +105,17 @@ def test_people_are_told_what_a_figure_contains(clock: FakeClock) -> None:
     ):
         object.__setattr__(report, "results", results)
         assert report.figures == words
+
+
+def test_a_contender_with_nothing_to_compare_it_with_is_not_timed(clock: FakeClock) -> None:
+    session = TimedSession(clock, "peer", 20)
+    shapes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in SPEC.image_inputs}
+    peer = Subject(
+        session,
+        toy_subject("peer"),
+        encoder=lambda: lambda taken: {name: np.ones(shapes[name], np.float32) for name in shapes},
+    )
+    run = replace(harness([session]), subjects=[peer])
+    run.run([BY_NAME["photo"]])
+    assert run.results == []
+    assert [one.reason for one in run.not_measured if one.scenario == "photo"] == [photo.NO_TRUTH]
