@@ -101,10 +101,10 @@ def test_what_was_done_is_not_done_again(weights: Path, exports: Calls, tmp_path
     second = zoo(weights, tmp_path / "zoo", ["onnx"], ["fp32"])
     assert len(exports) == count
     assert {row.key for row in first.rows} <= {row.key for row in second.rows}
-    zoo(weights, tmp_path / "zoo", ["openvino"], ["fp32"])
+    zoo(weights, tmp_path / "zoo", ["aoti"], ["fp32"])
     table = zoo(weights, tmp_path / "zoo", ["onnx"], ["fp32"], again=True)
     assert len(exports) == 3 * count
-    assert {row.target for row in table.rows} == {"onnx", "openvino", None}
+    assert {row.target for row in table.rows} == {"onnx", "aoti", None}
 
 
 FAILURES: dict[str, tuple[Exception, str]] = {
