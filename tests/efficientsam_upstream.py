@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from checkpoint_files import randomize
@@ -158,7 +159,7 @@ class Vit(nn.Module):
         self.heads = heads
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, 16, 16)})
         self.pos_embed = nn.Parameter(torch.randn(1, 1 + 14 * 14, width))
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             nn.ModuleDict(
                 {
                     "norm1": nn.LayerNorm(width, 1e-6), "norm2": nn.LayerNorm(width, 1e-6),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from upstream_encoders import relative_error
 from samx.errors import CheckpointError, PromptError, UsageError
 from samx.models.checkpoint import LoadedDecoder, build_reference, load_checkpoint
 from samx.models.encoders.load import find_encoder
-from samx.models.fast.decoder import FastDecoder, Form
+from samx.models.fast.decoder import FastDecoder
 from samx.models.fixed.decoder import NeuralEngineDecoder
 from samx.models.load import load
+from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec, MaskChoice
 from samx.models.weight_files import open_weights
 from samx.processing.frames import Frame
@@ -34,6 +35,14 @@ KINDS = {
     "six points": ([[9.0 * i + 1, 7.0 * i] for i in range(6)], [1, 0, 1, 0, 1, 1], None),
 }
 KEPT: dict[MaskChoice, slice] = {"multimask": slice(1, 4), "single": slice(0, 1), "all": slice(0, 4)}
+
+FORMS: dict[str, Callable[[ReferenceDecoder, dict[str, Tensor]], Iterable[Tensor]]] = {
+    "low_rank": lambda reference, given: FastDecoder(reference, "low_rank")(**given).values(),
+    "absorbed": lambda reference, given: FastDecoder(reference, "absorbed")(**given).values(),
+    "absorbed, nothing kept": lambda reference, given: FastDecoder(reference, cached=False)(**given).values(),
+    "direct": lambda reference, given: FastDecoder(reference, "direct")(**given).values(),
+    "fixed": lambda reference, given: NeuralEngineDecoder(reference)(*given.values()),
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +100,12 @@ def test_the_reference_agrees(upstream: EfficientSam, loaded: LoadedDecoder, kin
     assert_agree(decoder(image(spec), **asked(spec, kind)), expected(upstream, spec, kind))
 
 
-@pytest.mark.parametrize("form", ["low_rank", "absorbed", "direct", "fixed"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_form_agrees(upstream: EfficientSam, loaded: LoadedDecoder, kind: str, form: Form) -> None:
+def test_every_form_agrees(upstream: EfficientSam, loaded: LoadedDecoder, kind: str, form: str) -> None:
     spec, reference = loaded.spec, build_reference(loaded)
     given = {"image_embeddings": image(spec), **asked(spec, kind)}
-    if form == "fixed":  # type: ignore[comparison-overlap]
-        found = NeuralEngineDecoder(reference)(*given.values())
-    else:
-        found = FastDecoder(reference, form)(**given).values()
+    found = FORMS[form](reference, given)
     names = (tensor.name for tensor in spec.outputs)
     assert_agree(dict(zip(names, found, strict=True)), expected(upstream, spec, kind))
 

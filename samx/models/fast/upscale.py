@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.high_quality import HighQualityMaskDecoder
-from samx.models.reference import LayerNorm2d, MaskDecoder
+from samx.models.reference import MLP, LayerNorm2d, MaskDecoder
 from samx.models.spec import DecoderSpec
 
 SUBROWS = (0, 1)
@@ -240,7 +241,7 @@ class HyperNetworks(nn.Module):
     def __init__(self, source: MaskDecoder, tokens: range) -> None:
         super().__init__()
         mlps = [source.output_hypernetworks_mlps[i] for i in tokens]
-        self.activation = mlps[0].activation
+        self.activation = cast(MLP, mlps[0]).activation
         for layer in range(3):
             weights = [m.layers[layer].weight.detach().t() for m in mlps]  # type: ignore[union-attr,index]
             biases = [m.layers[layer].bias.detach() for m in mlps]  # type: ignore[union-attr,index]
