@@ -24,6 +24,7 @@ from samx.models.spec import DecoderSpec, MaskChoice
 from samx.models.weight_files import open_weights
 from samx.processing.frames import Frame
 from samx.processing.prompts import Prompt, PromptBatch
+from samx.quantization.calibration import calibration_spec
 
 SIZE_PX, PICTURE_PX = 128, (90, 150)  # (H, W)
 LOUD = 50  # logits of the largest, at least
@@ -222,6 +223,10 @@ class TestRefused:
             load(path, mask_input=True, image_size=SIZE_PX)
         with pytest.raises(UsageError, match="EfficientSAM takes no mask prompts"):
             replace(loaded.spec, mask_input=True)
+
+    def test_eight_bits(self, loaded: LoadedDecoder) -> None:
+        with pytest.raises(UsageError, match="the decoder of EfficientSAM is not calibrated"):
+            calibration_spec(loaded.spec)
 
     @pytest.mark.parametrize(("points", "box"), [(7, None), (5, (1.0, 2.0, 30.0, 40.0))])
     def test_more_points_than_it_sees(

@@ -71,10 +71,17 @@ class MapNorm(ChannelNorm):
     Averaged over positions first, and then over the few averages, so that no sum leaves float16.
     """
 
+    least: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        super().__init__(weight, bias, eps)
+        # A tensor, because a bare number would lift everything after it to float32.
+        self.register_buffer("least", torch.full((1, 1, 1, 1), eps))
+
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, S) -> (N, C, H, S)."""
         centred = x - _map_mean(x)
-        scale = (_map_mean(centred * centred) + self.eps).rsqrt()
+        scale = (_map_mean(centred * centred) + self.least).rsqrt()
         return centred * scale * self.weight.reshape(1, -1, 1, 1) + self.bias.reshape(1, -1, 1, 1)
 
 
