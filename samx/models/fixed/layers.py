@@ -76,7 +76,7 @@ class MapNorm(ChannelNorm):
     def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
         super().__init__(weight, bias, eps)
         # A tensor, because a bare number would lift everything after it to float32.
-        self.register_buffer("least", torch.full((1, 1, 1, 1), eps))
+        self.register_buffer("least", torch.full((1, 1, 1, 1), eps, dtype=weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, C, H, S) -> (N, C, H, S)."""
