@@ -1,4 +1,4 @@
-"""EfficientSAM-Ti and EfficientSAM-S: every prompt has six tokens, none of them a mask.
+"""SAM whose prompts have six tokens each, none of them a mask: EfficientSAM.
 
 Its three masks come as SAM's do; the example of its publisher sorts them by predicted IoU.
 Source: EfficientSAM: EfficientSam (preprocess, predict_masks), build_efficient_sam; its notebook that segments
