@@ -73,8 +73,7 @@ def _pictures(manifest: Manifest) -> Iterator[str]:
         f"Masks come as logits of {spec.mask_size} x {spec.mask_size} px over the frame; "
         f"above {spec.mask_threshold:g} is the object."
     )
-    padded = "a box too" if spec.rules.pads_boxes else "a prompt with a box does not"
-    yield f"A prompt of points ends with a point labelled -1, padding; {padded}."
+    yield f"A prompt is padded with {spec.rules.padding_words()}."
     encoders = [name for name, file in manifest.files.items() if file.role == "encoder"]
     if encoders:
         yield f"The image encoder lies in it: {encoders[0]}."

@@ -252,6 +252,8 @@ def check_export(spec: DecoderSpec, multimask: bool, has_mask: bool) -> None:
 
     Raises: UsageError with the option that exports it.
     """
+    if has_mask and not spec.rules.takes_masks:
+        raise UsageError(f"{spec.rules.title} takes no mask prompts", fix="Leave mask_input out.")
     if has_mask and not spec.mask_input:
         raise UsageError("this artifact takes no mask_input", fix=f"Export it again: {EXPORT} --mask-input.")
     has, other = CHOICES.get(spec.masks, (multimask, ""))

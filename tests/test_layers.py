@@ -77,6 +77,7 @@ HEAVY_MODULES = (
     "samx.runtimes.mil.operations",
     "samx.exporters.encoder",
     "samx.models.checkpoint",
+    "samx.models.efficientsam",
     "samx.models.encoders",
     "samx.models.fast",
     "samx.models.fixed",

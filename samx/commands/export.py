@@ -19,7 +19,7 @@ from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require_export
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
-from samx.models.spec import FrameRule, MaskChoice, PixelRule, check_choice
+from samx.models.spec import DecoderSpec, FrameRule, MaskChoice, PixelRule, check_choice
 from samx.processing.embeddings import read_embedding
 from samx.progress import Progress, silent
 from samx.quantization import int8
@@ -143,7 +143,21 @@ def _job(
     )
     spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
     options.check(precision, spec)
+    _check_room(options, spec)
     return ExportJob(loaded, spec, options, precision, entry.target)
+
+
+def _check_room(options: ExportOptions, spec: DecoderSpec) -> None:
+    """Refuse an export that no prompt of the family fits into.
+
+    Raises: UsageError.
+    """
+    rules = spec.rules
+    if options.points is not None and options.points.max < rules.prompt_tokens:
+        raise UsageError(
+            f"every prompt of {rules.title} has {rules.prompt_tokens} points, padding counted",
+            found=f"--points {options.points}", expected=f"up to {rules.prompt_tokens} or more",
+        )  # fmt: skip
 
 
 def _checkpoint(request: ExportRequest) -> Path:

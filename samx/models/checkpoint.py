@@ -38,10 +38,10 @@ SIZE_KEYS: Mapping[str, tuple[str, int]] = {
     "mask_tokens": ("mask_decoder.mask_tokens.weight", 0),
     "mlp_width": ("mask_decoder.transformer.layers.0.mlp.lin1.weight", 0),
     "cross_attention_width": ("mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight", 0),
-    "mask_prompt_channels": ("prompt_encoder.mask_downscaling.3.weight", 0),
 }
 # Of some families.
 MORE_SIZE_KEYS: Mapping[str, tuple[str, int]] = {"interm_width": ("mask_decoder.compress_vit_feat.0.weight", 0)}
+MASK_KEYS: Mapping[str, tuple[str, int]] = {"mask_prompt_channels": ("prompt_encoder.mask_downscaling.3.weight", 0)}
 # Spec field -> stem of the numbered layers that it counts.
 DEPTH_STEMS: Mapping[str, str] = {
     "depth": "mask_decoder.transformer.layers",
@@ -207,7 +207,7 @@ def _spec(
         **family.spec,
         "high_res_features": any(HIGH_RES_PART in name for name in names),
         "object_score": OBJECT_TOKEN in weights,
-        **_sizes(path, weights),
+        **_sizes(path, weights, {**SIZE_KEYS, **MASK_KEYS} if family.takes_masks else SIZE_KEYS),
         **stated,
     }
     lacking = [name for name in family.left_out if name not in names]
@@ -219,15 +219,15 @@ def _spec(
     return spec
 
 
-def _sizes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
-    missing = [key for key, axis in SIZE_KEYS.values() if key not in weights or weights[key].ndim <= axis]
+def _sizes(path: Path, weights: Mapping[str, Tensor], needed: Mapping[str, tuple[str, int]]) -> dict[str, int]:
+    missing = [key for key, axis in needed.values() if key not in weights or weights[key].ndim <= axis]
     if missing:
         raise CheckpointError(
             f"the decoder in '{path}' is incomplete", found="no usable " + some(dict.fromkeys(missing)),
             expected="every weight of a SAM decoder",
             fix="Use the complete checkpoint; merge a peft adapter into its model first (merge_and_unload()).",
         )  # fmt: skip
-    keys = {**SIZE_KEYS, **{field: place for field, place in MORE_SIZE_KEYS.items() if place[0] in weights}}
+    keys = {**needed, **{field: place for field, place in MORE_SIZE_KEYS.items() if place[0] in weights}}
     sizes = {field: weights[key].shape[axis] for field, (key, axis) in keys.items()}
     # A head that is one linear layer has no numbered layers.
     sizes |= {field: max(1, _count_layers(weights, stem)) for field, stem in DEPTH_STEMS.items()}

@@ -7,6 +7,7 @@ P points per prompt, S sparse tokens (= P), T tokens, G grid cells per side, C =
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -24,6 +25,7 @@ for _function in (torch.sin, torch.cos, torch.exp, torch.erf, torch.sqrt, torch.
     for _dtype in (torch.float32, torch.float64):
         _function(torch.zeros(1, dtype=_dtype))
 
+Activation = Callable[[Tensor], Tensor]
 POINT_LABELS = ("background", "foreground", "box_top_left", "box_bottom_right")
 
 
@@ -43,7 +45,9 @@ class LayerNorm2d(nn.Module):
 
 
 class MLP(nn.Module):
-    """Stack linear layers with ReLU between them."""
+    """Stack linear layers with an activation between them."""
+
+    activation: Activation = staticmethod(F.relu)
 
     def __init__(self, width_in: int, hidden: int, width_out: int, depth: int, sigmoid: bool = False) -> None:
         super().__init__()
@@ -53,13 +57,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         x = self.layers[-1](x)
         return torch.sigmoid(x) if self.sigmoid else x
 
 
 class MLPBlock(nn.Module):
-    """Two linear layers with ReLU between: the transformer's feed-forward part."""
+    """Two linear layers with an activation between: the transformer's feed-forward part."""
+
+    activation: Activation = staticmethod(F.relu)
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -67,7 +73,7 @@ class MLPBlock(nn.Module):
         self.lin2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lin2(F.relu(self.lin1(x)))
+        return self.lin2(self.activation(self.lin1(x)))
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -117,18 +123,26 @@ class PromptEncoder(nn.Module):
         """List the embeddings of POINT_LABELS. Shapes: 4 x (1, C)."""
         return [embedding.get_parameter("weight") for embedding in self.point_embeddings]
 
+    def padding_token(self) -> Tensor:
+        """Return what stands for a padding token, wherever it lies. Shapes: -> (1, C)."""
+        return self.not_a_point_embed.weight
+
+    def no_mask(self) -> Tensor:
+        """Return what every image token has in the place of a previous mask. Shapes: -> (1, C)."""
+        return self.no_mask_embed.weight
+
     def points(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Embed points and box corners. Shapes: (N, P, 2) px, (N, P) -> (N, P, C)."""
         position = self.pe_layer((coords + self.offset) / self.image_size)
         is_padding = (labels == LABELS["padding"])[..., None]
-        tokens = torch.where(is_padding, self.not_a_point_embed.weight, position)
+        tokens = torch.where(is_padding, self.padding_token(), position)
         for name, embedding in zip(POINT_LABELS, self.point_weights(), strict=True):
             tokens = tokens + (labels == LABELS[name])[..., None] * embedding
         return tokens
 
     def dense(self, prompts: int, mask: Tensor | None, has_mask: Tensor | None) -> Tensor:
         """Embed the previous mask, or its absence. Shapes: (N, 1, 4G, 4G), (N,) -> (N, C, G, G)."""
-        absent = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(prompts, -1, self.grid, self.grid)
+        absent = self.no_mask().reshape(1, -1, 1, 1).expand(prompts, -1, self.grid, self.grid)
         if mask is None:
             return absent
         present: Tensor = self.mask_downscaling(mask)
@@ -163,6 +177,8 @@ class Attention(nn.Module):
 class TwoWayAttentionBlock(nn.Module):
     """Let tokens attend to themselves and to the image, and the image to the tokens."""
 
+    mlp_class: type[MLPBlock] = MLPBlock
+
     def __init__(self, spec: DecoderSpec, first: bool) -> None:
         super().__init__()
         width, cross = spec.width, spec.cross_attention_width
@@ -171,19 +187,24 @@ class TwoWayAttentionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, spec.norm_eps)
         self.cross_attn_token_to_image = Attention(width, cross, spec.heads)
         self.norm2 = nn.LayerNorm(width, spec.norm_eps)
-        self.mlp = MLPBlock(width, spec.mlp_width)
+        self.mlp = self.mlp_class(width, spec.mlp_width)
         self.norm3 = nn.LayerNorm(width, spec.norm_eps)
         self.norm4 = nn.LayerNorm(width, spec.norm_eps)
         self.cross_attn_image_to_token = Attention(width, cross, spec.heads)
 
+    @staticmethod
+    def among_tokens(
+        first: bool, attend: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, token_pe: Tensor
+    ) -> Tensor:
+        """Let tokens attend to themselves, whatever attends: it is given them with the positional term, and without.
+
+        The first layer replaces them: no positional term, no residual.
+        """
+        return attend(tokens, tokens) if first else tokens + attend(tokens + token_pe, tokens)
+
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
         """Run one layer. Shapes: (N, T, C), (N, GG, C), (N, T, C), (GG, C) -> tokens, image."""
-        if self.first:  # the first layer replaces the queries: no positional term, no residual
-            tokens = self.self_attn(tokens, tokens, tokens)
-        else:
-            q = tokens + token_pe
-            tokens = tokens + self.self_attn(q, q, tokens)
-        tokens = self.norm1(tokens)
+        tokens = self.norm1(self.among_tokens(self.first, lambda q, v: self.self_attn(q, q, v), tokens, token_pe))
         tokens = tokens + self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image)
         tokens = self.norm2(tokens)
         tokens = self.norm3(tokens + self.mlp(tokens))
@@ -194,9 +215,11 @@ class TwoWayAttentionBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """Run the two-way layers and a last token-to-image attention."""
 
+    layer_class: type[TwoWayAttentionBlock] = TwoWayAttentionBlock
+
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TwoWayAttentionBlock(spec, first=i == 0) for i in range(spec.depth))
+        self.layers = nn.ModuleList(self.layer_class(spec, first=i == 0) for i in range(spec.depth))
         self.final_attn_token_to_image = Attention(spec.width, spec.cross_attention_width, spec.heads)
         self.norm_final_attn = nn.LayerNorm(spec.width, spec.final_norm_eps)
 
@@ -212,11 +235,15 @@ class TwoWayTransformer(nn.Module):
 class MaskDecoder(nn.Module):
     """Predict mask logits, their IoU and, for SAM 2, whether the object is there at all."""
 
+    transformer_class: type[TwoWayTransformer] = TwoWayTransformer
+    mlp_class: type[MLP] = MLP
+    norm_class: Callable[[int], nn.Module] = LayerNorm2d  # of the first upscaling
+
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         width, count = spec.width, spec.mask_tokens
         self.spec = spec
-        self.transformer = TwoWayTransformer(spec)
+        self.transformer = self.transformer_class(spec)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(count, width)
         if spec.object_score:
@@ -224,13 +251,14 @@ class MaskDecoder(nn.Module):
             self.pred_obj_score_head = _object_score_head(width, spec.object_score_head_depth)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(width, width // 4, 2, stride=2),
-            LayerNorm2d(width // 4),
+            self.norm_class(width // 4),
             nn.GELU(),
             nn.ConvTranspose2d(width // 4, width // 8, 2, stride=2),
             nn.GELU(),
         )
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(width, width, width // 8, 3) for _ in range(count))
-        self.iou_prediction_head = MLP(width, spec.iou_head_width, count, spec.iou_head_depth, sigmoid=spec.iou_sigmoid)
+        mlp = self.mlp_class
+        self.output_hypernetworks_mlps = nn.ModuleList(mlp(width, width, width // 8, 3) for _ in range(count))
+        self.iou_prediction_head = mlp(width, spec.iou_head_width, count, spec.iou_head_depth, sigmoid=spec.iou_sigmoid)
 
     def learned_tokens(self) -> Tensor:
         """Stack [object score,] IoU and mask tokens. Shapes: -> (5 or 6, C)."""
@@ -302,12 +330,13 @@ def select_masks(spec: DecoderSpec, masks: Tensor, iou: Tensor) -> tuple[Tensor,
 class ReferenceDecoder(nn.Module):
     """Decode prompts on an image embedding into masks: the truth that every export is compared with."""
 
+    prompt_encoder_class: type[PromptEncoder] = PromptEncoder
     decoder_class: type[MaskDecoder] = MaskDecoder
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.prompt_encoder = PromptEncoder(spec)
+        self.prompt_encoder = self.prompt_encoder_class(spec)
         self.mask_decoder = self.decoder_class(spec)
 
     def attended(

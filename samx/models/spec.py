@@ -118,6 +118,13 @@ class DecoderSpec(Document):
     masks: MaskChoice = "multimask"
     mask_input: bool = False
 
+    def __post_init__(self) -> None:
+        if self.mask_input and not self.rules.takes_masks:
+            raise UsageError(
+                f"{self.rules.title} takes no mask prompts", found="mask input", expected="points and boxes",
+                fix="Leave --mask-input out.",
+            )  # fmt: skip
+
     @classmethod
     def from_json(cls, value: Any, where: str) -> DecoderSpec:
         """Read plain data; where 0.1.0 wrote it, the fields that it did not have say what it did.

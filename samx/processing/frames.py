@@ -26,6 +26,8 @@ class Frame:
     valid_height_px: int
     keeps_aspect: bool
     resizes_floats: bool = False  # pixels are resized as numbers, or rounded to 8 bits
+    antialiases: bool = True  # pixels that get smaller are resized with a wider filter
+    cubic_masks: bool = False  # logits are resized with a bicubic filter
 
     @classmethod
     def of(cls, spec: DecoderSpec, width_px: int, height_px: int, size_px: int | None = None) -> Frame:
@@ -42,7 +44,11 @@ class Frame:
         if min(valid) < 1:
             fix = "Crop it along its long side."
             raise ImageError(f"picture is too thin to be resized to {size} px", found=found, fix=fix)
-        return cls(width_px, height_px, size, valid[0], valid[1], keeps_aspect, spec.rules.resizes_floats)
+        rules = spec.rules
+        return cls(
+            width_px, height_px, size, valid[0], valid[1], keeps_aspect, rules.resizes_floats, rules.antialiases,
+            rules.cubic_masks,
+        )  # fmt: skip
 
     @property
     def scale(self) -> tuple[float, float]:

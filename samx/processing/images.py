@@ -159,7 +159,7 @@ def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray
 
 
 def to_frame(image: RgbArray, frame: Frame) -> FloatArray:
-    """Put a picture into its frame: resized with antialiasing, zeros beyond its valid part, values 0 to 1.
+    """Put a picture into its frame: resized as the family does, zeros beyond its valid part, values 0 to 1.
 
     Shapes: (H, W, 3) -> (1, 3, size_px, size_px). Normalising colours is the image encoder's work.
     Raises: ImageError for a picture of another size.
@@ -185,7 +185,7 @@ def _resized(image: RgbArray, frame: Frame) -> FloatArray:
     if image.shape != (frame.height_px, frame.width_px, 3):
         expected = (frame.height_px, frame.width_px, 3)
         raise ImageError("picture does not have its frame's size", found=image.shape, expected=expected)
-    return resized(image, frame.valid_width_px, frame.valid_height_px, frame.resizes_floats)
+    return resized(image, frame.valid_width_px, frame.valid_height_px, frame.resizes_floats, frame.antialiases)
 
 
 def check_pixels(encoder: Path | None, kind: str | None) -> None:

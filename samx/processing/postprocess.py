@@ -63,12 +63,38 @@ def bilinear_taps(length_in: int, length_out: int) -> Taps:
     return Taps(np.stack([left, right]), np.stack([1 - share, share]))
 
 
+def bicubic_taps(length_in: int, length_out: int) -> Taps:
+    """Interpolate with cubic polynomials between pixel centres, without antialiasing, the border repeated.
+
+    Source: torch's interpolate(mode="bicubic", align_corners=False), its numbers float32 as above.
+    """
+    ratio = np.float32(length_in) / np.float32(length_out)
+    position = (ratio * (np.arange(length_out, dtype=np.float64) + 0.5) - 0.5).astype(np.float32)
+    left = np.floor(position)
+    share = position - left
+    index = np.clip(left.astype(np.intp) + np.arange(-1, 3)[:, None], 0, length_in - 1)
+    near, far = (_cubic(np.stack([share, 1 - share]) + np.float32(beyond), beyond) for beyond in (0, 1))
+    return Taps(index, np.stack([far[0], near[0], near[1], far[1]]))
+
+
+def _cubic(distance: FloatArray, beyond: int) -> FloatArray:
+    """Weigh pixels at a distance of 0 to 1, or beyond that."""
+    sharpness = np.float32(-0.75)  # torch's
+    if beyond:
+        return ((distance - 5) * distance + 8) * (sharpness * distance) - 4 * sharpness
+    return ((sharpness + 2) * distance - (sharpness + 3)) * distance * distance + 1
+
+
 @lru_cache(maxsize=16)
-def _frame_taps(length_in: int, frame_px: int, valid_px: int, picture_px: int, through_frame: bool) -> Taps:
+def _frame_taps(
+    length_in: int, frame_px: int, valid_px: int, picture_px: int, through_frame: bool, cubic: bool
+) -> Taps:
     """Go from mask pixels to picture pixels along one axis.
 
     SAM 1 resizes to the frame, cuts off the padding and resizes again; SAM 2 resizes once.
     """
+    if cubic:
+        return bicubic_taps(length_in, picture_px)
     if not through_frame:
         return bilinear_taps(length_in, picture_px)
     to_picture = bilinear_taps(valid_px, picture_px)  # reads the valid part only, which is the cut
@@ -89,9 +115,9 @@ def _blend(image: FloatArray, taps: Taps) -> FloatArray:
 def _picture_rows(low_res: FloatArray, frame: Frame) -> Iterator[tuple[slice, FloatArray]]:
     """Resize one mask to picture size, a block of rows at a time."""
     height, width = low_res.shape
-    through = frame.keeps_aspect
-    x = _frame_taps(width, frame.size_px, frame.valid_width_px, frame.width_px, through)
-    y = _frame_taps(height, frame.size_px, frame.valid_height_px, frame.height_px, through)
+    how = frame.keeps_aspect, frame.cubic_masks
+    x = _frame_taps(width, frame.size_px, frame.valid_width_px, frame.width_px, *how)
+    y = _frame_taps(height, frame.size_px, frame.valid_height_px, frame.height_px, *how)
     wide = np.ascontiguousarray(_blend(np.ascontiguousarray(low_res.T, np.float32), x).T)
     for start in range(0, frame.height_px, BLOCK_ROWS):
         rows = slice(start, min(start + BLOCK_ROWS, frame.height_px))

@@ -143,7 +143,8 @@ class PromptBatch:
         """Fill the mask inputs that the spec has, with zeros where a prompt brings no mask."""
         given = {row: mask for row, mask in enumerate(self.masks) if mask is not None}
         if given and not spec.mask_input:
-            raise PromptError("this decoder takes no mask prompt", fix="Export it with mask input, or drop the mask.")
+            other = "Export it with mask input, or drop" if spec.rules.takes_masks else "Drop"
+            raise PromptError("this decoder takes no mask prompt", fix=f"{other} the mask.")
         if not spec.mask_input:
             return {}
         shape = (spec.mask_size, spec.mask_size)

@@ -1,4 +1,5 @@
-"""Resize pictures as image encoders were trained with: a bilinear filter, widened where the picture gets smaller.
+"""Resize pictures as image encoders were trained with: a bilinear filter, for most widened where the picture gets
+smaller.
 
 The weights are those of Pillow and of PyTorch's antialias. A picture is reduced along one side after the other, a block
 of lines at a time: each block is a product with a small matrix, since a line depends on few others.
@@ -18,17 +19,20 @@ ONE = 1 << 22
 Pixels = NDArray[Any]
 
 
-def resized(image: NDArray[np.uint8], width_px: int, height_px: int, floats: bool) -> NDArray[np.float32]:
-    """Resize a picture with antialiasing; values stay 0 to 255.
+def resized(
+    image: NDArray[np.uint8], width_px: int, height_px: int, floats: bool, antialiases: bool = True
+) -> NDArray[np.float32]:
+    """Resize a picture; values stay 0 to 255.
 
     floats: keep them as numbers, as PyTorch does; else round to 8 bits after each side, the width first, as Pillow does
     (bit by bit; since its release 13 it begins with the height of some, which moves values by 1).
+    antialiases: widen the filter where the picture gets smaller; without, a pixel is made of its nearest, and a number.
     Shapes: (H, W, 3) -> (height_px, width_px, 3).
     """
     height, width, channels = image.shape
     if floats:  # the height first: its lines lie together
-        columns = _product(image.reshape(height, -1), height_px, np.dtype(np.float32))
-        planes = _product(columns.reshape(width, -1), width_px, np.dtype(np.float32))
+        columns = _product(image.reshape(height, -1), height_px, np.dtype(np.float32), antialiases=antialiases)
+        planes = _product(columns.reshape(width, -1), width_px, np.dtype(np.float32), antialiases=antialiases)
         return planes.reshape(channels, height_px, width_px).transpose(1, 2, 0)
     rows = _whole_product(image.transpose(1, 0, 2).reshape(width, -1), width_px)
     turned = _whole_product(rows.reshape(height, -1), height_px)
@@ -40,9 +44,11 @@ def _whole_product(lines: Pixels, count: int) -> Pixels:
     return np.floor(_product(lines, count, np.dtype(np.float64), ONE) / ONE + 0.5).astype(np.uint8)
 
 
-def _product(lines: Pixels, count: int, dtype: np.dtype[Any], one: int | None = None) -> Pixels:
+def _product(
+    lines: Pixels, count: int, dtype: np.dtype[Any], one: int | None = None, antialiases: bool = True
+) -> Pixels:
     """Return `count` weighted sums of lines, turned: what the other side needs. Shapes: (L, N) -> (N, count)."""
-    first, weights = _weights(len(lines), count)
+    first, weights = _weights(len(lines), count, antialiases)
     weights = weights if one is None else np.floor(weights * one + 0.5)
     result = np.empty((lines.shape[1], count), dtype)
     for start in range(0, count, BLOCK):
@@ -55,10 +61,10 @@ def _product(lines: Pixels, count: int, dtype: np.dtype[Any], one: int | None = 
     return result
 
 
-def _weights(length: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _weights(length: int, count: int, antialiases: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the first pixel that each new one is made of, and the weights from there on. Shapes: (N), (N, K)."""
     scale = length / count
-    reach = max(scale, 1.0)
+    reach = max(scale, 1.0) if antialiases else 1.0
     centres = (np.arange(count) + 0.5) * scale
     first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
     end = np.minimum((centres + reach + 0.5).astype(np.int64), length)

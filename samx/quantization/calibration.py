@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samx.artifacts.commit import write_file
 from samx.artifacts.strict_json import Count, shaped
-from samx.errors import ArtifactError, ImageError, InputError
+from samx.errors import ArtifactError, ImageError, InputError, UsageError
 from samx.files import read_file
 from samx.models.session import Feed
 from samx.models.spec import LABELS, DecoderSpec
@@ -90,7 +90,15 @@ def fitted(prompts: Feed, spec: DecoderSpec) -> Feed:
 
 
 def calibration_spec(spec: DecoderSpec) -> DecoderSpec:
-    """Describe the decoder that answers calibration prompts: all masks, mask input; a set of it serves every export."""
+    """Describe the decoder that answers calibration prompts: all masks, mask input; a set of it serves every export.
+
+    Raises: UsageError for a family that takes no mask prompts.
+    """
+    if not spec.rules.takes_masks:
+        raise UsageError(
+            f"the decoder of {spec.rules.title} is not calibrated", found="a decoder without mask prompts",
+            expected="float32 or float16", fix="Leave --int8 out.",
+        )  # fmt: skip
     return replace(spec, masks="all", mask_input=True)
 
 

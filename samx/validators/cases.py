@@ -74,9 +74,11 @@ def parity_cases(
     `bare`, every prompt has its padding: some decoders add it themselves.
     """
     frames = frames or default_frames(spec, 2)
-    makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {}), **_counts(most_points, drawn)}
-    if most_points is not None:
-        makers["many_points"] = partial(_points, count=min(most_points - 1, MANY_POINTS), prompts=2)
+    filled = spec.rules.prompt_tokens  # every prompt has so many tokens: it needs no padding beside its points
+    most = (filled or most_points) if most_points is None or filled <= most_points else most_points
+    makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {}), **_counts(most, drawn, filled)}
+    if most is not None:
+        makers["many_points"] = partial(_points, count=min(most - (not filled), MANY_POINTS), prompts=2)
     cases = []
     for i, (name, make) in enumerate(makers.items()):
         image = i % len(frames)  # alternating, so that a stale image shows
@@ -89,10 +91,11 @@ def parity_cases(
     return [case for case in fit if bare or case.name != BARE_POINT]
 
 
-def _counts(most_points: int | None, drawn: int | None) -> dict[str, Maker]:
+def _counts(most_points: int | None, drawn: int | None, filled: int) -> dict[str, Maker]:
     """Return a case for each number of points: the small ones, the largest one that there is, and some drawn."""
-    most = MOST_DRAWN if most_points is None else most_points - 1
+    most = MOST_DRAWN if most_points is None else most_points - (not filled)
     counts = {*POINT_COUNTS} if most_points is None else {*POINT_COUNTS, max(most, 1)}
+    counts = {n for n in counts if n <= filled} if filled else counts
     others = [n for n in range(POINT_COUNTS[-1] + 1, most) if n not in counts]
     if drawn is not None:
         rng = np.random.default_rng([drawn, len(others)])

@@ -46,9 +46,9 @@ def frame_of(spec: DecoderSpec, picture_px: int, photo: RgbArray) -> Frame:
 
 
 def framed(photo: RgbArray, frame: Frame) -> RgbArray:
-    """Resize with antialiased bilinear weights, zeros beside. Shapes: (H, W, 3) -> (size_px, size_px, 3)."""
-    rows = _weights(frame.height_px, frame.valid_height_px)
-    columns = _weights(frame.width_px, frame.valid_width_px)
+    """Resize with bilinear weights, antialiased or not, zeros beside. Shapes: (H, W, 3) -> (size_px, size_px, 3)."""
+    rows = _weights(frame.height_px, frame.valid_height_px, frame.antialiases)
+    columns = _weights(frame.width_px, frame.valid_width_px, frame.antialiases)
     sums = np.tensordot(np.tensordot(rows, photo.astype(np.float64), 1), columns, (1, 1)).transpose(0, 2, 1)
     picture = np.zeros((frame.size_px, frame.size_px, 3), np.uint8)
     resized = np.minimum((sums + ONE * ONE // 2) // (ONE * ONE), 255)
@@ -56,11 +56,15 @@ def framed(photo: RgbArray, frame: Frame) -> RgbArray:
     return picture
 
 
-def _weights(size: int, resized: int) -> NDArray[np.float64]:
-    """Return each resized pixel's shares of the pixels, a triangle as wide as what it covers. Shapes: -> (out, in)."""
+def _weights(size: int, resized: int, antialiases: bool) -> NDArray[np.float64]:
+    """Return each resized pixel's shares of the pixels, a triangle as wide as what it covers, or as a pixel.
+
+    Shapes: -> (out, in).
+    """
     scale = size / resized
+    reach = max(scale, 1.0) if antialiases else 1.0
     centres = (np.arange(resized) + 0.5) * scale
-    triangle = np.maximum(1 - abs(np.arange(size) + 0.5 - centres[:, None]) / max(scale, 1.0), 0)
+    triangle = np.maximum(1 - abs(np.arange(size) + 0.5 - centres[:, None]) / reach, 0)
     return np.rint(triangle / triangle.sum(axis=1, keepdims=True) * ONE)
 
 

@@ -243,7 +243,6 @@ def test_unexpected_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "name"),
     [
-        ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
         ("detector_model.text_projection.weight", "SAM 3's detector without its tracker"),
         ("vision_backbone.convs.0.conv_1x1.weight", "SAM 3's detector without its tracker"),
         ("mask_decoder.transformer.layers.0.self_attn.q_proj.lora_A.weight", "LoRA"),

@@ -64,6 +64,9 @@ def toy_checkpoint(tmp_path: Path) -> Path:
         ("sam2", 0, True, [0, 1, -1]),
         ("sam2", 0, False, []),
         ("sam3", 1, True, [1, 2, 0, -1]),
+        ("efficientsam", 2, True, [0, 1, 2, 3, -1, -1]),
+        ("efficientsam", 0, False, [-1] * 6),
+        ("efficientsam", 6, False, [0, 1, 2, 3, 4, 5]),
     ],
 )
 def test_a_prompt_is_ordered_and_padded_as_the_predictor_does(
@@ -72,7 +75,7 @@ def test_a_prompt_is_ordered_and_padded_as_the_predictor_does(
     assert families.find(name).rows(points, has_box) == rows
 
 
-@pytest.mark.parametrize("name", families.known())
+@pytest.mark.parametrize("name", [name for name in families.known() if name != "efficientsam"])
 def test_the_automatic_modes_constants_are_upstreams(name: str) -> None:
     package, generator = {
         "sam1": ("segment_anything", "SamAutomaticMaskGenerator"), "sam2": ("sam2", "SAM2AutomaticMaskGenerator"),
@@ -88,6 +91,13 @@ def test_the_automatic_modes_constants_are_upstreams(name: str) -> None:
         "stability_score_offset": rules.automatic_offset, "box_nms_thresh": rules.automatic_box_iou,
         "points_per_side": rules.automatic_points_per_side,
     }.items() <= found.items()  # fmt: skip
+
+
+def test_the_thresholds_of_efficientsams_notebook() -> None:
+    """Its publisher has no generator, but a notebook that segments everything."""
+    rules = families.find("efficientsam")
+    assert (rules.automatic_iou, rules.automatic_stability, rules.automatic_offset) == (0.7, 0.9, 1.0)
+    assert (rules.automatic_box_iou, rules.automatic_points_per_side) == (0.7, 32)
 
 
 def upstream_defaults(package: str, generator: str) -> dict[str, object]:
@@ -110,7 +120,8 @@ def upstream_defaults(package: str, generator: str) -> dict[str, object]:
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UsageError, match="unknown model family: found 'sam9', expected sam1 or sam2 or sam3 or sam_hq or sam_hq2"
+        UsageError,
+        match="unknown model family: found 'sam9', expected efficientsam or sam1 or sam2 or sam3 or sam_hq or sam_hq2",
     ):
         family_spec("sam9")
 
@@ -134,7 +145,7 @@ def test_families_are_found_in_a_zip_file(tmp_path: Path) -> None:
     code = "from samx.models import families; print(families.__file__, *families.known())"
     where, *names = run(code, tmp_path, PYTHONPATH=str(archive)).split()
     assert where.startswith(str(archive))
-    assert names == ["sam1", "sam2", "sam3", "sam_hq", "sam_hq2", "toy"]
+    assert names == ["efficientsam", "sam1", "sam2", "sam3", "sam_hq", "sam_hq2", "toy"]
 
 
 def family_files() -> list[Path]:
@@ -165,11 +176,12 @@ class TestToyFamily:
     def test_a_relative_that_has_a_file_is_no_longer_refused(
         self, toy: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = tmp_path / "efficient.safetensors"
-        save_file({**meta_sam1(), "mask_decoder.final_output_upscaling_layers.0.0.weight": torch.zeros(1, 32)}, path)
-        with pytest.raises(CheckpointError, match="holds EfficientSAM, which samx does not support"):
+        path = tmp_path / "adapted.safetensors"
+        save_file({**meta_sam1(), "mask_decoder.layers.0.adapter.weight": torch.zeros(1, 32)}, path)
+        title = "a decoder with unmerged adapter weights"
+        with pytest.raises(CheckpointError, match=f"holds {title}, which samx does not support"):
             load_checkpoint(path)
-        monkeypatch.setattr(checkpoint, "known", lambda: {"toy": replace(toy, title="EfficientSAM")})
+        monkeypatch.setattr(checkpoint, "known", lambda: {"toy": replace(toy, title=title)})
         with pytest.raises(CheckpointError, match="has weights that SAM's does not have"):  # read, but as SAM 1
             load_checkpoint(path)
 

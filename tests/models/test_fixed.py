@@ -28,6 +28,8 @@ SPECS = {
     "sam_hq2": family_spec("sam_hq2", image_size=SMALL),
     "sam_hq2_single_mask": family_spec("sam_hq2", image_size=SMALL, masks="single", mask_input=True),
     "sam_hq2_all": family_spec("sam_hq2", image_size=SMALL, masks="all"),
+    "efficientsam": family_spec("efficientsam", image_size=SMALL),
+    "efficientsam_all": family_spec("efficientsam", image_size=SMALL, masks="all"),
     "sam_hq_all": family_spec("sam_hq", image_size=SMALL, interm_width=24, masks="all"),
 }
 LABELS = {"click": [1, -1], "box": [2, 3], "clicks": [1, 0, 1, -1], "none": [-1]}

@@ -43,7 +43,9 @@ def swift_source(
     spec: DecoderSpec, contract: str, precision: str, functions: Mapping[str, int], features: Sequence[TensorSpec]
 ) -> str:
     """Write the example for one export; `functions` gives each function's rows as the app counts them."""
-    padding = APPLE_PADDING if contract == "apple" else PADDING[spec.rules.pads_boxes]
+    rules = spec.rules
+    padding = f"fills every prompt up to {rules.prompt_tokens}" if rules.prompt_tokens else PADDING[rules.pads_boxes]
+    padding = APPLE_PADDING if contract == "apple" else padding
     words: dict[str, object] = {
         "about": f"{spec.family}, {precision}, contract {contract}; up to {max(functions.values())} rows a prompt.",
         "size": spec.image_size, "padding": padding, "scalar": SCALARS[precision],

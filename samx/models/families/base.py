@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from samx.errors import PromptError
 from samx.models.families.configuration import SAM, Sections
 
 Renames = tuple[tuple[str, str], ...]
@@ -94,14 +95,19 @@ class Family:
         "the image encoder's output", "its features of stride 4", "its features of stride 8",
     )  # fmt: skip
     resizes_floats: bool = False  # a picture is resized as numbers, or rounded to 8 bits
+    antialiases: bool = True  # what gets smaller is resized with a wider filter
 
     # Prompts: pixels of the frame, to whose centres an offset is added inside the decoder
     point_offset_px: float = 0.5
     box_first: bool = False  # box corners before the points, or after them
     pads_boxes: bool = False  # a padding token after a box too, or only after points without a box
     predicts_batches: bool = False  # predict() takes several prompts at once
+    prompt_tokens: int = 0  # that every prompt is filled up to, and none has more; 0: any number
+    takes_masks: bool = True  # a previous mask is a prompt too
 
     # Masks
+    map_norm: bool = False  # the first upscaling is normalised over its whole map, or pixel by pixel
+    cubic_masks: bool = False  # logits are resized to a picture with a bicubic filter, or a bilinear one
     best_alone: bool = False  # multimask output is the mask of the highest predicted IoU, not all of them
     mask_limit: float = float("inf")  # where the predictor cuts low-resolution logits off before it hands them back
     float_masks: bool = False  # predict() returns masks as float32, not as bool
@@ -116,11 +122,30 @@ class Family:
         """Return the order of a prompt's tokens as the predictor has it.
 
         They are numbered points first, box corners next; -1 is the padding token. A mask alone has none.
+        Raises: PromptError for more than the decoder takes.
         """
         clicks, corners = list(range(points)), [points, points + 1] if has_box else []
         ordered = corners + clicks if self.box_first else clicks + corners
+        if self.prompt_tokens:
+            return self._filled(ordered)
         is_padded = self.pads_boxes if has_box else points > 0
         return [*ordered, -1] if is_padded else ordered
+
+    def padding_words(self) -> str:
+        """Say which padding tokens a prompt has."""
+        if self.prompt_tokens:
+            return f"points (0, 0) with label -1 after the points and the box, up to {self.prompt_tokens} tokens"
+        other = " or the box" if self.pads_boxes else "; none beside a box"
+        return f"one point (0, 0) with label -1 after the points{other}"
+
+    def _filled(self, ordered: list[int]) -> list[int]:
+        spare = self.prompt_tokens - len(ordered)
+        if spare < 0:
+            raise PromptError(
+                f"{self.title} takes no prompt of so many points", found=f"{len(ordered)}, a box counted as two",
+                expected=f"at most {self.prompt_tokens}", fix="Leave some out.",
+            )  # fmt: skip
+        return [*ordered, *[-1] * spare]
 
     def reference_class(self) -> Any:
         """Import the class of the reference decoder."""
@@ -187,7 +212,6 @@ RELATIVES: tuple[Relative, ...] = (
         "SAM 3's detector without its tracker", r"(?:^|\.)(?:detector_model|vision_backbone|detector\.backbone)\.",
         "Use the whole checkpoint, which has the tracker too", family="sam3",
     ),
-    Relative("EfficientSAM", r"mask_decoder\.final_output_upscaling_layers\."),
     Relative("weights of peft beside the originals", r"\.(?:modules_to_save|original_module)\.", MERGE),
     Relative(
         "a decoder with unmerged adapter weights", r"(?i)(?:mask_decoder|prompt_encoder)\..*(?:lora_|adapter)",

@@ -13,7 +13,7 @@ from samx.errors import UsageError
 from samx.models.fast.image_tokens import ImageTokenTransformer
 from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.prompts import MaskEmbedding, PointEmbedding, TokenChoice, token_choice
-from samx.models.fast.upscale import HQ_FEATURES, Grow, HqFeatures, HqMask, HyperNetworks, MaskHead
+from samx.models.fast.upscale import HQ_FEATURES, Grow, HqFeatures, HqMask, HyperNetworks, MaskHead, scale_free
 from samx.models.high_quality import HighQualityMaskDecoder
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec
@@ -67,7 +67,7 @@ class FastDecoder(nn.Module):
         hq = source if isinstance(source, HighQualityMaskDecoder) else None
         self.hq_features = HqFeatures(hq) if hq is not None and spec.interm_width else None
         self.hq_mask = None if hq is None else HqMask(hq)
-        self.head = MaskHead(source, scale_free=form == "low_rank" and not spec.high_res_features)
+        self.head = MaskHead(source, scale_free=form == "low_rank" and scale_free(spec))
         self.requires_grad_(False)
         self.eval()
 

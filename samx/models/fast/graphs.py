@@ -152,8 +152,7 @@ def client_notes(spec: DecoderSpec, role: str) -> Mapping[str, Any]:
             "point_offset_px": f"{rules.point_offset_px} is added inside the graph",
             "box": "two points with labels 2 and 3, "
             + ("before the points" if rules.box_first else "after the points"),
-            "padding": "one point (0, 0) with label -1 after the points"
-            + (" or the box" if rules.pads_boxes else "; none beside a box"),
+            "padding": rules.padding_words(),
         },
         "thresholds": {
             "mask": spec.mask_threshold,

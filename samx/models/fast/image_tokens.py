@@ -69,7 +69,7 @@ class TokenPart(nn.Module):
 
     def __init__(self, source: TwoWayAttentionBlock, fused: bool) -> None:
         super().__init__()
-        self.first = source.first
+        self.first, self.among_tokens = source.first, source.among_tokens
         self.self_attention = SelfAttention(source.self_attn, fused)
         self.mlp = source.mlp
         self.norm1, self.norm2, self.norm3 = source.norm1, source.norm2, source.norm3
@@ -78,10 +78,7 @@ class TokenPart(nn.Module):
         self, tokens: Tensor, token_pe: Tensor, empty: Tensor | None, to_image: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Shapes: (N, T, C) x 2 [, (N, T)] -> (N, T, C)."""
-        if self.first:
-            tokens = self.self_attention(tokens, tokens, empty)
-        else:
-            tokens = tokens + self.self_attention(tokens + token_pe, tokens, empty)
+        tokens = self.among_tokens(self.first, lambda q, v: self.self_attention(q, v, empty), tokens, token_pe)
         tokens = self.norm1(tokens)
         tokens = self.norm2(tokens + to_image(tokens + token_pe))
         return self.norm3(tokens + self.mlp(tokens))
@@ -103,7 +100,7 @@ class ImageTokenTransformer(nn.Module):
         super().__init__()
         spec, source = reference.spec, reference.mask_decoder
         self.read, self.cached = read, cached
-        self.register_buffer("no_mask", reference.prompt_encoder.no_mask_embed.weight.detach().clone())
+        self.register_buffer("no_mask", reference.prompt_encoder.no_mask().detach().clone())
         position = reference.prompt_encoder.pe_layer.grid(spec.grid).detach()
         self.register_buffer("position", position.flatten(0, 1).unsqueeze(0).unsqueeze(0))  # (1, 1, L, C)
         layers = [self._layer(spec, block, form, fused) for block in source.transformer.layers]

@@ -52,7 +52,7 @@ from samx.models.fast.factors import (
     with_ones,
 )
 from samx.models.fast.image_tokens import TokenPart
-from samx.models.fast.upscale import EXTRA, SUBROWS, Grow, GrowRows, centred_outputs, epsilon_bias
+from samx.models.fast.upscale import EXTRA, SUBROWS, Grow, GrowRows, centred_outputs, epsilon_bias, scale_free
 from samx.models.reference import Attention, LayerNorm2d, MaskDecoder, ReferenceDecoder, TwoWayAttentionBlock
 
 
@@ -68,7 +68,7 @@ class LowRankTransformer(nn.Module):
         super().__init__()
         source = reference.mask_decoder
         zero, one = (cast(TwoWayAttentionBlock, block) for block in source.transformer.layers)
-        no_mask = reference.prompt_encoder.no_mask_embed.weight.detach()  # (1, C)
+        no_mask = reference.prompt_encoder.no_mask().detach()  # (1, C)
         position = reference.prompt_encoder.pe_layer.grid(reference.spec.grid).detach().flatten(0, 1)  # (L, C)
         after = AfterOne(zero, one, no_mask, constants=1 if independent else source.spec.heads)
         self.read, self.independent = read, independent
@@ -256,14 +256,14 @@ class FinalAttention(nn.Module):
 
 
 class GrowFactors(nn.Module):
-    """Grow an image's factors to pixels; where nothing is added to them before their norm, without the scale."""
+    """Grow an image's factors to pixels; where nothing is added to them before a pixel's norm, without the scale."""
 
     def __init__(self, after: AfterOne, source: MaskDecoder, *, turned: bool) -> None:
         """Take the decoder, and whether to copy the factors to image tokens outermost before they are multiplied."""
         super().__init__()
         self.turned = turned
         grow = GrowRows(cast(nn.ConvTranspose2d, source.output_upscaling[0]), biased=True)
-        self.scaled = source.spec.high_res_features
+        self.scaled = not scale_free(source.spec)
         self.channels = grow.channels if self.scaled else grow.channels + EXTRA
         weights, bias = [grow.get_buffer(f"weight{dy}").t() for dy in SUBROWS], grow.bias  # (dx * out, C), (dx * out,)
         if not self.scaled:

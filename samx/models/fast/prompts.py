@@ -44,7 +44,7 @@ class PointEmbedding(nn.Module):
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
         self.position = PointPosition(source)
-        rows = [source.not_a_point_embed.weight, *source.point_weights()]
+        rows = [source.padding_token(), *source.point_weights()]
         codes = [LABELS["padding"], *(LABELS[name] for name in POINT_LABELS)]
         self.register_buffer("table", torch.cat(rows).detach().clone())  # (5, C)
         self.register_buffer("codes", torch.tensor(codes, dtype=self.table.dtype))
@@ -69,7 +69,7 @@ class MaskEmbedding(nn.Module):
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
         self.downscaling = source.mask_downscaling
-        self.register_buffer("absent", source.no_mask_embed.weight.detach().clone())  # (1, C)
+        self.register_buffer("absent", source.no_mask().detach().clone())  # (1, C)
 
     def forward(self, mask: Tensor, has_mask: Tensor) -> Tensor:
         """Shapes: (N, 1, 4G, 4G), (N,) -> (N, 1, L, C)."""

@@ -20,13 +20,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samx.models.high_quality import HighQualityMaskDecoder
-from samx.models.reference import LayerNorm2d, MaskDecoder
+from samx.models.reference import MLP, LayerNorm2d, MaskDecoder
+from samx.models.spec import DecoderSpec
 
 SUBROWS = (0, 1)
 EXTRA = 2  # channels in place of a scale
@@ -94,6 +96,39 @@ class MaskProduct(nn.Module):
         return weights @ pixels.transpose(1, 2)
 
 
+def scale_free(spec: DecoderSpec) -> bool:
+    """Tell whether a factor per pixel may be left to the norm: nothing is added before it, and it is a pixel's own."""
+    return not (spec.high_res_features or spec.rules.map_norm)
+
+
+def over_channels(norm: LayerNorm2d) -> nn.LayerNorm:
+    """Return the norm of pixels whose channels come last, with the same weights."""
+    last = nn.LayerNorm(norm.weight.shape, norm.eps)
+    last.weight, last.bias = norm.weight, norm.bias
+    return last
+
+
+class MapNorm(nn.Module):
+    """Normalise over all channels and pixels of a map together, whose sub-rows lie apart: GroupNorm of one group.
+
+    The statistics of so many numbers are taken in float32 at least.
+    """
+
+    def __init__(self, source: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = source.weight, source.bias, source.eps
+
+    def forward(self, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: k x (N, K, c) -> the same."""
+        dtype = torch.promote_types(rows[0].dtype, torch.float32)
+        wide = [part.to(dtype) for part in rows]
+        mean = torch.stack([part.mean((1, 2)) for part in wide]).mean(0).unsqueeze(1).unsqueeze(2)  # (N, 1, 1)
+        centred = [part - mean for part in wide]
+        variance = torch.stack([(part * part).mean((1, 2)) for part in centred]).mean(0)
+        scale = (variance + self.eps).rsqrt().unsqueeze(1).unsqueeze(2)
+        return tuple((part * scale).to(rows[0].dtype) * self.weight + self.bias for part in centred)
+
+
 class MaskHead(nn.Module):
     """Turn once-grown image tokens and mask weights into logits."""
 
@@ -103,23 +138,24 @@ class MaskHead(nn.Module):
         """Take the decoder; `scale_free` for pixels without their factor, with two channels more."""
         super().__init__()
         _, norm, _, grow, _ = source.output_upscaling
-        assert isinstance(norm, LayerNorm2d)
+        assert isinstance(norm, LayerNorm2d | nn.GroupNorm)
         assert isinstance(grow, nn.ConvTranspose2d)
         self.grid, self.image_tokens = source.spec.grid, source.spec.grid**2
-        self.norm = nn.LayerNorm(norm.weight.shape, norm.eps)
-        self.norm.weight, self.norm.bias = norm.weight, norm.bias
+        self.norm: nn.LayerNorm | MapNorm = MapNorm(norm) if isinstance(norm, nn.GroupNorm) else over_channels(norm)
         # A skip brings the bias along, and so does a constant channel.
         biased = not (scale_free or source.spec.high_res_features)
         self.grow, self.product = GrowRows(grow, biased=biased), MaskProduct()
         self.register_buffer("bias", self.grow.bias[: self.grow.channels].clone())  # in the skips' type
-        if scale_free:
+        if scale_free and isinstance(self.norm, nn.LayerNorm):
             self.norm = widened_norm(self.norm)
             self.grow.append_bias(with_bias_row)
 
-    def first_rows(self, grown: Tensor, skip: Tensor | None) -> Tensor:
-        """Normalise. Shapes: (N, 2*L, C/4 [+ 2]) [, (1, 2*L, C/4)] -> (N * 2*L, C/4 [+ 2])."""
-        x = grown if skip is None else grown + skip
-        return gelu(self.norm(x)).flatten(0, 1)
+    def first_rows(self, grow: Grow, state: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """Grow and normalise, each sub-row as soon as it can be. Shapes: -> 2 x (N * 2*L, C/4 [+ 2])."""
+        skips = (state.get(name) for name in COARSE)
+        grown = (grow(dy) if skip is None else grow(dy) + skip for dy, skip in zip(SUBROWS, skips, strict=True))
+        normed = self.norm(*grown) if isinstance(self.norm, MapNorm) else map(self.norm, grown)
+        return (gelu(rows).flatten(0, 1) for rows in normed)
 
     def second_rows(self, half: Tensor, dy: int, skip: Tensor | None) -> Tensor:
         """Grow again. Shapes: (N * 2*L, C/4 [+ 2]) [, (1, 4*L, C/8)] -> (N, 4*L, C/8)."""
@@ -141,8 +177,7 @@ class MaskHead(nn.Module):
 
     def pixels(self, grow: Grow, state: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield the sub-rows, by dy1 then dy2. Shapes: the image's state, perhaps with skips() -> 4 x (N, 4*L, C/8)."""
-        for dy1 in SUBROWS:
-            half = self.first_rows(grow(dy1), state.get(COARSE[dy1]))
+        for dy1, half in enumerate(self.first_rows(grow, state)):
             for dy2 in SUBROWS:
                 yield self.second_rows(half, dy2, state.get(FINE[2 * dy1 + dy2]))
 
@@ -182,8 +217,7 @@ class HqMask(nn.Module):
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
         self.grid, self.mlp, self.first, self.product = source.spec.grid, source.hf_mlp, first, MaskProduct()
-        self.norm = nn.LayerNorm(norm.weight.shape, norm.eps)
-        self.norm.weight, self.norm.bias = norm.weight, norm.bias
+        self.norm = over_channels(norm)
         self.register_buffer("taps", last.weight.detach().permute(0, 2, 3, 1).flatten(1).contiguous())  # (C/8, 9*C/4)
         self.register_buffer("bias", last.bias.detach().unsqueeze(1).clone())  # (C/8, 1)
         self.register_buffer("places", torch.eye(TAPS).reshape(1, TAPS, 3, 3).to(last.weight))
@@ -207,6 +241,7 @@ class HyperNetworks(nn.Module):
     def __init__(self, source: MaskDecoder, tokens: range) -> None:
         super().__init__()
         mlps = [source.output_hypernetworks_mlps[i] for i in tokens]
+        self.activation = cast(MLP, mlps[0]).activation
         for layer in range(3):
             weights = [m.layers[layer].weight.detach().t() for m in mlps]  # type: ignore[union-attr,index]
             biases = [m.layers[layer].bias.detach() for m in mlps]  # type: ignore[union-attr,index]
@@ -218,7 +253,7 @@ class HyperNetworks(nn.Module):
         x = tokens.transpose(0, 1)  # (M, N, C)
         for layer in range(3):
             x = x @ self.get_buffer(f"weight{layer}") + self.get_buffer(f"bias{layer}")
-            x = F.relu(x) if layer < 2 else x
+            x = self.activation(x) if layer < 2 else x
         return x.transpose(0, 1)
 
 

@@ -57,10 +57,10 @@ class TwoWayLayer(nn.Module):
 
     def __init__(self, source: TwoWayAttentionBlock) -> None:
         super().__init__()
-        self.first = source.first
+        self.first, self.among_tokens = source.first, source.among_tokens
         self.self_attention = FromTokens(source.self_attn)
         self.token_to_image = FromTokens(source.cross_attn_token_to_image)
-        self.mlp = PointwiseMLP([source.mlp.lin1, source.mlp.lin2])
+        self.mlp = PointwiseMLP([source.mlp.lin1, source.mlp.lin2], source.mlp.activation)
         self.image_to_token = FromImage(source.cross_attn_image_to_token)
         norms = (source.norm1, source.norm2, source.norm3, source.norm4)
         self.norm1, self.norm2, self.norm3, self.norm4 = map(channel_norm, norms)
@@ -69,18 +69,13 @@ class TwoWayLayer(nn.Module):
         self, tokens: Tensor, token_pe: Tensor, image_tokens: Tensor, image_pe: Tensor, empty: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Shapes: (N, C, 1, T) x 2, (N, C, 1, L), (1, C, 1, L), (N, 1, 1, T) -> tokens, image tokens."""
-        tokens = self.norm1(self._among_tokens(tokens, token_pe, empty))
+        tokens = self.among_tokens(self.first, lambda q, v: self.self_attention(q, q, v, empty), tokens, token_pe)
+        tokens = self.norm1(tokens)
         positioned = image_tokens + image_pe
         tokens = self.norm2(tokens + self.token_to_image(tokens + token_pe, positioned, image_tokens))
         tokens = self.norm3(tokens + self.mlp(tokens))
         update = self.image_to_token(positioned, tokens + token_pe, tokens, empty.transpose(-1, -2))
         return tokens, self.norm4(image_tokens + update)
-
-    def _among_tokens(self, tokens: Tensor, token_pe: Tensor, empty: Tensor) -> Tensor:
-        if self.first:  # replaces the tokens: no positional term, no residual
-            return self.self_attention(tokens, tokens, tokens, empty)
-        positioned = tokens + token_pe
-        return tokens + self.self_attention(positioned, positioned, tokens, empty)
 
 
 class Transformer(nn.Module):
@@ -164,7 +159,7 @@ class NeuralEngineDecoder(nn.Module):
         self.spec = reference.spec
         self.points = PointTokens(reference.prompt_encoder)
         self.dense: MaskTerm | None = MaskTerm(reference.prompt_encoder) if self.spec.mask_input else None
-        self.register_buffer("no_mask", reference.prompt_encoder.no_mask_embed.weight.detach().reshape(1, -1, 1, 1))
+        self.register_buffer("no_mask", reference.prompt_encoder.no_mask().detach().reshape(1, -1, 1, 1))
         source = cast(HighQualityMaskDecoder, reference.mask_decoder)
         self.hq_features = HqFeatures(source) if self.spec.interm_width else None
         self.decoder = TokenDecoder(reference)
@@ -209,7 +204,7 @@ class ApplePromptEncoder(nn.Module):
         reference = copy.deepcopy(reference)
         self.grid = reference.spec.grid
         self.points = PointTokens(reference.prompt_encoder)
-        no_mask = reference.prompt_encoder.no_mask_embed.weight.detach().reshape(1, -1, 1, 1)
+        no_mask = reference.prompt_encoder.no_mask().detach().reshape(1, -1, 1, 1)
         self.register_buffer("no_mask", no_mask)
         self.register_buffer("nowhere", torch.zeros(1, 1, 2, dtype=torch.int32))
         self.register_buffer("padding", torch.full((1, 1), LABELS["padding"], dtype=torch.int32))

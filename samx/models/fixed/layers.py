@@ -19,7 +19,7 @@ from samx.models.fast.prompts import NEVER
 from samx.models.fast.upscale import TAPS
 from samx.models.fast.upscale import HqMask as FastHqMask
 from samx.models.high_quality import HighQualityMaskDecoder
-from samx.models.reference import MLP, POINT_LABELS, Attention, LayerNorm2d, MaskDecoder, PromptEncoder
+from samx.models.reference import MLP, POINT_LABELS, Activation, Attention, LayerNorm2d, MaskDecoder, PromptEncoder
 from samx.models.spec import LABELS, PADDED_POINT
 
 SUBPIXELS = 4  # of one 2x2 growth; the order is row first
@@ -65,23 +65,47 @@ class ChannelNorm(nn.Module):
         return normalised(x, self.weight, self.bias, self.eps)
 
 
+class MapNorm(ChannelNorm):
+    """Normalise over all channels and positions of a map together: GroupNorm of one group.
+
+    Averaged over positions first, and then over the few averages, so that no sum leaves float16.
+    """
+
+    least: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        super().__init__(weight, bias, eps)
+        # A tensor, because a bare number would lift everything after it to float32.
+        self.register_buffer("least", torch.full((1, 1, 1, 1), eps, dtype=weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (N, C, H, S) -> (N, C, H, S)."""
+        centred = x - _map_mean(x)
+        scale = (_map_mean(centred * centred) + self.least).rsqrt()
+        return centred * scale * self.weight.reshape(1, -1, 1, 1) + self.bias.reshape(1, -1, 1, 1)
+
+
+def _map_mean(x: Tensor) -> Tensor:
+    return x.mean(3, keepdim=True).mean((1, 2), keepdim=True)
+
+
 def channel_norm(norm: nn.LayerNorm) -> ChannelNorm:
     """Copy a layer norm over the last axis as one over channels."""
     return ChannelNorm(norm.weight, norm.bias, norm.eps)
 
 
 class PointwiseMLP(nn.Module):
-    """Stack 1x1 convolutions with ReLU between them."""
+    """Stack 1x1 convolutions with an activation between them."""
 
-    def __init__(self, layers: Sequence[nn.Linear], sigmoid: bool = False) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], activation: Activation = F.relu, sigmoid: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(map(pointwise, layers))
-        self.sigmoid = sigmoid
+        self.activation, self.sigmoid = activation, sigmoid
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: (N, in, 1, S) -> (N, out, 1, S)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         x = self.layers[-1](x)
         return x.sigmoid() if self.sigmoid else x
 
@@ -90,7 +114,7 @@ def pointwise_mlp(source: MLP | nn.Linear) -> PointwiseMLP:
     """Copy a reference MLP, or a single layer."""
     if isinstance(source, nn.Linear):
         return PointwiseMLP([source])
-    return PointwiseMLP(cast(Sequence[nn.Linear], list(source.layers)), source.sigmoid)
+    return PointwiseMLP(cast(Sequence[nn.Linear], list(source.layers)), source.activation, source.sigmoid)
 
 
 class HeadedAttention(nn.Module):
@@ -160,7 +184,7 @@ class PointTokens(nn.Module):
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
         self.position = PointPosition(source)
-        rows = torch.cat([source.not_a_point_embed.weight, *source.point_weights()]).detach()
+        rows = torch.cat([source.padding_token(), *source.point_weights()]).detach()
         codes = [LABELS["padding"], *(LABELS[name] for name in POINT_LABELS)]
         self.register_buffer("table", rows.t().unsqueeze(-1).unsqueeze(-1).clone())  # (C, 5, 1, 1)
         self.register_buffer("codes", torch.tensor(codes).reshape(1, -1, 1, 1).to(rows))
@@ -187,7 +211,7 @@ class MaskTerm(nn.Module):
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
         self.downscaling = nn.Sequential(*(_channels_first(layer) for layer in source.mask_downscaling))
-        self.register_buffer("absent", source.no_mask_embed.weight.detach().reshape(1, -1, 1, 1).clone())
+        self.register_buffer("absent", source.no_mask().detach().reshape(1, -1, 1, 1).clone())
 
     def forward(self, mask: Tensor, has_mask: Tensor) -> Tensor:
         """Shapes: (N, 1, 4G, 4G), (N,) -> (N, C, 1, L)."""
@@ -219,10 +243,11 @@ class GrownTwice(nn.Module):
     def __init__(self, layers: Iterable[nn.Module], grid: int) -> None:
         super().__init__()
         first, norm, _, second, *_ = layers
-        assert isinstance(norm, LayerNorm2d)
+        assert isinstance(norm, LayerNorm2d | nn.GroupNorm)
         self.grid = grid
         self.first, self.second = grow(cast(nn.ConvTranspose2d, first)), grow(cast(nn.ConvTranspose2d, second))
-        self.norm = ChannelNorm(norm.weight, norm.bias, norm.eps)
+        kind = MapNorm if isinstance(norm, nn.GroupNorm) else ChannelNorm
+        self.norm = kind(norm.weight, norm.bias, norm.eps)
 
     def forward(self, image_tokens: Tensor, skips: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Shapes: (N, C, 1, L) [, (1, C/8, 4G, 4G), (1, C/4, 2G, 2G)] -> (N, C/8, 16, L), last sub-pixel outermost."""
