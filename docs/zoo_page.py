@@ -32,6 +32,7 @@ RELEASES = {
     "SAM-Med2D": ("sam-med2d_b.pth",),
     "SAM-HQ": ("sam_hq_vit_b.pth", "sam_hq_vit_l.pth", "sam_hq_vit_h.pth", "sam_hq_vit_tiny.pth"),
     "HQ-SAM 2": ("sam2.1_hq_hiera_large.pt",),
+    "EfficientSAM": ("efficient_sam_vitt.pt", "efficient_sam_vits.pt"),
 }  # fmt: skip
 TITLE = """# The zoo: which checkpoints were run
 

@@ -16,7 +16,7 @@ from upstream_predictors import Noise, answer_with, iou, metas_demo_predictor, m
 
 import samx
 from samx.demo.scenes import generate_scene
-from samx.models.reference import stability_scores
+from samx.models.selection import stability_scores
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.predictor import Predictor
 from samx.runtimes.torch import reference_session

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
-from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Level, Manifest
+from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.commands.proof import NOTHING, compile_draft, next_step, prove
 from samx.commands.references import beside_own_size, in_torch
 from samx.demo import demo_checkpoint
-from samx.errors import ParityError, UnavailableError, UsageError
+from samx.errors import UsageError
 from samx.extras import require_export
 from samx.models.session import Feed
 from samx.models.shape_range import ShapeRange
@@ -26,10 +27,10 @@ from samx.quantization import int8
 from samx.quantization.search import QuantisationJob
 from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, INT8, Backend, backend, load
 from samx.validators.cases import default_frames, parity_cases
-from samx.validators.child import ENCODER_SUITE_ROLE, SEED_BITS, SUITE_ROLE, gate_in_child
+from samx.validators.child import ENCODER_SUITE_ROLE, SEED_BITS, SUITE_ROLE
 from samx.validators.encoder_suite import EncoderSuite
 from samx.validators.other_size import told
-from samx.validators.report import DEVICE_REPORT_FILE, PARITY_ROLE, ParityReport
+from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ SUITE_FILE, REPORT_FILE = "parity_cases.npz", "parity_report.json"
 ENCODER_SUITE_FILE = "encoder_cases.npz"
 # Enough to ask about every edge; each embedding is 2 MiB of the artifact (SAM 2: 8 MiB).
 MOST_EMBEDDINGS = 4
-EXPORT_CALLS = 102  # that one session is asked at an export: some faults come after a hundred
-NOTHING = "Nothing was written."
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ def export(request: ExportRequest, progress: Progress = silent) -> ExportResult:
         work = _Export(request, entry, job, made, progress)
         report = work.fill()
         report = compile_draft(made, entry, work.remedy(), progress) or report
-    next_step = _next_step(entry, made.manifest, request.out)
-    return ExportResult(request.out, made.manifest, report, next_step, tuple(made.notes), work.int8_report)
+    then = next_step(entry, made.manifest, request.out)
+    return ExportResult(request.out, made.manifest, report, then, tuple(made.notes), work.int8_report)
 
 
 def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOptions:
@@ -307,54 +306,3 @@ class _Export:
             return str(self.made.manifest.options["int8"]["remedy"])
         remedy = self.job.options.remedy(self.job.precision)
         return NOTHING if remedy is None else f"{NOTHING} {remedy}"
-
-
-def compile_draft(made: Draft, entry: Backend, remedy: str, progress: Progress) -> ParityReport | None:
-    """Build the engine where that can be done, and compare it with PyTorch where its device is.
-
-    Raises: ParityError when the engine computes something else; else as the compiler.
-    """
-    devices = entry.here()
-    if entry.compiler is None or (not devices and not entry.compiles_anywhere):
-        return None
-    try:
-        lowered = load(entry.compiler)(made.directory, made.manifest, progress)
-    except UnavailableError as cause:  # the graph holds, and this machine is only not the one that compiles it
-        if entry.compiles_anywhere:
-            raise
-        made.notes.append(f"Not compiled here: {cause}")
-        return None
-    made.show(lowered.evidence, lowered.files, lowered.tools)
-    if not devices or not lowered.opened:  # an RTX engine may be for another GPU than this one
-        return None
-    progress(f"Comparing the engine with PyTorch on {devices[0]}")
-    return prove(made, "device", devices[0], DEVICE_REPORT_FILE, remedy)
-
-
-def prove(made: Draft, level: Level, device: str, file: str, remedy: str) -> ParityReport:
-    """Run the gate over a draft, and take its report up as evidence.
-
-    Raises: ParityError with the report's first failure.
-    """
-    report = gate_in_child(made.directory, level=level, device=device, subject=made.subject, calls=EXPORT_CALLS)
-    if not report.passed:
-        raise ParityError(report.summary(), fix=advice(report, made.manifest.encoder, remedy), report=report)
-    report.save(made.directory / file)
-    made.show(report.evidence(file), {file: PARITY_ROLE})
-    return report
-
-
-def advice(report: ParityReport, encoder: EncoderEntry | None, remedy: str) -> str:
-    """Return what to try: where the decoder is right, it is the image encoder that differs."""
-    if encoder is None or not replace(report, encoder=None).passed:
-        return remedy
-    exact = "" if encoder.precision == "fp32" else "'--encoder-precision fp32' computes it in float32, "
-    return f"{NOTHING} Of the image encoder: {exact}'--no-encoder' exports the decoder alone."
-
-
-def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:
-    shown = {evidence.level for evidence in manifest.evidence}
-    if entry.compiler is None or "device" in shown:
-        return None
-    compare = f"'samx validate {out} --device {entry.device}'"
-    return entry.finish["lowered" in shown].format(compare=compare, out=out)

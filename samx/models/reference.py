@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from samx.models.selection import select_masks
 from samx.models.spec import LABELS, DecoderSpec
 
 # MKL picks the kernel of a vector function at its first call. If several threads make that call together, one of them
@@ -248,7 +248,8 @@ class MaskDecoder(nn.Module):
         self.mask_tokens = nn.Embedding(count, width)
         if spec.object_score:
             self.obj_score_token = nn.Embedding(1, width)
-            self.pred_obj_score_head = _object_score_head(width, spec.object_score_head_depth)
+            depth = spec.object_score_head_depth
+            self.pred_obj_score_head = nn.Linear(width, 1) if depth == 1 else MLP(width, width, 1, depth)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(width, width // 4, 2, stride=2),
             self.norm_class(width // 4),
@@ -294,37 +295,6 @@ class MaskDecoder(nn.Module):
         masks = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])  # (N, 4, 4G, 4G)
         score = self.pred_obj_score_head(tokens[:, 0]) if self.spec.object_score else None
         return masks, self.iou_prediction_head(iou_token), score
-
-
-def _object_score_head(width: int, depth: int) -> nn.Module:
-    return nn.Linear(width, 1) if depth == 1 else MLP(width, width, 1, depth)
-
-
-def stability_scores(logits: Tensor, threshold: float, delta: float) -> Tensor:
-    """Compare each mask's area above and below its threshold. Shapes: (..., H, W) -> (...)."""
-    inner = (logits > threshold + delta).sum((-1, -2)).to(logits.dtype)
-    outer = (logits > threshold - delta).sum((-1, -2)).to(logits.dtype)
-    return torch.where(outer > 0, inner / outer.clamp(min=1), torch.ones_like(outer))
-
-
-def select_masks(spec: DecoderSpec, masks: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep the masks that the spec asks for. Shapes: (N, 4, H, W), (N, 4) -> (N, M, H, W), (N, M)."""
-    if spec.masks == "all" and spec.settles_single:
-        single, single_iou = select_masks(replace(spec, masks="single"), masks, iou)
-        return torch.cat([single, masks[:, 1:]], 1), torch.cat([single_iou, iou[:, 1:]], 1)
-    if spec.masks == "all":
-        return masks, iou
-    if spec.masks == "multimask" and not spec.rules.best_alone:
-        return masks[:, 1:], iou[:, 1:]
-    if spec.masks == "single" and not spec.stability_fallback:
-        return masks[:, :1], iou[:, :1]
-    kept = iou[:, 1:].argmax(dim=1) + 1  # (N,), the best
-    if spec.masks == "single":
-        # SAM 2 applies its stability test at logit 0, whatever the mask threshold.
-        stable = stability_scores(masks[:, 0], 0.0, spec.stability_delta) >= spec.stability_threshold
-        kept = torch.where(stable, torch.zeros_like(kept), kept)
-    rows = torch.arange(len(kept), device=kept.device)
-    return masks[rows, kept][:, None], iou[rows, kept][:, None]
 
 
 class ReferenceDecoder(nn.Module):

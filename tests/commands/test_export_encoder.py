@@ -15,7 +15,8 @@ from onnx import numpy_helper
 
 from samx.artifacts.commit import seal
 from samx.artifacts.store import Artifact
-from samx.commands.export import ENCODER_SUITE_FILE, REPORT_FILE, ExportRequest, advice, export
+from samx.commands.export import ENCODER_SUITE_FILE, REPORT_FILE, ExportRequest, export
+from samx.commands.proof import advice
 from samx.errors import ParityError
 from samx.models.shape_range import ShapeRange
 from samx.validators.child import gate_in_child

@@ -9,8 +9,8 @@ import pytest
 
 from samx.artifacts.draft import Draft
 from samx.artifacts.manifest import CheckpointEntry, Evidence, Lowered, Manifest, utc_now
-from samx.commands import export as module
-from samx.commands.export import compile_draft
+from samx.commands import proof as module
+from samx.commands.proof import compile_draft
 from samx.errors import ParityError, UnavailableError
 from samx.models.spec import DecoderSpec
 from samx.progress import silent

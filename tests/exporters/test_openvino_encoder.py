@@ -42,7 +42,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export the demo model, small."""
     out = tmp_path_factory.mktemp("exported") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("samx.commands.export.EXPORT_CALLS", 0)  # of the decoder, which other tests ask
+        patch.setattr("samx.commands.proof.EXPORT_CALLS", 0)  # of the decoder, which other tests ask
         export(ExportRequest(out, target="openvino", image_size=128, pictures=BATCHES))
     return out
 

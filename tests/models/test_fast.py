@@ -11,7 +11,8 @@ from toys import image_tensors, prompt_tensors, toy_decoder
 
 from samx.errors import UsageError
 from samx.models.fast.decoder import FastDecoder, Form, choose_form
-from samx.models.reference import ReferenceDecoder, stability_scores
+from samx.models.reference import ReferenceDecoder
+from samx.models.selection import stability_scores
 from samx.models.spec import DecoderSpec, MaskChoice, family_spec, sam1_spec, sam2_spec
 
 EXACT = 1e-10  # float64: the rewriting is algebra, what is left is rounding

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from samx.errors import CheckpointError
 from samx.models.checkpoint import LoadedDecoder, build_reference, load_checkpoint
-from samx.models.reference import ReferenceDecoder, stability_scores
+from samx.models.reference import ReferenceDecoder
+from samx.models.selection import stability_scores
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.processing.frames import Frame
 from samx.processing.prompts import PromptBatch

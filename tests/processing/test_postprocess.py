@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from samx.errors import ParityError
-from samx.models.reference import stability_scores as reference_stability
+from samx.models.selection import stability_scores as reference_stability
 from samx.models.session import FloatArray, Outputs
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.processing.frames import Frame

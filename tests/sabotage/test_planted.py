@@ -17,7 +17,7 @@ from toys import toy_checkpoint
 from samx.artifacts.commit import seal, staging
 from samx.artifacts.manifest import CheckpointEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.commands.export import EXPORT_CALLS
+from samx.commands.proof import EXPORT_CALLS
 from samx.models.session import Session
 from samx.models.spec import DecoderSpec, family_spec
 from samx.registry import BACKENDS, backend, load
