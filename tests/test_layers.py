@@ -85,6 +85,7 @@ HEAVY_MODULES = (
     "samx.models.high_quality",
     "samx.models.keras_files",
     "samx.models.reference",
+    "samx.models.selection",
     "samx.models.stated",
     "samx.models.torch_files",
     "samx.models.torch_tensors",
