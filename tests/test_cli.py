@@ -181,7 +181,8 @@ def test_a_target_that_exists_is_kept(samx: Samx, artifact_copy: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--target", "tflite"], 2, "unknown export target: found 'tflite'"),
-        (["--fp16"], 2, "does not export this precision: found fp16, expected fp32"),
+        (["--bf16"], 2, "does not export this precision: found bf16, expected fp32 or fp16 or int8"),
+        (["--int8", "--keep-float32", "upscaling"], 2, "everything is in float32 already: found precision int8"),
         (["--fp16", "--int8"], 2, "more than one choice of precision"),
         (["--calibration", "set.npz"], 2, "only INT8 is calibrated: found --calibration with fp32, expected --int8"),
         (["--exclude", "upscaling 1"], 2, "only INT8 is calibrated: found --exclude with fp32"),

@@ -87,12 +87,12 @@ def remedy_in_half(precision: str) -> str | None:
     return shows if precision == "fp16" else None
 
 
-def check_keep_float32(groups: Sequence[str], precision: str) -> None:
-    """Refuse groups to keep in float32 where everything is.
+def check_keep_float32(groups: Sequence[str], precision: str, half: Sequence[str] = HALF) -> None:
+    """Refuse groups to keep in float32 where everything is: in all precisions but `half`.
 
     Raises: UsageError.
     """
-    if groups and precision not in HALF:
+    if groups and precision not in half:
         raise UsageError("everything is in float32 already", found=f"precision {precision}", expected="--fp16")
 
 

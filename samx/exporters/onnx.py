@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from samx.artifacts.manifest import ENCODER_ROLE
 from samx.errors import SamxError, UsageError
-from samx.exporters.base import Exported, ExportJob, ExportOptions, option
+from samx.exporters.base import (
+    Exported,
+    ExportJob,
+    ExportOptions,
+    check_keep_float32,
+    keep_float32_option,
+    option,
+    remedy_in_half,
+)
 from samx.extras import require, silent
 from samx.formats.onnx import broken_rules
 from samx.models.spec import DecoderSpec
@@ -32,6 +40,7 @@ METADATA_PREFIX = "samx."
 MOST_INSIDE_BYTES = 1_900_000_000  # of weights in a graph's own file; protobuf ends at 2 GiB
 LEAST_OUTSIDE_BYTES = 1024  # of a tensor beside it: constants of shapes stay where shape inference finds them
 
+HALVES = ("fp16",)  # what INT8 leaves in floating point is float32
 DECODER_FILE = "decoder.onnx"  # of one graph; of two: image.onnx and prompt.onnx
 
 
@@ -52,10 +61,16 @@ class OnnxOptions(ExportOptions):
     opset: int = opset_option()
     split: bool = option(False, "An image graph and a prompt graph.")
     simplify: bool = simplify_option()
+    keep_float32: tuple[str, ...] = keep_float32_option()
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
-        """Refuse an opset that samx does not write."""
+        """Refuse an opset that samx does not write, and groups to keep in float32 where everything is."""
         check_opset(self.opset)
+        check_keep_float32(self.keep_float32, precision, HALVES)
+
+    def remedy(self, precision: str) -> str | None:
+        """Say what to try when float16 differs."""
+        return remedy_in_half(precision)
 
 
 def check_opset(opset: int) -> None:
@@ -74,7 +89,8 @@ def decoder(job: ExportJob) -> Graphs:
     options: OnnxOptions = job.options
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, options.split,
-        low_rank=job.precision != "int8", fused=options.opset >= ATTENTION_OPSET,
+        low_rank=job.precision == "fp32",  # its norms cancel large sums, which float16 does not survive
+        fused=options.opset >= ATTENTION_OPSET, keep_fp32=options.keep_float32 if job.precision in HALVES else None,
     )  # fmt: skip
     return fast_graphs(job.loaded, job.spec, needs)
 
@@ -109,7 +125,9 @@ def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
 
     Raises: as write_onnx().
     """
-    return write_onnx([graph], directory, simplify=False)
+    from samx.models.encoders.precision import in_half
+
+    return write_onnx([in_half(graph) if job.precision in HALVES else graph], directory, simplify=False)
 
 
 def place_encoder(source: Path, directory: Path, precision: str) -> Exported:
@@ -152,7 +170,7 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 def _finish(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
     """Check the rules of graphs, drop traces of this machine, add the notes for clients."""
     model.ir_version = IR_VERSIONS[opset]
-    broken = broken_rules(model, opset, graph.inputs, [spec.name for spec in graph.outputs], graph.allows)
+    broken = broken_rules(model, opset, graph.inputs, graph.outputs, graph.allows)
     if broken:
         raise SamxError(
             f"{graph.role}.onnx breaks the rules of the graph: {'; '.join(broken)}", fix="Please report this."

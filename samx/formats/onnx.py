@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 METADATA_PREFIX = "samx."
-ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int32": 6}  # TensorProto.FLOAT, UINT8, INT32
+ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "float16": 10}  # TensorProto.FLOAT, UINT8, INT32, FLOAT16
 # Operators that break builders or hide a traced decision. Tile and ScatterND come from repeat_interleave and index
 # assignment, NonZero and Where-on-shapes from boolean indexing.
 FORBIDDEN = frozenset({
@@ -26,7 +26,7 @@ FORBIDDEN = frozenset({
 
 
 def broken_rules(
-    model: onnx.ModelProto, opset: int, inputs: Sequence[TensorSpec], outputs: Sequence[str],
+    model: onnx.ModelProto, opset: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
     allows: frozenset[str] = frozenset(),
 ) -> list[str]:  # fmt: skip
     """List every rule that a graph breaks, in words; empty when it is in order. It may have the allowed operators."""
@@ -65,13 +65,14 @@ def _border(side: str, values: Sequence[onnx.ValueInfoProto], specs: Sequence[Te
             yield f"{side} {spec.name} has shape {shape}, not {spec.shape}"
 
 
-def _outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[str]:
+def _outputs(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> Iterator[str]:
     found = [value.name for value in model.graph.output]
-    if found != list(names):
+    if found != [spec.name for spec in specs]:
         yield f"outputs are {found}"
-    for value in model.graph.output:
-        if value.type.tensor_type.elem_type != ELEMENT_TYPES["float32"]:
-            yield f"output {value.name} is not float32"
+        return
+    for value, spec in zip(model.graph.output, specs, strict=True):
+        if value.type.tensor_type.elem_type != ELEMENT_TYPES[spec.dtype]:
+            yield f"output {spec.name} is not {spec.dtype}"
 
 
 def describe(path: Path) -> dict[str, Any]:
