@@ -36,6 +36,7 @@ def calibrate(
     family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
     image_size: Annotated[Optional[int], typer.Option(help="Frame in px, as for 'export'.")] = None,
     frame: Annotated[Optional[str], typer.Option(help="How a picture fills it: pad or stretch.")] = None,
+    decoder: cli_export.WhichDecoder = None,
     embeddings: Annotated[Optional[Path], typer.Option(help="Folder of embeddings, as 'segment' takes them.")] = None,
     pictures: Annotated[
         Optional[Path], typer.Option(help="Folder of pictures, for the checkpoint's own encoder.")
@@ -53,7 +54,7 @@ def calibrate(
 
     with console.steps() as progress:
         result = run(
-            output, checkpoint, family=family, image_size=image_size, frame=frame, embeddings=embeddings,
+            output, checkpoint, family=family, image_size=image_size, frame=frame, decoder=decoder, embeddings=embeddings,
             pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples, seed=seed,
             overwrite=force, progress=progress,
         )  # fmt: skip
@@ -64,13 +65,14 @@ def calibrate(
 def bisect(
     checkpoint: Annotated[Optional[Path], typer.Argument(help="SAM or SAM 2 weights; none: the demo model.")] = None,
     family: Annotated[str, typer.Option(help="Which demo model: sam1 or sam2.")] = "sam1",
+    decoder: cli_export.WhichDecoder = None,
     json: Json = False,
 ) -> None:
     """Measure what float16 costs, group of operations by group, to choose what an export keeps in float32."""
     from samx.commands.bisect import bisect as run
 
     with console.steps() as progress:
-        result = run(checkpoint, family, progress)
+        result = run(checkpoint, family, progress, decoder=decoder)
     console.show(result, console.bisected, as_json=json)
 
 

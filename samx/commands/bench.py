@@ -146,7 +146,7 @@ def _setting(artifact: Artifact, path: Path | None, device: str, threads: int | 
 
     entry, spec = artifact.manifest.checkpoint, artifact.manifest.spec
     path = path or demo_checkpoint(spec.family)
-    loaded = load_checkpoint(path, image_size=spec.image_size)
+    loaded = load_checkpoint(path, image_size=spec.image_size, decoder=artifact.manifest.options.get("decoder"))
     if loaded.sha256 != entry.sha256:
         raise UsageError(
             f"{artifact.path} was made from another checkpoint, and all have to decode with the same weights",

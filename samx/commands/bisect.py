@@ -30,6 +30,7 @@ def bisect(
     family: str = "sam1",
     progress: Progress = silent,
     only: Collection[str] | None = None,
+    decoder: str | None = None,
 ) -> dict[str, Any]:
     """Measure every group of operations (or `only` some) against PyTorch in float32, rounding after every operation.
 
@@ -41,7 +42,7 @@ def bisect(
     from samx.models.fast.precision import KEEP_FP32
 
     path = checkpoint or demo_checkpoint(family)
-    loaded = load_checkpoint(path)
+    loaded = load_checkpoint(path, decoder=decoder)
     progress("Asking the PyTorch reference")
     suite = _suite(loaded, path)
     groups = _groups(loaded)

@@ -25,6 +25,7 @@ def calibrate(
     family: str = "sam1",
     image_size: int | None = None,
     frame: str | None = None,
+    decoder: str | None = None,
     embeddings: Path | None = None,
     pictures: Path | None = None,
     encoder: Path | None = None,
@@ -52,7 +53,7 @@ def calibrate(
     _check(out, seed, overwrite)
     checkpoint = checkpoint or demo_checkpoint(family)
     progress(f"Reading {checkpoint.name}")
-    loaded = load_checkpoint(checkpoint, image_size=image_size, frame=frame)
+    loaded = load_checkpoint(checkpoint, image_size=image_size, frame=frame, decoder=decoder)
     source = open_source(
         checkpoint, loaded.spec, seed, embeddings=embeddings, pictures=pictures, encoder=encoder,
         pixels=pixels, images=images, own=partial(picture_reference, checkpoint, loaded),
