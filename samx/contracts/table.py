@@ -72,6 +72,10 @@ class Contract:
         if spec.image_size != FRAME_PX:
             found, expected = f"a frame of {spec.image_size} px", f"{FRAME_PX} px, which these programs resize to"
             raise UsageError(what, found=found, expected=expected, fix="Leave --contract out.")
+        own_frame = spec.rules.spec["frame"]
+        if spec.frame != own_frame:
+            found, expected = f"frame '{spec.frame}'", f"'{own_frame}', as these programs fill it"
+            raise UsageError(what, found=found, expected=expected, fix="Leave --contract out.")
         if spec.masks not in ("multimask", self.masks):
             expected = "one mask, as it has" if self.picks else f"{self.masks} masks, as it has"
             raise UsageError(what, found=f"masks '{spec.masks}'", expected=expected, fix="Leave the masks out.")
