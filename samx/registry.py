@@ -188,8 +188,9 @@ BACKENDS: tuple[Backend, ...] = (
         "onnx", "ONNX Runtime", "samx.exporters.onnx", "samx.exporters.onnx:OnnxOptions",
         "samx.runtimes.onnxruntime:open_artifact", "samx.runtimes.onnxruntime:devices", _precisions("fp32", "int8"),
         "onnxruntime", "onnxruntime", quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS,
-        kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)}, describes={".onnx": "samx.formats.onnx:describe"},
-        encoder=ONNX_ENCODER, encoder_precisions=("fp32", INT8), client="samx.runtimes.onnxruntime:open_client",
+        kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)},
+        describes={".onnx": "samx.contracts.lint:describe"}, encoder=ONNX_ENCODER,
+        encoder_precisions=("fp32", INT8), client="samx.runtimes.onnxruntime:open_client",
     ),
     Backend(
         "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",

@@ -56,13 +56,13 @@ def adapted(decoder: onnx.ModelProto, contract: Contract, spec: DecoderSpec) -> 
         after.rename(found[port.holds], port.name)
     graph = onnx.helper.make_graph(
         [*before.nodes, *inner.graph.node, *after.nodes], contract.name,
-        [_declared(port, contract, spec) for port in contract.inputs],
-        [_declared(port, contract, spec) for port in contract.outputs],
+        [declared(port, contract, spec) for port in contract.inputs],
+        [declared(port, contract, spec) for port in contract.outputs],
         [*before.constants, *inner.graph.initializer, *after.constants],
     )  # fmt: skip
-    model: onnx.ModelProto = onnx.helper.make_model(
-        graph, producer_name="samx", opset_imports=decoder.opset_import, ir_version=decoder.ir_version
-    )
+    model = type(decoder)()
+    opset, version = decoder.opset_import, decoder.ir_version
+    model.CopyFrom(onnx.helper.make_model(graph, producer_name="samx", opset_imports=opset, ir_version=version))
     model.metadata_props.extend(decoder.metadata_props)
     model.metadata_props.add(key=CONTRACT_KEY, value=json.dumps(contract.name))
     return model
@@ -223,10 +223,10 @@ def _cut_out(nodes: Nodes, masks: str) -> Tensors:
     return {**found, "picture_crop": nodes.add("Cast", cut, to=UINT8)}
 
 
-def _declared(port: Port, contract: Contract, spec: DecoderSpec) -> onnx.ValueInfoProto:
+def declared(port: Port, contract: Contract, spec: DecoderSpec) -> onnx.ValueInfoProto:
     """Return an input or output as the file declares it."""
     onnx = require("onnx", "export", "writing a contract's graph")
-    sizes = {
+    sizes: dict[int | str, int] = {
         "size": spec.mask_size,
         "grid": spec.grid,
         "channels": spec.width,

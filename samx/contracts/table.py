@@ -14,6 +14,8 @@ from samx.models.spec import DecoderSpec, MaskChoice
 
 # Who appends SAM's padding token, label -1: the program, the graph, or the graph where no box is among the points.
 Padding = Literal["program", "graph", "graph_without_box"]
+# How programs read outputs: all of them, unpacked by place; the first ones by place; or by name.
+Reading = Literal["all", "first", "named"]
 # How masks reach the picture's size: through the frame, whose empty part is cut off (SAM 1), or at once (SAM 2).
 Resizing = Literal["through_frame", "direct"]
 
@@ -49,6 +51,7 @@ class Contract:
     masks: MaskChoice  # that the decoder under it computes
     padding: Padding
     by_position: tuple[str, ...] = ()  # programs that never look at the names of inputs
+    reads: Reading = "all"
     picks: bool = False  # one of all masks: token 0 for three tokens and more, else the best of the others
     clamps: bool = False  # low-resolution logits, at the family's limit
     resizing: Resizing | None = None
@@ -142,7 +145,7 @@ CONTRACTS: Mapping[str, Contract] = {
                 Port("xbr", "right", (1,), "int64"), Port("ybr", "bottom", (1,), "int64"),
                 Port("masks", "picture_crop", (1, 1, "rows", "columns"), "uint8"), LOW_RES,
             ),
-            masks="all", padding="graph_without_box", picks=True, resizing="through_frame",
+            masks="all", padding="graph_without_box", picks=True, resizing="through_frame", reads="named",
         ),
         Contract(
             "samexporter-sam2", programs=("samexporter", "AnyLabeling", "X-AnyLabeling"), families=("sam2",),
@@ -151,7 +154,7 @@ CONTRACTS: Mapping[str, Contract] = {
                 Port("high_res_feats_1", "high_res_features_1"), *POINTS, *PREVIOUS,
             ),
             outputs=(Port("masks", "low_res_masks", LOW_RES_AXES), IOU), masks="multimask", padding="graph",
-            by_position=("samexporter", "AnyLabeling", "X-AnyLabeling"), clamps=True,
+            by_position=("samexporter", "AnyLabeling", "X-AnyLabeling"), clamps=True, reads="first",
         ),
         Contract(
             "rectlabel", programs=("RectLabel", "osam", "usls"), families=("sam2",),
@@ -169,7 +172,8 @@ CONTRACTS: Mapping[str, Contract] = {
                 *OBJECT_POINTS, Port("image_embeddings", "image_embeddings"),
                 Port("image_positional_embeddings", "unread", (1, "channels", "grid", "grid")),
             ),
-            outputs=OBJECT_OUTPUTS, masks="multimask", padding="graph", objects=True, file=HF_FILE,
+            outputs=OBJECT_OUTPUTS, masks="multimask", padding="graph", objects=True, reads="named",
+            file=HF_FILE,
         ),
         Contract(
             "hf-sam2", programs=("transformers.js",), families=("sam2",),
@@ -179,7 +183,8 @@ CONTRACTS: Mapping[str, Contract] = {
                 Port("image_embeddings.2", "image_embeddings"),
             ),
             outputs=(*OBJECT_OUTPUTS, Port("object_score_logits", "object_score_logits", (1, "prompts", 1))),
-            masks="multimask", padding="graph", objects=True, file=HF_FILE,
+            masks="multimask", padding="graph", objects=True, reads="named",
+            file=HF_FILE,
         ),
         Contract(
             "evit", programs=("EfficientViT-SAM's demos",), families=("sam1",),
