@@ -14,6 +14,7 @@ from samx.models.spec import DecoderSpec, MaskChoice
 
 # Who appends SAM's padding token, label -1: the program, the graph, or the graph where no box is among the points.
 Padding = Literal["program", "graph", "graph_without_box"]
+# AnyLabeling feeds SAM 2 by position too, but takes a decoder for SAM 2 only by an input called high_res_feats_0.
 # How programs read outputs: all of them, unpacked by place; the first ones by place; or by name.
 Reading = Literal["all", "first", "named"]
 # How masks reach the picture's size: through the frame, whose empty part is cut off (SAM 1), or at once (SAM 2).
@@ -154,7 +155,7 @@ CONTRACTS: Mapping[str, Contract] = {
                 Port("high_res_feats_1", "high_res_features_1"), *POINTS, *PREVIOUS,
             ),
             outputs=(Port("masks", "low_res_masks", LOW_RES_AXES), IOU), masks="multimask", padding="graph",
-            by_position=("samexporter", "AnyLabeling", "X-AnyLabeling"), clamps=True, reads="first",
+            by_position=("samexporter", "X-AnyLabeling"), clamps=True, reads="first",
         ),
         Contract(
             "rectlabel", programs=("RectLabel", "osam", "usls"), families=("sam2",),
