@@ -53,6 +53,7 @@ class Backend:
     encoder: str | None = None  # "module:function" that opens its image encoder; None: ONNX Runtime does, on the CPU
     encoder_precisions: tuple[str, ...] = ("fp32",)  # that its exporter writes an image encoder in
     kit_files: str | None = None  # "module:function" that makes what else lies in its kit
+    client: str | None = None  # "module:function" that opens a graph for other programs, where its exporter writes one
 
     @property
     def default_precision(self) -> str:
@@ -188,8 +189,9 @@ BACKENDS: tuple[Backend, ...] = (
         "samx.runtimes.onnxruntime:open_artifact", "samx.runtimes.onnxruntime:devices",
         _precisions("fp32", "fp16", "int8"), "onnxruntime", "onnxruntime",
         quantiser="samx.quantization.onnx:quantise", groups=ONNX_GROUPS,
-        kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)}, describes={".onnx": "samx.formats.onnx:describe"},
+        kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)}, describes={".onnx": "samx.contracts.lint:describe"},
         encoder=ONNX_ENCODER, encoder_precisions=("fp32", "fp16", INT8),
+        client="samx.runtimes.onnxruntime:open_client",
     ),
     Backend(
         "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",

@@ -140,7 +140,7 @@ def _job(
     loaded = load_checkpoint(
         checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels, decoder=request.decoder
     )
-    spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
+    spec = options.exported(replace(loaded.spec, masks=request.masks, mask_input=request.mask_input))
     options.check(precision, spec)
     _check_room(options, spec)
     return ExportJob(loaded, spec, options, precision, entry.target)

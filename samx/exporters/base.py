@@ -55,6 +55,13 @@ class ExportOptions:
         Raises: UsageError.
         """
 
+    def exported(self, spec: DecoderSpec) -> DecoderSpec:
+        """Return the decoder that is exported where this one is asked for.
+
+        Raises: UsageError where the options and the decoder do not go together.
+        """
+        return spec
+
     def remedy(self, precision: str) -> str | None:
         """Say what to try when an export of this precision differs from PyTorch; None: nothing that is known."""
 

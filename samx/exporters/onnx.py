@@ -6,12 +6,15 @@ import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samx.artifacts.manifest import ENCODER_ROLE
+from samx.contracts.adapt import write_client
+from samx.contracts.table import CONTRACTS
+from samx.contracts.table import find as find_contract
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import (
     Exported,
@@ -62,11 +65,25 @@ class OnnxOptions(ExportOptions):
     split: bool = option(False, "An image graph and a prompt graph.")
     simplify: bool = simplify_option()
     keep_float32: tuple[str, ...] = keep_float32_option()
+    contract: str | None = option(
+        None, f"A graph for other programs too: {', '.join(CONTRACTS)}; see docs/contracts.md."
+    )
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
-        """Refuse an opset that samx does not write, and groups to keep in float32 where everything is."""
+        """Refuse an opset that samx does not write, and what a choice of precision or a contract has no room for."""
         check_opset(self.opset)
         check_keep_float32(self.keep_float32, precision, HALVES)
+        if self.contract is None:
+            return
+        find_contract(self.contract)
+        for found, is_wrong in (("--split", self.split), (f"--{precision}", precision != "fp32")):
+            if is_wrong:
+                what, expected = f"contract '{self.contract}' does not fit", "one graph in fp32"
+                raise UsageError(what, found=found, expected=expected, fix="Leave it out, or --contract.")
+
+    def exported(self, spec: DecoderSpec) -> DecoderSpec:
+        """Return the decoder that a contract's graph is written around."""
+        return spec if self.contract is None else find_contract(self.contract).native(spec)
 
     def remedy(self, precision: str) -> str | None:
         """Say what to try when float16 differs."""
@@ -96,11 +113,16 @@ def decoder(job: ExportJob) -> Graphs:
 
 
 def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
-    """Write graphs into a directory, a file each.
+    """Write graphs into a directory, a file each; and the one of a contract around them.
 
     Raises: as write_onnx().
     """
-    return write_onnx(graphs, directory, opset=job.options.opset, simplify=job.options.simplify)
+    options: OnnxOptions = job.options
+    exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
+    if options.contract is None:
+        return exported
+    client = write_client(directory / DECODER_FILE, find_contract(options.contract), job.spec, directory)
+    return replace(exported, files={**exported.files, **client})
 
 
 def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT_OPSET, simplify: bool) -> Exported:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,17 +75,22 @@ def _outputs(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> Iterator[st
             yield f"output {spec.name} is not {spec.dtype}"
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Return what an ONNX file says about itself, the metadata of its export with it.
+def read(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
 
     Raises: MissingExtraError; InputError when it is none.
     """
-    onnx = require("onnx", "export", "looking into an ONNX file")
+    library = require("onnx", "export", "looking into an ONNX file")
+    load: Callable[[bytes], onnx.ModelProto] = library.load_model_from_string
     data = read_file(path, GRAPH_CAP_BYTES, f"'{path}'")
     try:
-        model = onnx.load_model_from_string(data)
+        return load(data)
     except Exception as cause:  # protobuf's errors share no base class with onnx's
         raise InputError(f"'{path}' is no ONNX file", found=cause, fix="Export it again.") from cause
+
+
+def described(model: onnx.ModelProto) -> dict[str, Any]:
+    """Return what an ONNX file says about itself, the metadata of its export with it."""
     return {
         "kind": "onnx",
         "opset": {_text(entry.domain) or "ai.onnx": entry.version for entry in model.opset_import},

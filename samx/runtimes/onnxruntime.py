@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.store import Artifact
+from samx.contracts.gate import Opened
+from samx.contracts.table import CLIENT_ROLE
 from samx.devices.cpu import usable_cpus
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require, require_version
@@ -83,6 +85,17 @@ def open_encoder(
         return partial(_run_on_gpu, session, shared_device())
     outputs = [output.name for output in session.get_outputs()]
     return lambda inputs: dict(zip(outputs, session.run(None, dict(inputs)), strict=True))
+
+
+def open_client(artifact: Artifact, threads: int | None = None) -> Opened:
+    """Open the graph that an artifact holds for other programs, as they do: on the processor.
+
+    Raises: as open_artifact().
+    """
+    name = artifact.file_with_role(CLIENT_ROLE)
+    session = _session(name, artifact.read(name), "cpu", threads)
+    inputs, outputs = ([port.name for port in ports] for ports in (session.get_inputs(), session.get_outputs()))
+    return Opened(inputs, outputs, lambda values: session.run(None, dict(zip(inputs, values, strict=True))))
 
 
 def open_float_encoder(model: bytes, name: str, threads: int | None = None) -> Callable[[FloatArray], Feed]:

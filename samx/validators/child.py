@@ -19,11 +19,13 @@ from typing import cast
 from samx import children
 from samx.artifacts.manifest import LEVELS, Level
 from samx.artifacts.store import Artifact
+from samx.contracts.gate import judge as judge_contract
+from samx.contracts.table import CONTRACTS
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
 from samx.files import REPORT_CAP_BYTES, read_file
 from samx.models.session import Session
 from samx.processing.images import to_levels
-from samx.registry import backend, load
+from samx.registry import GRAPH_DEVICE, backend, load
 from samx.validators.arrays import UNPACKED_CAP_BYTES
 from samx.validators.draw import Drawn
 from samx.validators.encoder_gate import judge_encoder
@@ -130,6 +132,7 @@ def judge(options: argparse.Namespace) -> ParityReport:
         nonce=options.nonce,
         drawn=Drawn(options.seed, options.calls, another, sizes_built_for(session, options.level)),
     )
+    report = judge_client(artifact, session, suite, options, report)
     return replace(report, encoder=judge_own_encoder(artifact, session, options))
 
 
@@ -137,6 +140,26 @@ def sizes_built_for(session: Session, level: str) -> tuple[int, ...]:
     """Return the numbers of prompts that an engine was tuned and bounded for; none where a graph stands for it."""
     prompts = getattr(session, "profile_prompts", None) if level == "device" else None
     return () if prompts is None else tuple(sorted({prompts.min, prompts.opt, prompts.max}))
+
+
+def judge_client(
+    artifact: Artifact, session: Session, suite: ParitySuite, options: argparse.Namespace, report: ParityReport
+) -> ParityReport:
+    """Add to a report how the graph for other programs answers their calls, where the artifact has one.
+
+    Raises: ArtifactError for a contract that is not known, or whose file is missing; as the runtime.
+    """
+    name, entry = artifact.manifest.options.get("contract"), backend(artifact.manifest.target)
+    if name is None:
+        return report
+    if name not in CONTRACTS or entry.client is None:
+        raise ArtifactError(f"{artifact.path} has an unknown contract", found=name, expected=" or ".join(CONTRACTS))
+    decoder = session if options.device == GRAPH_DEVICE else load(entry.runtime)(artifact, device=GRAPH_DEVICE)
+    opened = load(entry.client)(artifact, options.threads)
+    verdict = judge_contract(CONTRACTS[name], opened, decoder, suite.images, options.seed)
+    failures = [f"contract {name}: {line}" for line in verdict.failures]
+    facts = {**report.suite, "contract": verdict.facts(CONTRACTS[name])}
+    return replace(report, failures=(*report.failures, *failures), suite=facts)
 
 
 def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Namespace) -> EncoderReport | None:

@@ -25,7 +25,7 @@ from stub_session import StubSession, pooled
 
 from samx.artifacts.manifest import Manifest
 from samx.benchmarks.results import BenchReport
-from samx.formats import onnx as onnx_files
+from samx.contracts.lint import describe as describe_onnx
 from samx.formats.coreml.package import package_from_directory
 from samx.formats.tensorrt.plan import BuildPlan
 from samx.formats.tensorrt.stamp import Machine, Stamp
@@ -245,7 +245,7 @@ READERS: Mapping[str, Reader] = {
     "index of shards": Reader(
         lambda: documents([index()]), on_disk("shards/model.safetensors.index.json", load_checkpoint)
     ),
-    "ONNX": Reader(lambda: damaged([toy_onnx(), kept("image.onnx")]), on_disk("g.onnx", onnx_files.describe)),
+    "ONNX": Reader(lambda: damaged([toy_onnx(), kept("image.onnx")]), on_disk("g.onnx", describe_onnx)),
     "Core ML manifest": Reader(
         lambda: documents([json.dumps(PACKAGE).encode()]), on_disk("p.mlpackage/Manifest.json", package)
     ),

@@ -16,9 +16,9 @@ from readers import SPEC, configuration, index, safetensors
 from samx.artifacts.store import Artifact, read_manifest
 from samx.benchmarks.results import BenchReport
 from samx.commands.inspect import inspect
+from samx.contracts.lint import describe
 from samx.errors import ArtifactError, CheckpointError, SamxError
 from samx.files import read_file
-from samx.formats.onnx import describe
 from samx.models.checkpoint import load_checkpoint
 from samx.processing.embeddings import read_embedding
 from samx.processing.images import read_image

@@ -1,0 +1,1 @@
+"""The graphs that other programs load: their inputs and outputs as data, written around our decoder, and judged."""

@@ -1,0 +1,135 @@
+"""samx inspect tells which programs take an ONNX decoder, and what would go wrong in which."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from samx.commands.inspect import inspect
+from samx.contracts.adapt import CONTRACT_KEY, TYPES, declared
+from samx.contracts.table import CONTRACTS, Contract
+from samx.models.spec import DecoderSpec, TensorSpec, family_spec
+
+SAM1, SAM2 = family_spec("sam1", mask_input=True), family_spec("sam2", mask_input=True)
+
+
+def written(folder: Path, inputs: Sequence[Any], outputs: Sequence[Any], **metadata: object) -> Path:
+    """Write a file of this signature, which computes nothing."""
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "signature", inputs, outputs))
+    for key, value in metadata.items():
+        model.metadata_props.add(key=f"samx.{key}", value=json.dumps(value))
+    path = folder / "decoder.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def values(tensors: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
+    return [onnx.helper.make_tensor_value_info(one.name, TYPES[one.dtype], one.shape) for one in tensors]
+
+
+def native(folder: Path, spec: DecoderSpec) -> Path:
+    """Write the signature of samx's own graph."""
+    return written(folder, values(spec.inputs), values(spec.outputs), spec=spec.to_json())
+
+
+def signature(contract: Contract) -> tuple[list[Any], list[Any]]:
+    spec = family_spec(contract.families[0], masks=contract.masks)
+    first, second = (
+        [declared(port, contract, spec) for port in ports] for ports in (contract.inputs, contract.outputs)
+    )
+    return first, second
+
+
+def programs(path: Path) -> dict[str, str]:
+    found: dict[str, str] = inspect(path)["programs"]
+    return found
+
+
+@pytest.mark.parametrize("contract", CONTRACTS.values(), ids=list(CONTRACTS))
+def test_a_contracts_file_is_taken_by_its_programs(contract: Contract, tmp_path: Path) -> None:
+    path = written(tmp_path, *signature(contract), **{CONTRACT_KEY.partition(".")[2]: contract.name})
+    found = programs(path)
+    for program in contract.programs:
+        assert found[f"{program} ({contract.name})"] == "takes it"
+
+
+def test_sam2s_own_graph_shows_wrong_masks_where_inputs_go_by_position(tmp_path: Path) -> None:
+    found = programs(native(tmp_path, SAM2))
+    for program in ("samexporter", "X-AnyLabeling"):
+        verdict = found[f"{program} (samexporter-sam2)"]
+        assert verdict == (
+            "runs, and shows wrong masks: the padding point: the program adds none, and the file adds none"
+        )
+    assert found["AnyLabeling (samexporter-sam2)"].startswith("fails: no input image_embed, high_res_feats_0")
+    assert found["osam (rectlabel)"].startswith("fails: no input high_res_features1, high_res_features2, orig_im_size")
+    assert found["usls (rectlabel)"] == "fails: it has 7 inputs, the program feeds 8 by position"
+    assert found["transformers.js (hf-sam2)"].startswith("fails: no input input_points")
+
+
+def test_sam1s_own_graph_fails_by_name(tmp_path: Path) -> None:
+    found = programs(native(tmp_path, replace(SAM1, mask_input=False)))
+    assert found["CVAT (cvat)"].startswith("fails: no input mask_input, has_mask_input, orig_im_size")
+    assert "no output xtl, ytl, xbr, ybr, masks" in found["CVAT (cvat)"]
+    taken = {program for program, verdict in found.items() if verdict == "takes it"}
+    assert taken == {"EfficientViT-SAM's demos (evit)"}
+
+
+def test_four_masks_in_a_program_that_shows_the_first(tmp_path: Path) -> None:
+    found = programs(written(tmp_path, *signature(CONTRACTS["meta"]), contract="meta"))
+    assert found["usls (meta)"] == "takes it"
+    wanted = "runs, and shows wrong masks: it has 4 masks, and the program shows the first, which is not the best one"
+    assert found["osam (meta-single)"] == wanted
+
+
+def test_padding_added_twice(tmp_path: Path) -> None:
+    found = programs(written(tmp_path, *signature(CONTRACTS["meta"]), contract="cvat"))
+    assert "the program adds one already, and the file adds one" in found["usls (meta)"]
+
+
+def test_of_a_foreign_file_it_is_said_what_no_file_tells(tmp_path: Path) -> None:
+    found = programs(written(tmp_path, *signature(CONTRACTS["samexporter-sam2"])))
+    assert found["AnyLabeling (samexporter-sam2)"] == (
+        "takes it, if it adds the padding point itself, which no file tells"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"orig_im_size": (TYPES["int64"], [2])}, "orig_im_size takes int64, is fed float32"),
+        ({"has_mask_input": (TYPES["float32"], [1, 1])}, "has_mask_input has shape (1, 1), is fed (any)"),
+        ({"image_embeddings": (TYPES["float32"], [1, 256, 32, 32])}, "(1, 256, 32, 32), is fed (1, 256, 64, 64)"),
+        ({"mask_input": (TYPES["float32"], [1, 1, 288, 288])}, "is fed (any, 1, 256, 256)"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_types_axes_and_sizes_are_compared(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    inputs, outputs = signature(CONTRACTS["meta"])
+    made = [onnx.helper.make_tensor_value_info(v.name, *changes[v.name]) if v.name in changes else v for v in inputs]
+    verdict = programs(written(tmp_path, made, outputs))["usls (meta)"]
+    assert verdict.startswith("fails: ")
+    assert expected in verdict
+
+
+def test_a_size_that_tracing_froze(tmp_path: Path) -> None:
+    inputs, outputs = signature(CONTRACTS["meta"])
+    outputs[0] = onnx.helper.make_tensor_value_info("masks", TYPES["float32"], [1, 4, 1500, 2250])
+    assert "always 1500 x 2250 pixels" in programs(written(tmp_path, inputs, outputs))["usls (meta)"]
+
+
+def test_an_output_too_many_cannot_be_unpacked(tmp_path: Path) -> None:
+    inputs, outputs = signature(CONTRACTS["meta"])
+    more = onnx.helper.make_tensor_value_info("more", TYPES["float32"], [1])
+    found = programs(written(tmp_path, inputs, [*outputs, more]))
+    assert found["usls (meta)"] == "fails: it has 4 outputs, the program reads 3"
+
+
+def test_another_graph_has_no_verdict(tmp_path: Path) -> None:
+    picture = onnx.helper.make_tensor_value_info("picture", TYPES["uint8"], [1, 1024, 1024, 3])
+    assert "programs" not in inspect(written(tmp_path, [picture], signature(CONTRACTS["meta"])[1]))
