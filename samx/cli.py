@@ -54,9 +54,9 @@ def calibrate(
 
     with console.steps() as progress:
         result = run(
-            output, checkpoint, family=family, image_size=image_size, frame=frame, decoder=decoder, embeddings=embeddings,
-            pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples, seed=seed,
-            overwrite=force, progress=progress,
+            output, checkpoint, family=family, image_size=image_size, frame=frame, decoder=decoder,
+            embeddings=embeddings, pictures=pictures, encoder=encoder, pixels=pixels, images=images, samples=samples,
+            seed=seed, overwrite=force, progress=progress,
         )  # fmt: skip
     console.show(result, console.told, as_json=json)
 

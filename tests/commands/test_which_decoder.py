@@ -15,7 +15,7 @@ from samx.commands.calibrate import calibrate
 from samx.models import checkpoint
 
 
-class Stop(Exception):
+class StopHereError(Exception):
     """End a command once it has read its checkpoint."""
 
 
@@ -25,7 +25,7 @@ def test_it_is_the_one_that_was_named(command: str, tmp_path: Path, monkeypatch:
 
     def load(path: Path, decoder: str | None = None, **rest: Any) -> Any:
         named.append(decoder)
-        raise Stop
+        raise StopHereError
 
     monkeypatch.setattr(checkpoint, "load_checkpoint", load)
     file, spec = tmp_path / "two.pt", SimpleNamespace(image_size=64, family="sam3")
@@ -37,6 +37,6 @@ def test_it_is_the_one_that_was_named(command: str, tmp_path: Path, monkeypatch:
         "bisect": lambda: bisect(file, decoder="tracker"),
         "bench": lambda: bench._setting(artifact, file, "cpu", None),
     }
-    with pytest.raises(Stop):
+    with pytest.raises(StopHereError):
         calls[command]()
     assert named == ["tracker"]
