@@ -60,10 +60,15 @@ def adapted(decoder: onnx.ModelProto, contract: Contract, spec: DecoderSpec) -> 
         [declared(port, contract, spec) for port in contract.outputs],
         [*before.constants, *inner.graph.initializer, *after.constants],
     )  # fmt: skip
-    model = type(decoder)()
-    opset, version = decoder.opset_import, decoder.ir_version
-    model.CopyFrom(onnx.helper.make_model(graph, producer_name="samx", opset_imports=opset, ir_version=version))
-    model.metadata_props.extend(decoder.metadata_props)
+    return as_model(graph, decoder, contract)
+
+
+def as_model(graph: onnx.GraphProto, inner: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
+    """Put a contract's graph into a model like the one that it is written around."""
+    helper, model = require("onnx", "export", "writing a contract's graph").helper, type(inner)()
+    opset, version = inner.opset_import, inner.ir_version
+    model.CopyFrom(helper.make_model(graph, producer_name="samx", opset_imports=opset, ir_version=version))
+    model.metadata_props.extend(inner.metadata_props)
     model.metadata_props.add(key=CONTRACT_KEY, value=json.dumps(contract.name))
     return model
 
@@ -80,7 +85,7 @@ class Nodes:
         """Add a node, and return its output's name."""
         return self._append(operator, inputs, f"{self._prefix}/{operator}_{len(self.nodes)}", attributes)
 
-    def rename(self, value: str, name: str) -> None:
+    def rename(self, value: Value, name: str) -> None:
         """Call a tensor by another name."""
         self._append("Identity", (value,), name, {})
 
@@ -108,22 +113,22 @@ def _prompts(nodes: Nodes, contract: Contract, given: Tensors) -> Tensors:
     """Make the decoder's prompts of what a program sends."""
     coords, labels = given["point_coords"], nodes.add("Cast", given["point_labels"], to=FLOAT)
     if contract.objects:
-        coords, labels = (nodes.add("Squeeze", value, _integers(0)) for value in (coords, labels))
+        coords, labels = (nodes.add("Squeeze", value, integers(0)) for value in (coords, labels))
     if "boxes" in given:
         coords, labels = _with_boxes(nodes, coords, labels, given["boxes"])
     prompts = nodes.size(coords, 0)
     if contract.padding != "program":
-        missing: Value = _integers(1)
+        missing: Value = integers(1)
         if contract.padding == "graph_without_box":
-            missing = nodes.add("Sub", _integers(1), nodes.add("Cast", _has_box(nodes, labels), to=INT64))
-        zeros = nodes.filled(nodes.add("Concat", prompts, missing, _integers(2), axis=0), 0)
+            missing = nodes.add("Sub", integers(1), nodes.add("Cast", _has_box(nodes, labels), to=INT64))
+        zeros = nodes.filled(nodes.add("Concat", prompts, missing, integers(2), axis=0), 0)
         padding = nodes.filled(nodes.add("Concat", prompts, missing, axis=0), LABELS["padding"])
         coords, labels = (nodes.add("Concat", *pair, axis=1) for pair in ((coords, zeros), (labels, padding)))
     found = {"point_coords": coords, "point_labels": labels}
     if "mask_input" not in given:
         return found
-    flags = nodes.add("Greater", nodes.add("Reshape", given["has_mask_input"], _integers(-1)), np.float32(0))
-    shape = nodes.add("Concat", prompts, _integers(1, 1, 1), axis=0)
+    flags = nodes.add("Greater", nodes.add("Reshape", given["has_mask_input"], integers(-1)), np.float32(0))
+    shape = nodes.add("Concat", prompts, integers(1, 1, 1), axis=0)
     return {
         **found,
         "mask_input": nodes.add("Expand", given["mask_input"], shape),
@@ -136,17 +141,17 @@ def _with_boxes(nodes: Nodes, coords: str, labels: str, boxes: str) -> tuple[str
 
     Shapes: (N or 1, P, 2), (N or 1, P), (1, N or 0, 4) -> (N, P + 2 or P, 2), the same without 2.
     """
-    corners = nodes.add("Reshape", nodes.add("Squeeze", boxes, _integers(0)), _integers(0, 2, 2))
+    corners = nodes.add("Reshape", nodes.add("Squeeze", boxes, integers(0)), integers(0, 2, 2))
     given = nodes.size(corners, 0)
-    some = nodes.add("Min", given, _integers(1))  # 1, or 0 where there is no box
+    some = nodes.add("Min", given, integers(1))  # 1, or 0 where there is no box
     prompts = nodes.add("Max", nodes.size(coords, 0), given)
-    none = nodes.add("Mul", prompts, nodes.add("Sub", _integers(1), some))
-    tokens = nodes.add("Mul", some, _integers(2))
-    shape = nodes.add("Concat", nodes.add("Add", given, none), tokens, _integers(2), axis=0)
+    none = nodes.add("Mul", prompts, nodes.add("Sub", integers(1), some))
+    tokens = nodes.add("Mul", some, integers(2))
+    shape = nodes.add("Concat", nodes.add("Add", given, none), tokens, integers(2), axis=0)
     corners = nodes.add("Reshape", corners, shape, allowzero=1)
-    codes = nodes.add("Slice", BOX_LABELS, _integers(0), tokens, _integers(1))
-    one = nodes.add("Concat", prompts, _integers(1), axis=0)
-    two = nodes.add("Concat", prompts, _integers(1, 1), axis=0)
+    codes = nodes.add("Slice", BOX_LABELS, integers(0), tokens, integers(1))
+    one = nodes.add("Concat", prompts, integers(1), axis=0)
+    two = nodes.add("Concat", prompts, integers(1, 1), axis=0)
     pairs = ((coords, corners, two), (labels, codes, one))
     first, second = (
         nodes.add("Concat", *(nodes.add("Expand", value, to) for value in values), axis=1) for *values, to in pairs
@@ -156,7 +161,7 @@ def _with_boxes(nodes: Nodes, coords: str, labels: str, boxes: str) -> tuple[str
 
 def _has_box(nodes: Nodes, labels: str) -> str:
     """Tell whether a corner of a box is among the points. Shapes: (N, P) -> (1), bool."""
-    largest = nodes.add("Reshape", nodes.add("ReduceMax", labels, keepdims=0), _integers(1))
+    largest = nodes.add("Reshape", nodes.add("ReduceMax", labels, keepdims=0), integers(1))
     return nodes.add("Greater", largest, np.float32(LABELS["foreground"]))
 
 
@@ -174,7 +179,7 @@ def _results(nodes: Nodes, contract: Contract, spec: DecoderSpec, given: Tensors
         found |= _cut_out(nodes, found["picture_masks"])
     if not contract.objects:
         return found
-    return {holds: nodes.add("Unsqueeze", value, _integers(0)) for holds, value in found.items()}
+    return {holds: nodes.add("Unsqueeze", value, integers(0)) for holds, value in found.items()}
 
 
 def _picked(nodes: Nodes, found: Tensors) -> Tensors:
@@ -185,7 +190,7 @@ def _picked(nodes: Nodes, found: Tensors) -> Tensors:
     reward = nodes.add("Mul", nodes.add("Sub", tokens, FEW_TOKENS), first)
     best = nodes.add("ArgMax", nodes.add("Add", iou, reward), axis=1, keepdims=1)
     return {
-        "low_res_masks": nodes.add("Unsqueeze", nodes.add("GatherND", masks, best, batch_dims=1), _integers(1)),
+        "low_res_masks": nodes.add("Unsqueeze", nodes.add("GatherND", masks, best, batch_dims=1), integers(1)),
         "iou_predictions": nodes.add("GatherElements", iou, best, axis=1),
     }
 
@@ -197,9 +202,9 @@ def _at_picture_size(nodes: Nodes, contract: Contract, spec: DecoderSpec, masks:
         sides, frame = nodes.add("Cast", size, to=FLOAT), np.array([spec.image_size], np.float32)
         scale = nodes.add("Div", frame, nodes.add("ReduceMax", sides, keepdims=1))
         valid = nodes.add("Floor", nodes.add("Add", nodes.add("Mul", scale, sides), np.float32(0.5)))
-        framed = _resized(nodes, masks, _integers(spec.image_size, spec.image_size))
+        framed = _resized(nodes, masks, integers(spec.image_size, spec.image_size))
         end = nodes.add("Cast", valid, to=INT64)
-        masks = nodes.add("Slice", framed, _integers(0, 0), end, _integers(2, 3))
+        masks = nodes.add("Slice", framed, integers(0, 0), end, integers(2, 3))
     return _resized(nodes, masks, picture)
 
 
@@ -213,13 +218,13 @@ def _cut_out(nodes: Nodes, masks: str) -> Tensors:
     inside = nodes.add("Cast", nodes.add("Greater", masks, np.float32(0)), to=FLOAT)
     found = {}
     for axis, (first, last) in ((3, (BOUNDS[0], BOUNDS[2])), (2, (BOUNDS[1], BOUNDS[3]))):
-        line = nodes.add("ReduceMax", inside, _integers(*{0, 1, 2, 3} - {axis}), keepdims=0)
+        line = nodes.add("ReduceMax", inside, integers(*{0, 1, 2, 3} - {axis}), keepdims=0)
         found[first] = nodes.add("ArgMax", line, axis=0, keepdims=1)
         found[last] = nodes.add("ArgMax", line, axis=0, keepdims=1, select_last_index=1)
     left, top, right, bottom = (found[side] for side in BOUNDS)
     start, last = (nodes.add("Concat", *pair, axis=0) for pair in ((top, left), (bottom, right)))
-    levels, end = nodes.add("Mul", inside, WHITE), nodes.add("Add", last, _integers(1))
-    cut = nodes.add("Slice", levels, start, end, _integers(2, 3))
+    levels, end = nodes.add("Mul", inside, WHITE), nodes.add("Add", last, integers(1))
+    cut = nodes.add("Slice", levels, start, end, integers(2, 3))
     return {**found, "picture_crop": nodes.add("Cast", cut, to=UINT8)}
 
 
@@ -237,5 +242,5 @@ def declared(port: Port, contract: Contract, spec: DecoderSpec) -> onnx.ValueInf
     return onnx.helper.make_tensor_value_info(port.name, TYPES[port.dtype], axes)
 
 
-def _integers(*values: int) -> NDArray[np.int64]:
+def integers(*values: int) -> NDArray[np.int64]:
     return np.array(values, np.int64)

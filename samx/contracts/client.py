@@ -6,7 +6,7 @@ P points, M masks a prompt, S mask pixels per side, H x W picture pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from samx.contracts.table import BOUNDS, Contract
 from samx.models.session import Feed, FloatArray, Outputs
-from samx.models.spec import LABELS, DecoderSpec
+from samx.models.spec import LABELS, PIXELS, DecoderSpec
 from samx.processing.postprocess import bilinear_taps
 
 Arrays = Mapping[str, NDArray[Any]]  # by what they hold
+Run = Callable[[Sequence[NDArray[Any]]], list[NDArray[Any]]]  # a graph, by the places of its inputs and outputs
+WHITE = 255.0
 PADDING, CORNERS = LABELS["padding"], (LABELS["box_top_left"], LABELS["box_bottom_right"])
 PICTURES = ((192, 256), (320, 200), (240, 240))  # landscape, portrait, square: height and width
 MASK_LOGIT, UNUSED_LOGIT = 10.0, 7.5  # of a previous mask; of one that is sent and must not be read
@@ -187,3 +189,22 @@ def pasted(found: Arrays, picture: tuple[int, int]) -> NDArray[np.bool_]:
     if (left, top, right, bottom) != tight:
         raise ValueError(f"bounds are {(left, top, right, bottom)}, the mask's are {tuple(map(int, tight))}")
     return whole
+
+
+def encoded(contract: Contract, run: Run, taken: Feed) -> Feed:
+    """Send a picture to a program's image encoder as the program does, and return the decoder's image inputs.
+
+    taken: one picture as samx's own encoder takes it, whose part beyond `valid` does not matter.
+    """
+    form, picture = contract.encoder, np.asarray(taken["picture"][0], np.float32)
+    assert form is not None
+    height, width = taken["valid"][0] if "valid" in taken else picture.shape[:2]
+    if form.levels:
+        sent = picture[:height, :width]
+    else:
+        mean, std = (np.array(values, np.float32) for values in PIXELS["imagenet"])
+        sent = np.zeros_like(picture)
+        sent[:height, :width] = (picture[:height, :width] / WHITE - mean) / std
+        sent = sent.transpose(2, 0, 1)[None]
+    found = dict(zip([port.holds for port in form.outputs], run([np.ascontiguousarray(sent)]), strict=True))
+    return {holds: value for holds, value in found.items() if holds != "unread"}

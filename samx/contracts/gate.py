@@ -5,7 +5,7 @@ The decoder's own graph has passed the parity gate; what a program must read of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ class Opened(NamedTuple):
 
     inputs: list[str]
     outputs: list[str]
-    run: Callable[[Sequence[NDArray[Any]]], list[NDArray[Any]]]
+    run: client.Run
 
 
 @dataclass

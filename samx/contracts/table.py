@@ -21,7 +21,9 @@ Reading = Literal["all", "first", "named"]
 Resizing = Literal["through_frame", "direct"]
 
 FRAME_PX = 1024  # that all these programs resize a picture to, whatever the file says
-CLIENT_ROLE, CLIENT_FOLDER = "client", "client"  # of the file that holds a contract's graph, in an artifact
+# Of an artifact's files for other programs: the decoder, the image encoder, what programs read beside them.
+CLIENT_ROLE, CLIENT_ENCODER_ROLE, CLIENT_FILE_ROLE = "client", "client_encoder", "client_file"
+CLIENT_FOLDER = "client"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,20 @@ class Port:
     holds: str
     axes: tuple[int | str, ...] | None = None
     dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class EncoderForm:
+    """Describe the image encoder's graph that some programs load: one input, which they look up or call by this name.
+
+    `levels`: (H, W, 3), RGB from 0 to 255, no larger than the frame; else (1, 3, S, S), normalised with ImageNet's mean
+    and deviation, zeros where no picture is.
+    """
+
+    input: str
+    levels: bool
+    outputs: tuple[Port, ...]
+    file: str = "encoder.onnx"
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class Contract:
     resizing: Resizing | None = None
     objects: bool = False  # the prompts are objects of one picture: an axis in front
     file: str = "decoder.onnx"
+    encoder: EncoderForm | None = None  # None: the program has its own, elsewhere
 
     def has(self, holds: str) -> bool:
         """Tell whether an input or output holds this."""
@@ -119,17 +136,24 @@ OBJECT_OUTPUTS = (
     Port("iou_scores", "iou_predictions", (1, "prompts", "count")),
     Port("pred_masks", "low_res_masks", (1, "prompts", "count", "size", "size")),
 )
-HF_FILE = "onnx/prompt_encoder_mask_decoder.onnx"
+HF_FILE, HF_ENCODER_FILE = "onnx/prompt_encoder_mask_decoder.onnx", "onnx/vision_encoder.onnx"
+LEVELS = (
+    Port("image_embeddings.0", "high_res_features_0"), Port("image_embeddings.1", "high_res_features_1"),
+    Port("image_embeddings.2", "image_embeddings"),
+)  # fmt: skip
 
 # Sources: segment_anything/utils/onnx.py; samexporter 0.5.0; osam 0.8.1; AnyLabeling 0.4.43; X-AnyLabeling 4.2.1;
 # ryouchinsa/sam-cpp-macos: export_onnx.py, sam.cpp; cvat-ui/plugins/sam; transformers.js: modeling_sam.js,
 # modeling_sam2.js; transformers: SamModel, Sam2Model; efficientvit: applications/efficientvit_sam.
+EMBEDDINGS = (Port("image_embeddings", "image_embeddings"),)
+POSITIONS = Port("image_positional_embeddings", "unread", (1, "channels", "grid", "grid"))
 META = Contract(
     "meta", programs=("CVAT's older plugin", "usls", "samexporter", "demos of SAM in browsers"), families=("sam1",),
     inputs=(
         Port("image_embeddings", "image_embeddings"), *POINTS, *PREVIOUS, Port("orig_im_size", "picture_size", (2,)),
     ),
     outputs=(PICTURE_MASKS, IOU, LOW_RES), masks="all", padding="program", resizing="through_frame",
+    encoder=EncoderForm("input_image", levels=True, outputs=EMBEDDINGS),
 )  # fmt: skip
 CONTRACTS: Mapping[str, Contract] = {
     contract.name: contract
@@ -137,7 +161,10 @@ CONTRACTS: Mapping[str, Contract] = {
         META,
         replace(
             META, name="meta-single", picks=True,
-            programs=("AnyLabeling", "X-AnyLabeling", "osam", "sam-cpp-macos", "samexporter"),
+            programs=("AnyLabeling", "X-AnyLabeling", "sam-cpp-macos", "samexporter"),
+        ),
+        replace(
+            META, name="osam", picks=True, programs=("osam",), encoder=EncoderForm("x", False, EMBEDDINGS),
         ),
         Contract(
             "cvat", programs=("CVAT",), families=("sam1",), inputs=META.inputs,
@@ -156,6 +183,13 @@ CONTRACTS: Mapping[str, Contract] = {
             ),
             outputs=(Port("masks", "low_res_masks", LOW_RES_AXES), IOU), masks="multimask", padding="graph",
             by_position=("samexporter", "X-AnyLabeling"), clamps=True, reads="first",
+            encoder=EncoderForm(
+                "image", levels=False,
+                outputs=(
+                    Port("high_res_feats_0", "high_res_features_0"), Port("high_res_feats_1", "high_res_features_1"),
+                    Port("image_embed", "image_embeddings"),
+                ),
+            ),
         ),
         Contract(
             "rectlabel", programs=("RectLabel", "osam", "usls"), families=("sam2",),
@@ -166,31 +200,35 @@ CONTRACTS: Mapping[str, Contract] = {
             ),
             outputs=(PICTURE_MASKS, IOU, LOW_RES), masks="all", padding="graph", by_position=("usls",), clamps=True,
             resizing="direct",
+            encoder=EncoderForm(
+                "input", levels=False,
+                outputs=(
+                    *EMBEDDINGS, Port("high_res_features1", "high_res_features_0"),
+                    Port("high_res_features2", "high_res_features_1"),
+                ),
+            ),
         ),
         Contract(
             "hf-sam1", programs=("transformers.js",), families=("sam1",),
-            inputs=(
-                *OBJECT_POINTS, Port("image_embeddings", "image_embeddings"),
-                Port("image_positional_embeddings", "unread", (1, "channels", "grid", "grid")),
-            ),
+            inputs=(*OBJECT_POINTS, *EMBEDDINGS, POSITIONS),
             outputs=OBJECT_OUTPUTS, masks="multimask", padding="graph", objects=True, reads="named",
-            file=HF_FILE,
+            file=HF_FILE, encoder=EncoderForm("pixel_values", False, (*EMBEDDINGS, POSITIONS), HF_ENCODER_FILE),
         ),
         Contract(
             "hf-sam2", programs=("transformers.js",), families=("sam2",),
             inputs=(
                 *OBJECT_POINTS, Port("input_boxes", "boxes", (1, "boxes", 4)),
-                Port("image_embeddings.0", "high_res_features_0"), Port("image_embeddings.1", "high_res_features_1"),
-                Port("image_embeddings.2", "image_embeddings"),
+                *LEVELS,
             ),
             outputs=(*OBJECT_OUTPUTS, Port("object_score_logits", "object_score_logits", (1, "prompts", 1))),
             masks="multimask", padding="graph", objects=True, reads="named",
-            file=HF_FILE,
+            file=HF_FILE, encoder=EncoderForm("pixel_values", False, LEVELS, HF_ENCODER_FILE),
         ),
         Contract(
             "evit", programs=("EfficientViT-SAM's demos",), families=("sam1",),
             inputs=(Port("image_embeddings", "image_embeddings"), *POINTS),
             outputs=(Port("masks", "low_res_masks", LOW_RES_AXES), IOU), masks="all", padding="program",
+            encoder=EncoderForm("input_image", False, EMBEDDINGS),
         ),
     )
 }  # fmt: skip

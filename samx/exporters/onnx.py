@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from samx.artifacts.manifest import ENCODER_ROLE
 from samx.contracts.adapt import write_client
-from samx.contracts.table import CONTRACTS
+from samx.contracts.encoder import adapted_encoder, positional_encoding, write_companions
+from samx.contracts.table import CLIENT_ENCODER_ROLE, CLIENT_FOLDER, CONTRACTS, FRAME_PX, Contract
 from samx.contracts.table import find as find_contract
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import (
@@ -44,6 +45,7 @@ MOST_INSIDE_BYTES = 1_900_000_000  # of weights in a graph's own file; protobuf 
 LEAST_OUTSIDE_BYTES = 1024  # of a tensor beside it: constants of shapes stay where shape inference finds them
 
 HALVES = ("fp16",)  # what INT8 leaves in floating point is float32
+POSITION_MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # among a decoder's weights
 DECODER_FILE = "decoder.onnx"  # of one graph; of two: image.onnx and prompt.onnx
 
 
@@ -145,11 +147,41 @@ def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT
 def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
     """Write the graph of an image encoder. onnxsim would take minutes for it, and finds nothing.
 
-    Raises: as write_onnx().
+    Where there is a contract, it is written in its programs' signature too, with what they read beside it.
+    Raises: UsageError for several pictures a call, which no program sends; as write_onnx().
     """
     from samx.models.encoders.precision import in_half
 
-    return write_onnx([in_half(graph) if job.precision in HALVES else graph], directory, simplify=False)
+    contract = getattr(job.options, "contract", None)  # of another target, which has this one write its encoder: none
+    pictures = graph.inputs[0].shape[0]
+    if contract is not None and pictures != 1:
+        what, expected = f"contract '{contract}' does not fit", "one picture a call"
+        raise UsageError(what, found=f"--pictures: {pictures}", expected=expected, fix="Leave it out.")
+    exported = write_onnx([in_half(graph) if job.precision in HALVES else graph], directory, simplify=False)
+    if contract is None:
+        return exported
+    files, notes = _client_encoder(find_contract(contract), graph, job, directory)
+    return replace(exported, files={**exported.files, **files}, notes=notes)
+
+
+def _client_encoder(
+    contract: Contract, graph: Graph, job: ExportJob, directory: Path
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Write an image encoder for a contract's programs; return the files with their roles, and why there is none."""
+    size_px = graph.inputs[0].shape[1]
+    if contract.encoder is None or size_px != FRAME_PX:
+        why = "the programs have their own" if contract.encoder is None else f"it takes pictures of {size_px} px"
+        return {}, (f"{CLIENT_FOLDER}/ has no image encoder: {why}.",)
+    onnx, path = require("onnx", "export", "ONNX export"), directory / CLIENT_FOLDER / contract.encoder.file
+    positions = positional_encoding(job.loaded.weights[POSITION_MATRIX].numpy(), job.spec.grid)
+    encoder = adapted_encoder(onnx.load(str(directory / f"{graph.role}.onnx")), contract, job.spec, positions)
+    saved = save(encoder, path, CLIENT_ENCODER_ROLE)
+    onnx.checker.check_model(str(path), full_check=True)
+    folder = path.parent.relative_to(directory).as_posix()
+    return {
+        **{f"{folder}/{name}": role for name, role in saved.items()},
+        **write_companions(contract, Path(job.loaded.name).stem, directory),
+    }, ()  # fmt: skip
 
 
 def place_encoder(source: Path, directory: Path, precision: str) -> Exported:

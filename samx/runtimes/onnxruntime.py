@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.store import Artifact
 from samx.contracts.gate import Opened
-from samx.contracts.table import CLIENT_ROLE
 from samx.devices.cpu import usable_cpus
 from samx.errors import ArtifactError, UnavailableError
 from samx.extras import require, require_version
@@ -87,13 +87,14 @@ def open_encoder(
     return lambda inputs: dict(zip(outputs, session.run(None, dict(inputs)), strict=True))
 
 
-def open_client(artifact: Artifact, threads: int | None = None) -> Opened:
-    """Open the graph that an artifact holds for other programs, as they do: on the processor.
+def open_client(artifact: Artifact, role: str, threads: int | None = None) -> Opened:
+    """Open a graph that an artifact holds for other programs, as they do: on the processor.
 
     Raises: as open_artifact().
     """
-    name = artifact.file_with_role(CLIENT_ROLE)
-    session = _session(name, artifact.read(name), "cpu", threads)
+    name, files = artifact.file_with_role(role), artifact.manifest.files
+    beside = {Path(n).name: artifact.read(n) for n, file in files.items() if file.role == f"{role}_weights"}
+    session = _session(name, artifact.read(name), "cpu", threads, beside)
     inputs, outputs = ([port.name for port in ports] for ports in (session.get_inputs(), session.get_outputs()))
     return Opened(inputs, outputs, lambda values: session.run(None, dict(zip(inputs, values, strict=True))))
 

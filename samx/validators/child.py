@@ -19,8 +19,10 @@ from typing import cast
 from samx import children
 from samx.artifacts.manifest import LEVELS, Level
 from samx.artifacts.store import Artifact
+from samx.contracts.client import encoded
+from samx.contracts.gate import Opened
 from samx.contracts.gate import judge as judge_contract
-from samx.contracts.table import CONTRACTS
+from samx.contracts.table import CLIENT_ENCODER_ROLE, CLIENT_ROLE, CONTRACTS, Contract
 from samx.errors import ArtifactError, InputError, ParityError, SamxError
 from samx.files import REPORT_CAP_BYTES, read_file
 from samx.models.session import Session
@@ -133,7 +135,7 @@ def judge(options: argparse.Namespace) -> ParityReport:
         drawn=Drawn(options.seed, options.calls, another, sizes_built_for(session, options.level)),
     )
     report = judge_client(artifact, session, suite, options, report)
-    return replace(report, encoder=judge_own_encoder(artifact, session, options))
+    return replace(report, encoder=judge_encoders(artifact, session, options))
 
 
 def sizes_built_for(session: Session, level: str) -> tuple[int, ...]:
@@ -149,17 +151,51 @@ def judge_client(
 
     Raises: ArtifactError for a contract that is not known, or whose file is missing; as the runtime.
     """
-    name, entry = artifact.manifest.options.get("contract"), backend(artifact.manifest.target)
-    if name is None:
+    contract, entry = _contract(artifact), backend(artifact.manifest.target)
+    if contract is None:
         return report
-    if name not in CONTRACTS or entry.client is None:
-        raise ArtifactError(f"{artifact.path} has an unknown contract", found=name, expected=" or ".join(CONTRACTS))
     decoder = session if options.device == GRAPH_DEVICE else load(entry.runtime)(artifact, device=GRAPH_DEVICE)
-    opened = load(entry.client)(artifact, options.threads)
-    verdict = judge_contract(CONTRACTS[name], opened, decoder, suite.images, options.seed)
-    failures = [f"contract {name}: {line}" for line in verdict.failures]
-    facts = {**report.suite, "contract": verdict.facts(CONTRACTS[name])}
+    verdict = judge_contract(
+        contract, _open_client(artifact, CLIENT_ROLE, options), decoder, suite.images, options.seed
+    )
+    failures = [f"contract {contract.name}: {line}" for line in verdict.failures]
+    facts = {**report.suite, "contract": verdict.facts(contract)}
     return replace(report, failures=(*report.failures, *failures), suite=facts)
+
+
+def _contract(artifact: Artifact) -> Contract | None:
+    name = artifact.manifest.options.get("contract")
+    if name is not None and name not in CONTRACTS:
+        raise ArtifactError(f"{artifact.path} has an unknown contract", found=name, expected=" or ".join(CONTRACTS))
+    return None if name is None else CONTRACTS[name]
+
+
+def _open_client(artifact: Artifact, role: str, options: argparse.Namespace) -> Opened:
+    opener = backend(artifact.manifest.target).client
+    if opener is None:
+        raise ArtifactError(f"{artifact.path} is of a target that has no contracts", found=artifact.manifest.target)
+    opened: Opened = load(opener)(artifact, role, options.threads)
+    return opened
+
+
+def judge_encoders(artifact: Artifact, session: Session, options: argparse.Namespace) -> EncoderReport | None:
+    """Judge the image encoder of an artifact, and by the same pictures the one in other programs' signature.
+
+    Raises: as judge_own_encoder().
+    """
+    report, contract = judge_own_encoder(artifact, session, options), _contract(artifact)
+    roles = [file.role for file in artifact.manifest.files.values()]
+    if report is None or contract is None or CLIENT_ENCODER_ROLE not in roles:
+        return report
+    run = _open_client(artifact, CLIENT_ENCODER_ROLE, options).run
+    theirs = judge_encoder(
+        partial(encoded, contract, run),
+        session,
+        _pictures(artifact, options.pictures),
+        report.bounds,
+    )
+    failures = [f"contract {contract.name}: {line}" for line in theirs.all_failures()]
+    return replace(report, failures=(*report.failures, *failures))
 
 
 def judge_own_encoder(artifact: Artifact, session: Session, options: argparse.Namespace) -> EncoderReport | None:
