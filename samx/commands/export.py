@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
 from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Level, Manifest
-from samx.commands.references import beside_own_size, in_torch
+from samx.commands import memory
+from samx.commands.references import beside_own_size, in_torch, with_both_signs
 from samx.demo import demo_checkpoint
 from samx.errors import ParityError, UnavailableError, UsageError
 from samx.extras import require_export
@@ -57,6 +58,8 @@ class ExportRequest:
     precision: str | None = None  # None: the target's default
     masks: MaskChoice = "multimask"
     mask_input: bool = False
+    object_pointer: bool = False  # what a video's loop keeps, as one more output
+    memory_encoder: bool = False  # of that loop too, as a graph of its own
     encoder: bool = True  # the image encoder too, where the checkpoint has one that is known
     encoder_precision: str | None = None  # None: the decoder's, where the target's encoder has it; never int8
     encoder_pictures: Path | None = None  # folder that calibrates an encoder of int8; None: demo scenes
@@ -97,7 +100,7 @@ def export(request: ExportRequest, progress: Progress = silent) -> ExportResult:
         work = _Export(request, entry, job, made, progress)
         report = work.fill()
         report = compile_draft(made, entry, work.remedy(), progress) or report
-    next_step = _next_step(entry, made.manifest, request.out)
+    next_step = entry.next_step(made.manifest, request.out)
     return ExportResult(request.out, made.manifest, report, next_step, tuple(made.notes), work.int8_report)
 
 
@@ -139,8 +142,9 @@ def _job(
     checkpoint = _checkpoint(request)
     progress(f"Reading {checkpoint.name}")
     loaded = load_checkpoint(
-        checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels, decoder=request.decoder
-    )
+        checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels, decoder=request.decoder,
+        object_pointer=request.object_pointer,
+    )  # fmt: skip
     spec = replace(loaded.spec, masks=request.masks, mask_input=request.mask_input)
     options.check(precision, spec)
     return ExportJob(loaded, spec, options, precision, entry.target)
@@ -164,6 +168,7 @@ class _Export:
             if self.on_held_out else None
         )  # fmt: skip
         self.int8_report: Int8Report | None = None
+        self.with_memory = memory.step(self.checkpoint, job) if request.memory_encoder else None
 
     def fill(self) -> ParityReport:
         """Write every file of the artifact, and judge its graph.
@@ -177,6 +182,7 @@ class _Export:
         job = self._quantisation(exported)
         quantised = None if job is None else int8.quantise(self.entry, job)
         exported = exported if quantised is None else quantised.exported
+        exported = exported if self.with_memory is None else self.with_memory(exported, self.made.directory)
         encoder = self._encoder()
         held = self._held_out(exported.most_points) if self.on_held_out else None
         suite = self._suite(exported, held)
@@ -185,7 +191,7 @@ class _Export:
         encoder = self._beside_own_size(encoder) if encoder.files else encoder
         self.made.add(
             {**exported.files, **encoder.files, SUITE_FILE: SUITE_ROLE, **pictures},
-            notes=[*self.job.loaded.notes, *exported.notes, *encoder.notes],
+            notes=[*self.job.loaded.notes, *exported.notes, *encoder.notes, *suite.unseen()],
         )
         self.made.seal(self._manifest(exported, encoder))
         self.progress("Comparing the export with PyTorch")
@@ -218,7 +224,7 @@ class _Export:
         reference = reference_session(self.job.loaded, self.job.spec)
         if held is not None:
             return ParitySuite.build(reference, *held.stored(MOST_EMBEDDINGS), held.source)
-        images, source = self._images()
+        images, source = with_both_signs(self.job, *self._images())
         frames = default_frames(self.job.spec, len(images)) if images else None
         seed = secrets.randbits(SEED_BITS)
         cases = parity_cases(
@@ -336,11 +342,3 @@ def advice(report: ParityReport, encoder: EncoderEntry | None, remedy: str) -> s
         return remedy
     exact = "" if encoder.precision == "fp32" else "'--encoder-precision fp32' computes it in float32, "
     return f"{NOTHING} Of the image encoder: {exact}'--no-encoder' exports the decoder alone."
-
-
-def _next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:
-    shown = {evidence.level for evidence in manifest.evidence}
-    if entry.compiler is None or "device" in shown:
-        return None
-    compare = f"'samx validate {out} --device {entry.device}'"
-    return entry.finish["lowered" in shown].format(compare=compare, out=out)
