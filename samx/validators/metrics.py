@@ -110,7 +110,7 @@ class Bounds(Limits):
     logit_error_relative: float
     iou_prediction_error: float
     object_score_error: float
-    object_pointer_error: float | None  # None: of 0.1.0, which had no pointers
+    object_pointer_error: float | None = None  # 0.1.0 had no pointers
     object_score_flips: float = 0.0
     best_mask_changes: float = 0.0
     forgiven_pixels: float = 0  # of each mask, in mask_iou_min: a mask of 16 pixels cannot be resolved to 0.99
