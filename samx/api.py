@@ -25,6 +25,7 @@ Sizes = Union[int, str, tuple[int, int, int]]  # the one that there is, or MIN:O
 def export(
     checkpoint: PathLike | None, out: PathLike, target: str = DEFAULT_TARGET, *, family: str = "sam1",
     precision: str | None = None, masks: MaskChoice = "multimask", mask_input: bool = False,
+    object_pointer: bool = False, memory_encoder: bool = False,
     encoder: bool = True, encoder_precision: str | None = None,
     encoder_pictures: PathLike | None = None, pictures: Sizes | None = None,
     image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
@@ -57,8 +58,8 @@ def export(
     paths = [embedding] if isinstance(embedding, (str, Path)) else embedding
     request = ExportRequest(
         out=Path(out), checkpoint=None if checkpoint is None else Path(checkpoint), family=family, target=target,
-        precision=precision, masks=masks, mask_input=mask_input, encoder=encoder,
-        encoder_precision=encoder_precision,
+        precision=precision, masks=masks, mask_input=mask_input, object_pointer=object_pointer,
+        memory_encoder=memory_encoder, encoder=encoder, encoder_precision=encoder_precision,
         encoder_pictures=None if encoder_pictures is None else Path(encoder_pictures), pictures=_range(pictures),
         image_size=image_size, frame=frame, pixels=pixels, decoder=decoder,
         embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),

@@ -26,6 +26,12 @@ PRECISIONS = {"fp32": "Single precision.", "fp16": "Half precision.", "bf16": "b
 Target = Annotated[
     str, typer.Option(help="Backend to export for; 'samx doctor' lists them, --target T --help shows its options.")
 ]
+ObjectPointer = Annotated[
+    bool, typer.Option("--object-pointer", help="SAM 2: each mask's object pointer too, for a video's loop.")
+]
+WithMemoryEncoder = Annotated[
+    bool, typer.Option("--memory-encoder", help="SAM 2: the memory encoder too, as ONNX, for a video's loop.")
+]
 WithEncoder = Annotated[
     bool, typer.Option("--encoder/--no-encoder", help="The checkpoint's image encoder too (default), or not.")
 ]
@@ -70,6 +76,8 @@ def export(
     single: Annotated[bool, typer.Option("--single", help="One mask a prompt.")] = False,
     all_masks: Annotated[bool, typer.Option("--all-masks", help="All four mask tokens.")] = False,
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
+    object_pointer: ObjectPointer = False,
+    memory_encoder: WithMemoryEncoder = False,
     encoder: WithEncoder = True,
     encoder_precision: EncoderPrecision = None,
     encoder_pictures: EncoderPictures = None,
@@ -106,7 +114,8 @@ def export(
     request = ExportRequest(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
-        mask_input=mask_input, encoder=encoder, encoder_precision=encoder_precision,
+        mask_input=mask_input, object_pointer=object_pointer, memory_encoder=memory_encoder,
+        encoder=encoder, encoder_precision=encoder_precision,
         encoder_pictures=encoder_pictures,
         pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
         image_size=image_size, frame=frame, pixels=pixels, decoder=decoder, embeddings=embedding or (),

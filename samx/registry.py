@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from samx.artifacts.manifest import FileEntry, Level, Manifest
@@ -89,6 +90,14 @@ class Backend:
             if found := [file for file in manifest.files.values() if file.role in runner.opens]:
                 return found
         return []
+
+    def next_step(self, manifest: Manifest, out: Path) -> str | None:
+        """Return what is left to do with an artifact on the device; None: nothing."""
+        shown = {evidence.level for evidence in manifest.evidence}
+        if self.compiler is None or "device" in shown:
+            return None
+        compare = f"'samx validate {out} --device {self.device}'"
+        return self.finish["lowered" in shown].format(compare=compare, out=out)
 
     def level(self, device: str) -> Level:
         """Return what a passed comparison on a device shows."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import exports
 import pytest
+import video_upstream
 
 import samx
 from samx.commands.export import ExportRequest, export
@@ -78,6 +79,19 @@ def sam2_artifact(made_once: Once) -> Path:
     asked: dict[str, Any] = {"family": "sam2", "mask_input": True, "image_size": 256}
     options: dict[str, object] = {"split": True, "opset": 23}
     return made_once("sam2", lambda out: export(ExportRequest(out=out, options=options, **asked)))
+
+
+@pytest.fixture(scope="session")
+def video_export(made_once: Once) -> Path:
+    """Export Meta's SAM 2.1, small frames and random weights, with the pieces of a video's loop; beside its weights."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        file = video_upstream.meta_file(video_upstream.meta_video(), folder / "video.pt")
+        asked: dict[str, Any] = {"image_size": video_upstream.SIZE_PX, "encoder": False}
+        export(ExportRequest(folder / "artifact", checkpoint=file, object_pointer=True, memory_encoder=True, **asked))
+
+    return made_once("video", write)
 
 
 @pytest.fixture(scope="session")

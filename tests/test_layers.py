@@ -83,6 +83,8 @@ HEAVY_MODULES = (
     "samx.models.fast",
     "samx.models.fixed",
     "samx.models.lora",
+    "samx.models.memory_encoder",
+    "samx.models.object_pointer",
     "samx.models.high_quality",
     "samx.models.keras_files",
     "samx.models.reference",

@@ -25,7 +25,7 @@ MASK_LOGIT_GAIN, HQ_LOGIT_GAIN, IOU_GAIN = (
 def toy_decoder(spec: DecoderSpec, seed: int = 7) -> ReferenceDecoder:
     """Make a decoder with random weights at trained-like output scale."""
     torch.manual_seed(seed)
-    decoder: ReferenceDecoder = spec.rules.reference_class()(spec).eval().requires_grad_(False)
+    decoder: ReferenceDecoder = spec.rules.reference_class(spec.object_pointer)(spec).eval().requires_grad_(False)
     heads = [mlp.layers[-1] for mlp in decoder.mask_decoder.output_hypernetworks_mlps]  # type: ignore[index]
     scaled = [(head, MASK_LOGIT_GAIN) for head in heads]
     scaled.append((decoder.mask_decoder.iou_prediction_head.layers[-1], IOU_GAIN))

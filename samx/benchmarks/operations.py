@@ -135,7 +135,8 @@ def _heads(s: _Sizes) -> Iterator[Part]:
     score = s.spec.object_score * ((s.spec.object_score_head_depth - 1) * s.c * s.c + s.c)
     picks = s.painted != s.m and s.form != REFERENCE  # one of the other masks' weights
     fallback = (s.spec.mask_tokens - 1) * s.c // 8 if picks else 0
-    yield "heads", 0, s.m * (2 * s.c * s.c + s.c * s.c // 8) + iou + score + fallback
+    pointers = s.spec.object_pointer * 3 * s.spec.masks_out * s.c * s.c
+    yield "heads", 0, s.m * (2 * s.c * s.c + s.c * s.c // 8) + iou + score + fallback + pointers
 
 
 def _high_quality(s: _Sizes) -> Iterator[Part]:

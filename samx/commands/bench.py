@@ -145,6 +145,11 @@ def _setting(artifact: Artifact, path: Path | None, device: str, threads: int | 
     from samx.models.checkpoint import load_checkpoint
 
     entry, spec = artifact.manifest.checkpoint, artifact.manifest.spec
+    if spec.object_pointer:
+        raise UsageError(
+            f"{artifact.path} returns object pointers, which the others do not", found="--object-pointer",
+            fix="Measure an export without them beside the others.",
+        )  # fmt: skip
     path = path or demo_checkpoint(spec.family)
     loaded = load_checkpoint(path, image_size=spec.image_size, decoder=artifact.manifest.options.get("decoder"))
     if loaded.sha256 != entry.sha256:

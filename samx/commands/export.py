@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
 from samx.artifacts.manifest import CheckpointEntry, Manifest
-from samx.commands.proof import NOTHING, compile_draft, next_step, prove
-from samx.commands.references import beside_own_size, in_torch
+from samx.commands import memory
+from samx.commands.proof import NOTHING, compile_draft, prove
+from samx.commands.references import beside_own_size, in_torch, with_both_signs
 from samx.demo import demo_checkpoint
 from samx.errors import UsageError
 from samx.extras import require_export
@@ -56,6 +57,8 @@ class ExportRequest:
     precision: str | None = None  # None: the target's default
     masks: MaskChoice = "multimask"
     mask_input: bool = False
+    object_pointer: bool = False  # what a video's loop keeps, as one more output
+    memory_encoder: bool = False  # of that loop too, as a graph of its own
     encoder: bool = True  # the image encoder too, where the checkpoint has one that is known
     encoder_precision: str | None = None  # None: the decoder's, where the target's encoder has it; never int8
     encoder_pictures: Path | None = None  # folder that calibrates an encoder of int8; None: demo scenes
@@ -96,8 +99,8 @@ def export(request: ExportRequest, progress: Progress = silent) -> ExportResult:
         work = _Export(request, entry, job, made, progress)
         report = work.fill()
         report = compile_draft(made, entry, work.remedy(), progress) or report
-    then = next_step(entry, made.manifest, request.out)
-    return ExportResult(request.out, made.manifest, report, then, tuple(made.notes), work.int8_report)
+    next_step = entry.next_step(made.manifest, request.out)
+    return ExportResult(request.out, made.manifest, report, next_step, tuple(made.notes), work.int8_report)
 
 
 def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOptions:
@@ -138,8 +141,9 @@ def _job(
     checkpoint = _checkpoint(request)
     progress(f"Reading {checkpoint.name}")
     loaded = load_checkpoint(
-        checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels, decoder=request.decoder
-    )
+        checkpoint, image_size=request.image_size, frame=request.frame, pixels=request.pixels, decoder=request.decoder,
+        object_pointer=request.object_pointer,
+    )  # fmt: skip
     spec = options.exported(replace(loaded.spec, masks=request.masks, mask_input=request.mask_input))
     options.check(precision, spec)
     _check_room(options, spec)
@@ -177,6 +181,7 @@ class _Export:
             if self.on_held_out else None
         )  # fmt: skip
         self.int8_report: Int8Report | None = None
+        self.with_memory = memory.step(self.checkpoint, job) if request.memory_encoder else None
 
     def fill(self) -> ParityReport:
         """Write every file of the artifact, and judge its graph.
@@ -190,6 +195,7 @@ class _Export:
         job = self._quantisation(exported)
         quantised = None if job is None else int8.quantise(self.entry, job)
         exported = exported if quantised is None else quantised.exported
+        exported = exported if self.with_memory is None else self.with_memory(exported, self.made.directory)
         encoder = self._encoder()
         held = self._held_out(exported.most_points) if self.on_held_out else None
         suite = self._suite(exported, held)
@@ -198,7 +204,7 @@ class _Export:
         encoder = self._beside_own_size(encoder) if encoder.files else encoder
         self.made.add(
             {**exported.files, **encoder.files, SUITE_FILE: SUITE_ROLE, **pictures},
-            notes=[*self.job.loaded.notes, *exported.notes, *encoder.notes],
+            notes=[*self.job.loaded.notes, *exported.notes, *encoder.notes, *suite.unseen()],
         )
         self.made.seal(self._manifest(exported, encoder))
         self.progress("Comparing the export with PyTorch")
@@ -231,7 +237,7 @@ class _Export:
         reference = reference_session(self.job.loaded, self.job.spec)
         if held is not None:
             return ParitySuite.build(reference, *held.stored(MOST_EMBEDDINGS), held.source)
-        images, source = self._images()
+        images, source = with_both_signs(self.job, *self._images())
         frames = default_frames(self.job.spec, len(images)) if images else None
         seed = secrets.randbits(SEED_BITS)
         cases = parity_cases(

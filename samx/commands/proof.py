@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from samx.artifacts.draft import Draft
-from samx.artifacts.manifest import EncoderEntry, Level, Manifest
+from samx.artifacts.manifest import EncoderEntry, Level
 from samx.errors import ParityError, UnavailableError
 from samx.progress import Progress
 from samx.registry import Backend, load
@@ -58,11 +57,3 @@ def advice(report: ParityReport, encoder: EncoderEntry | None, remedy: str) -> s
         return remedy
     exact = "" if encoder.precision == "fp32" else "'--encoder-precision fp32' computes it in float32, "
     return f"{NOTHING} Of the image encoder: {exact}'--no-encoder' exports the decoder alone."
-
-
-def next_step(entry: Backend, manifest: Manifest, out: Path) -> str | None:
-    shown = {evidence.level for evidence in manifest.evidence}
-    if entry.compiler is None or "device" in shown:
-        return None
-    compare = f"'samx validate {out} --device {entry.device}'"
-    return entry.finish["lowered" in shown].format(compare=compare, out=out)

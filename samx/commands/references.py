@@ -11,6 +11,7 @@ from samx.artifacts.manifest import EncoderEntry
 from samx.errors import UsageError
 from samx.picture_encoder import encoder_inputs
 from samx.runtimes.heap import kept_heap
+from samx.validators.cases import synthetic_images
 from samx.validators.other_size import Sized, compare_sizes
 
 if TYPE_CHECKING:
@@ -43,11 +44,31 @@ def beside_own_size(checkpoint: Path, job: ExportJob) -> dict[str, Any]:
     """
     from samx.models.checkpoint import load_checkpoint
 
-    given = {"frame": job.spec.frame, "pixels": job.spec.pixels, "decoder": job.loaded.prefix}
-    loaded = load_checkpoint(checkpoint, image_size=job.loaded.own_px, **given)
-    spec = replace(job.spec, image_size=loaded.spec.image_size)
+    spec, decoder = job.spec, job.loaded.prefix
+    loaded = load_checkpoint(
+        checkpoint, image_size=job.loaded.own_px, frame=spec.frame, pixels=spec.pixels, decoder=decoder,
+        object_pointer=spec.object_pointer,
+    )  # fmt: skip
+    spec = replace(spec, image_size=loaded.spec.image_size)
     own = replace(job, loaded=replace(loaded, spec=spec), spec=spec)
     return compare_sizes(in_torch(checkpoint, own), in_torch(checkpoint, job))
+
+
+def with_both_signs(
+    job: ExportJob, images: list[Feed] | None, source: str | None
+) -> tuple[list[Feed] | None, str | None]:
+    """Add, where object pointers are exported, an image on which the object score has the other sign.
+
+    Both kinds of pointer are compared then.
+    """
+    if not job.spec.object_pointer:
+        return images, source
+    from samx.models.checkpoint import build_reference
+    from samx.models.object_pointer import turned
+
+    given = images or synthetic_images(job.spec)
+    decoder = build_reference(replace(job.loaded, spec=job.spec))
+    return [*given, turned(decoder, given[0])], f"{source or 'synthetic'}; the first one moved to turn object scores"
 
 
 def picture_reference(checkpoint: Path, loaded: LoadedDecoder) -> Callable[[RgbArray], Feed]:

@@ -58,13 +58,16 @@ def _job(artifact: Artifact, checkpoint: Path) -> ExportJob:
 
     manifest = artifact.manifest
     decoder = manifest.options.get("decoder")
-    loaded = load_checkpoint(checkpoint, image_size=manifest.spec.image_size, decoder=decoder)
+    spec = manifest.spec
+    loaded = load_checkpoint(
+        checkpoint, image_size=spec.image_size, decoder=decoder, object_pointer=spec.object_pointer
+    )
     if loaded.sha256 != manifest.checkpoint.sha256:
         raise ArtifactError(
             f"{artifact.path} was made from another checkpoint", found=f"sha256 {loaded.sha256}",
             expected=f"{manifest.checkpoint.sha256} ({manifest.checkpoint.name})", fix="Name that checkpoint.",
         )  # fmt: skip
-    own = {name: getattr(manifest.spec, name) for name in ("masks", "mask_input", "frame", "pixels")}
+    own = {name: getattr(spec, name) for name in ("masks", "mask_input", "frame", "pixels")}
     return ExportJob(loaded, replace(loaded.spec, **own), None, manifest.precision, manifest.target)
 
 

@@ -16,6 +16,7 @@ from samx.models.families import find, known, recognise
 from samx.models.families.base import ENCODER_KEY, HUGGING_FACE_MARK, RELATIVES, Family
 from samx.models.keras_files import KERAS_FORMAT
 from samx.models.lora import weight_readers
+from samx.models.object_pointer import PARTS as POINTER_PARTS
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import HIGH_RES_CHANNELS, DecoderSpec, family_spec
 from samx.models.stated import (
@@ -68,12 +69,13 @@ class LoadedDecoder:
 
 def load_checkpoint(
     path: Path, *, image_size: int | None = None, frame: str | None = None, pixels: str | None = None,
-    decoder: str | None = None,
+    decoder: str | None = None, object_pointer: bool = False,
 ) -> LoadedDecoder:  # fmt: skip
     """Read the decoder, and only the decoder, out of a checkpoint.
 
     image_size, frame, pixels: as in DecoderSpec; None: what the checkpoint states, or else its family's.
     decoder: how the keys of the one that is meant begin, where there are several.
+    object_pointer: read what makes object pointers too; the spec then has them.
     Raises: CheckpointError when it holds no supported decoder, not exactly one, or a damaged one.
     """
     source = open_weights(path)
@@ -83,12 +85,13 @@ def load_checkpoint(
     family = _told_from_twin(source, family, readers, image_size)
     prefix = _only_prefix(path, family, readers, decoder)
     names = family.decoder_names(readers, prefix)
+    names |= _pointer_names(path, family, readers, prefix) if object_pointer else {}
     refuse_quantised(path, names)
     raw = [(key, name, readers[key]()) for key, name in names.items() if name not in family.left_out]
     weights = _convert(path, family, raw)
     sizes, given = stated_sizes(source, family, readers), {"image_size": image_size, "frame": frame, "pixels": pixels}
     stated = stated_fields(source, family, readers, sizes, given)
-    spec = _spec(path, family, weights, list(names.values()), stated)
+    spec = _spec(path, family, weights, list(names.values()), {**stated, "object_pointer": object_pointer})
     unasked = stated_fields(source, family, readers, sizes, dict.fromkeys(given))
     is_demo = source.metadata.get("format") == DEMO_FORMAT
     check_configuration(source, family, replace(spec, **sizes))
@@ -106,7 +109,8 @@ def load_checkpoint(
 
 def build_reference(loaded: LoadedDecoder) -> ReferenceDecoder:
     """Return the reference form with the loaded weights, ready to infer and not to train."""
-    decoder: ReferenceDecoder = loaded.spec.rules.reference_class()(loaded.spec)
+    spec = loaded.spec
+    decoder: ReferenceDecoder = spec.rules.reference_class(spec.object_pointer)(spec)
     decoder.load_state_dict(loaded.weights)
     return decoder.eval().requires_grad_(False)
 
@@ -151,6 +155,21 @@ def _only_prefix(path: Path, family: Family, keys: Iterable[str], decoder: str |
         f"'{path}' is not a Segment Anything checkpoint", found="keys " + (some(keys) or "none"),
         expected=WANTED, fix="Check which file it is.",
     )  # fmt: skip
+
+
+def _pointer_names(path: Path, family: Family, keys: Iterable[str], prefix: str) -> dict[str, str]:
+    """Map the keys of what makes object pointers.
+
+    Raises: CheckpointError where there is none.
+    """
+    names = family.names_of(POINTER_PARTS, keys, prefix) if family.pointing else {}
+    if not names or OBJECT_TOKEN not in family.decoder_names(keys, prefix).values():
+        raise CheckpointError(
+            f"'{path}' has no object pointer that samx knows", found=f"{family.title}, keys {some(names) or 'none'}",
+            expected="'obj_ptr_proj.*', 'no_obj_ptr' and an object score, of SAM 2's whole checkpoint",
+            fix="Leave --object-pointer out.",
+        )  # fmt: skip
+    return names
 
 
 def _told_from_twin(source: WeightSource, family: Family, keys: Iterable[str], image_size: int | None) -> Family:
@@ -256,7 +275,8 @@ def _check_widths(path: Path, spec: DecoderSpec) -> None:
 
 def _check_shapes(path: Path, spec: DecoderSpec, weights: Mapping[str, Tensor]) -> None:
     with torch.device("meta"):  # shapes without memory
-        expected = {key: tuple(tensor.shape) for key, tensor in spec.rules.reference_class()(spec).state_dict().items()}
+        plain = spec.rules.reference_class(spec.object_pointer)(spec)
+    expected = {key: tuple(tensor.shape) for key, tensor in plain.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     problems = {
         "lacks weights": [key for key in expected if key not in found],

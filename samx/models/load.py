@@ -24,7 +24,8 @@ USUAL_POINTS = 8  # a prompt's, padding counted: a box and a few clicks
 def load(
     checkpoint: str | Path, *, masks: MaskChoice = "multimask", mask_input: bool = False,
     image_size: int | None = None, decoder: str | None = None, points: int = USUAL_POINTS, padded_points: bool = False,
-    form: Form | None = None, dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
+    object_pointer: bool = False, form: Form | None = None,
+    dtype: torch.dtype | None = None, device: str | torch.device = "cpu",
 ) -> FastDecoder:  # fmt: skip
     """Return a checkpoint's decoder as a module that is ready to infer.
 
@@ -35,6 +36,7 @@ def load(
     decoder: which one of a checkpoint of several, as 'samx export --decoder' takes it.
     points: a prompt's usual number, padding counted, that the form is chosen for; any number works.
     padded_points: points labelled -2 are as good as absent, for calls of one fixed shape.
+    object_pointer: return what a video's loop keeps of an object too (SAM 2).
     dtype: torch.float32 (None), float16 or bfloat16; the encoding of coordinates stays float32.
     Raises: MissingExtraError, CheckpointError; UsageError for what does not go together; UnavailableError for a device
     that is not there.
@@ -47,7 +49,7 @@ def load(
     where, dtype = torch_device(device), torch.float32 if dtype is None else dtype
     _check("dtype", str(dtype).removeprefix("torch."), DTYPES)
     _check("masks", masks, get_args(MaskChoice))
-    loaded = load_checkpoint(Path(checkpoint), image_size=image_size, decoder=decoder)
+    loaded = load_checkpoint(Path(checkpoint), image_size=image_size, decoder=decoder, object_pointer=object_pointer)
     spec = replace(loaded.spec, masks=masks, mask_input=mask_input)
     exact = dtype == torch.float32
     if points < 1:

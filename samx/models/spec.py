@@ -117,6 +117,7 @@ class DecoderSpec(Document):
     mask_threshold: float = 0.0
     masks: MaskChoice = "multimask"
     mask_input: bool = False
+    object_pointer: bool = False  # what a video's loop keeps of an object, for each mask
 
     def __post_init__(self) -> None:
         if self.mask_input and not self.rules.takes_masks:
@@ -135,10 +136,12 @@ class DecoderSpec(Document):
         return super().from_json({**ADDED, **_frame_of(value), **value} if is_old else value, where)
 
     def check(self, where: str) -> None:
-        """Refuse a frame that is no whole number of image tokens."""
+        """Refuse a frame that is no whole number of image tokens, and pointers of a decoder that has none."""
         if self.image_size % self.patch_px:
             found, expected = str(self.image_size), f"a multiple of patch_px, {self.patch_px}"
             raise refusal(f"{where}: image_size is no image size", found, expected)
+        if self.object_pointer and not (self.object_score and self.rules.pointing):
+            raise refusal(f"{where}: object_pointer is of another decoder", f"family {self.family}")
 
     @property
     def rules(self) -> Family:
@@ -240,13 +243,17 @@ class DecoderSpec(Document):
         if not self.object_score:
             return outputs
         score = TensorSpec("object_score_logits", ("prompts", 1), "logit", "above 0: the object is in the picture")
-        return (*outputs, score)
+        if not self.object_pointer:
+            return (*outputs, score)
+        shape = ("prompts", masks, self.width)
+        pointers = TensorSpec("object_pointers", shape, "1", "one a mask; a learned one where the object is not there")
+        return (*outputs, score, pointers)
 
 
 # What 0.1.0 did where its manifests say nothing; the frame's rule was the family's.
 ADDED: Mapping[str, Any] = {
     "patch_px": 16, "frame": "pad", "pixels": None, "norm_eps": 1e-5, "final_norm_eps": 1e-5, "hq_token": False,
-    "interm_width": 0,
+    "interm_width": 0, "object_pointer": False,
 }  # fmt: skip
 
 

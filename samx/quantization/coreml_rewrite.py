@@ -49,7 +49,10 @@ STORED: Mapping[str, str] = {
     "object score": r"decoder_object_score_head_layers_\d",
 }
 # What a coordinate loses in the first, the whole mask loses; the second reads pixels and has hardly a weight.
-LEFT_ALONE: Mapping[str, str] = {"point encoding": r"points_table", "mask prompts": r"dense_downscaling_\d"}
+LEFT_ALONE: Mapping[str, str] = {
+    "point encoding": r"points_table", "mask prompts": r"dense_downscaling_\d",
+    "object pointer": r"decoder_object_pointer_proj_layers_\d",
+}  # fmt: skip
 GROUPS: Mapping[str, str] = {**INTEGER, **STORED, **LEFT_ALONE}
 QUANTISABLE: tuple[str, ...] = (*INTEGER, *STORED)
 

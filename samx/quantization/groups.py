@@ -42,6 +42,7 @@ STORED: Mapping[str, str] = {
 # Small tables; what a coordinate loses there, the whole mask loses.
 LEFT_ALONE: Mapping[str, str] = {
     "point encoding": r"points\..*",
+    "object pointer": r"object_pointer\..*",
     "high-quality mask": r"hq_(features|mask)\..*",
     "query biases": LAYER.format(r"\d") + r"image_to_token\.query_bias",
 }

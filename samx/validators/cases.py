@@ -186,10 +186,10 @@ class Draw:
         edges = [(width - 0.5, height / 2), (0.25, height / 3), (width / 2, height - 0.5), (width / 3, 0.25)]
         return self.feed(np.array([*corners, *edges], np.float32)[:, None], [FOREGROUND])
 
-    def alone(self, label: int) -> Feed:
-        """Return one token and no padding beside it."""
-        coords = np.broadcast_to(self.extent / 3, (1, 1, 2)).astype(np.float32)
-        only = {"point_coords": coords, "point_labels": np.full((1, 1), label, np.float32)}
+    def alone(self, *labels: int) -> Feed:
+        """Return these tokens and no padding beside them."""
+        coords = np.broadcast_to(self.extent / 3, (1, len(labels), 2)).astype(np.float32)
+        only = {"point_coords": coords, "point_labels": np.array([labels], np.float32)}
         return self.with_mask(only, None, [0])
 
 
@@ -215,6 +215,7 @@ _POINT_CASES: dict[str, Maker] = {
     "borders": Draw.borders,
     "no_points": lambda draw: draw.feed(np.zeros((1, 0, 2), np.float32), []),
     "padding_only": lambda draw: draw.alone(PADDING),
+    "padding_twice": lambda draw: draw.alone(PADDING, PADDING),  # a frame of a video without a prompt
     f"boxes_x{POOL}": lambda draw: draw.boxes(POOL),
     BARE_POINT: lambda draw: draw.alone(FOREGROUND),
 }

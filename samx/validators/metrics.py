@@ -31,6 +31,8 @@ AT_LEAST = ("mask_iou_min", "mask_iou_case", "mask_iou_mean", "mask_iou_p05", "m
 #   about 1e-6; TF32 (10 bits of mantissa, 1e-3) must show. fp16, int8: loose; they catch rescaled logits, which no
 #   thresholded mask shows.
 # - object_score_error: a logit of about 10, so as the mask logits.
+# - object_pointer_error: error over the largest value, so as logit_error_relative, of prompts whose object is clearly
+#   there or clearly not.
 # bf16 has three bits of mantissa less than fp16, and is held to int8's mask IoU on the prompts that int8 is judged
 # on: with masks of ten pixels, which the other precisions' random prompts make, no eight bits reach a p05 of 0.95.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -44,6 +46,7 @@ LIMITS: Mapping[str, tuple[Any, ...]] = {
     "logit_error_relative": (1e-4,   0.05,  0.05, 0.5),
     "iou_prediction_error": (1e-4,   0.01,  0.03, 0.03),
     "object_score_error":   (1e-3,   0.1,   0.5,  0.5),
+    "object_pointer_error": (1e-4,   0.05,  0.05, 0.5),
     "forgiven_pixels":      (0,      1,     0,    0),
 }  # fmt: skip
 
@@ -107,6 +110,7 @@ class Bounds(Limits):
     logit_error_relative: float
     iou_prediction_error: float
     object_score_error: float
+    object_pointer_error: float | None = None  # 0.1.0 had no pointers
     object_score_flips: float = 0.0
     best_mask_changes: float = 0.0
     forgiven_pixels: float = 0  # of each mask, in mask_iou_min: a mask of 16 pixels cannot be resolved to 0.99
@@ -269,6 +273,10 @@ def measure(
         score_pair = expected.scores["object_score_logits"], outputs["object_score_logits"]
         values["object_score_error"] = _largest_error(*score_pair)
         values["object_score_flips"] = float(sign_flips(*score_pair, bounds.object_score_error))
+    if spec.object_pointer:
+        clear = np.abs(expected.scores["object_score_logits"][:, 0]) > bounds.object_score_error
+        pointer_pair = expected.scores["object_pointers"], outputs["object_pointers"]
+        values["object_pointer_error"] = relative_error(*(pointers[clear] for pointers in pointer_pair))
     return CaseMetrics(
         values=values,
         mask_iou=tuple(float(iou) for iou in _share(common, joint).ravel()),
@@ -309,6 +317,11 @@ def sign_flips(reference: FloatArray, candidate: FloatArray, allowed_error: floa
     """Count objects that are in the picture for one side only, although the reference was clear."""
     clear = np.abs(reference) > allowed_error
     return int((clear & ((reference > 0) != (candidate > 0))).sum())
+
+
+def relative_error(reference: FloatArray, candidate: FloatArray) -> float:
+    """Return the largest error over the largest value; 0 of nothing."""
+    return _largest_error(reference, candidate) / float(np.abs(reference).max()) if reference.size else 0.0
 
 
 def _largest_error(reference: FloatArray, candidate: FloatArray) -> float:

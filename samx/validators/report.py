@@ -132,11 +132,13 @@ class ParityReport(Judged, Document):
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> ParityReport:
-        """Read plain data; 0.1.0 judged decoders alone.
+        """Read plain data; 0.1.0 judged decoders alone, and none with object pointers.
 
         Raises: ArtifactError for anything that to_json() would not have returned.
         """
-        return super().from_json({"encoder": None, **value} if isinstance(value, dict) else value, where)
+        if isinstance(value, dict) and isinstance(value.get("bounds"), dict):
+            value = {"encoder": None, **value, "bounds": {"object_pointer_error": None, **value["bounds"]}}
+        return super().from_json(value, where)
 
     @property
     def passed(self) -> bool:

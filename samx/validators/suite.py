@@ -40,6 +40,7 @@ ROW_STEP, COLUMN_STEP = 7, 3  # odd, so that 16 neighbours in a row or a column 
 UNDECIDED_CAP = 0.01
 # Where all of a case's masks together are smaller, one pixel is more than its bound (0.99): other prompts are drawn.
 CASE_PIXELS, MOST_DRAWS = 256, 8
+UNSEEN = "Not compared: object_pointers where the object {kind}; on no picture of the comparison was it so."
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,14 @@ class ParitySuite:
             far=far,
             reference_session=reference,
         )
+
+    def unseen(self) -> tuple[str, ...]:
+        """Say which kind of object pointer no case asks about."""
+        if not self.spec.object_pointer:
+            return ()
+        scores = np.concatenate([expected.scores["object_score_logits"] for expected in self.expected])
+        kinds = {"is in the picture": (scores > 0).any(), "is not": (scores <= 0).any()}
+        return tuple(UNSEEN.format(kind=kind) for kind, seen in kinds.items() if not seen)
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""

@@ -16,7 +16,7 @@ SMALL = 128
 SPECS = {
     "sam1": sam1_spec(image_size=SMALL),
     "sam1_mask": sam1_spec(image_size=SMALL, mask_input=True),
-    "sam2": sam2_spec(image_size=SMALL, masks="single"),
+    "sam2": sam2_spec(image_size=SMALL, masks="single", object_pointer=True),
 }
 HALF_CLOSE = 0.02  # of the largest logit: eleven bits, through forty operations
 

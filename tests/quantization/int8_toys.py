@@ -23,7 +23,7 @@ from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.quantization.groups import QUANTISABLE, weights_of
 
-SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128)}
+SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128, object_pointer=True)}
 USUAL_POINTS = {
     "absorbed": ShapeRange(1, 8, 8),
     "direct": ShapeRange(1, 16, 16),

@@ -91,8 +91,9 @@ SETTINGS = {"precision", "forgiven_pixels"}  # of the bounds, beside the bounds 
 
 
 def test_every_metric_has_a_bound_and_every_bound_a_metric() -> None:
-    spec = sam2_spec(image_size=16)
+    spec = sam2_spec(image_size=16, object_pointer=True)
     answer = {**outputs([1] * 8 + [-1] * 8), "object_score_logits": np.ones((1, 1), np.float32)}
+    answer["object_pointers"] = np.ones((1, 1, 256), np.float32)
     metrics = measure(spec, expect(spec, answer), answer, FP32)
     assert {*metrics.values, *suite_values([metrics]), *SETTINGS} == set(type(FP32).__dataclass_fields__)
 

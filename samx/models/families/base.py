@@ -45,7 +45,8 @@ HUGGING_FACE: Renames = (
 TABLES = {"prompt_encoder.point_embed.weight": "prompt_encoder.point_embeddings.{}.weight"}
 # Hugging Face's heads: proj_in, layers.0, layers.1, ..., proj_out. Meta counts all of them as layers.
 HEAD_KEY = re.compile(
-    r"^(?P<head>mask_decoder\.(?:output_hypernetworks_mlps\.\d+|hf_mlp|iou_prediction_head|pred_obj_score_head))\."
+    r"^(?P<head>mask_decoder\.(?:output_hypernetworks_mlps\.\d+|hf_mlp|iou_prediction_head|pred_obj_score_head)|"
+    r"object_pointer\.proj)\."
     r"(?P<part>proj_in|proj_out|layers\.(?P<index>\d+))\.(?P<leaf>weight|bias)$"
 )
 
@@ -89,6 +90,8 @@ class Family:
     spec: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
     reference: str = "samx.models.reference:ReferenceDecoder"
+    pointing: str = ""  # the same with object pointers, for a video's loop; none: samx knows none of this family
+    remembers: bool = False  # it has samx.models.memory_encoder's memory encoder
 
     # Pictures. What each image input of the decoder is, of the encoder's outputs
     features: tuple[str, ...] = (
@@ -147,9 +150,9 @@ class Family:
             )  # fmt: skip
         return [*ordered, *[-1] * spare]
 
-    def reference_class(self) -> Any:
-        """Import the class of the reference decoder."""
-        module, _, name = self.reference.partition(":")
+    def reference_class(self, object_pointer: bool = False) -> Any:
+        """Import the class of the reference decoder, or of the one that returns object pointers too."""
+        module, _, name = (self.pointing if object_pointer else self.reference).partition(":")
         return getattr(import_module(module), name)
 
     def has(self, keys: Iterable[str]) -> bool:
@@ -185,9 +188,12 @@ class Family:
 
     def decoder_names(self, keys: Iterable[str], prefix: str) -> dict[str, str]:
         """Map the decoder's keys to the reference's names; those of `tables` and `left_out` are among them."""
+        return self.names_of(("prompt_encoder.", "mask_decoder."), keys, prefix)
+
+    def names_of(self, parts: tuple[str, ...], keys: Iterable[str], prefix: str) -> dict[str, str]:
+        """Map the keys of modules, which begin as `parts` do, to the reference's names."""
         renamed = {key: self._rename(key[len(prefix) :]) for key in keys if key.startswith(prefix)}
-        wanted = {key: name for key, name in renamed.items() if name.startswith(("prompt_encoder.", "mask_decoder."))}
-        return _number_heads(wanted)
+        return _number_heads({key: name for key, name in renamed.items() if name.startswith(parts)})
 
     def _rename(self, name: str) -> str:
         for pattern, replacement in self.renames:

@@ -17,4 +17,6 @@ FAMILY = replace(
     twin="",  # SAM 3 has no such token
     spec={**sam2.FAMILY.spec, "hq_token": True},
     reference="samx.models.high_quality:HighQualityDecoder",
+    pointing="",
+    remembers=False,
 )

@@ -15,6 +15,7 @@ from samx.models.fast.low_rank import LowRankTransformer
 from samx.models.fast.prompts import MaskEmbedding, PointEmbedding, TokenChoice, token_choice
 from samx.models.fast.upscale import HQ_FEATURES, Grow, HqFeatures, HqMask, HyperNetworks, MaskHead, scale_free
 from samx.models.high_quality import HighQualityMaskDecoder
+from samx.models.object_pointer import PointingDecoder
 from samx.models.reference import ReferenceDecoder
 from samx.models.spec import DecoderSpec
 
@@ -67,6 +68,7 @@ class FastDecoder(nn.Module):
         hq = source if isinstance(source, HighQualityMaskDecoder) else None
         self.hq_features = HqFeatures(hq) if hq is not None and spec.interm_width else None
         self.hq_mask = None if hq is None else HqMask(hq)
+        self.object_pointer = reference.object_pointer if isinstance(reference, PointingDecoder) else None
         self.head = MaskHead(source, scale_free=form == "low_rank" and scale_free(spec))
         self.requires_grad_(False)
         self.eval()
@@ -120,7 +122,7 @@ class FastDecoder(nn.Module):
         return tensor if self.stream is None else tensor.to(self.stream)
 
     def _heads(self, tokens: Tensor, grow: Grow, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Shapes: (N, K, C) -> masks, IoU [, object score]."""
+        """Shapes: (N, K, C) -> masks, IoU [, object score [, object pointers]]."""
         position = self.choice
         iou = self.iou_head(tokens[:, position.iou])  # (N, 4)
         first = position.iou + 1
@@ -133,9 +135,16 @@ class FastDecoder(nn.Module):
             pixels = tuple(self.head.pixels(grow, state))
             masks, iou = position.select(self.spec, weights, iou, lambda rows: self.head(pixels, rows))
             masks = masks + self.hq_mask(tokens[:, position.hq], pixels, state.get(HQ_FEATURES))
+        return masks, iou, *self._scores(tokens)
+
+    def _scores(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: (N, K, C) -> nothing [, object score (N, 1) [, object pointers (N, M, C)]]."""
         if self.object_score_head is None:
-            return masks, iou
-        return masks, iou, self.object_score_head(tokens[:, 0])
+            return ()
+        score = self.object_score_head(tokens[:, 0])
+        if self.object_pointer is None:
+            return (score,)
+        return score, self.object_pointer(tokens[:, self.choice.pointers], score)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Decode in one go. Shapes: DecoderSpec.inputs -> DecoderSpec.outputs, by name."""

@@ -39,6 +39,7 @@ GROUPS: Mapping[str, str] = {
     "high-quality mask": r"hq_mask",
     "IoU head": r"iou_head",
     "object score": r"object_score_head",
+    "object pointer": r"object_pointer",
 }
 TAKES_INPUTS = ("point encoding", "mask prompts")  # straight from the border, where everything is float32
 # Float16 counts pixels up to 2048 only, and sine and cosine of a pixel's phase magnify its error.

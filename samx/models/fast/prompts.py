@@ -86,6 +86,7 @@ class TokenChoice:
     masks: range
     hq: int  # the place of HQ-SAM's token, where there is one
     best_alone: bool  # of several masks the best one is returned
+    pointers: slice  # the places of the tokens of object pointers; a single mask's is the first, whichever mask is kept
 
     def select(
         self, spec: DecoderSpec, weights: Tensor, iou: Tensor, planes: Callable[[Tensor], Tensor]
@@ -105,9 +106,11 @@ def token_choice(spec: DecoderSpec) -> TokenChoice:
     only_first = spec.masks == "single" and not spec.stability_fallback
     masks = range(0, 1) if only_first else range(int(spec.masks == "multimask"), spec.mask_tokens)
     hq = spec.output_tokens - 1
+    pointed = range(1) if spec.masks == "single" else masks
+    pointers = slice(iou + 1 + pointed.start, iou + 1 + pointed.stop)
     return TokenChoice(
         last=hq + 1 if spec.hq_token else iou + 1 + masks.stop, iou=iou, masks=masks, hq=hq,
-        best_alone=spec.masks == "multimask" and spec.rules.best_alone,
+        best_alone=spec.masks == "multimask" and spec.rules.best_alone, pointers=pointers,
     )  # fmt: skip
 
 

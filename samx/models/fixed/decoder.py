@@ -29,6 +29,7 @@ from samx.models.fixed.layers import (
     pointwise_mlp,
 )
 from samx.models.high_quality import HighQualityMaskDecoder
+from samx.models.object_pointer import ObjectPointer, PointingDecoder, only_present
 from samx.models.reference import MLP, MaskDecoder, PositionEmbeddingRandom, ReferenceDecoder, TwoWayAttentionBlock
 from samx.models.spec import LABELS
 
@@ -100,6 +101,22 @@ class Transformer(nn.Module):
         return self.final_norm(tokens), image_tokens
 
 
+class PointerHead(nn.Module):
+    """Project tokens into object pointers; where the object is out of the picture, each is the learned one."""
+
+    absent: Tensor
+
+    def __init__(self, source: ObjectPointer) -> None:
+        super().__init__()
+        self.proj = pointwise_mlp(source.proj)
+        self.register_buffer("absent", source.absent.detach().reshape(1, -1, 1, 1).clone())
+
+    def forward(self, tokens: Tensor, score: Tensor) -> Tensor:
+        """Shapes: (N, C, 1, M), (N, 1) -> (N, M, C)."""
+        present = (score > 0).to(tokens.dtype).reshape(-1, 1, 1, 1)
+        return only_present(self.proj(tokens), self.absent, present).squeeze(2).transpose(1, 2)
+
+
 class TokenDecoder(nn.Module):
     """Turn image tokens and prompt tokens into masks and scores: all of the decoder behind the prompt encoder."""
 
@@ -120,6 +137,7 @@ class TokenDecoder(nn.Module):
         self.object_score_head = (
             pointwise_mlp(cast(MLP, source.pred_obj_score_head)) if self.spec.object_score else None
         )
+        self.object_pointer = PointerHead(reference.object_pointer) if isinstance(reference, PointingDecoder) else None
 
     def forward(
         self,
@@ -138,9 +156,16 @@ class TokenDecoder(nn.Module):
         masks, iou = self._masks(read, pixels)
         if self.hq_mask is not None:
             masks = masks + self.hq_mask(read[..., self.choice.hq : self.choice.hq + 1], pixels, features)
+        return masks, iou, *self._scores(read)
+
+    def _scores(self, read: Tensor) -> tuple[Tensor, ...]:
+        """Shapes: (N, C, 1, K) -> nothing [, object score (N, 1) [, object pointers (N, M, C)]]."""
         if self.object_score_head is None:
-            return masks, iou
-        return masks, iou, self.object_score_head(read[..., :1]).reshape(n, 1)
+            return ()
+        score = self.object_score_head(read[..., :1]).reshape(read.shape[0], 1)
+        if self.object_pointer is None:
+            return (score,)
+        return score, self.object_pointer(read[..., self.choice.pointers], score)
 
     def _masks(self, read: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Shapes: (N, C, 1, K), (N, C/8, 16, L) -> (N, M, 4G, 4G), (N, M)."""
