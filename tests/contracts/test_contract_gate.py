@@ -17,6 +17,7 @@ from toys import arrays, image_tensors
 import samx
 from samx.artifacts.commit import seal
 from samx.artifacts.store import Artifact
+from samx.contracts import table
 from samx.contracts.adapt import adapted, write_client
 from samx.contracts.gate import Opened, Verdict, judge
 from samx.contracts.table import CONTRACTS, Contract, find
@@ -167,7 +168,9 @@ def test_a_contract_is_refused_before_the_work(options: dict[str, Any], expected
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Export the demo model with a contract's graph, as the command does."""
     out = tmp_path_factory.mktemp("contract") / "demo"
-    return samx.export(None, out, encoder=False, contract="meta-single", simplify=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(table, "FRAME_PX", 256)  # a sixteenth of the work
+        return samx.export(None, out, image_size=256, encoder=False, contract="meta-single", simplify=False)
 
 
 def copied(artifact: Artifact, folder: Path) -> Path:
