@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import yaml
 from contract_files import Array, checkpoint, hugging_face
 from exports import job_for
 
@@ -25,10 +24,15 @@ from samx.contracts.table import CONTRACTS, Contract
 from samx.demo import demo_checkpoint
 from samx.demo.model import load_demo
 from samx.errors import UsageError
+from samx.exporters.base import Exported
+from samx.exporters.encoder import NO_CLIENT, export_encoder
 from samx.exporters.onnx import POSITION_MATRIX, write_encoder, write_onnx
+from samx.models.checkpoint import load_checkpoint
 from samx.models.encoders.picture import picture_graph
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import family_spec
+
+yaml = pytest.importorskip("yaml")
 
 FRAME_PX = 256
 PICTURES = [(171, 256), (256, 150), (256, 256)]  # height and width of the part of the frame that is used
@@ -228,3 +232,12 @@ def test_an_encoder_of_smaller_pictures_is_left_out_and_it_is_said(tmp_path: Pat
     written = write_encoder(graph, job_for("onnx", checkpoint("sam1"), spec, contract="osam"), tmp_path)
     assert written.notes == ("client/ has no image encoder: it takes pictures of 128 px.",)
     assert set(written.files) == {"encoder.onnx"}
+
+
+def test_an_encoder_of_int8_is_left_out_and_it_is_said(tmp_path: Path) -> None:
+    path = demo_checkpoint("sam1")
+    loaded = load_checkpoint(path, image_size=FRAME_PX)
+    job = job_for("onnx", loaded, loaded.spec, contract="osam")
+    written = export_encoder(path, job, None, tmp_path, "int8", lambda graph, job, directory: Exported({}, {}, {}))
+    assert NO_CLIENT in written.notes
+    assert NO_CLIENT not in export_encoder(path, job, None, tmp_path).notes
