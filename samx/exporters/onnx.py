@@ -157,6 +157,7 @@ def _client_encoder(
     onnx, path = require("onnx", "export", "ONNX export"), directory / CLIENT_FOLDER / contract.encoder.file
     positions = positional_encoding(job.loaded.weights[POSITION_MATRIX].numpy(), job.spec.grid)
     encoder = adapted_encoder(onnx.load(str(directory / f"{graph.role}.onnx")), contract, job.spec, positions)
+    path.parent.mkdir(parents=True, exist_ok=True)
     saved = save(encoder, path, CLIENT_ENCODER_ROLE)
     onnx.checker.check_model(str(path), full_check=True)
     folder = path.parent.relative_to(directory).as_posix()
