@@ -16,14 +16,13 @@ COLOURS = (
     ("people call it", "#d7e8fb", ("cli", "console", "api", "commands", "predictor", "picture_encoder")),
     ("measured", "#fbe3cf", ("benchmarks",)),
     (
-        "exported, run, proven",
-        "#d9f0d8",
+        "exported, run, proven", "#d9f0d8",
         ("exporters", "runtimes", "validators", "contracts", "quantization", "kits", "registry"),
     ),
     ("files and devices", "#efe0f5", ("artifacts", "formats", "devices", "demo")),
     ("models and pictures", "#fff3c4", ("models", "processing")),
     ("everybody's", "#e6e6e6", ()),
-)
+)  # fmt: skip
 BEGIN = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" font-family="monospace" '
     'font-size="12">\n<title>The rooms of samx; imports run downwards</title>\n'

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samx.contracts.adapt import FLOAT, INNER, UINT8, Nodes, as_model, declared, integers
-from samx.contracts.table import CLIENT_FILE_ROLE, CLIENT_FOLDER, FRAME_PX, Contract
+from samx.contracts.table import CLIENT_FILE_ROLE, CLIENT_FOLDER, Contract
 from samx.extras import require
 from samx.models.spec import PIXELS, DecoderSpec
 
@@ -36,13 +36,16 @@ def adapted_encoder(
     assert form is not None
     inner, before, after = onnx.compose.add_prefix(encoder, INNER), Nodes("before"), Nodes("after")
     taken = {value.name.removeprefix(INNER): value.type.tensor_type.elem_type for value in inner.graph.input}
-    picture, valid = (_of_levels if form.levels else _of_pixels)(before, form.input)
+    if form.levels:
+        picture, valid = _of_levels(before, form.input, spec.image_size)
+    else:
+        picture, valid = _of_pixels(before, form.input)
     before.rename(_typed(before, picture, taken["picture"]), f"{INNER}picture")
     if "valid" in taken:
         before.rename(before.add("Unsqueeze", before.add("Cast", valid, to=INT32), integers(0)), f"{INNER}valid")
     for port in form.outputs:
         after.rename(positions if port.holds == "unread" else INNER + port.holds, port.name)
-    axes = ("height", "width", 3) if form.levels else (1, 3, FRAME_PX, FRAME_PX)
+    axes = ("height", "width", 3) if form.levels else (1, 3, spec.image_size, spec.image_size)
     graph = onnx.helper.make_graph(
         [*before.nodes, *inner.graph.node, *after.nodes], contract.name,
         [onnx.helper.make_tensor_value_info(form.input, FLOAT, axes)],
@@ -52,10 +55,10 @@ def adapted_encoder(
     return as_model(graph, encoder, contract)
 
 
-def _of_levels(nodes: Nodes, given: str) -> tuple[str, str]:
+def _of_levels(nodes: Nodes, given: str, size_px: int) -> tuple[str, str]:
     """Fill a frame up. Shapes: (H, W, 3) -> (1, S, S, 3), (2)."""
     valid = nodes.size(given, 0, 2)
-    missing = nodes.add("Sub", integers(FRAME_PX, FRAME_PX), valid)
+    missing = nodes.add("Sub", integers(size_px, size_px), valid)
     pads = nodes.add("Concat", integers(0, 0, 0), missing, integers(0), axis=0)
     return nodes.add("Unsqueeze", nodes.add("Pad", given, pads), integers(0)), valid
 

@@ -100,6 +100,8 @@ def _differs(verdict: Verdict, holds: str, wanted: NDArray[Any], found: NDArray[
     """Compare an output with what it must be; masks by their pixels too, which are all that a cut-out one has."""
     if found.shape != wanted.shape:
         return [f"{holds} has shape {found.shape}, must be {wanted.shape}"]
+    if not np.isfinite(found).all():
+        return [f"{holds} holds NaN or infinity"]
     lines, peak = [], float(np.abs(wanted).max())
     if found.dtype != np.bool_:
         error = float(np.abs(found - wanted).max()) / max(peak, 1e-6)

@@ -25,6 +25,7 @@ UNKNOWN = (
 )
 IN_FLOAT32 = "The image encoder computes in float32: target '{target}' has none in {precision}."
 NOT_ASKED = "The image encoder computes in float32: '--encoder-precision int8' asks for it in INT8."
+NO_CLIENT = "client/ has no image encoder: the programs' signature is written around one in float32 alone."
 ON_CPU = "The image encoder is run by ONNX Runtime on the CPU: target '{target}' does not run it itself."
 
 
@@ -52,6 +53,8 @@ def export_encoder(
         picture_graph(encoder.module, job.spec, taken), replace(job, precision=own, pictures=taken), directory
     )
     said = EncoderEntry(encoder.architecture.name, encoder.module.picture_px, own, taken)
+    if write is not None and getattr(job.options, "contract", None) is not None:
+        notes = (*notes, NO_CLIENT)
     if not entry.encoder:
         notes = (*notes, ON_CPU.format(target=job.target))
     elif precision is None and own != job.precision:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from samx.artifacts.manifest import ENCODER_ROLE
 from samx.contracts.adapt import write_client
 from samx.contracts.encoder import adapted_encoder, positional_encoding, write_companions
-from samx.contracts.table import CLIENT_ENCODER_ROLE, CLIENT_FOLDER, CONTRACTS, FRAME_PX, Contract
+from samx.contracts.table import CLIENT_ENCODER_ROLE, CLIENT_FOLDER, CONTRACTS, Contract
 from samx.contracts.table import find as find_contract
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import (
@@ -169,12 +169,13 @@ def _client_encoder(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Write an image encoder for a contract's programs; return the files with their roles, and why there is none."""
     size_px = graph.inputs[0].shape[1]
-    if contract.encoder is None or size_px != FRAME_PX:
+    if contract.encoder is None or size_px != job.spec.image_size:
         why = "the programs have their own" if contract.encoder is None else f"it takes pictures of {size_px} px"
         return {}, (f"{CLIENT_FOLDER}/ has no image encoder: {why}.",)
     onnx, path = require("onnx", "export", "ONNX export"), directory / CLIENT_FOLDER / contract.encoder.file
     positions = positional_encoding(job.loaded.weights[POSITION_MATRIX].numpy(), job.spec.grid)
     encoder = adapted_encoder(onnx.load(str(directory / f"{graph.role}.onnx")), contract, job.spec, positions)
+    path.parent.mkdir(parents=True, exist_ok=True)
     saved = save(encoder, path, CLIENT_ENCODER_ROLE)
     onnx.checker.check_model(str(path), full_check=True)
     folder = path.parent.relative_to(directory).as_posix()

@@ -11,25 +11,31 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import yaml
 from contract_files import Array, checkpoint, hugging_face
 from exports import job_for
 
 import samx
 from samx.artifacts.commit import seal
 from samx.artifacts.store import Artifact
+from samx.contracts import table
 from samx.contracts.client import encoded
 from samx.contracts.encoder import adapted_encoder, positional_encoding, write_companions
 from samx.contracts.table import CONTRACTS, Contract
 from samx.demo import demo_checkpoint
 from samx.demo.model import load_demo
 from samx.errors import UsageError
+from samx.exporters.base import Exported
+from samx.exporters.encoder import NO_CLIENT, export_encoder
 from samx.exporters.onnx import POSITION_MATRIX, write_encoder, write_onnx
+from samx.models.checkpoint import load_checkpoint
 from samx.models.encoders.picture import picture_graph
 from samx.models.shape_range import ShapeRange
+from samx.models.spec import family_spec
 
-FRAME_PX = 1024
-PICTURES = [(683, 1024), (1024, 600), (1024, 1024)]  # height and width of the part of the frame that is used
+yaml = pytest.importorskip("yaml")
+
+FRAME_PX = 256
+PICTURES = [(171, 256), (256, 150), (256, 256)]  # height and width of the part of the frame that is used
 WITH_ENCODER = [contract for contract in CONTRACTS.values() if contract.encoder is not None]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -176,7 +182,9 @@ def test_a_name_in_a_configuration_stays_a_name(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("whole") / "demo"
-    return samx.export(None, out, contract="meta-single", simplify=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(table, "FRAME_PX", FRAME_PX)  # a sixteenth of the work
+        return samx.export(None, out, image_size=FRAME_PX, contract="meta-single", simplify=False)
 
 
 def test_a_whole_export_leaves_what_the_program_loads(exported: Artifact) -> None:
@@ -220,6 +228,16 @@ def test_several_pictures_a_call_are_refused(tmp_path: Path) -> None:
 def test_an_encoder_of_smaller_pictures_is_left_out_and_it_is_said(tmp_path: Path) -> None:
     model = load_demo("sam1", demo_checkpoint("sam1"), 8)
     graph = picture_graph(model.encoder, model.spec)
-    written = write_encoder(graph, job_for("onnx", checkpoint("sam1"), model.spec, contract="osam"), tmp_path)
+    spec = family_spec("sam1")
+    written = write_encoder(graph, job_for("onnx", checkpoint("sam1"), spec, contract="osam"), tmp_path)
     assert written.notes == ("client/ has no image encoder: it takes pictures of 128 px.",)
     assert set(written.files) == {"encoder.onnx"}
+
+
+def test_an_encoder_of_int8_is_left_out_and_it_is_said(tmp_path: Path) -> None:
+    path = demo_checkpoint("sam1")
+    loaded = load_checkpoint(path, image_size=FRAME_PX)
+    job = job_for("onnx", loaded, loaded.spec, contract="osam")
+    written = export_encoder(path, job, None, tmp_path, "int8", lambda graph, job, directory: Exported({}, {}, {}))
+    assert NO_CLIENT in written.notes
+    assert NO_CLIENT not in export_encoder(path, job, None, tmp_path).notes
