@@ -76,7 +76,7 @@ def parity_cases(
     frames = frames or default_frames(spec, 2)
     filled = spec.rules.prompt_tokens  # every prompt has so many tokens: it needs no padding beside its points
     most = (filled or most_points) if most_points is None or filled <= most_points else most_points
-    makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {}), **_counts(most, drawn, filled)}
+    makers = {**_POINT_CASES, **(_MASK_CASES if spec.mask_input else {}), **_counts(most, drawn, filled), **_LAST_CASES}
     if most is not None:
         makers["many_points"] = partial(_points, count=min(most - (not filled), MANY_POINTS), prompts=2)
     cases = []
@@ -215,7 +215,6 @@ _POINT_CASES: dict[str, Maker] = {
     "borders": Draw.borders,
     "no_points": lambda draw: draw.feed(np.zeros((1, 0, 2), np.float32), []),
     "padding_only": lambda draw: draw.alone(PADDING),
-    "padding_twice": lambda draw: draw.alone(PADDING, PADDING),  # a frame of a video without a prompt
     f"boxes_x{POOL}": lambda draw: draw.boxes(POOL),
     BARE_POINT: lambda draw: draw.alone(FOREGROUND),
 }
@@ -226,6 +225,10 @@ _MASK_CASES: dict[str, Maker] = {
     "mask_only": lambda draw: draw.with_mask(
         draw.feed(np.zeros((1, 0, 2), np.float32), []), draw.blobs(1, FAINT_LOGIT, step=None), [1]
     ),
+}
+# After all others, so that those stay on their images: two large cases on one image would be asked as one.
+_LAST_CASES: dict[str, Maker] = {
+    "padding_twice": lambda draw: draw.alone(PADDING, PADDING),  # a frame of a video without a prompt
 }
 _FAR_CASES: dict[str, Maker] = {"far_point": lambda draw: _points(draw, 1)}
 _FAR_MASK_CASES: dict[str, Maker] = {

@@ -267,4 +267,4 @@ def test_an_export_is_judged_with_its_pointers(video_export: Path) -> None:
     report = validate(out, checkpoint=video_export / "video.pt")
     assert report.passed
     assert report.worst()["object_pointer_error"][0] < 1e-4
-    assert "padding_twice" in {case.name for case in report.cases}
+    assert "padding_twice" in {case.name.removesuffix(", other threads") for case in report.cases}
