@@ -13,6 +13,7 @@ from samx.formats.coreml.program import Program
 from samx.quantization import groups
 from samx.quantization.coreml_rewrite import (
     GROUPS,
+    LEFT_ALONE,
     INTEGER,
     MOST,
     QUANTISABLE,
@@ -182,4 +183,4 @@ def test_a_group_that_is_not_there_cannot_be_excluded() -> None:
 
 
 def test_no_two_patterns_share_a_name() -> None:
-    assert len(GROUPS) == len(QUANTISABLE) + 2
+    assert len(GROUPS) == len(QUANTISABLE) + len(LEFT_ALONE)
