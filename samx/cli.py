@@ -116,6 +116,7 @@ def validate(
         Optional[int], typer.Option(help="Repeat what an earlier run drew; its report names the seed.", min=0)
     ] = None,
     junit: Annotated[Optional[Path], typer.Option(help="Write JUnit XML for CI here.")] = None,
+    markdown: Annotated[Optional[Path], typer.Option(help="Write Markdown here, for a pull request.")] = None,
     report: Annotated[Optional[Path], typer.Option(help="Write the JSON report here.")] = None,
     json: Json = False,
 ) -> None:
@@ -125,7 +126,7 @@ def validate(
     with console.steps() as progress:
         progress(f"Judging {path}")
         result = run(path, device=device, threads=threads, checkpoint=checkpoint, seed=seed)
-    console.save_reports(result, report, junit)
+    console.save_reports(result, report, junit, markdown)
     console.show(result, console.judged, as_json=json)
     raise typer.Exit(0 if result.passed else 3)
 

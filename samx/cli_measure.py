@@ -1,4 +1,4 @@
-"""The commands that measure and carry measurements: bench, report, zoo, bundle."""
+"""The commands that measure, carry measurements, and set up where that is done: bench, report, zoo, bundle, init-ci."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from samx import console
+from samx.registry import DEFAULT_TARGET
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
@@ -109,6 +110,27 @@ def zoo(
     require_passed(table)
 
 
+def init_ci(
+    repository: Annotated[Path, typer.Argument(metavar="DIR", help="Repository to write into.")] = Path(),
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="Weights in the repository that are exported; none: the demo model.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="Backend to export for; 'samx doctor' lists them.")] = DEFAULT_TARGET,
+    precision: Annotated[Optional[str], typer.Option(help="One that the target has; default: its first.")] = None,
+    wheel: Annotated[
+        Optional[str], typer.Option(help="Where samx's wheel lies in the repository; default: wheels/samx-*.whl.")
+    ] = None,
+    branch: Annotated[str, typer.Option(help="Whose measurements others are compared with.")] = "main",
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a script and a workflow that gate an export in CI: parity, JUnit, times, a comment."""
+    from samx.commands.init_ci import init_ci as run
+
+    facts = run(repository, checkpoint, target=target, precision=precision, wheel=wheel, branch=branch, overwrite=force)
+    console.show(facts, console.told, as_json=json)
+
+
 def _words(given: str | None) -> list[str]:
     return [word for word in (given or "").replace(",", " ").split() if word]
 
@@ -120,6 +142,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     report: "samx report cpu.json orin.json -o report.html  ·  "
     "samx report cpu.json --baseline before.json --markdown comment.md",
     zoo: "samx zoo weights/  ·  samx zoo weights/ --targets onnx,trt-rtx --precisions fp32,fp16 -o zoo",
+    init_ci: "samx init-ci  ·  samx init-ci --checkpoint weights/tiny.pt --target trt --precision fp16",
     bundle: "samx bundle sam1-demo-trt -o kit.zip  ·  samx bundle -o samx.pyz",
 }
 

@@ -217,15 +217,17 @@ def judged(report: ParityReport) -> tuple[Any, Draw]:
     return report.to_json(), draw
 
 
-def save_reports(report: ParityReport, json_file: Path | None, junit: Path | None) -> None:
+def save_reports(report: ParityReport, json_file: Path | None, junit: Path | None, markdown: Path | None) -> None:
     """Write the reports that were asked for."""
     from samx.artifacts.commit import write_file
-    from samx.validators.report import to_junit
+    from samx.validators.report import to_junit, to_markdown
 
     if json_file is not None:
         report.save(json_file)
     if junit is not None:
         write_file(junit, to_junit(report).encode())
+    if markdown is not None:
+        write_file(markdown, to_markdown(report).encode())
 
 
 def segmented(result: tuple[Path, Sequence[SegmentedMask]]) -> tuple[Any, Draw]:

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PARITY_ROLE, DEVICE_REPORT_FILE = "parity_report", "device_parity_report.json"  # in an artifact
+HEADINGS = ("metric", "worst", "bound", "case")
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters XML 1.0 cannot hold
 BOUNDED = frozenset(field.name for kind in (Bounds, EncoderBounds) for field in fields(kind))
 
@@ -210,15 +211,34 @@ def to_table(report: ParityReport) -> Table:
 
     verdict = "passed" if report.passed else "failed"
     table = Table(title=f"Parity {verdict}: {report.subject} ({report.precision})", title_justify="left")
-    for heading in ("metric", "worst", "bound", "case"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading in ("worst", "bound") else "left")
+    for row in _rows(report):
+        table.add_row(*row)
+    return table
+
+
+def to_markdown(report: ParityReport) -> str:
+    """Write the same as Markdown, for a pull request: the verdict and what failed first."""
+    lines = [f"**Parity {'passed' if report.passed else 'FAILED'}**: {_in_markdown(report.summary())}", ""]
+    lines += [f"- failed: {_in_markdown(line)}" for line in report.all_failures()]
+    lines += ["", f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---|"]
+    lines += [f"| {' | '.join(map(_in_markdown, row))} |" for row in _rows(report)]
+    return "\n".join([*lines, ""])
+
+
+def _in_markdown(text: str) -> str:
+    """Keep a line one line of text: names come from files."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def _rows(report: ParityReport) -> Iterator[tuple[str, str, str, str]]:
     for prefix, part in report.parts().items():
         for name, (value, case) in part.worst().items():
             bound = getattr(part.bounds, name)
             sign = "at least" if name in AT_LEAST else "at most"
             shown = "not judged" if bound is None else f"{sign} {bound:g}"
-            table.add_row(f"{prefix}{name}", f"{value:.6g}", shown, case)
-    return table
+            yield f"{prefix}{name}", f"{value:.6g}", shown, case
 
 
 def to_junit(report: ParityReport) -> str:

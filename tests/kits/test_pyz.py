@@ -326,7 +326,7 @@ def test_a_command_line_means_what_it_means_to_typer(line: Sequence[str], record
 
 def test_every_command_but_the_export_is_there() -> None:
     names = {function.__name__ for function in (c.callback for c in app.registered_commands) if function is not None}
-    assert names == {*(line[0] for line in LINES), "export", "bisect", "trust", "zoo"}
+    assert names == {*(line[0] for line in LINES), "export", "bisect", "trust", "zoo", "init-ci"}
     for name in names - {"export"}:
         function = getattr(cli, name, None) or getattr(cli_measure, name)
         assert set(inspect.signature(function).parameters) >= {"json"}
