@@ -13,8 +13,8 @@ from samx.formats.coreml.program import Program
 from samx.quantization import groups
 from samx.quantization.coreml_rewrite import (
     GROUPS,
-    LEFT_ALONE,
     INTEGER,
+    LEFT_ALONE,
     MOST,
     QUANTISABLE,
     arithmetic,
