@@ -150,7 +150,7 @@ COMMANDS: dict[Callable[..., None], str] = {
 def add_to(app: typer.Typer) -> None:
     """Add these commands to an application."""
     for command, examples in COMMANDS.items():
-        app.command(epilog=examples)(command)
+        app.command(command.__name__.replace("_", "-"), epilog=examples)(command)
 
 
 def measured(result: tuple[Path | None, Any]) -> tuple[Any, console.Draw]:

@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
     for declared in app.registered_commands:
         function = declared.callback
         if function is not None and declared.cls is TyperCommand:
-            about = function.__doc__
-            _fill(verbs.add_parser(function.__name__, help=about, description=about, epilog=declared.epilog), function)
+            name, about = declared.name or function.__name__, function.__doc__
+            _fill(verbs.add_parser(name, help=about, description=about, epilog=declared.epilog), function)
     return parser
 
 

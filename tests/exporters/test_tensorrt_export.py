@@ -126,7 +126,7 @@ def test_what_does_not_go_together_is_refused(
         ("trt", {"split": True}, "--split"),
         ("trt", {"turing": True}, "--turing"),
         ("onnx", {"turing": True}, "--turing"),
-        ("onnx", {"keep_float32": ("token MLP",)}, "--keep-float32"),
+        ("coreml", {"keep_float32": ("token MLP",)}, "--keep-float32"),
         ("trt-rtx", {"contract": "apple"}, "--contract"),
     ],
 )
