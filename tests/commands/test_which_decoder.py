@@ -28,7 +28,7 @@ def test_it_is_the_one_that_was_named(command: str, tmp_path: Path, monkeypatch:
         raise StopHereError
 
     monkeypatch.setattr(checkpoint, "load_checkpoint", load)
-    file, spec = tmp_path / "two.pt", SimpleNamespace(image_size=64, family="sam3")
+    file, spec = tmp_path / "two.pt", SimpleNamespace(image_size=64, family="sam3", object_pointer=False)
     artifact: Any = SimpleNamespace(
         manifest=SimpleNamespace(checkpoint=None, spec=spec, options={"decoder": "tracker"})
     )

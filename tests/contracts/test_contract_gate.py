@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused_in_a_line(name: str, changes: dict[str, An
         ({"contract": "meta", "split": True}, "--split"),
         ({"contract": "meta", "precision": "int8"}, "--int8"),
         ({"contract": "rectlabel"}, "does not fit"),
-        ({"contract": "meta", "target": "openvino"}, "contract"),
+        ({"contract": "meta", "target": "trt"}, "contract"),
     ],
     ids=str,
 )
