@@ -11,7 +11,7 @@ from typing import Any
 
 from samx import __version__
 from samx.artifacts.commit import write_file
-from samx.errors import UsageError
+from samx.errors import UsageError, WriteError
 from samx.processing.images import check_free
 from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, Backend, backend
 
@@ -38,6 +38,8 @@ def init_ci(
     entry = backend(target)
     precision = precision or entry.default_precision
     entry.check_precision(precision)
+    if not repository.is_dir():
+        raise UsageError("there is no such repository", found=f"'{repository}'", expected="a folder")
     if not BRANCH.fullmatch(branch):
         raise UsageError("this is no branch's name", found=repr(branch), expected="letters, digits and . / - _")
     values = {
@@ -48,8 +50,11 @@ def init_ci(
     written = {repository / name: _filled(Path(name).name, values) for name in (SCRIPT, WORKFLOW)}
     for path in written:
         check_free(path, overwrite)
+    try:
+        (repository / WORKFLOW).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise WriteError(f"cannot make the folder of '{repository / WORKFLOW}'", found=cause.strerror) from cause
     for path, text in written.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text.encode())
     next_step = (
         f"Put samx's wheel at '{wheel or WHEEL}' ('make wheel' builds it), try 'bash {SCRIPT}', then commit them."

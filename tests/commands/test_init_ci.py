@@ -97,7 +97,7 @@ class TestSteps:
         copy = tmp_path / "copy"
         graph = copy / "samx-ci" / "artifact" / "decoder.onnx"
         graph.write_bytes(graph.read_bytes()[:-1] + b"x")
-        (copy / "samx-ci" / "parity.md").unlink()
+        assert (copy / "samx-ci" / "parity.md").exists()  # of the run before: it is not this one's
         given = {"SAMX": str(copy / "samx"), "PYTHONPATH": str(ROOT)}
         done = run(copy, f"bash {SCRIPT} compare", **given)
         assert done.returncode == 6
@@ -153,11 +153,17 @@ def test_what_is_there_is_kept_and_what_cannot_be_meant_is_refused(repository: P
     assert (repository / SCRIPT).read_bytes() == before
     with pytest.raises(UsageError, match="not in the repository"):
         init_ci(tmp_path, repository / WEIGHTS)
+    with pytest.raises(UsageError, match="no such repository"):
+        init_ci(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="no branch's name"):
         init_ci(tmp_path, branch="main]\nname: x")
     with pytest.raises(UsageError, match="does not export this precision"):
         init_ci(tmp_path, precision="fp8")
     assert not list(tmp_path.iterdir())
+    (tmp_path / ".github").touch()
+    with pytest.raises(WriteError, match="cannot make the folder"):
+        init_ci(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".github"]
 
 
 def test_a_name_of_any_kind_is_a_name_in_the_script(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ EXTRAS=${EXTRAS:-@extras}
 EXPORT_OPTIONS=${EXPORT_OPTIONS:-}    # more options of 'samx export'
 MEASURED=${MEASURED:-@measured}       # no: this target is measured on its own device
 PYTHON=${PYTHON:-python3}
+PIP_OPTIONS=${PIP_OPTIONS:-}          # more options of 'pip install', such as where its packages are
 OUT=${OUT:-samx-ci}
 BASELINE=${BASELINE:-samx-ci-baseline/bench.json}  # an earlier bench.json of the same machine, where there is one
 SAMX=${SAMX:-$OUT/venv/bin/samx}
@@ -31,19 +32,23 @@ install() {
     wheel=$(compgen -G "$WHEEL" | sort | tail -n 1) || fail "no wheel of samx: found nothing at '$WHEEL'. Build one" \
         "with 'make wheel' in samx's checkout, put it there, or set WHEEL."
     "$PYTHON" -m venv "$OUT/venv"
-    "$OUT/venv/bin/python" -m pip install --quiet ${PIP_OPTIONS:-} "$wheel[$EXTRAS]"
+    "$OUT/venv/bin/python" -m pip install --quiet $PIP_OPTIONS "$wheel[$EXTRAS]"
 }
 
+# What an earlier run found is not this one's: each step takes its own reports away before it begins.
 export_artifact() {
+    rm -rf "$OUT"/artifact "$OUT"/parity.* "$OUT"/bench.* "$OUT"/comment.md
     "$SAMX" export ${CHECKPOINT:+"$CHECKPOINT"} --target "$TARGET" "--$PRECISION" $EXPORT_OPTIONS --output "$OUT/artifact" --force
 }
 
 # What was exported is judged on this machine, in a process of its own, with prompts that are drawn anew.
 compare() {
+    rm -f "$OUT"/parity.*
     "$SAMX" validate "$OUT/artifact" --junit "$OUT/parity.xml" --markdown "$OUT/parity.md" --report "$OUT/parity.json"
 }
 
 measure() {
+    rm -f "$OUT"/bench.*
     if [ "$MEASURED" = no ]; then
         echo "NOT MEASURED: times of target $TARGET are those of its own device ('samx bundle', 'samx bench')." | tee "$OUT/bench.md"
         return
