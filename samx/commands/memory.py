@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from samx.models.memory_encoder import MemoryEncoder
 
 POSITIONS_FILE, POSITIONS_ROLE = "memory_positions.npy", "memory_positions"
+COMPARING = "comparing the memory encoder"
 BOUND = 5e-5  # of the largest value; sums in another order differ by about 1e-6
 OBJECTS = (4, 1, 3)  # a call; four have all of: there or not, from clicks or not
 SCORE, LOGIT = 5.0, 4.0  # of an object that is there; of masks, small enough that a sigmoid is no step
@@ -33,8 +34,9 @@ NOTE = (
 def step(checkpoint: Path, job: ExportJob) -> Callable[[Exported, Path], Exported]:
     """Read a checkpoint's memory encoder; return what writes it beside an export.
 
-    Raises: CheckpointError where it has none that samx knows.
+    Raises: CheckpointError where it has none that samx knows; MissingExtraError for what compares it.
     """
+    require("onnxruntime", "onnxruntime", COMPARING)
     from samx.models.memory_encoder import load_memory_encoder
     from samx.models.weight_files import open_weights
 
@@ -71,7 +73,7 @@ def compare(path: Path, module: MemoryEncoder) -> float:
     """
     import torch
 
-    onnxruntime = require("onnxruntime", "onnxruntime", "comparing the memory encoder")
+    onnxruntime = require("onnxruntime", "onnxruntime", COMPARING)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = 0.0
     for feed in questions(module.spec):

@@ -25,7 +25,7 @@ UNKNOWN = (
 )
 IN_FLOAT32 = "The image encoder computes in float32: target '{target}' has none in {precision}."
 NOT_ASKED = "The image encoder computes in float32: '--encoder-precision int8' asks for it in INT8."
-NO_CLIENT = "client/ has no image encoder: the programs' signature is written around one in float32 alone."
+NO_CLIENT = "client/ has no image encoder: none of INT8 is written in the programs' signature."
 ON_CPU = "The image encoder is run by ONNX Runtime on the CPU: target '{target}' does not run it itself."
 
 

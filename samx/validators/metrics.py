@@ -20,6 +20,7 @@ Row = tuple[int, int]  # a prompt: case of the suite, and row in it
 # this close to the threshold, relative to the mask's largest logit, have no side: neither mask's IoU counts them.
 TIE_BAND = 1e-5
 LOW_PERCENTILE = 5
+TINY = float(np.finfo(np.float32).tiny)
 # A stored code of a logit counts steps from its mask's largest logit below zero to the same above: 0 to 2 * CODE_STEPS.
 CODE_STEPS = 31
 CODE_REACH = np.float32(0.5001)  # steps from a code that are its own; the rest is float32 rounding
@@ -320,8 +321,10 @@ def sign_flips(reference: FloatArray, candidate: FloatArray, allowed_error: floa
 
 
 def relative_error(reference: FloatArray, candidate: FloatArray) -> float:
-    """Return the largest error over the largest value; 0 of nothing."""
-    return _largest_error(reference, candidate) / float(np.abs(reference).max()) if reference.size else 0.0
+    """Return the largest error over the largest value; 0 of nothing, and beyond any bound where all should be 0."""
+    if not reference.size:
+        return 0.0
+    return _largest_error(reference, candidate) / max(float(np.abs(reference).max()), TINY)
 
 
 def _largest_error(reference: FloatArray, candidate: FloatArray) -> float:

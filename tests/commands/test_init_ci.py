@@ -13,16 +13,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+import yaml
 from checkpoint_files import meta_sam1
 
 from samx.commands.init_ci import SCRIPT, WORKFLOW, init_ci
 from samx.errors import UsageError, WriteError
 from samx.registry import BACKENDS
 
-yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "weights/small model.pth"
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the script is one of bash")
 
 
 def steps(repository: Path) -> list[dict[str, Any]]:

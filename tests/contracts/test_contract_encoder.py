@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import yaml
 from contract_files import Array, checkpoint, hugging_face
 from exports import job_for
 
@@ -31,8 +32,6 @@ from samx.models.checkpoint import load_checkpoint
 from samx.models.encoders.picture import picture_graph
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import family_spec
-
-yaml = pytest.importorskip("yaml")
 
 FRAME_PX = 256
 PICTURES = [(171, 256), (256, 150), (256, 256)]  # height and width of the part of the frame that is used
