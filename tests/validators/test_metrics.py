@@ -17,6 +17,7 @@ from samx.validators.metrics import (
     expect,
     mask_iou,
     measure,
+    relative_error,
     sign_flips,
     suite_values,
 )
@@ -144,3 +145,10 @@ def test_prompts_that_do_not_count_are_in_no_mean_and_alone_give_none() -> None:
     assert suite_values([counted, others])["flipped_share"] > 0
     assert others.values["mask_iou_min"] < 0.9
     assert np.isnan([suite_values([others])[name] for name in ("mask_iou_mean", "mask_iou_p05")]).all()
+
+
+def test_an_error_relative_to_nothing_is_beyond_any_bound() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    assert relative_error(zeros, zeros) == 0
+    assert relative_error(zeros, zeros + np.float32(1e-6)) > 1e6
+    assert relative_error(zeros[:0], zeros[:0]) == 0
