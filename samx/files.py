@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from typing import BinaryIO
 
 from samx.errors import InputError, SamxError
@@ -19,6 +20,12 @@ GRAPH_CAP_BYTES = 2 * GIB  # the most that a protobuf may have
 # O_NONBLOCK: a named pipe cannot hang us before we see what it is.
 READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+class ShellTemplate(Template):
+    """A template that leaves shells and workflows their dollars."""
+
+    delimiter = "@"
 
 
 def open_regular(path: Path, what: str, error: type[SamxError] = InputError) -> BinaryIO:

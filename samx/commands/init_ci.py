@@ -6,24 +6,18 @@ import re
 import shlex
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from samx import __version__
 from samx.artifacts.commit import write_file
 from samx.errors import UsageError, WriteError
+from samx.files import ShellTemplate
 from samx.processing.images import check_free
 from samx.registry import DEFAULT_TARGET, GRAPH_DEVICE, Backend, backend
 
 SCRIPT, WORKFLOW = "samx-ci.sh", ".github/workflows/samx.yml"
 WHEEL = "wheels/samx-*.whl"
 BRANCH = re.compile(r"[\w][\w./-]*", re.ASCII)
-
-
-class AtTemplate(Template):
-    """A template that leaves shells and workflows their dollars."""
-
-    delimiter = "@"
 
 
 def init_ci(
@@ -87,4 +81,4 @@ def _extras(entry: Backend) -> list[str]:
 
 
 def _filled(name: str, values: dict[str, str]) -> str:
-    return AtTemplate((files("samx.commands") / "templates" / name).read_text(encoding="utf-8")).substitute(values)
+    return ShellTemplate((files("samx.commands") / "templates" / name).read_text(encoding="utf-8")).substitute(values)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from samx.contracts.table import BOUNDS, CLIENT_FOLDER, CLIENT_ROLE, Contract, Port
 from samx.extras import require
+from samx.formats.onnx import ELEMENT_TYPES
 from samx.models.spec import LABELS, DecoderSpec
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ Value = Union[str, NDArray[Any]]  # a tensor of the graph, or a constant
 Tensors = dict[str, str]  # the name of each tensor, by what it holds
 INNER = "samx/"  # in front of every name of the decoder's own: no program's tensor is called so
 CONTRACT_KEY = "samx.contract"  # in the file's metadata
-FLOAT, UINT8, INT64 = 1, 2, 7  # TensorProto.FLOAT, UINT8, INT64
-TYPES = {"float32": FLOAT, "uint8": UINT8, "int64": INT64}
+FLOAT, UINT8, INT64 = (ELEMENT_TYPES[name] for name in ("float32", "uint8", "int64"))
 BOX_LABELS = np.array([[LABELS["box_top_left"], LABELS["box_bottom_right"]]], np.float32)
 # Meta's graph of one mask: token 0 where there are three tokens and more, the best of the others below that.
 FEW_TOKENS, SURE = np.float32(2.5), np.float32(1000)
@@ -239,7 +239,7 @@ def declared(port: Port, contract: Contract, spec: DecoderSpec) -> onnx.ValueInf
     }
     own = {tensor.name: tensor.shape for tensor in spec.image_inputs}
     axes = own[port.holds] if port.axes is None else [sizes.get(axis, axis) for axis in port.axes]
-    return onnx.helper.make_tensor_value_info(port.name, TYPES[port.dtype], axes)
+    return onnx.helper.make_tensor_value_info(port.name, ELEMENT_TYPES[port.dtype], axes)
 
 
 def integers(*values: int) -> NDArray[np.int64]:

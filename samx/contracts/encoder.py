@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from samx.contracts.adapt import FLOAT, INNER, UINT8, Nodes, as_model, declared, integers
 from samx.contracts.table import CLIENT_FILE_ROLE, CLIENT_FOLDER, Contract
 from samx.extras import require
+from samx.formats.onnx import ELEMENT_TYPES
 from samx.models.spec import PIXELS, DecoderSpec
 
 if TYPE_CHECKING:
     import onnx
 
-INT32 = 6  # TensorProto.INT32
 WHITE = 255.0
 HALF, LOWEST, HIGHEST = np.float32(0.5), np.float32(0), np.float32(WHITE)
 MEAN, STD = (np.array(values, np.float32).reshape(1, 3, 1, 1) * np.float32(WHITE) for values in PIXELS["imagenet"])
@@ -42,7 +42,9 @@ def adapted_encoder(
         picture, valid = _of_pixels(before, form.input)
     before.rename(_typed(before, picture, taken["picture"]), f"{INNER}picture")
     if "valid" in taken:
-        before.rename(before.add("Unsqueeze", before.add("Cast", valid, to=INT32), integers(0)), f"{INNER}valid")
+        before.rename(
+            before.add("Unsqueeze", before.add("Cast", valid, to=ELEMENT_TYPES["int32"]), integers(0)), f"{INNER}valid"
+        )
     for port in form.outputs:
         after.rename(positions if port.holds == "unread" else INNER + port.holds, port.name)
     axes = ("height", "width", 3) if form.levels else (1, 3, spec.image_size, spec.image_size)

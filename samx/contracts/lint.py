@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from samx.contracts.adapt import CONTRACT_KEY, TYPES
+from samx.contracts.adapt import CONTRACT_KEY
 from samx.contracts.table import CONTRACTS, FRAME_PX, Contract, Padding, Port
-from samx.formats.onnx import METADATA_PREFIX, described, read
+from samx.formats.onnx import ELEMENT_TYPES, METADATA_PREFIX, described, read
 from samx.models.spec import HIGH_RES_CHANNELS, UPSCALING, family_spec
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PATCH_PX = 16  # of the released decoders
 TAKES, FAILS, WRONG = "takes it", "fails", "runs, and shows wrong masks"
 FED_SIZES = {"size": FRAME_PX // (PATCH_PX // UPSCALING), "grid": FRAME_PX // PATCH_PX}  # of what programs feed
-NAMES = {number: name for name, number in TYPES.items()}
+NAMES = {number: name for name, number in ELEMENT_TYPES.items()}
 
 
 class Tensor(NamedTuple):

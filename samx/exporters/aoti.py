@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samx.errors import SamxError, UnavailableError
-from samx.exporters.base import (
-    Exported,
-    ExportJob,
-    ExportOptions,
-    check_keep_float32,
-    keep_float32_option,
-    remedy_in_half,
-)
+from samx.exporters.base import Exported, ExportJob, HalfOptions
 from samx.extras import silent
 from samx.models.spec import DecoderSpec
 
@@ -32,19 +25,13 @@ INDUCTOR: dict[str, Any] = {"aot_inductor.package": True, "cpp.dynamic_threads":
 
 
 @dataclass(frozen=True)
-class AotiOptions(ExportOptions):
+class AotiOptions(HalfOptions):
     """Declare the options of compiled packages."""
-
-    keep_float32: tuple[str, ...] = keep_float32_option()
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
         """Refuse groups to keep in float32 where everything is, and a machine without a C++ compiler."""
-        check_keep_float32(self.keep_float32, precision)
+        super().check(precision, spec)
         _require_compiler()
-
-    def remedy(self, precision: str) -> str | None:
-        """Say what to try when float16 differs."""
-        return remedy_in_half(precision)
 
 
 def decoder(job: ExportJob) -> Graphs:
@@ -55,7 +42,7 @@ def decoder(job: ExportJob) -> Graphs:
     exact = job.precision == "fp32"  # low-rank norms cancel large sums, which float16 does not survive
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, split=True, low_rank=exact,
-        keep_fp32=None if exact else options.keep_float32,
+        keep_fp32=options.kept(job.precision),
     )  # fmt: skip
     return fast_graphs(job.loaded, job.spec, needs)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from samx.errors import UsageError
 from samx.models.shape_range import ShapeRange
@@ -83,24 +83,28 @@ def _value(value: object, kind: Any, what: str) -> Any:
     raise UsageError(f"{what} has a value of another type", found=repr(value), expected=expected)
 
 
-def keep_float32_option() -> tuple[str, ...]:
-    """Declare the groups of operations that stay float32 in float16, beside those that always do."""
-    return option((), "With fp16: a group of operations to leave alone; see 'samx bisect'.", flag="--keep-float32")
+@dataclass(frozen=True)
+class HalfOptions(ExportOptions):
+    """Declare what targets have whose float16 can leave groups of operations in float32."""
 
+    half: ClassVar[Sequence[str]] = ("fp16",)  # precisions in which what is not in integers is float16
+    keep_float32: tuple[str, ...] = option(
+        (), "With fp16: a group of operations to leave alone; see 'samx bisect'.", flag="--keep-float32"
+    )
 
-def remedy_in_half(precision: str) -> str | None:
-    """Say what to try when float16 differs."""
-    shows = "'samx bisect' shows which operations to leave in float32 with --keep-float32."
-    return shows if precision == "fp16" else None
+    def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
+        """Refuse groups to keep in float32 where everything is."""
+        if self.keep_float32 and precision not in self.half:
+            raise UsageError("everything is in float32 already", found=f"precision {precision}", expected="--fp16")
 
+    def remedy(self, precision: str) -> str | None:
+        """Say what to try when float16 differs."""
+        shows = "'samx bisect' shows which operations to leave in float32 with --keep-float32."
+        return shows if precision == "fp16" else None
 
-def check_keep_float32(groups: Sequence[str], precision: str, half: Sequence[str] = HALF) -> None:
-    """Refuse groups to keep in float32 where everything is: in all precisions but `half`.
-
-    Raises: UsageError.
-    """
-    if groups and precision not in half:
-        raise UsageError("everything is in float32 already", found=f"precision {precision}", expected="--fp16")
+    def kept(self, precision: str) -> tuple[str, ...] | None:
+        """Return the groups that stay in float32; None where everything does."""
+        return self.keep_float32 if precision in self.half else None
 
 
 @dataclass(frozen=True)

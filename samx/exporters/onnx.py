@@ -17,15 +17,7 @@ from samx.contracts.encoder import adapted_encoder, positional_encoding, write_c
 from samx.contracts.table import CLIENT_ENCODER_ROLE, CLIENT_FOLDER, CONTRACTS, Contract
 from samx.contracts.table import find as find_contract
 from samx.errors import SamxError, UsageError
-from samx.exporters.base import (
-    Exported,
-    ExportJob,
-    ExportOptions,
-    check_keep_float32,
-    keep_float32_option,
-    option,
-    remedy_in_half,
-)
+from samx.exporters.base import Exported, ExportJob, HalfOptions, option
 from samx.extras import require, silent
 from samx.formats.onnx import broken_rules
 from samx.models.spec import DecoderSpec
@@ -44,7 +36,6 @@ METADATA_PREFIX = "samx."
 MOST_INSIDE_BYTES = 1_900_000_000  # of weights in a graph's own file; protobuf ends at 2 GiB
 LEAST_OUTSIDE_BYTES = 1024  # of a tensor beside it: constants of shapes stay where shape inference finds them
 
-HALVES = ("fp16",)  # what INT8 leaves in floating point is float32
 POSITION_MATRIX = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"  # among a decoder's weights
 DECODER_FILE = "decoder.onnx"  # of one graph; of two: image.onnx and prompt.onnx
 
@@ -60,21 +51,20 @@ def simplify_option() -> bool:
 
 
 @dataclass(frozen=True)
-class OnnxOptions(ExportOptions):
+class OnnxOptions(HalfOptions):
     """Declare the options of ONNX Runtime's files."""
 
     opset: int = opset_option()
     split: bool = option(False, "An image graph and a prompt graph.")
     simplify: bool = simplify_option()
-    keep_float32: tuple[str, ...] = keep_float32_option()
     contract: str | None = option(
         None, f"A graph for other programs too: {', '.join(CONTRACTS)}; see docs/contracts.md."
     )
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
         """Refuse an opset that samx does not write, and what a choice of precision or a contract has no room for."""
+        super().check(precision, spec)
         check_opset(self.opset)
-        check_keep_float32(self.keep_float32, precision, HALVES)
         if self.contract is None:
             return
         find_contract(self.contract)
@@ -86,10 +76,6 @@ class OnnxOptions(ExportOptions):
     def exported(self, spec: DecoderSpec) -> DecoderSpec:
         """Return the decoder that a contract's graph is written around."""
         return spec if self.contract is None else find_contract(self.contract).native(spec)
-
-    def remedy(self, precision: str) -> str | None:
-        """Say what to try when float16 differs."""
-        return remedy_in_half(precision)
 
 
 def check_opset(opset: int) -> None:
@@ -109,7 +95,7 @@ def decoder(job: ExportJob) -> Graphs:
     needs = Needs(
         options.points or USUAL_POINTS, options.prompts or USUAL_PROMPTS, options.split,
         low_rank=job.precision == "fp32",  # its norms cancel large sums, which float16 does not survive
-        fused=options.opset >= ATTENTION_OPSET, keep_fp32=options.keep_float32 if job.precision in HALVES else None,
+        fused=options.opset >= ATTENTION_OPSET, keep_fp32=options.kept(job.precision),
     )  # fmt: skip
     return fast_graphs(job.loaded, job.spec, needs)
 
@@ -157,7 +143,7 @@ def write_encoder(graph: Graph, job: ExportJob, directory: Path) -> Exported:
     if contract is not None and pictures != 1:
         what, expected = f"contract '{contract}' does not fit", "one picture a call"
         raise UsageError(what, found=f"--pictures: {pictures}", expected=expected, fix="Leave it out.")
-    exported = write_onnx([in_half(graph) if job.precision in HALVES else graph], directory, simplify=False)
+    exported = write_onnx([in_half(graph) if job.precision == "fp16" else graph], directory, simplify=False)
     if contract is None:
         return exported
     files, notes = _client_encoder(find_contract(contract), graph, job, directory)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 METADATA_PREFIX = "samx."
-ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "float16": 10}  # TensorProto.FLOAT, UINT8, INT32, FLOAT16
+ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10}  # the numbers of TensorProto
 # Operators that break builders or hide a traced decision. Tile and ScatterND come from repeat_interleave and index
 # assignment, NonZero and Where-on-shapes from boolean indexing.
 FORBIDDEN = frozenset({

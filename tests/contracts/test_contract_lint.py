@@ -12,8 +12,9 @@ import onnx
 import pytest
 
 from samx.commands.inspect import inspect
-from samx.contracts.adapt import CONTRACT_KEY, TYPES, declared
+from samx.contracts.adapt import CONTRACT_KEY, declared
 from samx.contracts.table import CONTRACTS, Contract
+from samx.formats.onnx import ELEMENT_TYPES as TYPES
 from samx.models.spec import DecoderSpec, TensorSpec, family_spec
 
 SAM1, SAM2 = family_spec("sam1", mask_input=True), family_spec("sam2", mask_input=True)

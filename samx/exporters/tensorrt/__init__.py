@@ -8,20 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
-from samx.exporters.base import (
-    HALF,
-    Exported,
-    ExportJob,
-    ExportOptions,
-    check_keep_float32,
-    keep_float32_option,
-    option,
-    remedy_in_half,
-)
+from samx.exporters.base import HALF, Exported, ExportJob, HalfOptions, option
 from samx.exporters.onnx import ATTENTION_OPSET, DECODER_FILE, check_opset, opset_option, simplify_option, write_onnx
+from samx.files import ShellTemplate
 from samx.formats.tensorrt.plan import BOUNDS, DECODER, ENCODER, BuildPlan, EncoderPlan, EnginePlan, compute_of, ports
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec
@@ -38,21 +29,17 @@ LEAST_COSINE = 0.999
 
 
 @dataclass(frozen=True)
-class TensorRTOptions(ExportOptions):
+class TensorRTOptions(HalfOptions):
     """Declare the options of TensorRT's graphs."""
 
+    half = HALF
     opset: int = opset_option()
     simplify: bool = simplify_option()
-    keep_float32: tuple[str, ...] = keep_float32_option()
 
     def check(self, precision: str, spec: DecoderSpec | None = None) -> None:
         """Refuse an opset that samx does not write, and groups to keep in float32 where everything is."""
+        super().check(precision, spec)
         check_opset(self.opset)
-        check_keep_float32(self.keep_float32, precision)
-
-    def remedy(self, precision: str) -> str | None:
-        """Say what to try when float16 differs."""
-        return remedy_in_half(precision)
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ def decoder(job: ExportJob) -> Graphs:
     # Low-rank norms cancel large sums, which float16 does not survive; a GPU has no need of it.
     needs = Needs(
         points, prompts, low_rank=False, padded_points=True, fused=options.opset >= ATTENTION_OPSET,
-        keep_fp32=options.keep_float32 if job.precision in HALF else None,
+        keep_fp32=options.kept(job.precision),
     )  # fmt: skip
     return fast_graphs(job.loaded, job.spec, needs)
 
@@ -127,12 +114,6 @@ def _for_turing(options: TensorRTOptions) -> bool:
 
 def _sizes(options: TensorRTOptions) -> tuple[ShapeRange, ShapeRange]:
     return options.points or POINTS, options.prompts or PROMPTS
-
-
-class ShellTemplate(Template):
-    """A template that leaves the shell its dollars."""
-
-    delimiter = "@"
 
 
 def reproduce_script(plan: EnginePlan, frame_px: int) -> str:
