@@ -80,20 +80,22 @@ def random_pixel(rng: Rng, mask: Array, most_erosion: int = 3) -> tuple[int, int
     return int(chosen % mask.shape[1]), int(chosen // mask.shape[1])
 
 
-def frame_point(pixel: tuple[int, int]) -> tuple[float, float]:
-    """Turn a picture pixel into frame coordinates, whose pixel centres are whole numbers."""
-    return tuple((c + 0.5) * PICTURE_POOL - 0.5 for c in pixel)  # type: ignore[return-value]
+def frame_point(pixel: tuple[int, int], pool: float = PICTURE_POOL) -> tuple[float, float]:
+    """Turn a picture pixel, which is `pool` px of the frame a side, into the frame's coordinates of its centre."""
+    return tuple((c + 0.5) * pool - 0.5 for c in pixel)  # type: ignore[return-value]
 
 
-def frame_box(box: tuple[int, int, int, int]) -> list[tuple[float, float]]:
+def frame_box(box: tuple[int, int, int, int], pool: float = PICTURE_POOL) -> list[tuple[float, float]]:
     """Turn a picture box into its two frame corners."""
-    left, top, right, bottom = (float(c) * PICTURE_POOL for c in box)
+    left, top, right, bottom = (float(c) * pool for c in box)
     return [(left, top), (right, bottom)]
 
 
-def jittered_box(rng: Rng, box: tuple[int, int, int, int], side_px: int) -> list[tuple[float, float]]:
+def jittered_box(
+    rng: Rng, box: tuple[int, int, int, int], side_px: int, pool: float = PICTURE_POOL
+) -> list[tuple[float, float]]:
     """Move a box's corners by a tenth of its sides, 20 px of a 1024 px frame at most, as SAM's training does."""
-    (left, top), (right, bottom) = frame_box(box)
+    (left, top), (right, bottom) = frame_box(box, pool)
     most = 20.0 * side_px / 1024.0
     noise = rng.normal(0.0, 0.1, 4) * (right - left, bottom - top, right - left, bottom - top)
     noise = np.clip(noise, -most, most)
@@ -111,13 +113,15 @@ def padded_prompt(
     return [coords[row] for row in rows], [codes[row] for row in rows]
 
 
-def error_click(rng: Rng, predicted: Array, target: Array) -> tuple[tuple[float, float], int]:
+def error_click(
+    rng: Rng, predicted: Array, target: Array, pool: float = PICTURE_POOL
+) -> tuple[tuple[float, float], int]:
     """Place a corrective click in the larger of what is missing and what is too much."""
     missing, extra = target & ~predicted, predicted & ~target
     wrong, label = (missing, 1) if missing.sum() >= extra.sum() else (extra, 0)
     if not wrong.any():
         wrong, label = target, 1
-    return frame_point(random_pixel(rng, wrong)), label
+    return frame_point(random_pixel(rng, wrong), pool), label
 
 
 def pick_region(rng: Rng, regions: list[Region]) -> Region:

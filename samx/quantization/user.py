@@ -86,9 +86,10 @@ class User:
 
     def box(self, region: Region) -> Question:
         """Draw a slightly wrong box round it."""
-        corners = np.array(jittered_box(self.rng, region.box, self.spec.image_size))
-        (x0, y0), (x1, y1) = np.clip(corners, 0, self.extent)
-        return Question(box=((min(x0, x1 - 1), min(y0, y1 - 1)), (x1, y1)))
+        corners = np.array(jittered_box(self.rng, region.box, self.spec.image_size, self.spec.mask_px))
+        first = np.clip(np.minimum(corners[0], corners[1] - 1), 0, np.subtract(self.extent, 1))
+        (x0, y0), (x1, y1) = first, np.clip(corners[1], first + 1, self.extent)  # at least a pixel wide
+        return Question(box=((x0, y0), (x1, y1)))
 
     def points(self, region: Region) -> Question:
         """Click on it several times."""
@@ -107,7 +108,7 @@ class User:
         question = self.click(region) if self.rng.uniform() < 0.5 else self.box(region)
         for _ in range(int(self.rng.integers(1, MOST_ROUNDS + 1))):
             logits, mask = self.answer(question)
-            click = error_click(self.rng, mask, region.mask)
+            click = error_click(self.rng, mask, region.mask, self.spec.mask_px)
             question = replace(question.and_click(*click), mask=logits)
         return question
 
@@ -142,7 +143,7 @@ class User:
         return outputs
 
     def _click_in(self, question: Question, area: BoolArray, label: int) -> Question:
-        return question.and_click(frame_point(random_pixel(self.rng, area)), label)
+        return question.and_click(frame_point(random_pixel(self.rng, area), self.spec.mask_px), label)
 
     def _clicks(self, question: Question, area: BoolArray, label: int, most: int) -> Question:
         for _ in range(int(self.rng.integers(1, most + 1))):

@@ -28,7 +28,8 @@ from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
 SAM2 = calibration_spec(sam2_spec(image_size=128))
-SPECS = pytest.mark.parametrize("spec", [SPEC, SAM2], ids=["sam1", "sam2"])
+FINE = replace(SPEC, patch_px=4)  # LiteMedSAM's: a pixel of the mask is one of the frame
+SPECS = pytest.mark.parametrize("spec", [SPEC, SAM2, FINE], ids=["sam1", "sam2", "4 px patches"])
 MANY = 40  # draws of each kind
 LABEL = LABELS["foreground"], LABELS["background"]
 
@@ -37,8 +38,8 @@ def user(spec: DecoderSpec = SPEC, reference: DiscReference | None = None, seed:
     return User(reference or DiscReference(spec), scene(0, spec), np.random.default_rng(seed))
 
 
-def pixels(question: Question) -> list[tuple[int, int]]:
-    return [(int(x) // 4, int(y) // 4) for x, y in question.points]
+def pixels(question: Question, spec: DecoderSpec = SPEC) -> list[tuple[int, int]]:
+    return [(int((x + 0.5) / spec.mask_px), int((y + 0.5) / spec.mask_px)) for x, y in question.points]
 
 
 def built(count: int = 8, make: Callable[..., Any] = image, spec: DecoderSpec = SPEC, **more: Any) -> CalibrationSet:
@@ -66,24 +67,26 @@ def test_every_kind_says_what_its_name_says(spec: DecoderSpec) -> None:
         assert [kind for kind, question in asked.items() if question.mask is not None] == ["refinement"]
 
 
-def test_clicks_fall_on_the_region_and_negative_ones_beside_it() -> None:
-    person = user()
+@SPECS
+def test_clicks_fall_on_the_region_and_negative_ones_beside_it(spec: DecoderSpec) -> None:
+    person = user(spec)
     for _ in range(MANY):
         region = person.region()
         for kind in ("click", "points", "negative_points", "box_and_points"):
             question = person.ask(kind, region)
-            for (x, y), label in zip(pixels(question), question.labels, strict=True):
+            for (x, y), label in zip(pixels(question, spec), question.labels, strict=True):
                 assert (region.own if label == LABEL[0] else person.valid & ~region.mask)[y, x]
 
 
-def test_a_box_is_near_the_region_and_in_the_picture() -> None:
-    person = user()
+@SPECS
+def test_a_box_is_near_the_region_and_in_the_picture(spec: DecoderSpec) -> None:
+    person = user(spec)
     for _ in range(MANY):
         region = person.region()
         (x0, y0), (x1, y1) = person.box(region).box
-        assert 0 <= x0 < x1 <= 128
-        assert 0 <= y0 < y1 <= 96
-        assert np.abs(np.array([x0, y0, x1, y1]) / 4 - region.box).max() <= 1
+        assert 0 <= x0 <= x1 - 1 <= 127
+        assert 0 <= y0 <= y1 - 1 <= 95
+        assert np.abs(np.array([x0, y0, x1, y1]) - np.multiply(region.box, spec.mask_px)).max() <= 4
 
 
 @SPECS
