@@ -62,6 +62,9 @@ WhichDecoder = Annotated[
     Optional[str], typer.Option(help="Which decoder of a checkpoint of several: how its keys begin, such as tracker.")
 ]
 
+Calibration = Annotated[
+    Optional[Path], typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none.")
+]
 ClientCode = Annotated[
     Optional[list[str]],
     typer.Option(help="Client code too, picture to mask without samx: python, javascript, cpp, swift, kotlin."),
@@ -91,10 +94,7 @@ def export(
     frame: FrameFill = None,
     pixels: PixelKind = None,
     decoder: WhichDecoder = None,
-    calibration: Annotated[
-        Optional[Path],
-        typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
-    ] = None,
+    calibration: Calibration = None,
     min_iou: Annotated[
         Optional[float], typer.Option(help="--int8: mean mask IoU to keep (default 0.98). Groups give way until it is.")
     ] = None,

@@ -27,7 +27,7 @@ PROMPTS: tuple[tuple[tuple[tuple[float, float, int], ...], tuple[float, ...] | N
     (((0.4, 0.5, 1),), (0.25, 0.15, 0.85, 0.8)),
 )  # in shares of the picture
 LEAST_IOU = 0.999  # runtimes add up in another order, which may move a pixel of an edge
-TOOLS = Path(__file__).parents[2] / ".client-tools"  # what 'make client-tools' brings
+TOOLS = Path(__file__).parents[2] / ".toolchains"  # what 'make toolchains' brings
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def code_of(artifact: Path, name: str) -> Path:
 
 
 def tool(path: str) -> Path:
-    """Return what 'make client-tools' brought; without it, the test is skipped, and says so."""
+    """Return what 'make toolchains' brought; without it, the test is skipped, and says so."""
     if not (TOOLS / path).exists():
-        pytest.skip(f"{TOOLS.name}/{path} is not there: make client-tools")
+        pytest.skip(f"{TOOLS.name}/{path} is not there: make toolchains")
     return TOOLS / path
 
 

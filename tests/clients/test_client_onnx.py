@@ -64,6 +64,16 @@ def test_python_gives_the_predictors_masks(artifact: Path, asked: list[Case]) ->
         case.check(by_python(module, artifact, case))
 
 
+@pytest.mark.parametrize("fixture", ["sam2_artifact", "all_masks_artifact"])
+def test_python_takes_two_graphs_mask_inputs_and_all_masks(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    made: Path = request.getfixturevalue(fixture)
+    module = imported(rewritten(made, "python", tmp_path, "onnx"))
+    for case in cases(made, tmp_path / "pictures"):
+        case.check(by_python(module, made, case))
+
+
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
@@ -85,7 +95,8 @@ def test_a_wrong_rule_would_be_seen(artifact: Path, asked: list[Case], right: st
 
 def test_python_is_a_program(artifact: Path, asked: list[Case], tmp_path: Path) -> None:
     mask = tmp_path / "mask.png"
-    command = [sys.executable, code_of(artifact, "sam.py"), asked[3].picture, mask, *asked[3].options()]
+    given = [code_of(artifact, "sam.py"), asked[3].picture, mask, *asked[3].options()]
+    command = [sys.executable, *map(str, given)]
     without = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=without, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -202,5 +213,5 @@ def cpp_of(artifact: Path, target: str, folder: Path) -> Path:
 
 
 def compile_cpp(path: Path) -> None:
-    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", CPP_STUBS, path]
-    subprocess.run(command, check=True, capture_output=True)
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    subprocess.run(["g++", *flags, "-I", CPP_STUBS, path], check=True, capture_output=True)

@@ -30,7 +30,7 @@ def program(artifact: Path) -> Path:
         pytest.skip("no g++ here")
     built = artifact.with_name(f"{artifact.name}-program")
     [library] = HOME.glob("libs/libopenvino.so.*")
-    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-I", HOME / "include", f"-Wl,-rpath,{HOME / 'libs'}"]
+    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", f"-I{HOME / 'include'}", f"-Wl,-rpath,{HOME / 'libs'}"]
     source = code_of(artifact, "sam.cpp")
     subprocess.run(["g++", *flags, source, library, "-o", built], check=True, capture_output=True)
     return built
