@@ -28,6 +28,9 @@ DEVICE ?= cuda
 WHEELS ?=
 BROUGHT := .wheels
 FLAGS ?=
+TOOLS := .toolchains
+NODE_PACKAGES := onnxruntime-node@1.30.0 sharp@0.35.5
+KOTLIN := kotlin-jupyter-kernel==0.19.0.944
 GPU_NEEDS := torch numpy PIL rich typer safetensors
 
 # Quiet where a command says enough by itself.
@@ -87,6 +90,14 @@ docs: $(INSTALLED) ## Write the generated pages anew, and build the documentatio
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Look at site/index.html."
 
+.PHONY: toolchains
+toolchains: $(INSTALLED) ## Bring what tests of client code run in: packages of Node.js, a Kotlin compiler
+	@mkdir -p $(TOOLS)/kotlin
+	@cd $(TOOLS) && npm install --ignore-scripts --no-audit --no-fund --silent $(NODE_PACKAGES)
+	@$(PIP) download --no-deps --dest $(TOOLS) $(KOTLIN)
+	@cd $(TOOLS)/kotlin && $(CURDIR)/$(BIN)/python -m zipfile -e ../kotlin_jupyter_kernel-*.whl .
+	@$(BIN)/pytest -q tests/clients
+
 .PHONY: wheel
 wheel: $(INSTALLED) ## Build dist/samx-VERSION-py3-none-any.whl
 	@rm -rf build samx.egg-info
@@ -133,7 +144,7 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 	@$(BIN)/python -m tools.train_demo.evaluate
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(VENV) $(DEMO) $(COMPARE) $(COMPARED) $(BROUGHT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(TOOLS) $(VENV) $(DEMO) $(COMPARE) $(COMPARED) $(BROUGHT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.

@@ -31,7 +31,8 @@ def export(
     image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
     decoder: str | None = None,
     points: Sizes | None = None, prompts: Sizes | None = None, embedding: PathLike | Sequence[PathLike] = (),
-    calibration: PathLike | None = None, exclude: Sequence[str] = (), min_iou: float | None = None,
+    client: Sequence[str] = (), calibration: PathLike | None = None, exclude: Sequence[str] = (),
+    min_iou: float | None = None,
     force: bool = False, progress: Progress | None = None, **options: object,
 ) -> Artifact:  # fmt: skip
     """Export a decoder and its image encoder, compare it with PyTorch, and return an artifact; or leave nothing.
@@ -40,6 +41,7 @@ def export(
     encoder: export the checkpoint's image encoder too, where samx knows it, in this precision (None: the decoder's,
     where the target's encoder has it; int8 only where it is asked for); pictures: that it takes in a call.
     encoder_pictures: folder of pictures that an encoder of int8 is calibrated and judged on.
+    client: languages of client code that is written beside the files: python, javascript, cpp, swift or kotlin.
     The rest is named as the options of 'samx export' (precision fp32, fp16, bf16 or int8, None the target's default;
     masks multimask, single or all), and so are the options that a target has of its own: opset=23 or split=True.
     Raises: UsageError, CheckpointError, ImageError, MissingExtraError, WriteError; ParityError when the export computes
@@ -62,7 +64,8 @@ def export(
         memory_encoder=memory_encoder, encoder=encoder, encoder_precision=encoder_precision,
         encoder_pictures=None if encoder_pictures is None else Path(encoder_pictures), pictures=_range(pictures),
         image_size=image_size, frame=frame, pixels=pixels, decoder=decoder,
-        embeddings=[Path(path) for path in paths], calibration=None if calibration is None else Path(calibration),
+        embeddings=[Path(path) for path in paths], client=tuple(client),
+        calibration=None if calibration is None else Path(calibration),
         exclude=tuple(exclude), min_iou=min_iou, overwrite=force, options={**options, **_sizes(points, prompts)},
     )  # fmt: skip
     result = run(request, progress or silent)

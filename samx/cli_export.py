@@ -62,6 +62,14 @@ WhichDecoder = Annotated[
     Optional[str], typer.Option(help="Which decoder of a checkpoint of several: how its keys begin, such as tracker.")
 ]
 
+Calibration = Annotated[
+    Optional[Path], typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none.")
+]
+ClientCode = Annotated[
+    Optional[list[str]],
+    typer.Option(help="Client code too, picture to mask without samx: python, javascript, cpp, swift, kotlin."),
+]
+
 
 def export(
     checkpoint: Annotated[
@@ -86,10 +94,7 @@ def export(
     frame: FrameFill = None,
     pixels: PixelKind = None,
     decoder: WhichDecoder = None,
-    calibration: Annotated[
-        Optional[Path],
-        typer.Option(help="--int8, --bf16: set made by 'samx calibrate'; demo models need none."),
-    ] = None,
+    calibration: Calibration = None,
     min_iou: Annotated[
         Optional[float], typer.Option(help="--int8: mean mask IoU to keep (default 0.98). Groups give way until it is.")
     ] = None,
@@ -99,6 +104,7 @@ def export(
     embedding: Annotated[
         Optional[list[Path]], typer.Option(help="Judge on your own embeddings, as 'segment' takes them.")
     ] = None,
+    client: ClientCode = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
     **more: Any,
@@ -119,6 +125,7 @@ def export(
         encoder_pictures=encoder_pictures,
         pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
         image_size=image_size, frame=frame, pixels=pixels, decoder=decoder, embeddings=embedding or (),
+        client=tuple(client or ()),
         calibration=calibration, exclude=tuple(exclude or ()), min_iou=min_iou, overwrite=force,
         options={name: value for name, value in more.items() if value not in (None, [], ())},
     )  # fmt: skip

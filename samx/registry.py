@@ -55,6 +55,12 @@ class Backend:
     encoder_precisions: tuple[str, ...] = ("fp32",)  # that its exporter writes an image encoder in
     kit_files: str | None = None  # "module:function" that makes what else lies in its kit
     client: str | None = None  # "module:function" that opens a graph for other programs, where its exporter writes one
+    client_code: str | None = None  # what its client code is named after in samx/clients; None: the target
+
+    @property
+    def code(self) -> str:
+        """Return the name of the templates that its client code is made from."""
+        return self.client_code or self.target
 
     @property
     def default_precision(self) -> str:
@@ -190,6 +196,7 @@ TENSORRT: Mapping[str, Any] = {
     "groups": ONNX_GROUPS, "graph": "onnx", "device": "cuda", "needs": "an NVIDIA GPU", "finish": FINISH_ON_GPU,
     "opens": ("engine",), "compiler": "samx.exporters.tensorrt.lower:lower",
     "encoder": "samx.runtimes.tensorrt.encoder:open_encoder", "encoder_precisions": ("fp32", "fp16"),
+    "client_code": "trt",
 }  # fmt: skip
 
 BACKENDS: tuple[Backend, ...] = (

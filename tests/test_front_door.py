@@ -82,7 +82,10 @@ def test_the_functions_stay_when_their_modules_are_imported() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"opsett": 18}, "no such argument for target 'onnx': found opsett, expected points, prompts, keep_float32, opset, "),
+        (
+            {"opsett": 18},
+            "no such argument for target 'onnx': found opsett, expected points, prompts, keep_float32, opset, ",
+        ),
         (
             {"target": "coreml", "opset": 18},
             "no such argument for target 'coreml': found opset, expected points, prompts, ios",

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.benchmarks", "samx.predictor_inputs"),
     ("samx.picture_encoder",),
     ("samx.exporters", "samx.runtimes", "samx.validators"),
-    ("samx.contracts",),
+    ("samx.clients", "samx.contracts"),
     ("samx.artifacts.draft",),
     ("samx.demo",),
     ("samx.processing.overlay", "samx.registry"),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
-from samx.artifacts.manifest import CheckpointEntry, Manifest
+from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Manifest
+from samx.clients import code
 from samx.commands import memory
 from samx.commands.proof import NOTHING, compile_draft, prove
 from samx.commands.references import beside_own_size, in_torch, with_both_signs
@@ -68,6 +69,7 @@ class ExportRequest:
     pixels: str | None = None
     decoder: str | None = None  # how its keys begin, in a checkpoint of several
     embeddings: Sequence[Path] = ()
+    client: Sequence[str] = ()  # languages of client code beside the files
     calibration: Path | None = None  # of int8, and what judges bf16; None: demo scenes, for a demo model
     exclude: tuple[str, ...] = ()  # groups of products that stay in floating point in int8
     min_iou: float | None = None  # mean mask IoU that int8 must keep; None: what the gate asks for
@@ -121,9 +123,13 @@ def _checked(request: ExportRequest, entry: Backend, precision: str) -> ExportOp
     int8.check_encoder(encoder_precision, _checkpoint(request), request.encoder_pictures, request.min_iou)
     entry.require_export()
     options.check(precision)
-    for name, given in (("--pictures", request.pictures), ("--encoder-precision", request.encoder_precision)):
+    encoded = {"--pictures": request.pictures, "--encoder-precision": request.encoder_precision}
+    for name, given in {**encoded, "--client": request.client or None}.items():
         if given is not None and not request.encoder:
             raise UsageError("asked of an encoder that is left out", found=f"{name} with --no-encoder")
+    if request.client:
+        code.check_languages(request.client, entry)
+        options.check_client_code()
     check_target(request.out, request.overwrite)
     if len(request.embeddings) > MOST_EMBEDDINGS:
         found = len(request.embeddings)
@@ -147,6 +153,8 @@ def _job(
     spec = options.exported(replace(loaded.spec, masks=request.masks, mask_input=request.mask_input))
     options.check(precision, spec)
     _check_room(options, spec)
+    if request.client:
+        code.check_decoder(spec)
     return ExportJob(loaded, spec, options, precision, entry.target)
 
 
@@ -197,13 +205,14 @@ class _Export:
         exported = exported if quantised is None else quantised.exported
         exported = exported if self.with_memory is None else self.with_memory(exported, self.made.directory)
         encoder = self._encoder()
+        written = self._client_code(exported, encoder) if self.request.client else {}
         held = self._held_out(exported.most_points) if self.on_held_out else None
         suite = self._suite(exported, held)
         suite.save(self.made.directory / SUITE_FILE)
         pictures = self._pictures(exported.most_points) if encoder.files else {}
         encoder = self._beside_own_size(encoder) if encoder.files else encoder
         self.made.add(
-            {**exported.files, **encoder.files, SUITE_FILE: SUITE_ROLE, **pictures},
+            {**exported.files, **encoder.files, **written, SUITE_FILE: SUITE_ROLE, **pictures},
             notes=[*self.job.loaded.notes, *exported.notes, *encoder.notes, *suite.unseen()],
         )
         self.made.seal(self._manifest(exported, encoder))
@@ -287,6 +296,15 @@ class _Export:
         return export_encoder(
             self.checkpoint, self.job, request.pictures, self.made.directory, request.encoder_precision, write
         )
+
+    def _client_code(self, exported: Exported, encoder: Exported) -> dict[str, str]:
+        """Write a client in each language that was asked for; gives the files' roles."""
+        job, said = self.job, encoder.options.get("encoder")
+        entry = None if said is None else EncoderEntry.from_json(said, "the encoder")
+        return code.write_code(
+            self.request.client, self.entry, job.spec, code.check_encoder(entry, self.checkpoint.name), job.precision,
+            {**exported.files, **encoder.files}, self.made.directory,
+        )  # fmt: skip
 
     def _int8_encoder(self) -> Int8Encoder:
         from samx.quantization.encoder import CACHE_SUFFIX, Int8Encoder

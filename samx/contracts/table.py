@@ -174,6 +174,7 @@ CONTRACTS: Mapping[str, Contract] = {
                 Port("masks", "picture_crop", (1, 1, "rows", "columns"), "uint8"), LOW_RES,
             ),
             masks="all", padding="graph_without_box", picks=True, resizing="through_frame", reads="named",
+            encoder=META.encoder,
         ),
         Contract(
             "samexporter-sam2", programs=("samexporter", "AnyLabeling", "X-AnyLabeling"), families=("sam2",),

@@ -65,6 +65,12 @@ class ExportOptions:
     def remedy(self, precision: str) -> str | None:
         """Say what to try when an export of this precision differs from PyTorch; None: nothing that is known."""
 
+    def check_client_code(self) -> None:
+        """Refuse what no client code is written for.
+
+        Raises: UsageError.
+        """
+
     def to_json(self) -> dict[str, Any]:
         """Return the options as plain data."""
         return {name: value.to_json() if isinstance(value, ShapeRange) else value for name, value in vars(self).items()}

@@ -47,6 +47,15 @@ class CoreMLOptions(ExportOptions):
         if spec is not None:
             _check_contract(contract, spec)
 
+    def check_client_code(self) -> None:
+        """Refuse another contract's names, and an image in the place of an array."""
+        for flag, is_given in (
+            (f"--contract {self.contract}", self.contract != "samx"),
+            ("--image-input", self.image_input),
+        ):
+            if is_given:
+                raise UsageError("client code does not fit", found=flag, fix="Leave it out, or --client.")
+
     def remedy(self, precision: str) -> str | None:
         """Say what to try when smaller weights differ."""
         tighter = "Store the weights less tightly, with --weights linear8 or without --weights."

@@ -51,7 +51,7 @@ def swift_source(
         "size": spec.image_size, "padding": padding, "scalar": SCALARS[precision],
         "label": "Int32" if contract == "apple" else "Float",
         "functions": ", ".join(f'({rows}, "{name}")' for name, rows in sorted(functions.items(), key=lambda f: f[1])),
-        "masks": spec.masks_out, "side": spec.mask_size, "empty": PADDED_POINT,
+        "masks": spec.masks_out, "first": int(spec.masks == "all"), "side": spec.mask_size, "empty": PADDED_POINT,
         "scores": "scores" if contract == "apple" else "iou_predictions",
         "features": ", ".join(f"{t.name} {t.dtype} {'x'.join(map(str, t.shape))}" for t in features),
         "named": "" if SINGLE_FUNCTION in functions else NAMED,
