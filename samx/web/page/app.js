@@ -34,19 +34,21 @@ async function start() {
 // Take a file; what cannot be a picture is refused before anything is done with it.
 async function take(file) {
   if (state.phase === "loading" || state.phase === "encoding") return;
-  const before = state.phase;
   try {
     await check(file);
-    Object.assign(state, { phase: "encoding", name: file.name?.replace(/\.[^.]*$/, "") || "picture" });
-    reset();
-    busy("Looking at the picture", 0, 0);
+  } catch (error) {
+    return fail(error);
+  }
+  Object.assign(state, { phase: "encoding", name: file.name?.replace(/\.[^.]*$/, "") || "picture", asked: state.asked + 1 });
+  reset();
+  busy("Looking at the picture", 0, 0);
+  try {
     state.encoderMs = (await engine.call("picture", { file })).encoderMs;
     state.phase = "ready";
     say("The picture is ready. Click on an object, or move the cross with the arrows and press Enter.");
     $("canvas").focus({ preventScroll: true });
   } catch (error) {
-    state.phase = before === "ready" && !state.past.length ? "empty" : before;
-    if (state.phase !== "ready") state.phase = "empty";
+    state.phase = "empty";
     fail(error);
   }
 }
@@ -107,11 +109,12 @@ async function ask(prompts) {
   if (number !== state.asked) return;
   forgetMasks();
   if (!prompts.points.length && !prompts.box) return say("Nothing is marked.");
-  state.answering = engine.call("ask", { prompt: prompts }).then(answered, fail);
+  state.answering = engine.call("ask", { prompt: prompts }).then((found) => answered(found, number), fail);
   await state.answering;
 }
 
-function answered({ masks, clickMs }) {
+function answered({ masks, clickMs }, number) {
+  if (number !== state.asked) return masks.forEach(({ bitmap }) => bitmap.close()); // another question, or picture, came
   const best = masks.reduce((a, b, i) => (b.score > masks[a].score ? i : a), 0);
   Object.assign(state, { masks, clickMs, chosen: best });
   choose(best);
@@ -147,7 +150,9 @@ async function save(cutout) {
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const time = (ms) => (ms === null ? "–" : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
-const tool = () => document.querySelector("input[name=tool]:checked").value;
+function tool() {
+  return document.querySelector("input[name=tool]:checked").value;
+}
 
 function say(words) {
   $("alert").textContent = "";
