@@ -51,7 +51,8 @@ def serve(
 
 
 COMMANDS: dict[Callable[..., None], str] = {
-    web: "samx web sam1-demo-onnx -o site --runtime npm  ·  samx web DIR -o site --runtime package/dist --example photo.jpg",
+    web: "samx web sam1-demo-onnx -o site --runtime npm  ·  "
+    "samx web DIR -o site --runtime package/dist --example photo.jpg",
     serve: "samx serve sam1-demo-onnx  ·  samx serve DIR --port 0 --threads 2",
 }
 

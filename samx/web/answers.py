@@ -70,13 +70,13 @@ class Answers:
         picture = _picture(data)
         height, width = picture.shape[:2]
         if height * width > MOST_MEGAPIXELS * 1_000_000:
-            raise ImageError("that picture is too large", found=f"{width} x {height} px",
-                             expected=f"at most {MOST_MEGAPIXELS} megapixels", fix="Make it smaller first.")  # fmt: skip
+            found, most = f"{width} x {height} px", f"at most {MOST_MEGAPIXELS} megapixels"
+            raise ImageError("that picture is too large", found=found, expected=most, fix="Make it smaller first.")
         with self._turn:
             start = time.perf_counter()
-            (found,) = framed_features(self._encode, self._session.spec, [picture])
+            (framed,) = framed_features(self._encode, self._session.spec, [picture])
             key, self._held = secrets.token_hex(8), ""
-            self._pictures[key] = found
+            self._pictures[key] = framed
             self._hold(key)
             while len(self._pictures) > KEPT_PICTURES:
                 self._pictures.popitem(last=False)

@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = SECONDS
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Hand out a file of the page."""
         name = urlsplit(self.path).path.lstrip("/") or "index.html"
         if not self._is_ours():
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._answer(HTTPStatus.OK, self.server.files[name], TYPES[PurePosixPath(name).suffix])
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Take a picture, or a question about one."""
         route = self._routes().get(urlsplit(self.path).path)
         if not self._is_ours(asks=True):
@@ -113,7 +113,9 @@ class Handler(BaseHTTPRequestHandler):
         if not (stated.isascii() and stated.isdecimal()):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "The length of what is sent has to be stated.")
         elif int(stated) > cap:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"That is too large: {stated} bytes, at most {cap} are taken.")
+            self._refuse(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"That is too large: {stated} bytes, at most {cap} are taken."
+            )
         else:
             data = self.rfile.read(int(stated))
             if len(data) == int(stated):

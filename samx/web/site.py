@@ -47,7 +47,13 @@ def site_files(artifact: Artifact, runtime: RuntimeFiles, example: bytes | None)
         "runtime": {device: _build(names, library) for device, names in runtime.builds.items()},
         "webgpu": _against_webgpu(artifact.manifest), "half": artifact.manifest.precision == "fp16",
     }  # fmt: skip
-    files = {**page_files(), **graphs, **library, f"{RUNTIME}/LICENSE.txt": LICENCE.encode(), "_headers": HEADERS.encode()}
+    files = {
+        **page_files(),
+        **graphs,
+        **library,
+        f"{RUNTIME}/LICENSE.txt": LICENCE.encode(),
+        "_headers": HEADERS.encode(),
+    }
     if example is not None:
         files[EXAMPLE] = example
     return {**files, CONFIGURATION: configuration({**facts, "files": sorted([*files, CONFIGURATION])})}
@@ -145,4 +151,3 @@ def _against_webgpu(manifest: Manifest) -> str:
         return "its operators of INT8 run on the processor."
     opset = manifest.options.get("opset", PORTABLE_OPSET)
     return "" if opset == PORTABLE_OPSET else f"it has no Attention operator, which opset {opset} writes."
-

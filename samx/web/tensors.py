@@ -30,7 +30,9 @@ def _sizes(library: Any, model: onnx.ModelProto) -> Iterator[int]:
         yield prod(weight.dims) * _item_bytes(library, weight.data_type)
     for value in (*graph.input, *graph.output, *graph.value_info):
         tensor = value.type.tensor_type
-        sides = [dim.dim_value or (1 if dim.dim_param in ("prompts", "pictures") else OPEN_AXIS) for dim in tensor.shape.dim]
+        sides = [
+            dim.dim_value or (1 if dim.dim_param in ("prompts", "pictures") else OPEN_AXIS) for dim in tensor.shape.dim
+        ]
         yield prod(sides) * _item_bytes(library, tensor.elem_type)
 
 

@@ -37,8 +37,18 @@ carried.items.add(new File([bytes], arguments[1]));
 field.files = carried.files;
 field.dispatchEvent(new Event("change"));
 """
-STATE = "const done = arguments[0]; import(new URL('app.js', location.href)).then(({ state }) => done({ " \
-        "prompts: state.prompts, chosen: state.chosen, past: state.past.length, scores: state.masks.map((m) => m.score) }))"  # fmt: skip
+STATE = """
+const done = arguments[0];
+import(new URL("app.js", location.href)).then(({ state: { prompts, chosen, past, masks } }) =>
+  done({ prompts, chosen, past: past.length, scores: masks.map(({ score }) => score) }));
+"""
+SMALL = """
+return [...document.querySelectorAll("button")].filter((e) => e.checkVisibility() && e.offsetHeight < 44).length
+"""
+UNNAMED = """
+return [...document.querySelectorAll("button, canvas[tabindex], input[type=radio]")]
+  .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.closest("label")?.textContent.trim())).length
+"""
 # Ask the page for the PNG that it would download.
 SAVED = """
 const done = arguments[0], make = URL.createObjectURL, click = HTMLAnchorElement.prototype.click;
@@ -239,11 +249,8 @@ def test_the_page_fits_a_phone_and_names_its_parts(page: Any) -> None:
     try:
         click(page, 0.6, 0.4)
         assert page.execute_script("return document.documentElement.scrollWidth") <= 390
-        small = "return [...document.querySelectorAll('button')].filter((e) => e.checkVisibility() && e.offsetHeight < 44).length"
-        assert page.execute_script(small) == 0
-        unnamed = "return [...document.querySelectorAll('button, canvas[tabindex], input[type=radio]')].filter((e) => " \
-                  "!(e.ariaLabel || e.textContent.trim() || e.closest('label')?.textContent.trim())).length"  # fmt: skip
-        assert page.execute_script(unnamed) == 0
+        assert page.execute_script(SMALL) == 0
+        assert page.execute_script(UNNAMED) == 0
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -60,7 +60,9 @@ def started(profile: Path, *flags: str) -> Any:
 
     binary, driver = shutil.which(CHROMIUM), shutil.which(DRIVER)
     if binary is None or driver is None:
-        pytest.fail("Chromium and its driver are not here. On Debian, as root: apt-get install chromium chromium-driver")
+        pytest.fail(
+            "Chromium and its driver are not here. On Debian, as root: apt-get install chromium chromium-driver"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for flag in (*FLAGS, f"--user-data-dir={profile}", *flags):
