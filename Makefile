@@ -56,16 +56,16 @@ demo: $(INSTALLED) ## Export the demo decoders with proof, segment a picture, me
 	@$(BIN)/samx report $(DEMO)/bench.json --output $(DEMO)/bench.html --force
 	@echo "Look at $(DEMO)/point.png (SAM 1 form), $(DEMO)/box.png (SAM 2 form) and $(DEMO)/bench.html."
 
-test: lint browser ## Run every check: lint, types, the report page in a browser, tests
+test: lint browser ## Run every check: lint, types, the pages in a browser, tests
 	@$(BIN)/pytest -q -n $(JOBS) --dist loadfile
 
-browser: $(INSTALLED) ## Look at the report page in headless Chromium
+browser: $(INSTALLED) ## Look at the pages in headless Chromium
 	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		echo "== Installing Chromium, once" && apt-get update -qq >/dev/null && \
 		apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; fi; \
 	if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then \
-		echo "== The report page in Chromium" && $(BIN)/pytest -q -m browser; \
-	else echo "== NOT RUN: the report page in a browser. As root on Debian: apt-get install chromium chromium-driver"; fi
+		echo "== The pages in Chromium" && $(BIN)/pytest -q -m browser; \
+	else echo "== NOT RUN: the pages in a browser. As root on Debian: apt-get install chromium chromium-driver"; fi
 
 lint: $(INSTALLED) ## Check style, format, types and the documentation's links
 	@echo "== ruff, mypy, and whether the package needs a newer Python than 3.10"

@@ -13,7 +13,7 @@ FLOORS = re.compile(r"^## Imports run downwards\n.*?^```text\n(.*?)^```", re.MUL
 WIDTH, LEFT, ROW, BOX, GAP, LETTER = 900, 36, 38, 26, 8, 7.3  # px
 # A room's colour says what it is for.
 COLOURS = (
-    ("people call it", "#d7e8fb", ("cli", "console", "api", "commands", "predictor", "picture_encoder")),
+    ("people call it", "#d7e8fb", ("cli", "console", "api", "commands", "predictor", "picture_encoder", "web")),
     ("measured", "#fbe3cf", ("benchmarks",)),
     (
         "exported, run, proven", "#d9f0d8",

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from samx import cli_export, cli_measure, console, last_resort
+from samx import cli_export, cli_measure, cli_web, console, last_resort
 
 app = typer.Typer(
     name="samx", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -222,6 +222,7 @@ def doctor(json: Json = False) -> None:
 
 
 cli_measure.add_to(app)
+cli_web.add_to(app)
 
 
 def _version(asked: bool) -> None:

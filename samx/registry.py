@@ -56,6 +56,7 @@ class Backend:
     kit_files: str | None = None  # "module:function" that makes what else lies in its kit
     client: str | None = None  # "module:function" that opens a graph for other programs, where its exporter writes one
     client_code: str | None = None  # what its client code is named after in samx/clients; None: the target
+    in_browsers: bool = False  # onnxruntime-web runs its files
 
     @property
     def code(self) -> str:
@@ -208,7 +209,7 @@ BACKENDS: tuple[Backend, ...] = (
         kit={**ON_CPU, "cuda": (f"{PIP} 'onnxruntime-gpu>=1.20'",)},
         describes={".onnx": "samx.contracts.lint:describe"},
         encoder=ONNX_ENCODER, encoder_precisions=("fp32", "fp16", INT8),
-        client="samx.runtimes.onnxruntime:open_client",
+        client="samx.runtimes.onnxruntime:open_client", in_browsers=True,
     ),
     Backend(
         "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",

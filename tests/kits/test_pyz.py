@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import samx
-from samx import cli, cli_measure, cli_plain
+from samx import cli, cli_measure, cli_plain, cli_web
 from samx.artifacts.store import Artifact
 from samx.benchmarks.results import BenchReport
 from samx.cli import app
@@ -293,6 +293,8 @@ LINES: list[tuple[str, ...]] = [
     ("calibrate", "-o", "set.npz", "--samples", "8"),
     ("inspect", "DIR", "--json"),
     ("doctor",),
+    ("web", "DIR", "-o", "site", "--runtime", "dist"),
+    ("serve", "DIR", "--port", "0"),
 ]
 
 
@@ -328,7 +330,8 @@ def test_every_command_but_the_export_is_there() -> None:
     names = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback is not None}
     assert names == {*(line[0] for line in LINES), "export", "bisect", "trust", "zoo", "init-ci"}
     for name in names - {"export"}:
-        function = getattr(cli, name, None) or getattr(cli_measure, name.replace("-", "_"))
+        modules, verb = (cli, cli_measure, cli_web), name.replace("-", "_")
+        function = next(getattr(module, verb) for module in modules if hasattr(module, verb))
         assert set(inspect.signature(function).parameters) >= {"json"}
         with pytest.raises(SystemExit) as ended:
             cli_plain.main([name, "--help"])

@@ -1,0 +1,69 @@
+"""Write a folder whole or not at all; only a site of samx's is replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from samx.errors import WriteError
+from samx.web.site import CONFIGURATION, FORMAT
+
+
+def check_folder(target: Path, overwrite: bool) -> None:
+    """Refuse a folder that may not be written, or that holds what samx did not write.
+
+    Raises: WriteError.
+    """
+    if not os.path.lexists(target):
+        return
+    if not overwrite and not (target.is_dir() and not any(target.iterdir())):
+        raise WriteError(f"{target} exists already", fix="Use --force to replace it, or choose another name.")
+    if others := _foreign(target):
+        raise WriteError(
+            f"{target} is not replaced, because samx did not write all of it", found=others,
+            fix="Choose another name, or remove it yourself.",
+        )  # fmt: skip
+
+
+def _foreign(target: Path) -> str:
+    """Say what would be lost that is no site of samx's."""
+    if target.is_symlink() or not target.is_dir():
+        return "a link" if target.is_symlink() else "a file"
+    there = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    if not there:
+        return ""
+    try:
+        facts = json.loads((target / CONFIGURATION).read_bytes())
+        listed = set(facts["files"]) if facts["format"] == FORMAT else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = set()
+    others = sorted(there - listed)
+    return ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
+
+
+def write_folder(target: Path, files: Mapping[str, bytes], overwrite: bool) -> None:
+    """Write files by their relative paths into a folder that takes its place when it is whole.
+
+    Raises: WriteError; what was there then still is.
+    """
+    check_folder(target, overwrite)
+    staged, aside = (target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}") for kind in ("new", "old"))
+    try:
+        for name, data in files.items():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            (staged / name).write_bytes(data)
+        if target.exists():
+            target.rename(aside)
+        staged.rename(target)
+    except OSError as cause:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        fix = "Nothing was left behind. Choose a place that can be written."
+        raise WriteError(f"cannot write {target}", found=cause.strerror, fix=fix) from cause
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""A headless Chromium, a file server, and a folder that stands for onnxruntime-web's where nobody runs it."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samx.web.onnxruntime_web import NAMES, VERSION
+
+CHROMIUM, DRIVER = "chromium", "chromedriver"
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+    "--disable-dev-shm-usage", "--hide-scrollbars",
+)  # fmt: skip
+RUNTIME = "SAMX_ORT_WEB"  # names the folder with onnxruntime-web's files for the tests that run it
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Any file server, which says nothing."""
+
+    extensions_map = {
+        **http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm",
+    }  # fmt: skip
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(server: http.server.HTTPServer) -> Iterator[str]:
+    """Answer in a thread; yield the address."""
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def file_server(folder: Path) -> http.server.HTTPServer:
+    """Serve a folder as any file server does."""
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+
+
+def started(profile: Path, *flags: str) -> Any:
+    """Start Chromium with a profile of its own."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    binary, driver = shutil.which(CHROMIUM), shutil.which(DRIVER)
+    if binary is None or driver is None:
+        pytest.fail(
+            "Chromium and its driver are not here. On Debian, as root: apt-get install chromium chromium-driver"
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (*FLAGS, f"--user-data-dir={profile}", *flags):
+        options.add_argument(flag)
+    return webdriver.Chrome(options=options, service=Service(driver))
+
+
+def until(browser: Any, condition: str, seconds: float = 60) -> Any:
+    """Wait until an expression is true, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := browser.execute_script(f"return {condition}"):
+            return found
+        time.sleep(0.05)
+    pytest.fail(f"never: {condition}; the page says: {words(browser)}")
+
+
+def words(browser: Any) -> str:
+    """Return what the page says went wrong, and else what it is at."""
+    said = "return ['alert', 'status'].map((id) => document.getElementById(id).textContent).join(' ').trim()"
+    return str(browser.execute_script(said))
+
+
+def phase(browser: Any, name: str) -> None:
+    """Wait until the page is in a phase."""
+    until(browser, f"document.body.dataset.phase === '{name}'")
+
+
+def fake_runtime(folder: Path) -> Path:
+    """Write files of the names that onnxruntime-web has, for what only copies them."""
+    folder.mkdir(exist_ok=True)
+    for name in NAMES:
+        (folder / name).write_bytes(f"/*! ONNX Runtime Web v{VERSION} */".encode())
+    return folder
+
+
+def real_runtime() -> Path:
+    """Return the folder that the environment names."""
+    named = os.environ.get(RUNTIME)
+    if named is None:
+        pytest.skip(f"set {RUNTIME} to a folder with onnxruntime-web's files ('npm pack onnxruntime-web@{VERSION}')")
+    return Path(named)
