@@ -1,6 +1,6 @@
 """The page in Chromium: a click, a box, undo, the masks, downloads and refusals, with the model in Python.
 
-With onnxruntime-web's files (SAMX_ORT_WEB names the folder) the same is asked of the static site.
+With onnxruntime-web's files ('make toolchains' brings them) the same is asked of the static site.
 """
 
 from __future__ import annotations
