@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from samx.artifacts.store import Artifact
 from samx.errors import UsageError, doubt
-from samx.predictor import open_predictor
+from samx.opening import open_predictor
 from samx.processing.embeddings import is_tagged
 from samx.processing.images import check_upright, read_image
 from samx.processing.overlay import overlay

@@ -185,13 +185,21 @@ def decode_prompts(session: Session, prompts: Sequence[Prompt], frame: Frame) ->
     return outputs
 
 
-def point_grid(points_per_side: int, frame: Frame) -> PromptBatch:
-    """Spread single foreground points evenly over the picture, row by row: the prompts of the automatic mode."""
+def grid_shares(points_per_side: int) -> Table:
+    """Spread points evenly, row by row, as shares of the picture: the clicks of the automatic mode.
+
+    Shapes: -> (K, 2). Source: Meta's build_point_grid, to its rounding.
+    """
     if points_per_side < 1:
         raise PromptError("point grid is empty", found=points_per_side, expected="at least 1 point per side")
-    steps = (np.arange(points_per_side) + 0.5) / points_per_side
-    x, y = np.meshgrid(steps * frame.width_px, steps * frame.height_px)
-    points = np.stack([x, y], axis=-1).reshape(-1, 1, 2)
+    half = 1 / (2 * points_per_side)
+    x, y = np.meshgrid(*[np.linspace(half, 1 - half, points_per_side)] * 2)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def point_grid(points_per_side: int, frame: Frame) -> PromptBatch:
+    """Click on every point of a grid."""
+    points = grid_shares(points_per_side)[:, None] * (frame.width_px, frame.height_px)
     return PromptBatch(points, np.full((len(points), 1), float(LABELS["foreground"])))
 
 
