@@ -32,7 +32,7 @@ from samx.predictor_inputs import (
 from samx.processing.automatic import Kept, Record
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray
-from samx.processing.postprocess import SegmentedMask, picture_logits, picture_mask, predicted_masks, segment
+from samx.processing.postprocess import BEST, SegmentedMask, picture_logits, picture_mask, predicted_masks, segment
 from samx.processing.prompts import Prompt, PromptBatch, decode_prompts
 from samx.processing.settings import Settings
 from samx.progress import Progress, silent
@@ -226,10 +226,11 @@ class Predictor:
         tensor = next((value for value in given if hasattr(value, "new_tensor")), None)
         return (masks, *found[1:]) if tensor is None else tensors((masks, *found[1:]), tensor)
 
-    def segment(self, prompts: Sequence[Prompt]) -> list[SegmentedMask]:
+    def segment(self, prompts: Sequence[Prompt], masks: str = BEST) -> list[SegmentedMask]:
         """Return the best mask of each prompt, with its area, box and stability; prompts may be of different kinds.
 
-        Raises: PromptError.
+        masks: "all" of each, or the one of that number, in the place of the "best".
+        Raises: PromptError; UsageError for a number that there is not.
 
         Example:
             >>> [found.box for found in predictor.segment([samx.Prompt(box=(40, 60, 300, 380))])]
@@ -237,7 +238,7 @@ class Predictor:
         with self._asking() as session:
             self._hold(session, self._images[-1])
             frame = self._images[-1].frame
-            return list(segment(decode_prompts(session, prompts, frame), frame, self._spec))
+            return list(segment(decode_prompts(session, prompts, frame), frame, self._spec, masks))
 
     def everything(
         self, image: Picture | None = None, image_format: str = "RGB", *, progress: Progress = silent, **settings: Any

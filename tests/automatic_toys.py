@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -59,6 +62,11 @@ def metas_generator(predictor: Any, family: str, **settings: Any) -> Any:
 
 @pytest.fixture
 def metas_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give Meta's generators what they call."""
+    surround_meta(monkeypatch)
+
+
+def surround_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for what Meta's generators call: OpenCV, SAM 2's CUDA kernel, torchvision's compiled operators."""
     opencv, kernel = ModuleType("cv2"), ModuleType("sam2._C")
     opencv.connectedComponentsWithStats = _with_stats  # type: ignore[attr-defined]
@@ -79,3 +87,63 @@ def _on_gpu(masks: Tensor) -> tuple[Tensor, Tensor]:
     labels = np.stack([ndimage.label(mask, np.ones((3, 3)))[0] for mask in masks[:, 0].numpy()])
     areas = np.stack([np.where(part > 0, np.bincount(part.ravel())[part], 0) for part in labels])
     return torch.from_numpy(labels)[:, None], torch.from_numpy(areas)[:, None]
+
+
+@dataclass
+class Comparison:
+    """Count what two lists of masks share. Units: px of masks that both have."""
+
+    ours: int = 0
+    metas: int = 0
+    same: int = 0  # masks of both, from the same click, alike in 99 of 100 pixels
+    near: list[str] = field(default_factory=list)  # masks of one alone, a score of which is that near a threshold
+    unexplained: list[str] = field(default_factory=list)
+    swapped: int = 0  # masks whose places differ, though their scores are not that near
+    flipped_px: int = 0
+    least_iou: float = 1.0
+
+    def add(self, other: Comparison) -> None:
+        """Put another comparison to this one."""
+        for name, value in vars(other).items():
+            merged = min(self.least_iou, value) if name == "least_iou" else getattr(self, name) + value
+            setattr(self, name, merged)
+
+
+NEAR = 1e-4
+
+
+def compared(ours: Sequence[Any], metas: Sequence[Any], iou: float, stability: float) -> Comparison:
+    """Pair masks, and say of what is left over which threshold it is near."""
+    found, left, places = Comparison(len(ours), len(metas)), list(range(len(metas))), []
+    for mine in ours:
+        place = next((place for place in left if _alike(mine, metas[place])), None)
+        if place is None:
+            _left_over("ours", mine, found, iou, stability)
+            continue
+        left.remove(place)
+        places.append(place)
+        found.same += 1
+        flipped = np.count_nonzero(mine["segmentation"] != metas[place]["segmentation"])
+        found.flipped_px += int(flipped)
+        found.least_iou = min(found.least_iou, 1 - flipped / max(metas[place]["area"], 1))
+    for place in left:
+        _left_over("Meta's", metas[place], found, iou, stability)
+    found.swapped = sum(
+        metas[first]["predicted_iou"] - metas[second]["predicted_iou"] < -NEAR for first, second in pairwise(places)
+    )
+    return found
+
+
+def _alike(mine: Any, theirs: Any) -> bool:
+    if not np.allclose(mine["point_coords"], theirs["point_coords"], atol=0.01):
+        return False
+    joint = np.count_nonzero(mine["segmentation"] | theirs["segmentation"])
+    return bool(np.count_nonzero(mine["segmentation"] & theirs["segmentation"]) > 0.99 * joint)
+
+
+def _left_over(whose: str, mask: Any, found: Comparison, iou: float, stability: float) -> None:
+    apart = abs(mask["predicted_iou"] - iou), abs(mask["stability_score"] - stability)
+    line = (
+        f"{whose}: {mask['area']} px, predicted IoU {mask['predicted_iou']:.6f}, {mask['stability_score']:.6f} stable"
+    )
+    (found.near if min(apart) <= NEAR else found.unexplained).append(line)

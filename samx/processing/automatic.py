@@ -63,13 +63,16 @@ class Kept(NamedTuple):
 
     def take(self, places: NDArray[np.intp]) -> Kept:
         """Keep those at these places, in this order."""
-        return Kept(*(column[places] for column in self[:-1]), [self.rles[place] for place in places])
+        iou, stability, boxes, points, crops, rles = self
+        kept = [rles[place] for place in places]
+        return Kept(iou[places], stability[places], boxes[places], points[places], crops[places], kept)
 
     @classmethod
     def joined(cls, parts: Sequence[Kept]) -> Kept:
         """Put parts one after the other."""
-        columns = zip(*(part[:-1] for part in parts), strict=True)
-        return cls(*map(np.concatenate, columns), [rle for part in parts for rle in part.rles])  # type: ignore[arg-type]
+        *columns, rles = zip(*parts, strict=True)
+        iou, stability, boxes, points, crops = map(np.concatenate, columns)
+        return cls(iou, stability, boxes, points, crops, [rle for part in rles for rle in part])
 
     def records(self, output_mode: str) -> Iterator[Record]:
         """Return masks one by one, as Meta's generators do."""

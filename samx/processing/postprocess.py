@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.errors import ParityError
+from samx.errors import ParityError, UsageError
 from samx.models.session import FloatArray, Outputs
 from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
@@ -21,6 +21,7 @@ BoolArray = NDArray[np.bool_]
 PixelBox = tuple[int, int, int, int]
 
 STABILITY_DELTA = 1.0  # logits
+BEST, ALL = "best", "all"  # of a prompt's masks
 
 ROUNDING = 1e-3  # of logits, and of what they are mixed with: a thousand times float32's
 BLOCK_ROWS = 64  # rows resized together: the working set stays in the processor's cache (measured on 1024 to 4096 px)
@@ -182,10 +183,10 @@ def resized_part(low_res: FloatArray, frame: Frame, threshold: float, offset: fl
     A linear filter gives nothing beyond the values that it mixes, but for their rounding.
     """
     y, x = _picture_taps(low_res, frame)
-    near = low_res > threshold - offset - ROUNDING * (1 + abs(threshold) + offset)
+    near: BoolArray = low_res > threshold - offset - ROUNDING * (1 + abs(threshold) + offset)
     if frame.cubic_masks:
         near = np.ones_like(near)
-    rows, columns = y.reached(near.any(axis=1)), x.reached(near.any(axis=0))
+    rows, columns = y.reached(np.any(near, axis=1)), x.reached(np.any(near, axis=0))
     mask = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
     sure = possible = 0
     for block, logits in _rows(low_res, y.cut(rows), x.cut(columns)):
@@ -264,12 +265,29 @@ def predicted_masks(outputs: Outputs, spec: DecoderSpec, multimask: bool) -> tup
     return logits[rows, tokens][:, None], scores[rows, tokens][:, None]
 
 
-def segment(outputs: Outputs, frame: Frame, spec: DecoderSpec) -> Iterator[SegmentedMask]:
-    """Yield each prompt's best mask, one at a time: many masks of a large picture do not fit in memory.
+def _check_choice(choice: str, spec: DecoderSpec) -> None:
+    """Refuse a choice of masks that the export has not.
 
-    Raises: ParityError on outputs that are not finite.
+    Raises: UsageError.
     """
-    for prompt, index in enumerate(best_indices(outputs, spec)):
+    numbers = [str(number) for number in range(spec.masks_out)]
+    if choice not in (BEST, ALL, *numbers):
+        raise UsageError("no such mask", found=repr(choice), expected=f"best, all or {' or '.join(numbers)}")
+
+
+def segment(outputs: Outputs, frame: Frame, spec: DecoderSpec, choice: str = BEST) -> Iterator[SegmentedMask]:
+    """Yield each prompt's best mask, all that are chosen among, or that of a number; one at a time.
+
+    Many masks of a large picture do not fit in memory.
+    Raises: ParityError on outputs that are not finite; UsageError for a number that there is not.
+    """
+    _check_choice(choice, spec)
+    if choice == BEST:
+        places = list(enumerate(best_indices(outputs, spec)))
+    else:
+        numbers = range(first_choice(spec), spec.masks_out) if choice == ALL else [int(choice)]
+        places = [(n, index) for n in range(len(outputs["iou_predictions"])) for index in numbers]
+    for prompt, index in places:
         yield _segmented(outputs, prompt, int(index), frame, spec.mask_threshold)
 
 
