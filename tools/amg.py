@@ -145,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             peaks[family] = peak_mib(artifact, asked.threads, asked.grid)
     report = {
         "schema": "samx-automatic/1", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "threads": asked.threads, "grid": asked.grid, "thresholds": THRESHOLDS, "scene_px": SIZE_PX, "large_px": LARGE_PX,
+        "threads": asked.threads, "grid": asked.grid, "thresholds": THRESHOLDS,
+        "scene_px": SIZE_PX, "large_px": LARGE_PX,
         "environment": benchmark_environment(("torch", "onnxruntime", "segment-anything", "sam2")),
         "families": families, "peak_mib": peaks,
     }  # fmt: skip
