@@ -564,7 +564,8 @@ def test_segment_finds_several_objects_and_writes_them(
         assert arrays["masks"].sum(axis=(1, 2)).tolist() == [mask["area_px"] for mask in ended.json["masks"]]
         assert arrays["boxes"].tolist() == [mask["box"] for mask in ended.json["masks"]]
     again = samx("segment", picture, *asked, "--model", demo_artifact, "--mask", "all", "-o", tmp_path / "m", "--json")
-    assert [(mask["prompt"], mask["mask"]) for mask in again.json["masks"]] == [(n, m) for n in range(3) for m in range(3)]
+    places = [(mask["prompt"], mask["mask"]) for mask in again.json["masks"]]
+    assert places == [(prompt, mask) for prompt in range(3) for mask in range(3)]
     assert len(list((tmp_path / "m").iterdir())) == 9
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from automatic_toys import Blobs, metas_generator, metas_surroundings  # noqa: F401
+from automatic_toys import Blobs, compared, metas_generator, metas_surroundings  # noqa: F401
 from toys import image_tensors, toy_checkpoint
-from upstream_predictors import answer_with, metas_predictor, our_predictor
+from upstream_predictors import answer_with, metas_demo_predictor, metas_predictor, our_predictor
 
+import samx
+from samx.demo.scenes import generate_scene
 from samx.errors import UsageError
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.predictor import Predictor
@@ -140,3 +143,23 @@ def test_progress_is_told_for_each_batch() -> None:
         progress=lambda _, done=0, total=0: told.append((done, total)),
     )  # fmt: skip
     assert told == [(n, 15) for n in range(15)]
+
+
+@pytest.mark.usefixtures("metas_surroundings")
+@pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("seed", [900_003, 900_104])
+def test_an_artifact_finds_what_metas_generator_finds(family: str, seed: int, request: pytest.FixtureRequest) -> None:
+    """The same weights, decoded here and there; the demo model's masks are less stable than the defaults ask for."""
+    scene = np.ascontiguousarray(generate_scene(seed, (320, 240)).image)
+    thresholds = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.7}
+    artifact: Path = request.getfixturevalue("sam2_artifact" if family == "sam2" else "all_masks_artifact")
+    with samx.open(artifact) as ours:
+        found = list(ours.everything(scene, points_per_side=8, **thresholds))
+        meta = metas_demo_predictor(family, ours.spec.image_size)
+    metas = metas_generator(meta, family, points_per_side=8, **thresholds).generate(scene)
+    comparison = compared(found, metas, *thresholds.values())
+    print(comparison)  # noqa: T201 - the exceptions, counted
+    assert comparison.unexplained == []
+    assert comparison.swapped == 0
+    assert comparison.same > 3
+    assert comparison.least_iou > 0.999
