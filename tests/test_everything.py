@@ -122,14 +122,15 @@ def test_masks_come_in_the_form_that_is_asked_for() -> None:
 
 def test_what_the_export_has_not_is_refused_before_the_work() -> None:
     picture = np.zeros((90, 120, 3), np.uint8)
-    for spec, settings, words in (
+    refused: list[tuple[DecoderSpec, dict[str, Any], str]] = [
         (
             sam2_spec(image_size=256, mask_input=True), {"use_m2m": True},
             "multimask_output=False is asked of an artifact",
         ),
         (sam2_spec(image_size=256, masks="all"), {"use_m2m": True}, "takes no mask_input"),
         (sam1_spec(image_size=256, masks="single"), {}, "multimask_output=True is asked of an artifact"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for spec, settings, words in refused:
         predictor = ready(spec)
         with pytest.raises(UsageError, match=words):
             predictor.everything(picture, **settings)
@@ -151,7 +152,7 @@ def test_progress_is_told_for_each_batch() -> None:
 def test_an_artifact_finds_what_metas_generator_finds(family: str, seed: int, request: pytest.FixtureRequest) -> None:
     """The same weights, decoded here and there; the demo model's masks are less stable than the defaults ask for."""
     scene = np.ascontiguousarray(generate_scene(seed, (320, 240)).image)
-    thresholds = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.7}
+    thresholds: dict[str, Any] = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.7}
     artifact: Path = request.getfixturevalue("sam2_artifact" if family == "sam2" else "all_masks_artifact")
     with samx.open(artifact) as ours:
         found = list(ours.everything(scene, points_per_side=8, **thresholds))

@@ -36,7 +36,7 @@ FIRST_SEED = 900_100  # scenes that the demo model was not trained on
 SIZE_PX = (640, 480)
 LARGE_PX, SMALLER = (4000, 3000), 8  # drawn so much smaller: drawing takes more memory than looking
 # The demo model is small: its masks are less stable than Meta's thresholds of 0.88 and 0.95 ask for.
-THRESHOLDS = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
+THRESHOLDS: dict[str, Any] = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 
 
 def compare_family(family: str, artifact: Path, scenes: int, grid: int, threads: int) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def peak_mib(artifact: Path, threads: int, grid: int) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "tools.amg", "--child", *lines], capture_output=True, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def child(artifact: str, threads: str, grid: str) -> None:

@@ -20,6 +20,7 @@ from samx.processing.frames import Frame
 from samx.processing.object_groups import parse_prompts
 from samx.processing.postprocess import picture_mask, segment
 from samx.processing.prompts import mask_logits
+from samx.processing.rasters import png_bytes
 from samx.processing.results import Segments, kind_of, label_map, polygons
 from samx.processing.rle import Rle
 
@@ -106,7 +107,7 @@ def test_a_label_map_shows_the_smallest_mask_on_top(tmp_path: Path) -> None:
     assert (labels[masks()[1]] == 2).all()
     many = Segments("p", SIZE[1], SIZE[0], [Rle.of(masks()[1])] * 300, [{}] * 300)
     labels = label_map(many)
-    path.write_bytes(results.png_bytes(labels))
+    path.write_bytes(png_bytes(labels))
     assert np.asarray(Image.open(path))[22, 22] == labels[22, 22] == 300
 
 
