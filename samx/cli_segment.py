@@ -89,7 +89,7 @@ def segment(
 
     outputs = output or [Path("overlay.png")]
     asked = Asked(
-        parse_prompts(point or (), background or (), box or (), object_ or ()), _settings(everything, settings), mask,
+        tuple(parse_prompts(point or (), background or (), box or (), object_ or ())), _settings(everything, settings), mask,
         refine_from, max_hole_area or 0, min_region_area or 0,
     )  # fmt: skip
     with console.steps() as progress:

@@ -241,8 +241,9 @@ class Predictor:
             return list(segment(decode_prompts(session, prompts, frame), frame, self._spec, masks))
 
     def everything(
-        self, image: Picture | None = None, image_format: str = "RGB", *, progress: Progress = silent, **settings: Any
-    ) -> Iterator[Record]:
+        self, image: Picture | None = None, image_format: str = "RGB", *, progress: Progress | None = None,
+        **settings: Any,
+    ) -> Iterator[Record]:  # fmt: skip
         """Find what is in a picture, without prompts; yield masks one by one, as Meta's generate() lists them.
 
         image: as set_image() takes it, and forgotten afterwards; None: the picture that is set, without crops.
@@ -255,15 +256,14 @@ class Predictor:
         """
         checked = Settings.of(self._spec, settings)
         picture = None if image is None else picture_array(image, image_format)
-        return self.look_over(picture, checked, progress).records(checked.output_mode)
+        return self.look_over(picture, checked, progress or silent).records(checked.output_mode)
 
-    def look_over(self, picture: RgbArray | None, settings: Settings, progress: Progress = silent) -> Kept:
+    def look_over(self, picture: RgbArray | None, settings: Settings, progress: Progress) -> Kept:
         """Find what everything() yields, run-length encoded."""
         if picture is None:
             with self._asking() as session:
                 self._hold(session, self._images[-1])
-                size = self.original_size[::-1]
-                return look_over(session, size, settings, None, progress, self._threads)
+                return look_over(session, self.original_size[::-1], settings, None, progress, self._threads)
         with self._setting() as session:
             size = picture.shape[1], picture.shape[0]
             bring = lambda crop: self._hold(session, self._encoded(crop.cut(picture), "RGB", None))  # noqa: E731

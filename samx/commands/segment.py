@@ -40,7 +40,7 @@ class Asked:
     max_hole_area_px: holes up to this are filled; min_region_area_px: islands below this are removed.
     """
 
-    prompts: Sequence[Prompt] = ()
+    prompts: tuple[Prompt, ...] = ()
     everything: Mapping[str, Any] | None = None
     masks: str = "best"
     refine_from: Path | None = None
@@ -52,7 +52,7 @@ class Asked:
 
         Raises: UsageError, MissingExtraError.
         """
-        if self.everything is not None and (self.prompts or self != Asked(everything=self.everything)):
+        if self.everything is not None and self != Asked((), self.everything):
             raise UsageError("prompts and their options are not for --everything", fix="Ask for one or the other.")
         if self.everything is None and not self.prompts and self.refine_from is None:
             Prompt()  # says what is missing
@@ -96,7 +96,7 @@ def _of_prompts(predictor: Predictor, picture: RgbArray, name: str, asked: Asked
     prompts = asked.prompts
     if asked.refine_from is not None:
         earlier = _earlier(asked.refine_from, predictor, picture)
-        prompts = [replace(prompt, mask=earlier) for prompt in prompts] or [Prompt(mask=earlier)]
+        prompts = tuple(replace(prompt, mask=earlier) for prompt in prompts) or (Prompt(mask=earlier),)
     found = [_mended(mask, asked) for mask in predictor.segment(prompts, asked.masks)]
     for mask in found:
         _doubt(mask)

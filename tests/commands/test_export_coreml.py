@@ -75,7 +75,7 @@ def test_it_segments_a_picture(exported: ExportResult, tmp_path: Path) -> None:
     write_picture(picture)
     width, height = PICTURE_SIZE_PX
     box = (0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height)
-    found = segment_picture(picture, exported.path, Asked([Prompt(box=box)]), [tmp_path / "drawn.png"])
+    found = segment_picture(picture, exported.path, Asked((Prompt(box=box),)), [tmp_path / "drawn.png"])
     (mask,) = found.masks
     assert mask.shape == (height, width)
     assert mask.any()
