@@ -88,10 +88,10 @@ def segment(
     from samx.processing.object_groups import parse_prompts
 
     outputs = output or [Path("overlay.png")]
+    prompts = parse_prompts(point or (), background or (), box or (), object_ or ())
     asked = Asked(
-        tuple(parse_prompts(point or (), background or (), box or (), object_ or ())), _settings(everything, settings), mask,
-        refine_from, max_hole_area or 0, min_region_area or 0,
-    )  # fmt: skip
+        tuple(prompts), _settings(everything, settings), mask, refine_from, max_hole_area or 0, min_region_area or 0
+    )
     with console.steps() as progress:
         progress(f"Segmenting {image.name}")
         found = segment_picture(
