@@ -109,7 +109,7 @@ def _settings(everything: bool, settings: Mapping[str, Any]) -> dict[str, Any] |
     """
     from samx.errors import UsageError
 
-    given = {name: value for name, value in settings.items() if value not in (None, False)}
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}  # 0 is given
     if not everything:
         for name in given:
             flag = f"--{name.replace('_', '-')}"
