@@ -25,6 +25,7 @@ BOX := 79,127,534,624
 
 ATTACK_INPUTS ?= 100000
 DEVICE ?= cuda
+AMG_FLAGS ?=
 WHEELS ?=
 BROUGHT := .wheels
 FLAGS ?=
@@ -36,7 +37,7 @@ GPU_NEEDS := torch numpy PIL rich typer safetensors
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test attack lint size browser docs picture bench compare gpu train evaluate clean
+.PHONY: help demo test attack lint size browser docs picture bench amg compare gpu train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -121,6 +122,10 @@ bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
 	@$(BIN)/samx export --output $(COMPARED)/one --force
 	@$(BIN)/samx export --split --output $(COMPARED)/split --force
 	@$(BIN)/samx bench $(COMPARED)/one $(COMPARED)/split --against meta $(MEASURED) --output $(COMPARED)/bench.json --force
+
+amg: $(INSTALLED) ## Find everything in 20 scenes beside Meta's generators, both families (AMG_FLAGS=...; an hour or two)
+	@mkdir -p $(COMPARED)
+	@PYTHONPATH=.:tests $(BIN)/python -m tools.amg --output $(COMPARED)/automatic.json $(AMG_FLAGS)
 
 compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face too, in an environment of its own (half an hour)
 	@mkdir -p $(COMPARED)

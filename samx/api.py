@@ -10,7 +10,8 @@ from samx.artifacts.store import Artifact
 from samx.errors import UsageError
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import FrameRule, MaskChoice, PixelRule, check_choice
-from samx.predictor import Predictor, open_predictor
+from samx.opening import open_predictor
+from samx.predictor import Predictor
 from samx.registry import DEFAULT_TARGET, backend
 
 if TYPE_CHECKING:

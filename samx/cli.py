@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from samx import cli_export, cli_measure, cli_web, console, last_resort
+from samx import cli_export, cli_measure, cli_segment, cli_web, console, last_resort
 
 app = typer.Typer(
     name="samx", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -19,7 +19,6 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Device = Annotated[str, typer.Option(help="Device to run on: cpu, cuda. Never changed silently.")]
-PIXELS_HELP = "What that encoder takes, needed with it: imagenet, half (-1 to 1), minmax or unit (0 to 1)."
 Threads = Annotated[Optional[int], typer.Option(help="CPU threads (default: all).", min=1)]
 
 
@@ -42,7 +41,7 @@ def calibrate(
         Optional[Path], typer.Option(help="Folder of pictures, for the checkpoint's own encoder.")
     ] = None,
     encoder: Annotated[Optional[Path], typer.Option(help="Another encoder, as ONNX: (1, 3, S, S) in.")] = None,
-    pixels: Annotated[Optional[str], typer.Option(help=PIXELS_HELP)] = None,
+    pixels: Annotated[Optional[str], typer.Option(help=cli_segment.PIXELS_HELP)] = None,
     images: Annotated[Optional[int], typer.Option(help="Images to use, at most 64 (default 16).")] = None,
     samples: Annotated[Optional[int], typer.Option(help="Prompts to roll out over them (default 96).")] = None,
     seed: Annotated[int, typer.Option(help="The same seed makes the same set, byte by byte.")] = 0,
@@ -131,50 +130,7 @@ def validate(
     raise typer.Exit(0 if result.passed else 3)
 
 
-@app.command(
-    epilog="samx segment photo.jpg --point 300,200 --model sam1-demo-onnx -o overlay.png  ·  "
-    "samx segment photo.jpg --box 40,60,300,380 --model DIR --embedding photo.npz"
-)
-def segment(
-    image: Annotated[Path, typer.Argument(help="Picture file.")],
-    model: Annotated[Path, typer.Option(help="Artifact directory.")],
-    point: Annotated[Optional[list[str]], typer.Option(help="x,y on the object; repeat for more.")] = None,
-    background: Annotated[Optional[list[str]], typer.Option(help="x,y off the object; repeat for more.")] = None,
-    box: Annotated[Optional[str], typer.Option(help="x0,y0,x1,y1 around the object.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Overlay picture to write.")] = Path("overlay.png"),
-    embedding: Annotated[
-        Optional[Path],
-        typer.Option(help="The picture's embedding: of 'samx encode', or .npz or .npy as the decoder takes it."),
-    ] = None,
-    encoder: Annotated[Optional[Path], typer.Option(help="Image encoder as ONNX, (1, 3, S, S) in.")] = None,
-    pixels: Annotated[Optional[str], typer.Option(help=PIXELS_HELP)] = None,
-    levels: Annotated[
-        Optional[str], typer.Option("--range", help="LOW:HIGH, what becomes black and white of more than 8 bits.")
-    ] = None,
-    device: Device = "cpu",
-    threads: Threads = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a picture that is there.")] = False,
-    json: Json = False,
-) -> None:
-    """Draw the best mask for a prompt over a picture."""
-    from samx.commands.segment import segment_picture
-    from samx.processing.images import check_free, check_png, parse_levels, write_png
-    from samx.processing.prompts import Prompt, parse_box, parse_point
-
-    check_png(output)
-    check_free(output, force)
-    prompt = Prompt.of_clicks(
-        [parse_point(text) for text in point or ()], [parse_point(text) for text in background or ()],
-        parse_box(box) if box else None,
-    )  # fmt: skip
-    with console.steps() as progress:
-        progress(f"Segmenting {image.name}")
-        drawn, masks = segment_picture(
-            image, model, [prompt], embedding=embedding, encoder=encoder, pixels=pixels,
-            levels=parse_levels(levels) if levels else None, device=device, threads=threads,
-        )  # fmt: skip
-        write_png(output, drawn, overwrite=force)
-    console.show((output, masks), console.segmented, as_json=json)
+cli_segment.add_to(app)
 
 
 @app.command(

@@ -23,7 +23,7 @@ from samx.progress import Progress
 
 if TYPE_CHECKING:
     from samx.commands.export import ExportResult
-    from samx.processing.postprocess import SegmentedMask
+    from samx.processing.results import Segments
     from samx.quantization.verdict import Int8Report
     from samx.validators.report import ParityReport
 
@@ -32,6 +32,7 @@ Facts = dict[str, Any]
 
 STOPPED, NOBODY_READS = 130, 128 + 13  # exit codes: by the user, and as shells tell of SIGPIPE
 MIB = 1024 * 1024
+MOST_LINES = 20  # of masks that are listed for people
 
 
 class Screen(Console):
@@ -230,20 +231,23 @@ def save_reports(report: ParityReport, json_file: Path | None, junit: Path | Non
         write_file(markdown, to_markdown(report).encode())
 
 
-def segmented(result: tuple[Path, Sequence[SegmentedMask]]) -> tuple[Any, Draw]:
-    """View the masks that were drawn."""
-    path, masks = result
-    names = {"predicted_iou": "predicted_iou", "stability": "stability", "area_px": "area_px", "box": "box",
-             "mask": "index"}  # fmt: skip
+def segmented(result: tuple[Sequence[Path], Segments]) -> tuple[Any, Draw]:
+    """View the masks that were found."""
+    from samx.commands.segment import mask_rows
+
+    paths, found = result
+    rows = mask_rows(found)
 
     def draw() -> None:
-        for mask in masks:
-            out.print(f"mask {mask.index}: predicted IoU {mask.predicted_iou:.3f}, stability {mask.stability:.3f}, "
-                      f"{mask.area_px} px", highlight=False)  # fmt: skip
-        out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False)
+        for number, row in enumerate(rows[:MOST_LINES]):
+            out.print(f"mask {row.get('mask', number)}: predicted IoU {row['predicted_iou']:.3f}, stability "
+                      f"{row['stability']:.3f}, {row['area_px']} px", highlight=False)  # fmt: skip
+        if len(rows) > MOST_LINES:
+            out.print(f"and {len(rows) - MOST_LINES} more", highlight=False)
+        for path in paths:
+            out.print(f"[green]wrote[/] [bold]{escape(str(path))}[/]", highlight=False, soft_wrap=True)
 
-    shown = [{name: getattr(mask, field) for name, field in names.items()} for mask in masks]
-    return {"overlay": str(path), "masks": shown}, draw
+    return {"files": [str(path) for path in paths], "masks": rows}, draw
 
 
 def inspected(facts: Facts) -> tuple[Any, Draw]:

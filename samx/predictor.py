@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from samx.artifacts.store import Artifact
 from samx.errors import ImageError, PromptError, UsageError
+from samx.everything import look_over
 from samx.extras import require
 from samx.models.session import Feed, FloatArray, Session
 from samx.models.spec import DecoderSpec
-from samx.picture_encoder import Encode, PictureEncoder, framed_features
+from samx.picture_encoder import Encode, framed_features
 from samx.predictor_inputs import (
     Embedding,
     Picture,
     Transform,
     check_export,
+    embedded,
     embedding_errors,
-    features,
     from_frame,
     picture_array,
     picture_size,
@@ -30,12 +29,13 @@ from samx.predictor_inputs import (
     prompt_errors,
     tensors,
 )
-from samx.processing.embeddings import encoder_id
+from samx.processing.automatic import Kept, Record
 from samx.processing.frames import Frame
-from samx.processing.images import check_upright
-from samx.processing.postprocess import SegmentedMask, picture_logits, picture_mask, predicted_masks, segment
+from samx.processing.images import RgbArray
+from samx.processing.postprocess import BEST, SegmentedMask, picture_logits, picture_mask, predicted_masks, segment
 from samx.processing.prompts import Prompt, PromptBatch, decode_prompts
-from samx.registry import backend, load
+from samx.processing.settings import Settings
+from samx.progress import Progress, silent
 from samx.runtimes.base import OneImage, Runtime
 
 if TYPE_CHECKING:
@@ -68,8 +68,12 @@ class Predictor:
         >>> masks, scores, logits = predictor.predict(point_coords=[(300, 200)], point_labels=[1])
     """
 
-    def __init__(self, session: Session, encode: Encode, device: str = "cpu", encoder_id: str | None = None) -> None:
+    def __init__(
+        self, session: Session, encode: Encode, device: str = "cpu", encoder_id: str | None = None,
+        threads: int | None = None,
+    ) -> None:  # fmt: skip
         self._session: Session | None = session
+        self._threads = threads
         self._encode = encode
         self._encoder_id = encoder_id  # what tells embeddings of the artifact's own encoder; None: there is none
         self._spec = session.spec
@@ -103,7 +107,7 @@ class Predictor:
             if embedding is None:
                 taken = self._encoded(image, image_format, original_size)
             else:
-                taken = self._embedded(embedding, image, image_format, original_size)
+                taken = SetImage(*embedded(embedding, image, image_format, original_size, self._spec, self._encoder_id))
             with embedding_errors() if embedding is not None else nullcontext():
                 self._hold(session, taken)
             self._images = [taken]
@@ -222,10 +226,11 @@ class Predictor:
         tensor = next((value for value in given if hasattr(value, "new_tensor")), None)
         return (masks, *found[1:]) if tensor is None else tensors((masks, *found[1:]), tensor)
 
-    def segment(self, prompts: Sequence[Prompt]) -> list[SegmentedMask]:
+    def segment(self, prompts: Sequence[Prompt], masks: str = BEST) -> list[SegmentedMask]:
         """Return the best mask of each prompt, with its area, box and stability; prompts may be of different kinds.
 
-        Raises: PromptError.
+        masks: "all" of each, or the one of that number, in the place of the "best".
+        Raises: PromptError; UsageError for a number that there is not.
 
         Example:
             >>> [found.box for found in predictor.segment([samx.Prompt(box=(40, 60, 300, 380))])]
@@ -233,7 +238,36 @@ class Predictor:
         with self._asking() as session:
             self._hold(session, self._images[-1])
             frame = self._images[-1].frame
-            return list(segment(decode_prompts(session, prompts, frame), frame, self._spec))
+            return list(segment(decode_prompts(session, prompts, frame), frame, self._spec, masks))
+
+    def everything(
+        self, image: Picture | None = None, image_format: str = "RGB", *, progress: Progress | None = None,
+        **settings: Any,
+    ) -> Iterator[Record]:  # fmt: skip
+        """Find what is in a picture, without prompts; yield masks one by one, as Meta's generate() lists them.
+
+        image: as set_image() takes it, and forgotten afterwards; None: the picture that is set, without crops.
+        settings: under the names and with the defaults of the family's generator, points_per_side=32 and so on.
+        Raises: UsageError for settings out of range, and for masks that the export has not; as set_image().
+
+        Example:
+            >>> for record in predictor.everything("photo.jpg", points_per_side=16):
+            ...     print(record["area"], record["predicted_iou"], record["segmentation"].shape)
+        """
+        checked = Settings.of(self._spec, settings)
+        picture = None if image is None else picture_array(image, image_format)
+        return self.look_over(picture, checked, progress or silent).records(checked.output_mode)
+
+    def look_over(self, picture: RgbArray | None, settings: Settings, progress: Progress) -> Kept:
+        """Find what everything() yields, run-length encoded."""
+        if picture is None:
+            with self._asking() as session:
+                self._hold(session, self._images[-1])
+                return look_over(session, self.original_size[::-1], settings, None, progress, self._threads)
+        with self._setting() as session:
+            size = picture.shape[1], picture.shape[0]
+            bring = lambda crop: self._hold(session, self._encoded(crop.cut(picture), "RGB", None))  # noqa: E731
+            return look_over(session, size, settings, bring, progress, self._threads)
 
     # Its life.
 
@@ -280,20 +314,6 @@ class Predictor:
         ((frame, found),) = framed_features(self._encode, self._spec, [picture])
         return SetImage(frame, found)
 
-    def _embedded(
-        self, embedding: Embedding, image: Picture | None, image_format: str, original_size: Sequence[int] | None
-    ) -> SetImage:
-        """Take what stands for a picture, and its size from wherever it is said."""
-        found, tag = features(embedding, self._spec)
-        if tag is not None:
-            with embedding_errors():
-                tag.check_encoder(self._encoder_id)
-        elif isinstance(image, (str, Path)):
-            check_upright(Path(image))
-        picture = None if image is None else picture_array(image, image_format)
-        height, width = picture_size(original_size, picture, tag)
-        return SetImage(Frame.of(self._spec, width, height), found)
-
     def _hold(self, session: Session, image: SetImage) -> None:
         """Bring a picture's features to the session, if they are not there."""
         if self._held is not image:
@@ -328,18 +348,3 @@ class Predictor:
             else:
                 masks[place] = picture_mask(logits[place], frame, self.mask_threshold)
         return masks, scores, np.clip(logits, -rules.mask_limit, rules.mask_limit)
-
-
-def open_predictor(
-    artifact: Artifact, device: str = "cpu", threads: int | None = None, *, encoder: Path | None = None,
-    pixels: str | None = None,
-) -> Predictor:  # fmt: skip
-    """Open a verified artifact where its target runs.
-
-    Raises: MissingExtraError, UnavailableError; ArtifactError when a file cannot be loaded.
-    """
-    entry = backend(artifact.manifest.target)
-    entry.require_device(device)
-    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
-    encode = PictureEncoder(artifact, encoder, pixels, device, threads)
-    return Predictor(session, encode, device, encoder_id(artifact.manifest))

@@ -17,7 +17,7 @@ from samx.models.session import Feed, FloatArray
 from samx.models.spec import DecoderSpec
 from samx.processing.embeddings import EMBEDDING_DTYPES, TAG, Tag, read_tagged
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray, read_image
+from samx.processing.images import RgbArray, check_upright, read_image
 from samx.processing.prompts import PromptBatch, Table
 
 if TYPE_CHECKING:
@@ -217,6 +217,25 @@ def picture_size(
     if tag is not None and tuple(sides) != tag.original_size:
         raise ImageError("original_size is not the embedding's", found=tuple(sides), expected=tag.original_size)
     return sides[0], sides[1]
+
+
+def embedded(
+    embedding: Embedding, image: Picture | None, image_format: str, original_size: Sequence[int] | None,
+    spec: DecoderSpec, encoder_id: str | None,
+) -> tuple[Frame, Feed]:  # fmt: skip
+    """Take what stands for a picture, and its size from wherever it is said.
+
+    Raises: ImageError for what another encoder made, or the decoder does not take; UsageError without a size.
+    """
+    found, tag = features(embedding, spec)
+    if tag is not None:
+        with embedding_errors():
+            tag.check_encoder(encoder_id)
+    elif isinstance(image, (str, Path)):
+        check_upright(Path(image))
+    picture = None if image is None else picture_array(image, image_format)
+    height, width = picture_size(original_size, picture, tag)
+    return Frame.of(spec, width, height), found
 
 
 def features(embedding: Embedding, spec: DecoderSpec) -> tuple[Feed, Tag | None]:

@@ -525,7 +525,17 @@ def test_bad_encode_requests(
         (["--point", "9,9", "--embedding", "missing.npz"], 6, "missing.npz"),
         (["--point", "9,9", "--encoder", "missing.onnx"], 2, "nothing says which pixels the encoder"),
         (["--point", "9,9", "--encoder", "missing.onnx", "--pixels", "half"], 6, "missing.onnx"),
-        (["--point", "9,9", "-o", "overlay.jpg"], 2, "expected .png"),
+        (["--point", "9,9", "-o", "overlay.jpg"], 2, "expected .labels.png"),
+        (["--point", "9,9", "--mask", "7"], 2, "no such mask: found '7', expected best, all or 0 or 1 or 2"),
+        (["--point", "9,9", "--everything"], 2, "prompts and their options are not for --everything"),
+        (["--point", "9,9", "--points-per-side", "8"], 2, "--points-per-side is a setting of --everything"),
+        (["--everything", "--points-per-side", "0"], 2, "points_per_side is out of range: found 0"),
+        (["--everything", "--pred-iou-thresh", "1.5"], 2, "pred_iou_thresh is out of range: found 1.5"),
+        (["--everything", "--use-m2m"], 2, "SAM's automatic mode has no use_m2m"),
+        (["--box", "9,9,50,50", "--box", "60,60,90,90", "--point", "9,9"], 2, "points beside several objects"),
+        (["--object", "circle=1,2,3"], 6, "object cannot be read"),
+        (["--point", "9,9", "--max-hole-area", "-1"], 2, "an area is below 0"),
+        (["--point", "9,9", "--refine-from", "missing.png"], 6, "missing.png"),
         (["--point", "9,9", "--range", "9:1"], 2, "no range of brightness"),
         (["--point", "9,9", "--pixels", "half"], 2, "this artifact's encoder normalises pixels itself"),
         (["--point", "9,9", "--pixels", "bgr"], 2, "unknown pixel normalisation"),
@@ -538,6 +548,39 @@ def test_bad_segment_requests(
     ended = samx("segment", picture, "--model", demo_artifact, "-o", out, *arguments)
     assert_one_error_line(ended, code, words)
     assert not out.exists()
+
+
+def test_segment_finds_several_objects_and_writes_them(
+    samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path
+) -> None:
+    outputs = [tmp_path / name for name in ("overlay.png", "masks.json", "masks.geojson", "masks.npz", "a.labels.png")]
+    asked = ["--box", "50,40,250,240", "--box", "10,10,100,90", "--object", "point=200,150 background=5,5"]
+    flags = [argument for path in outputs for argument in ("-o", str(path))]
+    ended = samx("segment", picture, *asked, "--model", demo_artifact, *flags, "--max-hole-area", "50", "--json")
+    assert ended.code == 0, ended.err
+    assert [mask["prompt"] for mask in ended.json["masks"]] == [0, 1, 2]
+    assert ended.json["files"] == [str(path) for path in outputs]
+    with np.load(outputs[3]) as arrays:
+        assert arrays["masks"].sum(axis=(1, 2)).tolist() == [mask["area_px"] for mask in ended.json["masks"]]
+        assert arrays["boxes"].tolist() == [mask["box"] for mask in ended.json["masks"]]
+    again = samx("segment", picture, *asked, "--model", demo_artifact, "--mask", "all", "-o", tmp_path / "m", "--json")
+    places = [(mask["prompt"], mask["mask"]) for mask in again.json["masks"]]
+    assert places == [(prompt, mask) for prompt in range(3) for mask in range(3)]
+    assert len(list((tmp_path / "m").iterdir())) == 9
+
+
+def test_segment_finds_everything(samx: Samx, demo_artifact: Path, picture: Path, tmp_path: Path) -> None:
+    grid = ["--everything", "--points-per-side", "6", "--model", str(demo_artifact), "--json"]
+    loose = ["--pred-iou-thresh", "0.5", "--stability-score-thresh", "0.6", "--crop-n-layers", "1"]
+    ended = samx("segment", picture, *grid, *loose, "-o", tmp_path / "masks.json", "-o", tmp_path / "drawn.png")
+    assert ended.code == 0, ended.err
+    written = json.loads((tmp_path / "masks.json").read_bytes())["annotations"]
+    assert len(written) == len(ended.json["masks"]) > 3
+    assert {tuple(mask["crop_box"]) for mask in written} > {(0, 0, 400, 300)}
+    none = samx("segment", picture, *grid, "--pred-iou-thresh", "1", "-o", tmp_path / "none.json")
+    assert none.code == 0
+    assert "no masks were found" in none.err
+    assert json.loads((tmp_path / "none.json").read_bytes())["annotations"] == []
 
 
 def test_segment_keeps_a_picture_that_is_there(samx: Samx, demo_artifact: Path, picture: Path) -> None:

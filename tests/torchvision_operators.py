@@ -29,5 +29,6 @@ def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         kept.append(int(best))
         low, high = torch.maximum(dets[order, :2], dets[best, :2]), torch.minimum(dets[order, 2:], dets[best, 2:])
         shared = (high - low).clamp(min=0).prod(1)
-        order = order[shared / (areas[best] + areas[order] - shared) <= iou_threshold]
+        iou = shared / (areas[best] + areas[order] - shared)  # no number where neither has an area
+        order = order[~(iou.double() > iou_threshold)]
     return torch.tensor(kept, dtype=torch.int64, device=dets.device)

@@ -54,7 +54,9 @@ def _dimmed(image: RgbArray, masks: Sequence[BoolArray]) -> RgbArray:
     """Take light from what no mask covers. Shapes: (H, W, 3) -> (H, W, 3), a copy."""
     canvas = image.copy()
     if len(masks):
-        uncovered = ~np.logical_or.reduce(list(masks))
+        uncovered = np.ones(image.shape[:2], np.bool_)
+        for mask in masks:
+            uncovered &= ~mask
         canvas[uncovered] = (canvas[uncovered] * np.float32(1 - DIMMING)).astype(np.uint8)
     return canvas
 

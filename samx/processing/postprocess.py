@@ -5,14 +5,14 @@ Letters in the shape comments: N prompts, M masks per prompt, S mask pixels per 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from samx.errors import ParityError
+from samx.errors import ParityError, UsageError
 from samx.models.session import FloatArray, Outputs
 from samx.models.spec import DecoderSpec
 from samx.processing.frames import Frame
@@ -20,12 +20,10 @@ from samx.processing.frames import Frame
 BoolArray = NDArray[np.bool_]
 PixelBox = tuple[int, int, int, int]
 
-# Defaults of Meta's SamAutomaticMaskGenerator.
-AUTOMATIC_PREDICTED_IOU = 0.88
-AUTOMATIC_STABILITY = 0.95
-AUTOMATIC_BOX_IOU = 0.7  # of two masks whose boxes overlap more, the surer one stays
 STABILITY_DELTA = 1.0  # logits
+BEST, ALL = "best", "all"  # of a prompt's masks
 
+ROUNDING = 1e-3  # of logits, and of what they are mixed with: a thousand times float32's
 BLOCK_ROWS = 64  # rows resized together: the working set stays in the processor's cache (measured on 1024 to 4096 px)
 
 
@@ -45,6 +43,15 @@ class Taps:
         weight = self.weight[:, following.index] * following.weight
         length = index.shape[-1]
         return Taps(index.reshape(-1, length), weight.reshape(-1, length))
+
+    def cut(self, part: slice) -> Taps:
+        """Describe a part of the output."""
+        return Taps(self.index[:, part], self.weight[:, part])
+
+    def reached(self, inputs: BoolArray) -> slice:
+        """Return the part of the output that hangs on any of these inputs. Shapes: (length in)."""
+        outputs = np.flatnonzero(inputs[self.index].any(axis=0))
+        return slice(int(outputs[0]), int(outputs[-1]) + 1) if len(outputs) else slice(0, 0)
 
 
 def bilinear_taps(length_in: int, length_out: int) -> Taps:
@@ -112,16 +119,26 @@ def _blend(image: FloatArray, taps: Taps) -> FloatArray:
     return out
 
 
-def _picture_rows(low_res: FloatArray, frame: Frame) -> Iterator[tuple[slice, FloatArray]]:
-    """Resize one mask to picture size, a block of rows at a time."""
+def _picture_taps(low_res: FloatArray, frame: Frame) -> tuple[Taps, Taps]:
+    """Go from a mask's pixels to the picture's, along y and x."""
     height, width = low_res.shape
     how = frame.keeps_aspect, frame.cubic_masks
-    x = _frame_taps(width, frame.size_px, frame.valid_width_px, frame.width_px, *how)
     y = _frame_taps(height, frame.size_px, frame.valid_height_px, frame.height_px, *how)
+    return y, _frame_taps(width, frame.size_px, frame.valid_width_px, frame.width_px, *how)
+
+
+def _rows(low_res: FloatArray, y: Taps, x: Taps) -> Iterator[tuple[slice, FloatArray]]:
+    """Resize one mask, a block of rows at a time."""
     wide = np.ascontiguousarray(_blend(np.ascontiguousarray(low_res.T, np.float32), x).T)
-    for start in range(0, frame.height_px, BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, frame.height_px))
-        yield rows, _blend(wide, Taps(y.index[:, rows], y.weight[:, rows]))
+    count = y.index.shape[1]
+    for start in range(0, count, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, count))
+        yield rows, _blend(wide, y.cut(rows))
+
+
+def _picture_rows(low_res: FloatArray, frame: Frame) -> Iterator[tuple[slice, FloatArray]]:
+    """Resize one mask to picture size, a block of rows at a time."""
+    return _rows(low_res, *_picture_taps(low_res, frame))
 
 
 def picture_logits(low_res: FloatArray, frame: Frame) -> FloatArray:
@@ -138,6 +155,49 @@ def picture_mask(low_res: FloatArray, frame: Frame, threshold: float = 0.0) -> B
     for rows, block in _picture_rows(low_res, frame):
         np.greater(block, threshold, out=mask[rows])
     return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Resized:
+    """Hold what a mask is at picture size: the part around its pixels, and how many exceed its threshold by an offset,
+    or miss it by no more.
+
+    Shapes: part (h, w), corner (x, y) of the part in the picture. Units: px.
+    """
+
+    part: BoolArray
+    corner: tuple[int, int]
+    sure_px: int
+    possible_px: int
+
+    @property
+    def box(self) -> PixelBox:
+        """Return left, top, right and bottom pixel; zeros without pixels. Source: Meta's batched_mask_to_box."""
+        (x, y), (height, width) = self.corner, self.part.shape
+        return (x, y, x + width - 1, y + height - 1) if self.part.size else (0, 0, 0, 0)
+
+
+def resized_part(low_res: FloatArray, frame: Frame, threshold: float, offset: float) -> Resized:
+    """Resize as much of one mask as comes near its threshold. Shapes: (S, S).
+
+    A linear filter gives nothing beyond the values that it mixes, but for their rounding.
+    """
+    y, x = _picture_taps(low_res, frame)
+    near: BoolArray = low_res > threshold - offset - ROUNDING * (1 + abs(threshold) + offset)
+    if frame.cubic_masks:
+        near = np.ones_like(near)
+    rows, columns = y.reached(np.any(near, axis=1)), x.reached(np.any(near, axis=0))
+    mask = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+    sure = possible = 0
+    for block, logits in _rows(low_res, y.cut(rows), x.cut(columns)):
+        np.greater(logits, threshold, out=mask[block])
+        sure += np.count_nonzero(logits > threshold + offset)
+        possible += np.count_nonzero(logits > threshold - offset)
+    box = mask_box(mask)
+    if box is None:
+        return Resized(mask[:0, :0], (0, 0), sure, possible)
+    left, top, right, bottom = box
+    return Resized(mask[top:bottom, left:right], (columns.start + left, rows.start + top), sure, possible)
 
 
 def stability_scores(logits: FloatArray, threshold: float, delta: float) -> FloatArray:
@@ -174,30 +234,6 @@ class SegmentedMask:
     box: PixelBox | None
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """Hold one mask as the decoder gave it. Shapes: low_res (S, S)."""
-
-    low_res: FloatArray
-    predicted_iou: float
-    prompt: int
-    index: int
-
-    def segmented(self, frame: Frame, threshold: float) -> SegmentedMask:
-        """Make the mask at picture size."""
-        logits = picture_logits(self.low_res, frame)
-        mask = logits > threshold
-        return SegmentedMask(
-            mask=mask,
-            predicted_iou=self.predicted_iou,
-            stability=float(stability_scores(logits, threshold, STABILITY_DELTA)),
-            prompt=self.prompt,
-            index=self.index,
-            area_px=int(np.count_nonzero(mask)),
-            box=mask_box(mask),
-        )
-
-
 def first_choice(spec: DecoderSpec) -> int:
     """Return the place of the first mask that is chosen among: of all four, Meta never picks the single-mask token."""
     return int(spec.masks == "all")
@@ -229,71 +265,45 @@ def predicted_masks(outputs: Outputs, spec: DecoderSpec, multimask: bool) -> tup
     return logits[rows, tokens][:, None], scores[rows, tokens][:, None]
 
 
-def segment(outputs: Outputs, frame: Frame, spec: DecoderSpec) -> Iterator[SegmentedMask]:
-    """Yield each prompt's best mask, one at a time: many masks of a large picture do not fit in memory.
+def _check_choice(choice: str, spec: DecoderSpec) -> None:
+    """Refuse a choice of masks that the export has not.
 
-    Raises: ParityError on outputs that are not finite.
+    Raises: UsageError.
     """
-    for prompt, index in enumerate(best_indices(outputs, spec)):
-        yield _candidate(outputs, prompt, int(index)).segmented(frame, spec.mask_threshold)
+    numbers = [str(number) for number in range(spec.masks_out)]
+    if choice not in (BEST, ALL, *numbers):
+        raise UsageError("no such mask", found=repr(choice), expected=f"best, all or {' or '.join(numbers)}")
 
 
-def segment_everything(parts: Iterable[Outputs], frame: Frame, spec: DecoderSpec) -> Iterator[SegmentedMask]:
-    """Yield the automatic mode's masks, best first: sure, stable, not empty, no near-duplicates.
+def segment(outputs: Outputs, frame: Frame, spec: DecoderSpec, choice: str = BEST) -> Iterator[SegmentedMask]:
+    """Yield each prompt's best mask, all that are chosen among, or that of a number; one at a time.
 
-    The parts are the outputs of consecutive prompts (PromptBatch.split). Between them only low-resolution logits are
-    kept, and a mask at picture size is made a second time when it is yielded.
-    Raises: ParityError on outputs that are not finite.
+    Many masks of a large picture do not fit in memory.
+    Raises: ParityError on outputs that are not finite; UsageError for a number that there is not.
     """
-    candidates: list[Candidate] = []
-    boxes: list[PixelBox] = []
-    for candidate in _sure_candidates(parts, first_choice(spec)):
-        found = candidate.segmented(frame, spec.mask_threshold)
-        if found.stability >= AUTOMATIC_STABILITY and found.box is not None:
-            candidates.append(candidate)
-            boxes.append(found.box)
-    scores = np.array([candidate.predicted_iou for candidate in candidates], np.float32)
-    for kept in suppress_overlaps(np.array(boxes, np.float32).reshape(-1, 4), scores, AUTOMATIC_BOX_IOU):
-        yield candidates[kept].segmented(frame, spec.mask_threshold)
+    _check_choice(choice, spec)
+    if choice == BEST:
+        places = list(enumerate(best_indices(outputs, spec)))
+    else:
+        numbers = range(first_choice(spec), spec.masks_out) if choice == ALL else [int(choice)]
+        places = [(n, index) for n in range(len(outputs["iou_predictions"])) for index in numbers]
+    for prompt, index in places:
+        yield _segmented(outputs, prompt, int(index), frame, spec.mask_threshold)
 
 
-def _sure_candidates(parts: Iterable[Outputs], first: int) -> Iterator[Candidate]:
-    """Yield what passes the predicted-IoU filter, from mask `first` of each prompt on, prompts numbered throughout."""
-    before = 0
-    for outputs in parts:
-        scores = _finite(outputs, "iou_predictions")
-        for prompt, index in np.argwhere(scores[:, first:] >= AUTOMATIC_PREDICTED_IOU):
-            candidate = _candidate(outputs, int(prompt), first + int(index))
-            yield replace(candidate, prompt=before + candidate.prompt)
-        before += len(scores)
-
-
-def suppress_overlaps(boxes: FloatArray, scores: FloatArray, max_iou: float) -> list[int]:
-    """Drop each box that overlaps a better one by more than max_iou; give the rest, best first.
-
-    Shapes: (K, 4), (K,).
-    """
-    order = np.argsort(-scores, kind="stable")
-    kept: list[int] = []
-    while len(order):
-        best, order = int(order[0]), order[1:]
-        kept.append(best)
-        order = order[_box_iou(boxes[best], boxes[order]) <= max_iou]
-    return kept
-
-
-def _box_iou(box: FloatArray, others: FloatArray) -> FloatArray:
-    """Divide shared area by joint area. Shapes: (4,), (K, 4) -> (K,)."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.prod(np.maximum(sides, 0), axis=1)
-    joint = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1) - shared
-    return np.asarray(shared / np.maximum(joint, 1), np.float32)
-
-
-def _candidate(outputs: Outputs, prompt: int, index: int) -> Candidate:
-    """Copy one mask out of the outputs, so that they can be freed."""
-    low_res = _finite(outputs, "low_res_masks", prompt, index).copy()
-    return Candidate(low_res, float(outputs["iou_predictions"][prompt, index]), prompt, index)
+def _segmented(outputs: Outputs, prompt: int, index: int, frame: Frame, threshold: float) -> SegmentedMask:
+    """Make one mask of the outputs at picture size."""
+    logits = picture_logits(_finite(outputs, "low_res_masks", prompt, index), frame)
+    mask = logits > threshold
+    return SegmentedMask(
+        mask=mask,
+        predicted_iou=float(outputs["iou_predictions"][prompt, index]),
+        stability=float(stability_scores(logits, threshold, STABILITY_DELTA)),
+        prompt=prompt,
+        index=index,
+        area_px=int(np.count_nonzero(mask)),
+        box=mask_box(mask),
+    )
 
 
 def _finite(outputs: Outputs, name: str, *place: int) -> FloatArray:

@@ -19,6 +19,7 @@ from samx.models.families.base import Family
 from samx.models.session import Feed, FloatArray, Outputs, Session
 from samx.models.spec import LABELS, DecoderSpec
 from samx.processing.frames import Frame
+from samx.processing.resize import resized
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -28,6 +29,7 @@ USER_LABELS = (LABELS["background"], LABELS["foreground"])
 BOX_LABELS = (LABELS["box_top_left"], LABELS["box_bottom_right"])
 SLACK_PX = 2.0  # beyond the picture, moved to its border
 ROUNDING_PX = 1e-6  # of a coordinate on the border, that nobody has to hear of
+SURE_LOGIT = 10.0  # of what is inside a mask. Source: sam2's _use_mask_as_output
 BOX_FORM = "x0,y0,x1,y1 with x0 < x1 and y0 < y1"
 
 
@@ -185,13 +187,33 @@ def decode_prompts(session: Session, prompts: Sequence[Prompt], frame: Frame) ->
     return outputs
 
 
-def point_grid(points_per_side: int, frame: Frame) -> PromptBatch:
-    """Spread single foreground points evenly over the picture, row by row: the prompts of the automatic mode."""
+def mask_logits(mask: NDArray[np.bool_], frame: Frame, spec: DecoderSpec) -> FloatArray:
+    """Turn a mask of the picture into what the decoder takes as a previous one: sure inside, sure of the rest.
+
+    Shapes: (H, W) -> (S, S). Units: logits.
+    """
+    width, height = (max(1, round(side / spec.mask_px)) for side in (frame.valid_width_px, frame.valid_height_px))
+    share = resized((mask * np.uint8(255))[..., None], width, height, floats=True)[..., 0] / 255
+    logits = np.full((spec.mask_size, spec.mask_size), -SURE_LOGIT, np.float32)
+    logits[:height, :width] = SURE_LOGIT * (2 * share - 1)
+    return logits
+
+
+def grid_shares(points_per_side: int) -> Table:
+    """Spread points evenly, row by row, as shares of the picture: the clicks of the automatic mode.
+
+    Shapes: -> (K, 2). Source: Meta's build_point_grid, to its rounding.
+    """
     if points_per_side < 1:
         raise PromptError("point grid is empty", found=points_per_side, expected="at least 1 point per side")
-    steps = (np.arange(points_per_side) + 0.5) / points_per_side
-    x, y = np.meshgrid(steps * frame.width_px, steps * frame.height_px)
-    points = np.stack([x, y], axis=-1).reshape(-1, 1, 2)
+    half = 1 / (2 * points_per_side)
+    x, y = np.meshgrid(*[np.linspace(half, 1 - half, points_per_side)] * 2)
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def point_grid(points_per_side: int, frame: Frame) -> PromptBatch:
+    """Click on every point of a grid."""
+    points = grid_shares(points_per_side)[:, None] * (frame.width_px, frame.height_px)
     return PromptBatch(points, np.full((len(points), 1), float(LABELS["foreground"])))
 
 

@@ -43,12 +43,14 @@ def read_raster(data: bytes, where: str, check: Check, levels: Levels | None = N
     raise ImageError(f"{where} is no picture that samx reads without Pillow", expected="PNG, PPM or PGM", fix=PILLOW)
 
 
-def png_bytes(image: Bytes) -> bytes:
-    """Write a picture as PNG. Shapes: (H, W, 3) -> bytes."""
-    height, width, channels = image.shape
-    lines = np.full((height, 1 + width * channels), SUB, np.uint8)
-    lines[:, 1:] = np.diff(image, axis=1, prepend=np.zeros((height, 1, channels), np.uint8)).reshape(height, -1)
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png_bytes(image: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """Write a picture as PNG. Shapes: (H, W, 3), or (H, W) in grey -> bytes."""
+    height, width, *rest = image.shape
+    step = int(np.prod(rest)) * image.itemsize
+    samples = np.ascontiguousarray(image, image.dtype.newbyteorder(">")).view(np.uint8).reshape(height, width, step)
+    lines = np.full((height, 1 + width * step), SUB, np.uint8)
+    lines[:, 1:] = np.diff(samples, axis=1, prepend=np.zeros((height, 1, step), np.uint8)).reshape(height, -1)
+    head = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, 2 if rest else 0, 0, 0, 0)
     parts = (b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes())), (b"IEND", b"")
     return SIGNATURE + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts

@@ -10,7 +10,7 @@ import pytest
 
 from samx.artifacts.store import Artifact
 from samx.commands.export import ExportRequest, ExportResult, export
-from samx.commands.segment import segment_picture
+from samx.commands.segment import Asked, segment_picture
 from samx.commands.validate import validate
 from samx.demo.picture import PICTURE_SIZE_PX, write_picture
 from samx.errors import ArtifactError
@@ -75,9 +75,11 @@ def test_it_segments_a_picture(exported: ExportResult, tmp_path: Path) -> None:
     write_picture(picture)
     width, height = PICTURE_SIZE_PX
     box = (0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height)
-    _, (found,) = segment_picture(picture, exported.path, [Prompt(box=box)])
-    assert found.mask.shape == (height, width)
-    assert found.area_px == found.mask.sum() > 0
+    found = segment_picture(picture, exported.path, Asked((Prompt(box=box),)), [tmp_path / "drawn.png"])
+    (mask,) = found.masks
+    assert mask.shape == (height, width)
+    assert mask.any()
+    assert (tmp_path / "drawn.png").exists()
 
 
 def test_an_altered_weight_is_refused(exported: ExportResult, tmp_path: Path) -> None:

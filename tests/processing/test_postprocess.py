@@ -22,10 +22,9 @@ from samx.processing.postprocess import (
     picture_logits,
     picture_mask,
     predicted_masks,
+    resized_part,
     segment,
-    segment_everything,
     stability_scores,
-    suppress_overlaps,
 )
 
 SAM1, SAM2 = sam1_spec(), sam2_spec()
@@ -146,24 +145,6 @@ def test_the_best_mask_of_each_prompt_is_the_surest() -> None:
     assert second.stability < 0.95
 
 
-def test_everything_keeps_sure_stable_distinct_masks() -> None:
-    found = [(mask.prompt, mask.index) for mask in segment_everything([scene()], FRAME, SMALL)]
-    assert found == [(0, 1), (1, 0)]  # not the empty, the blurry, the unsure one, nor the disc a second time
-
-
-def test_everything_numbers_prompts_through_all_parts_and_drops_repetitions() -> None:
-    outputs = scene()
-    parts: list[Outputs] = [{name: value[row : row + 1] for name, value in outputs.items()} for row in (0, 1, 1)]
-    found = [(mask.prompt, mask.index) for mask in segment_everything(parts, FRAME, SMALL)]
-    assert found == [(0, 1), (1, 0)]
-
-
-def test_everything_finds_nothing_among_unsure_masks() -> None:
-    outputs = scene()
-    outputs["iou_predictions"] *= 0.5
-    assert list(segment_everything([outputs], FRAME, SMALL)) == []
-
-
 def with_single(outputs: Outputs) -> Outputs:
     """Put a single-mask token before the three: surer than they are, and sharp for the first prompt alone."""
     sharp, blurry = outputs["low_res_masks"][0, 0], outputs["low_res_masks"][1, 1]
@@ -178,8 +159,6 @@ def test_of_all_masks_the_single_one_is_never_chosen_among_the_others() -> None:
     outputs = with_single(scene())
     assert best_indices(outputs, ALL).tolist() == [3, 2]
     assert [found.index for found in segment(outputs, FRAME, ALL)] == [3, 2]
-    found = [(mask.prompt, mask.index) for mask in segment_everything([outputs], FRAME, ALL)]
-    assert found == [(0, 2), (1, 1)]
     logits, scores = predicted_masks(outputs, ALL, multimask=True)
     np.testing.assert_array_equal(logits, scene()["low_res_masks"])
     np.testing.assert_array_equal(scores, scene()["iou_predictions"])
@@ -203,11 +182,32 @@ def test_outputs_that_are_not_finite_are_refused(name: str, value: float) -> Non
     with pytest.raises(ParityError, match=f"'{name}' has values that are not finite"):
         list(segment(outputs, FRAME, SMALL))
     with pytest.raises(ParityError, match=f"'{name}' has values that are not finite"):
-        list(segment_everything([outputs], FRAME, SMALL))
+        predicted_masks(outputs, SMALL, multimask=True)
 
 
-def test_overlaps_are_suppressed_only_above_the_limit() -> None:
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 7], [0, 0, 10, 8], [20, 20, 30, 30]], np.float32)
-    scores = np.array([0.9, 0.95, 0.5, 0.7], np.float32)
-    assert suppress_overlaps(boxes, scores, 0.7) == [1, 0, 3]  # IoU 0.7 with the best stays, 7/8 goes
-    assert suppress_overlaps(boxes[:0], scores[:0], 0.7) == []
+@pytest.mark.parametrize("size", [(640, 480), (300, 1999), (97, 31)])
+@pytest.mark.parametrize("spec", [SMALL, sam2_spec(image_size=256)])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_part_of_a_mask_is_resized_as_the_whole(spec: DecoderSpec, size: tuple[int, int], offset: float) -> None:
+    frame = Frame.of(spec, *size)
+    rows, columns = np.mgrid[:64, :64]
+    for logits in (0.7 * (9 - np.hypot(columns - 20, rows - 9)), noise(64) - 30, np.full((64, 64), -9.0)):
+        low_res = logits.astype(np.float32)
+        whole, part = picture_logits(low_res, frame), resized_part(low_res, frame, 0.5, offset)
+        (x, y), (height, width) = part.corner, part.part.shape
+        placed = np.zeros_like(whole, np.bool_)
+        placed[y : y + height, x : x + width] = part.part
+        np.testing.assert_array_equal(placed, whole > 0.5)
+        assert part.sure_px == np.count_nonzero(whole > 0.5 + offset)
+        assert part.possible_px == np.count_nonzero(whole > 0.5 - offset)
+        box = mask_box(placed)
+        assert part.box == ((0, 0, 0, 0) if box is None else (box[0], box[1], box[2] - 1, box[3] - 1))
+
+
+def test_a_cubic_filter_is_given_the_whole_mask() -> None:
+    frame = replace(Frame.of(sam2_spec(image_size=256), 640, 480), cubic_masks=True)
+    low_res = np.full((64, 64), -1.0, np.float32)
+    low_res[30:33, 30:33] = -40  # around it the filter swings above -1
+    part = resized_part(low_res, frame, 0.5, 0.0)
+    assert part.part.any()
+    assert np.count_nonzero(part.part) == np.count_nonzero(picture_logits(low_res, frame) > 0.5)

@@ -120,6 +120,8 @@ class Family:
     automatic_offset: float = 1.0
     automatic_box_iou: float = 0.7
     automatic_points_per_side: int = 32
+    automatic_refines: bool = False  # it can feed masks back, return one mask a click, and take another threshold
+    automatic_mends_logits: bool = False  # small holes and islands go before masks are resized, or at the end
 
     def rows(self, points: int, has_box: bool) -> list[int]:
         """Return the order of a prompt's tokens as the predictor has it.

@@ -76,4 +76,6 @@ FAMILY = Family(
     float_masks=True,
     automatic_iou=0.8,
     automatic_stability=0.95,
+    automatic_refines=True,
+    automatic_mends_logits=True,
 )

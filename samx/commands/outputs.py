@@ -1,0 +1,87 @@
+"""Writes what was segmented: every file whole or not at all, no file that is there unless it may be replaced."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from samx.artifacts.commit import write_file
+from samx.errors import UsageError, WriteError
+from samx.processing.images import RgbArray, check_free
+from samx.processing.rasters import png_bytes
+from samx.processing.results import FOLDER, KINDS, NAME_PATTERN, OVERLAY, Segments, check_kind, kind_of, pictures
+
+OTHER_NAME = "Choose another name, or remove it yourself."
+
+
+def check_outputs(outputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse, before the work, what could not be written after it.
+
+    Raises: UsageError for an unknown ending, and a file named twice; WriteError for what is there; MissingExtraError.
+    """
+    if len({Path(os.path.abspath(path)) for path in outputs}) < len(outputs):
+        raise UsageError("a file is to be written twice", found=", ".join(map(str, outputs)))
+    for path in outputs:
+        kind = kind_of(path)
+        check_kind(kind)
+        if not path.parent.is_dir():
+            raise WriteError(f"cannot write {path}", found=f"no folder '{path.parent}'", fix="Make it first.")
+        if kind == FOLDER:
+            _check_folder(path, overwrite)
+        elif path.is_dir():
+            raise WriteError(f"cannot write {path}", found="a folder of that name", fix="Choose another name.")
+        else:
+            check_free(path, overwrite)
+
+
+def _check_folder(path: Path, overwrite: bool) -> None:
+    """Refuse a folder that is there, unless it may be replaced and holds nothing but masks."""
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise WriteError(f"{path} exists already", fix="Choose another name, or ask for overwriting: --force.")
+    if path.is_symlink() or not path.is_dir():
+        raise WriteError(f"{path} is not replaced", found="no folder", fix=OTHER_NAME)
+    others = sorted(entry.name for entry in path.iterdir() if not entry.match(NAME_PATTERN) or not entry.is_file())
+    if others:
+        raise WriteError(
+            f"{path} is not replaced, because it holds more than masks", found=", ".join(others[:3]),
+            fix=OTHER_NAME,
+        )  # fmt: skip
+
+
+def write_outputs(outputs: Sequence[Path], found: Segments, draw: Callable[[], RgbArray], overwrite: bool) -> None:
+    """Write masks to files of the kinds that their endings say; `draw` makes the picture with masks on it.
+
+    Raises: WriteError.
+    """
+    for path in outputs:
+        kind = kind_of(path)
+        if kind == FOLDER:
+            _write_folder(path, found, overwrite)
+            continue
+        data = png_bytes(draw()) if kind == OVERLAY else KINDS[kind].write(found)
+        check_free(path, overwrite)
+        write_file(path, data)
+
+
+def _write_folder(path: Path, found: Segments, overwrite: bool) -> None:
+    staged, aside = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{word}") for word in ("new", "old"))
+    try:
+        staged.mkdir()
+        for name, data in pictures(found):
+            write_file(staged / name, data)
+        _check_folder(path, overwrite)
+        if path.exists():
+            path.rename(aside)
+        staged.rename(path)
+    except OSError as cause:
+        raise WriteError(f"cannot write {path}", found=cause.strerror or type(cause).__name__) from cause
+    finally:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,27 @@
+"""Opens an artifact as a predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samx.artifacts.store import Artifact
+from samx.models.session import Session
+from samx.picture_encoder import PictureEncoder
+from samx.predictor import Predictor
+from samx.processing.embeddings import encoder_id
+from samx.registry import backend, load
+
+
+def open_predictor(
+    artifact: Artifact, device: str = "cpu", threads: int | None = None, *, encoder: Path | None = None,
+    pixels: str | None = None,
+) -> Predictor:  # fmt: skip
+    """Open a verified artifact where its target runs.
+
+    Raises: MissingExtraError, UnavailableError; ArtifactError when a file cannot be loaded.
+    """
+    entry = backend(artifact.manifest.target)
+    entry.require_device(device)
+    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+    encode = PictureEncoder(artifact, encoder, pixels, device, threads)
+    return Predictor(session, encode, device, encoder_id(artifact.manifest), threads)

@@ -1,0 +1,96 @@
+"""Run-length encoding of masks, as COCO counts runs: column by column, beginning with what is outside the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samx.extras import require
+from samx.processing.postprocess import BoolArray
+
+RESULTS = "results"  # the extra of what result files need
+Runs = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rle:
+    """Hold one mask as the lengths of its runs. Units: px."""
+
+    height: int
+    width: int
+    counts: Runs
+
+    @classmethod
+    def of(cls, mask: BoolArray) -> Rle:
+        """Encode a mask. Shapes: (H, W)."""
+        return cls.of_part(mask, (0, 0), (mask.shape[1], mask.shape[0]))
+
+    @classmethod
+    def of_part(cls, part: BoolArray, corner: tuple[int, int], size: tuple[int, int]) -> Rle:
+        """Encode a mask of which only a part is given, from its upper left corner on; the rest is outside.
+
+        Shapes: part (h, w), corner (x, y), size (W, H).
+        """
+        (x, y), (width, height) = corner, size
+        lines = np.zeros((part.shape[1], part.shape[0] + 2), np.bool_)  # a pixel outside above and below each column
+        lines[:, 1:-1] = part.T
+        column, row = np.divmod(np.flatnonzero(lines[:, 1:] != lines[:, :-1]), part.shape[0] + 1)
+        borders = (x + column) * height + y + row
+        first, last = borders[::2], borders[1::2]
+        apart = first[1:] != last[:-1]  # else a run goes on from the foot of one column to the head of the next
+        edges = np.zeros(2 * (np.count_nonzero(apart) + bool(len(first))) + 2, np.int64)
+        edges[1:-1:2], edges[2:-1:2] = first[np.r_[True, apart][: len(first)]], last[np.r_[apart, True][: len(first)]]
+        edges[-1] = width * height
+        counts = np.diff(edges)
+        return cls(height, width, counts if counts[-1] or len(counts) == 1 else counts[:-1])
+
+    @property
+    def area_px(self) -> int:
+        """Return the number of the mask's pixels."""
+        return int(self.counts[1::2].sum())
+
+    def mask(self) -> BoolArray:
+        """Decode it. Shapes: -> (H, W)."""
+        inside = np.arange(len(self.counts)) % 2 == 1
+        return np.repeat(inside, self.counts).reshape(self.width, self.height).T
+
+    def uncompressed(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"size": [self.height, self.width], "counts": self.counts.tolist()}
+
+    def coco(self) -> dict[str, Any]:
+        """Return it as COCO packs it: text for counts.
+
+        Raises: MissingExtraError.
+        """
+        packed = coco_library().frPyObjects(self.uncompressed(), self.height, self.width)
+        return {"size": packed["size"], "counts": packed["counts"].decode("ascii")}
+
+
+def coco_library() -> Any:
+    """Import what packs runs.
+
+    Raises: MissingExtraError.
+    """
+    return require("pycocotools.mask", RESULTS, "packing masks as COCO does")
+
+
+@dataclass(frozen=True)
+class Masks(Sequence[BoolArray]):
+    """Decode masks one at a time, when they are looked at: many of a large picture do not fit in memory."""
+
+    rles: Sequence[Rle]
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @overload
+    def __getitem__(self, place: int) -> BoolArray: ...
+    @overload
+    def __getitem__(self, place: slice) -> Masks: ...
+    def __getitem__(self, place: int | slice) -> BoolArray | Masks:
+        return Masks(self.rles[place]) if isinstance(place, slice) else self.rles[place].mask()
