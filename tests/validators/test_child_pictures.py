@@ -31,11 +31,11 @@ def test_the_references_answer_as_at_the_export(demo_artifact: Path, fresh: Enco
 
 
 def test_pictures_with_other_answers_fail(demo_artifact: Path, fresh: EncoderSuite, tmp_path: Path) -> None:
-    first, *others = fresh.pictures
-    answers = tuple(replace(one, above=~one.above) for one in first.answers)
-    (tmp_path / "pictures.npz").write_bytes(
-        replace(fresh, pictures=(replace(first, answers=answers), *others)).to_bytes()
-    )
+    # Steady masks are what is judged, and of pictures drawn anew one may have none.
+    first = max(fresh.pictures, key=lambda picture: max(one.stability.max() for one in picture.answers))
+    changed = replace(first, answers=tuple(replace(one, above=~one.above) for one in first.answers))
+    pictures = tuple(changed if picture is first else picture for picture in fresh.pictures)
+    (tmp_path / "pictures.npz").write_bytes(replace(fresh, pictures=pictures).to_bytes())
     report = gate_in_child(demo_artifact, level="graph", pictures=tmp_path / "pictures.npz")
     assert not report.passed
     assert report.encoder is not None
