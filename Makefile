@@ -37,7 +37,7 @@ GPU_NEEDS := torch numpy PIL rich typer safetensors
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test attack lint size browser docs picture bench amg compare gpu train evaluate clean
+.PHONY: help demo test long attack lint size browser docs picture bench amg compare gpu train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ demo: $(INSTALLED) ## Export the demo decoders with proof, segment a picture, me
 
 test: lint toolchains browser ## Run every check: lint, types, the pages in a browser, tests
 	@$(BIN)/pytest -q -n $(JOBS) --dist loadfile
+
+long: $(INSTALLED) toolchains ## Run the tests that 'make test' leaves out for time: whole exports with their gates
+	@$(BIN)/pytest -q -m "long and not slow" -n $(JOBS) --dist loadfile
 
 browser: $(INSTALLED) toolchains ## Look at the pages in headless Chromium
 	@if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \

@@ -15,6 +15,8 @@ from PIL import Image
 
 from samx.demo.picture import write_picture
 
+pytestmark = pytest.mark.long
+
 # Run on artifacts that are there already, with what each has to print.
 MADE = {
     "README.md": ("ran: samx validate vit-b", "ran: samx doctor", "ran: python"),

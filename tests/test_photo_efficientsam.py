@@ -20,6 +20,8 @@ from samx.processing.images import to_levels
 from samx.processing.postprocess import picture_logits
 from samx.validators.pictures import LEVELS_APART, framed
 
+pytestmark = pytest.mark.long
+
 SIZE_PX = 128
 SHAPES = ((300, 200), (180, 400), (128, 128))  # (H, W)
 ERROR, IOU = 5e-5, 0.9998  # of the largest; of a prompt's masks together, of which the smallest has 563 pixels

@@ -26,6 +26,8 @@ from samx.demo.scenes import generate_scene
 from samx.models.spec import sam1_spec
 from samx.validators.other_size import told
 
+pytestmark = pytest.mark.long
+
 SHAPES = ((300, 200), (180, 400))  # (H, W)
 LOGITS, SCORES = 1e-5, 1e-5  # of the largest logit; absolute
 HQ_PX = 128  # the frame of HQ-SAM's decoders, whose last convolutions cost most of a prompt

@@ -33,6 +33,8 @@ from samx.progress import Progress
 from samx.quantization.groups import QUANTISABLE
 from samx.validators.report import ParityReport
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parent
 SIZE_PX = 128
 SPEC = sam1_spec(image_size=SIZE_PX, depth=1)

@@ -25,7 +25,7 @@ from samx.errors import UnavailableError, UsageError
 from samx.models.spec import sam1_spec
 from samx.progress import silent
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 SECOND_NS = 1_000_000_000
 HAS_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 

@@ -16,6 +16,8 @@ import pytest
 from client_cases import Case, cases, code_of, exported, rewritten, tool
 from PIL import Image
 
+pytestmark = pytest.mark.long
+
 CPP_STUBS = Path(__file__).parent / "stubs" / "cpp"
 FAMILIES = ("sam1", "sam2")
 RUN_ALL = """

@@ -11,6 +11,8 @@ import pytest
 from client_cases import Case, cases, code_of, exported, read_pgm
 from test_client_onnx import FAMILIES, by_python, imported
 
+pytestmark = pytest.mark.long
+
 HOME = Path(openvino.__path__[0])
 
 

@@ -20,6 +20,8 @@ from samx.models.shape_range import ShapeRange
 from samx.models.spec import DecoderSpec, sam1_spec, sam2_spec
 from samx.registry import backend
 
+pytestmark = pytest.mark.long
+
 STUBS = Path(__file__).parent / "stubs"
 JARS = "kotlin/run_kotlin_kernel/jars"
 PACKAGES = {"encoder.mlpackage/Manifest.json": "encoder", "decoder.mlpackage/Manifest.json": "package"}

@@ -22,6 +22,8 @@ from samx.models.shape_range import ShapeRange
 from samx.validators.child import gate_in_child
 from samx.validators.report import ParityReport
 
+pytestmark = pytest.mark.long
+
 ENCODER, BATCHES = "encoder.onnx", ShapeRange(1, 2, 3)
 PICTURES = 5 + 6 + 6  # one by one, in twos and in threes
 

@@ -20,6 +20,8 @@ from samx.commands.init_ci import SCRIPT, WORKFLOW, init_ci
 from samx.errors import UsageError, WriteError
 from samx.registry import BACKENDS
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "weights/small model.pth"
 

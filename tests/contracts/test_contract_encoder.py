@@ -33,6 +33,8 @@ from samx.models.encoders.picture import picture_graph
 from samx.models.shape_range import ShapeRange
 from samx.models.spec import family_spec
 
+pytestmark = pytest.mark.long
+
 FRAME_PX = 256
 PICTURES = [(171, 256), (256, 150), (256, 256)]  # height and width of the part of the frame that is used
 WITH_ENCODER = [contract for contract in CONTRACTS.values() if contract.encoder is not None]

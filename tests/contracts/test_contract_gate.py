@@ -24,6 +24,8 @@ from samx.contracts.table import CONTRACTS, Contract, find
 from samx.errors import ParityError, UsageError
 from samx.models.spec import family_spec
 
+pytestmark = pytest.mark.long
+
 SEED = 5
 
 

@@ -26,6 +26,8 @@ from contract_files import (
     sam2_answer,
 )
 
+pytestmark = pytest.mark.long
+
 PICTURES = [LANDSCAPE, PORTRAIT, SQUARE]
 NO_MASK = np.zeros((1, 1, MASK_PX, MASK_PX), np.float32)
 POINT_PADDED, BOX, BOX_PADDED, POINTS_PADDED = [1, -1], [2, 3], [2, 3, -1], [1, 0, 1, -1]

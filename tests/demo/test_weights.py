@@ -11,6 +11,8 @@ from samx.demo.model import DemoEncoder, DemoModel, demo_notes, load_demo, save_
 from samx.errors import UsageError
 from tools.train_demo.evaluate import evaluate_demo
 
+pytestmark = pytest.mark.long
+
 MOST_BYTES = 20_000_000  # of both files: they travel in the package
 MOST_ENCODER_PARAMETERS = 900_000
 # Floors on 12 scenes, well under what 200 held-out scenes give, so that only a real loss trips them.

@@ -27,7 +27,7 @@ from samx.models.shape_range import ShapeRange
 from samx.models.spec import TensorSpec, sam1_spec
 from samx.runtimes.aoti import load_models, open_artifact
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 SPEC = sam1_spec(image_size=128)
 WRITTEN = b"compiled"
 

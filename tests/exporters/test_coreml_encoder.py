@@ -34,6 +34,8 @@ from samx.picture_encoder import encoder_inputs
 from samx.runtimes.mil.evaluate import Evaluator
 from samx.validators.pictures import package_pictures
 
+pytestmark = pytest.mark.long
+
 MOST_AXES = 5  # that Core ML takes
 BOUNDS = {"fp32": 1e-5, "fp16": 5e-3}
 

@@ -40,6 +40,8 @@ from samx.validators.metrics import bounds_for
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
 
+pytestmark = pytest.mark.long
+
 SIZE = 128  # of the frame: 8 x 8 image tokens
 SPECS = {
     "small": sam1_spec(image_size=SIZE, mlp_width=64, masks="all"),

@@ -33,6 +33,8 @@ from samx.runtimes.openvino import open_encoder
 from samx.validators.child import gate_in_child
 from samx.validators.report import ParityReport
 
+pytestmark = pytest.mark.long
+
 BATCHES, PICTURES = ShapeRange(1, 2, 3), 5 + 6 + 6  # one by one, in twos and in threes
 TARGET = backend("openvino")
 

@@ -26,6 +26,8 @@ from samx.models.graph import Graphs
 from samx.registry import backend
 from samx.runtimes.openvino import open_artifact
 
+pytestmark = pytest.mark.long
+
 CLOSE = 2e-5  # float32 sums in another order, relative to the largest output
 PROMPT_LABELS = [(1, [1]), (1, [2, 3]), (2, [1, -1]), (5, [1, 0, 1, 0, -1]), (7, [2, 3, 1, -1])]
 TARGET = backend("openvino")

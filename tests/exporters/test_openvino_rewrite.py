@@ -15,6 +15,8 @@ from samx.extras import require
 from samx.formats import openvino as ir
 from samx.models.session import FloatArray
 
+pytestmark = pytest.mark.long
+
 ROLE = {"whole": "decoder", "split": "prompt", "sam2": "prompt"}
 COORDS = np.array([[[0, 0], [127.75, 0.25], [63.3, 101.1]]], np.float32)
 

@@ -38,6 +38,8 @@ from samx.validators.gate import run_gate
 from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
+pytestmark = pytest.mark.long
+
 SPECS = {"sam1": sam1_spec(image_size=128), "sam2": sam2_spec(image_size=128, masks="single", mask_input=True)}
 ENGINE_CAP_BYTES = 22_000_000
 BUILD_CAP_S = 60

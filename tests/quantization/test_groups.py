@@ -11,6 +11,8 @@ from samx.quantization import groups
 from samx.quantization.groups import INTEGER, LEFT_ALONE, PRODUCTS, QUANTISABLE, STORED, group_of, products
 from samx.quantization.search import check_groups
 
+pytestmark = pytest.mark.long
+
 VARIANTS = [
     ("sam1", "absorbed", 18, "fp32", False),
     pytest.param("sam1", "direct", 23, "fp16", False, marks=pytest.mark.slow),

@@ -22,6 +22,8 @@ from samx.models.shape_range import ShapeRange
 from samx.quantization.groups import INTEGER, STORED, products
 from samx.quantization.onnx_qdq import collect_ranges, integer_work, quantise_with
 
+pytestmark = pytest.mark.long
+
 UPSCALING = ("upscaling 1", "upscaling 2")
 FILE = "decoder.onnx"
 

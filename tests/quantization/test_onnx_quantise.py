@@ -35,6 +35,8 @@ from samx.quantization.search import Budget, QuantisationJob, Quantised
 from samx.runtimes.onnxruntime import open_models
 from samx.runtimes.torch import reference_session
 
+pytestmark = pytest.mark.long
+
 FILE = "decoder.onnx"
 KEPT = ("mask weights", "self-attention")
 ALL_BUT_TWO = tuple(group for group in QUANTISABLE if group not in KEPT)

@@ -24,6 +24,8 @@ from samx.validators.gate import run_gate
 from samx.validators.metrics import bounds_for
 from samx.validators.suite import ParitySuite
 
+pytestmark = pytest.mark.long
+
 SPEC = SPECS["split"]
 
 
