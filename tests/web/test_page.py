@@ -116,6 +116,11 @@ def png(picture: NDArray[np.uint8]) -> str:
 @pytest.fixture
 def page(browser: Any, address: str) -> Any:
     """A page with the scene on it."""
+    return given(browser, address)
+
+
+def given(browser: Any, address: str) -> Any:
+    """Open a page and hand it the scene."""
     browser.get(address)
     phase(browser, "empty")
     browser.execute_script(GIVE, png(SCENE), "scene.png")
@@ -165,6 +170,22 @@ def test_a_click_gives_the_predictor_s_mask(page: Any, predictor: Any) -> None:
     assert found.shape == SIZE_PX[::-1]
     assert found.any()
     assert iou(found, masks[scores.argmax()]) >= LEAST_IOU
+
+
+def test_sam_2_in_the_browser_gives_the_predictor_s_mask(browser: Any, tmp_path: Path) -> None:
+    export(ExportRequest(tmp_path / "sam2", family="sam2", image_size=512, options={"split": True}))
+    web(tmp_path / "sam2", tmp_path / "site", runtime=str(real_runtime()))
+    with serving(file_server(tmp_path / "site")) as address, samx.open(tmp_path / "sam2") as ours:
+        ours.set_image(SCENE)
+        given(browser, address)
+        click(browser, 0.6, 0.4)
+        told = state(browser)
+        [point] = told["prompts"]["points"]
+        masks, scores, _ = ours.predict([(point["x"], point["y"])], [1])
+        assert told["scores"] == pytest.approx(scores.tolist(), abs=1e-3)
+        wanted = masks[told["chosen"]] > 0
+        assert wanted.any()
+        assert iou(saved(browser), wanted) >= LEAST_IOU
 
 
 def test_another_mask_is_chosen_and_a_point_is_taken_back(page: Any, predictor: Any) -> None:
