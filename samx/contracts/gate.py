@@ -17,7 +17,7 @@ from samx.contracts.table import Contract, Port
 from samx.models.session import Feed, Session
 
 LEAST_IOU = 0.9999
-LARGEST_ERROR = 1e-4  # of a float, over the output's largest; two sessions of one graph differ by about 1e-6 of it
+LARGEST_ERROR = 1e-4  # of a float, over the output's scale; two sessions of one graph differ by about 1e-6 of it
 TIE_BAND = 1e-5  # over the largest logit: a pixel so close to the threshold has no side
 LOGITS = ("low_res_masks", "picture_masks")
 
@@ -102,11 +102,13 @@ def _differs(verdict: Verdict, holds: str, wanted: NDArray[Any], found: NDArray[
         return [f"{holds} has shape {found.shape}, must be {wanted.shape}"]
     if not np.isfinite(found).all():
         return [f"{holds} holds NaN or infinity"]
-    lines, peak = [], float(np.abs(wanted).max())
+    lines = []
     if found.dtype != np.bool_:
-        error = float(np.abs(found - wanted).max()) / max(peak, 1e-6)
+        # Logits have the scale of their largest, scores that of 1: a predicted IoU may be nearly 0 by itself.
+        scale = max(float(np.abs(wanted).max()), 1e-6 if holds in LOGITS else 1.0)
+        error = float(np.abs(found - wanted).max()) / scale
         verdict.output_error = max(verdict.output_error, error)
-        lines += [] if error <= LARGEST_ERROR else [f"{holds} differs by {error:.2g} of its largest value"]
+        lines += [] if error <= LARGEST_ERROR else [f"{holds} differs by {error:.2g} of {scale:.2g}"]
     if holds in LOGITS:
         iou = _iou(verdict, wanted, found)
         verdict.mask_iou_min = min(verdict.mask_iou_min, iou)

@@ -103,6 +103,33 @@ def test_a_spoilt_answer_is_seen(name: str, spoil: Spoil, expected: str) -> None
     assert any(part in line for line in verdict.failures for part in expected.split("|")), verdict.failures
 
 
+class Doubtful:
+    """A decoder whose predicted IoUs are nearly 0."""
+
+    def __init__(self, whole: Any) -> None:
+        self.set_image, self.spec, self.whole = whole.set_image, whole.spec, whole
+
+    def decode(self, prompts: Any) -> Any:
+        found = self.whole.decode(prompts)
+        return {**found, "iou_predictions": found["iou_predictions"] * np.float32(1e-5)}
+
+
+@pytest.mark.parametrize(("off", "passes"), [(1e-7, True), (2e-4, False)])
+def test_a_predicted_iou_near_0_has_the_scale_of_1(off: float, passes: bool) -> None:
+    place = [port.holds for port in SINGLE.outputs].index("iou_predictions")
+    whole = opened(SINGLE)
+
+    def run(values: Any) -> Any:
+        found = list(whole.run(values))
+        found[place] = (found[place] * 1e-5 + off).astype(np.float32)
+        return found
+
+    decoder = Doubtful(decoder_session(SINGLE))
+    verdict = judge(SINGLE, whole._replace(run=run), decoder, [image(SINGLE.families[0])], SEED)  # type: ignore[arg-type]
+    assert (verdict.failures == []) is passes
+    assert passes or all("iou_predictions differs" in line for line in verdict.failures)
+
+
 @pytest.mark.parametrize("ignored", ["mask_input", "has_mask_input"])
 def test_a_mask_that_is_not_honoured_is_seen(ignored: str) -> None:
     contract = CONTRACTS["meta"]
