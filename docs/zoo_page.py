@@ -48,6 +48,8 @@ samx zoo weights/ -o zoo                             # needs: files, minutes (ho
 A result is one of: {meanings}. In brackets is what was shown: `graph` is the exported graph on a processor, `lowered`
 an engine or package that was built, `device` the target's own device.
 
+Files that are named `random_` have upstream's architecture at random weights, demo models are samx's own.
+
 ## Released checkpoints that nobody has run
 
 The tests have these architectures at random weights, beside upstream's code as far as it could be had. Of the released
