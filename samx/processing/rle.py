@@ -68,7 +68,7 @@ class Rle:
         Raises: MissingExtraError.
         """
         packed = coco_library().frPyObjects(self.uncompressed(), self.height, self.width)
-        return {"size": packed["size"], "counts": packed["counts"].decode("ascii")}
+        return {"size": packed["size"], "counts": str(packed["counts"], "ascii")}
 
 
 def coco_library() -> Any:
