@@ -61,7 +61,9 @@ def checkpoints(folder: Path) -> None:
     from samx.demo import demo_checkpoint
 
     encoder = {f"image_encoder.{name}": tensor for name, tensor in meta_vit(1024, out=256).state_dict().items()}
-    torch.save({**load_file(demo_checkpoint("sam1")), **encoder}, folder / "sam_vit_b_01ec64.pth")
+    demo = load_file(demo_checkpoint("sam1"))
+    decoder = {name: tensor for name, tensor in demo.items() if not name.startswith("image_encoder.")}  # not its own
+    torch.save({**decoder, **encoder}, folder / "sam_vit_b_01ec64.pth")
     torch.save({"model": load_file(demo_checkpoint("sam2"))}, folder / "sam2.1_hiera_tiny.pt")
 
 
