@@ -266,8 +266,10 @@ def test_an_artifact_segments_as_metas_predictor_does(family: str, request: pyte
         for case in ("point", "box", "box and points", "mask fed back"):
             found, expected = (ONE[case](predictor, size) for predictor in (ours, meta))
             assert 0.001 < expected[0].mean() < 0.999
-            # A pixel of a mask of thousands may lie between two processors' sums.
-            assert (found[0] != expected[0]).sum() <= 2, case
+            logits = np.abs(ONE[case](meta, size, return_logits=True)[0])
+            decided = logits > 1e-4 * logits.max()  # two processors' sums leave the others on either side
+            assert decided.mean() > 0.998
+            assert iou(found[0] * decided, expected[0] * decided) > 0.9999, case
             np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tree_sitter
-import tree_sitter_swift
 from client_cases import Case, cases, code_of, exported, tool
+from swift_parser import faults
 
 from samx.artifacts.manifest import EncoderEntry
 from samx.clients.code import write_code
@@ -31,19 +29,6 @@ def swift(spec: DecoderSpec, folder: Path, precision: str = "fp16") -> str:
     encoder = EncoderEntry("demo", 1024, precision, ShapeRange(1, 1, 1))
     [path] = write_code(["swift"], backend("coreml"), spec, encoder, precision, PACKAGES, folder)
     return (folder / path).read_text()
-
-
-def faults(text: str) -> list[str]:
-    """List the lines that a Swift parser does not take."""
-    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
-
-    def walk(node: tree_sitter.Node) -> Iterator[str]:
-        if node.type == "ERROR" or node.is_missing:
-            yield text.splitlines()[node.start_point[0]]
-        for child in node.children:
-            yield from walk(child)
-
-    return list(walk(parser.parse(text.encode()).root_node))
 
 
 @pytest.mark.parametrize("spec", [sam1_spec(), sam2_spec(mask_input=True)], ids=["sam1", "sam2"])

@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import tree_sitter
-import tree_sitter_swift
+from swift_parser import faults
 
 import samx
 from samx.exporters.coreml.export import swift_source
@@ -31,19 +30,6 @@ Case = tuple[DecoderSpec, str, str, Mapping[str, int]]
 def source(case: Case) -> str:
     spec, contract, precision, functions = case
     return swift_source(spec, contract, precision, functions, spec.image_inputs)
-
-
-def faults(text: str) -> list[str]:
-    """List the lines that a Swift parser does not take."""
-    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
-
-    def walk(node: tree_sitter.Node) -> Iterator[str]:
-        if node.type == "ERROR" or node.is_missing:
-            yield text.splitlines()[node.start_point[0]]
-        for child in node.children:
-            yield from walk(child)
-
-    return list(walk(parser.parse(text.encode()).root_node))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
