@@ -26,3 +26,11 @@ def test_the_points_cost_most_and_the_iou_head_no_mask(monkeypatch: pytest.Monke
     assert result["exported"]["mask_iou_mean"] > 0.996
     assert result["exported"]["passed"]
     assert result["islands"] == ["point encoding"]
+
+
+def test_the_gate_sees_what_the_islands_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PROMPTS", 4)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", partial(checkpoint.load_checkpoint, image_size=256))
+    result = bisect(only=["IoU head"])
+    assert result["exported"]["passed"]
+    assert not result["everything"]["passed"]
