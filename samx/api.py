@@ -26,7 +26,7 @@ Sizes = Union[int, str, tuple[int, int, int]]  # the one that there is, or MIN:O
 def export(
     checkpoint: PathLike | None, out: PathLike, target: str = DEFAULT_TARGET, *, family: str = "sam1",
     precision: str | None = None, masks: MaskChoice = "multimask", mask_input: bool = False,
-    object_pointer: bool = False, memory_encoder: bool = False,
+    object_pointer: bool = False, memory_encoder: bool = False, object_embeddings: bool = False,
     encoder: bool = True, encoder_precision: str | None = None,
     encoder_pictures: PathLike | None = None, pictures: Sizes | None = None,
     image_size: int | None = None, frame: FrameRule | None = None, pixels: PixelRule | None = None,
@@ -62,7 +62,8 @@ def export(
     request = ExportRequest(
         out=Path(out), checkpoint=None if checkpoint is None else Path(checkpoint), family=family, target=target,
         precision=precision, masks=masks, mask_input=mask_input, object_pointer=object_pointer,
-        memory_encoder=memory_encoder, encoder=encoder, encoder_precision=encoder_precision,
+        memory_encoder=memory_encoder, object_embeddings=object_embeddings,
+        encoder=encoder, encoder_precision=encoder_precision,
         encoder_pictures=None if encoder_pictures is None else Path(encoder_pictures), pictures=_range(pictures),
         image_size=image_size, frame=frame, pixels=pixels, decoder=decoder,
         embeddings=[Path(path) for path in paths], client=tuple(client),

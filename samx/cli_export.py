@@ -29,6 +29,13 @@ Target = Annotated[
 ObjectPointer = Annotated[
     bool, typer.Option("--object-pointer", help="SAM 2: each mask's object pointer too, for a video's loop.")
 ]
+ObjectEmbeddings = Annotated[
+    bool,
+    typer.Option(
+        "--object-embeddings",
+        help="SAM 2: a decoder too, as ONNX, that takes an image embedding for each object, for a video's loop.",
+    ),
+]
 WithMemoryEncoder = Annotated[
     bool, typer.Option("--memory-encoder", help="SAM 2: the memory encoder too, as ONNX, for a video's loop.")
 ]
@@ -86,6 +93,7 @@ def export(
     mask_input: Annotated[bool, typer.Option("--mask-input", help="Take previous masks as prompts too.")] = False,
     object_pointer: ObjectPointer = False,
     memory_encoder: WithMemoryEncoder = False,
+    object_embeddings: ObjectEmbeddings = False,
     encoder: WithEncoder = True,
     encoder_precision: EncoderPrecision = None,
     encoder_pictures: EncoderPictures = None,
@@ -121,6 +129,7 @@ def export(
         out=output or Path(f"{name}-{target}{'-' + precision if precision else ''}"),
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
         mask_input=mask_input, object_pointer=object_pointer, memory_encoder=memory_encoder,
+        object_embeddings=object_embeddings,
         encoder=encoder, encoder_precision=encoder_precision,
         encoder_pictures=encoder_pictures,
         pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),

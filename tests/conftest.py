@@ -89,7 +89,8 @@ def video_export(made_once: Once) -> Path:
         folder.mkdir()
         file = video_upstream.meta_file(video_upstream.meta_video(), folder / "video.pt")
         asked: dict[str, Any] = {"image_size": video_upstream.SIZE_PX, "encoder": False}
-        export(ExportRequest(folder / "artifact", checkpoint=file, object_pointer=True, memory_encoder=True, **asked))
+        pieces: dict[str, Any] = {"object_pointer": True, "memory_encoder": True, "object_embeddings": True}
+        export(ExportRequest(folder / "artifact", checkpoint=file, **pieces, **asked))
 
     return made_once("video", write)
 

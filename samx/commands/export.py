@@ -14,7 +14,7 @@ from samx.artifacts.commit import check_target, write_file
 from samx.artifacts.draft import Draft, draft
 from samx.artifacts.manifest import CheckpointEntry, EncoderEntry, Manifest
 from samx.clients import code
-from samx.commands import memory
+from samx.commands import video
 from samx.commands.proof import NOTHING, compile_draft, prove
 from samx.commands.references import beside_own_size, in_torch, with_both_signs
 from samx.demo import demo_checkpoint
@@ -60,6 +60,7 @@ class ExportRequest:
     mask_input: bool = False
     object_pointer: bool = False  # what a video's loop keeps, as one more output
     memory_encoder: bool = False  # of that loop too, as a graph of its own
+    object_embeddings: bool = False  # a decoder too that takes one for each object, as a graph of its own
     encoder: bool = True  # the image encoder too, where the checkpoint has one that is known
     encoder_precision: str | None = None  # None: the decoder's, where the target's encoder has it; never int8
     encoder_pictures: Path | None = None  # folder that calibrates an encoder of int8; None: demo scenes
@@ -189,7 +190,9 @@ class _Export:
             if self.on_held_out else None
         )  # fmt: skip
         self.int8_report: Int8Report | None = None
-        self.with_memory = memory.step(self.checkpoint, job) if request.memory_encoder else None
+        pieces = {"memory_encoder": request.memory_encoder, "object_decoder": request.object_embeddings}
+        asked = [role for role, is_asked in pieces.items() if is_asked]
+        self.with_pieces = video.step(self.checkpoint, job, asked) if asked else None
 
     def fill(self) -> ParityReport:
         """Write every file of the artifact, and judge its graph.
@@ -203,7 +206,7 @@ class _Export:
         job = self._quantisation(exported)
         quantised = None if job is None else int8.quantise(self.entry, job)
         exported = exported if quantised is None else quantised.exported
-        exported = exported if self.with_memory is None else self.with_memory(exported, self.made.directory)
+        exported = exported if self.with_pieces is None else self.with_pieces(exported, self.made.directory)
         encoder = self._encoder()
         written = self._client_code(exported, encoder) if self.request.client else {}
         held = self._held_out(exported.most_points) if self.on_held_out else None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samx.artifacts.store import Artifact
+from samx.commands import video
 from samx.commands.references import in_torch
 from samx.errors import ArtifactError
+from samx.models.session import Outputs
 from samx.registry import backend
 from samx.validators.child import ENCODER_SUITE_ROLE, SUITE_ROLE, gate_in_child
 from samx.validators.encoder_suite import EncoderSuite
 from samx.validators.report import ParityReport
 from samx.validators.suite import ParitySuite
+from samx.validators.video_pieces import check, stored, written
 
 if TYPE_CHECKING:
     from samx.exporters.base import ExportJob
@@ -35,17 +39,28 @@ def validate(
     entry.require_device(device)
     level = entry.level(device)
     if checkpoint is None:
-        return gate_in_child(path, level=level, device=device, threads=threads, seed=seed)
+        report = gate_in_child(path, level=level, device=device, threads=threads, seed=seed)
+        return _with_pieces(report, artifact, stored(artifact) if written(artifact) else {})
     job = _job(artifact, checkpoint)
     with tempfile.TemporaryDirectory(prefix="samx-validate-") as folder:
         suite, pictures = Path(folder, "suite.npz"), Path(folder, "pictures.npz")
         _fresh_suite(artifact, job).save(suite)
         if has_encoder := artifact.manifest.encoder is not None:
             pictures.write_bytes(_fresh_pictures(artifact, checkpoint, job).to_bytes())
-        return gate_in_child(
+        report = gate_in_child(
             path, level=level, device=device, threads=threads, suite=suite, seed=seed,
             pictures=pictures if has_encoder else None,
         )  # fmt: skip
+    pieces = video.in_torch(checkpoint, job, written(artifact))
+    return _with_pieces(report, artifact, {piece.role: piece.expected(job) for piece in pieces})
+
+
+def _with_pieces(report: ParityReport, artifact: Artifact, expected: Mapping[str, Sequence[Outputs]]) -> ParityReport:
+    """Add what is wrong with the pieces of a video's loop, and which were compared."""
+    if not expected:
+        return report
+    failures = (*report.failures, *check(artifact, expected))
+    return replace(report, failures=failures, suite={**report.suite, "video_pieces": list(expected)})
 
 
 def _job(artifact: Artifact, checkpoint: Path) -> ExportJob:

@@ -97,6 +97,18 @@ def fast_decoder(loaded: LoadedDecoder, spec: DecoderSpec, needs: Needs) -> Fast
     return decoder if needs.keep_fp32 is None else set_precision(decoder, KEEP_FP32 | set(needs.keep_fp32))
 
 
+def object_graph(loaded: LoadedDecoder, spec: DecoderSpec) -> Graph:
+    """Build the decoder that takes an image embedding for each prompt: memory makes each object of a video its own.
+
+    Nothing of an image is shared then but what stays as the encoder made it.
+    """
+    reference = build_reference(replace(loaded, spec=spec))
+    decoder = FastDecoder(reference, choose_form(spec, USUAL_POINTS.opt, low_rank=False), cached=False)
+    first, *shared = spec.inputs
+    inputs = (replace(first, shape=("prompts", *first.shape[1:]), meaning="each object's, memory added"), *shared)
+    return Graph("object_decoder", WholeGraph(decoder), inputs, spec.outputs, client_notes(spec, "object_decoder"))
+
+
 def form_facts(decoder: FastDecoder, needs: Needs) -> dict[str, Any]:
     """Say which form was chosen and why, for the manifest."""
     spec = decoder.spec
