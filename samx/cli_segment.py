@@ -40,8 +40,14 @@ SETTINGS: Mapping[str, tuple[Any, str]] = {
     "crop_overlap_ratio": (float, "How much crops overlap, as a share of the shorter side (0.34)."),
     "crop_n_points_downscale_factor": (int, "Divides the clicks along a side with each layer (1)."),
     "min_mask_region_area": (int, "Smaller holes and islands go: SAM px of the picture, SAM 2 of its small mask (0)."),
+    "tile_px": (int, "Look tile by tile of so many px a side: for large pictures, up to 1000 megapixels."),
+    "tile_overlap_px": (int, "What tiles share, px (a quarter of a tile): at least the width of what is looked for."),
     "use_m2m": (bool, "SAM 2: feed each mask back once. Needs an export with --all-masks --mask-input."),
     "single_mask": (bool, "SAM 2: one mask a click, Meta's multimask_output=False."),
+    "point_grids": (
+        Path,
+        "JSON file: for each layer of crops a list of points [x, y], 0 to 1, and no grid.",
+    ),
 }
 
 
@@ -115,6 +121,10 @@ def _settings(everything: bool, settings: Mapping[str, Any]) -> dict[str, Any] |
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} is a setting of --everything", fix="Add that, or leave this out.")
         return None
+    if "point_grids" in given:
+        from samx.processing.settings import read_grids
+
+        given["point_grids"] = read_grids(given["point_grids"])
     return {**given, "multimask_output": False} if given.pop("single_mask", False) else given
 
 

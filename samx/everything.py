@@ -28,8 +28,9 @@ def look_over(
     check_export(session.spec, settings.multimask_output, has_mask=False)
     if settings.use_m2m:
         check_export(session.spec, multimask=False, has_mask=True)
-    if settings.crop_n_layers and bring is None:
-        raise UsageError("crops are cut from the picture, and none is given", fix="Give it: everything(image, ...).")
+    if (settings.crop_n_layers or settings.tile_px) and bring is None:
+        what = "crops and tiles are cut from the picture, and none is given"
+        raise UsageError(what, fix="Give it: everything(image, ...).")
     crops = plan(settings, session.spec, *size)
     turns, total = count(), calls(crops, settings)
     found = []

@@ -255,7 +255,7 @@ class Predictor:
             ...     print(record["area"], record["predicted_iou"], record["segmentation"].shape)
         """
         checked = Settings.of(self._spec, settings)
-        picture = None if image is None else picture_array(image, image_format)
+        picture = None if image is None else picture_array(image, image_format, checked.most_px)
         return self.look_over(picture, checked, progress or silent).records(checked.output_mode)
 
     def look_over(self, picture: RgbArray | None, settings: Settings, progress: Progress) -> Kept:

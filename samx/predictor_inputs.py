@@ -162,9 +162,10 @@ def _count(given: Mapping[str, Sequence[Any] | Table | None], several: bool) -> 
     return counts[most]
 
 
-def picture_array(image: Picture, image_format: str = "RGB") -> RgbArray:
+def picture_array(image: Picture, image_format: str = "RGB", most_px: int | None = None) -> RgbArray:
     """Read or check a picture, and put its channels in order. Shapes: -> (H, W, 3).
 
+    most_px: that a file may have, as read_image() takes it.
     Raises: ImageError for anything but a picture; UsageError for an unknown order.
     """
     if image_format not in FORMATS:
@@ -176,7 +177,7 @@ def picture_array(image: Picture, image_format: str = "RGB") -> RgbArray:
             "image_format is for arrays", found=repr(image_format), expected="RGB for files and PIL images"
         )
     if isinstance(image, (str, Path)):
-        return read_image(Path(image))
+        return read_image(Path(image), most_px=most_px)
     pillow = sys.modules.get("PIL.Image")  # whoever has a picture of its has imported it
     if pillow is not None and isinstance(image, pillow.Image):
         return np.array(image.convert("RGB"))

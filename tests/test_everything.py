@@ -106,7 +106,7 @@ def test_the_picture_that_is_set_is_looked_at_and_stays_set() -> None:
     other.set_image(picture)
     assert_same(list(other.everything(points_per_side=4)), given)
     assert other.is_image_set
-    with pytest.raises(UsageError, match="crops are cut from the picture, and none is given"):
+    with pytest.raises(UsageError, match="crops and tiles are cut from the picture, and none is given"):
         other.everything(crop_n_layers=1)
     with pytest.raises(UsageError, match="no image is set"):
         predictor.everything()

@@ -10,9 +10,19 @@ from pathlib import Path
 
 from samx.artifacts.commit import write_file
 from samx.errors import UsageError, WriteError
-from samx.processing.images import RgbArray, check_free
+from samx.processing.images import MAX_PICTURE_PX, RgbArray, check_free
 from samx.processing.rasters import png_bytes
-from samx.processing.results import FOLDER, KINDS, NAME_PATTERN, OVERLAY, Segments, check_kind, kind_of, pictures
+from samx.processing.results import (
+    FOLDER,
+    KINDS,
+    NAME_PATTERN,
+    OF_RUNS,
+    OVERLAY,
+    Segments,
+    check_kind,
+    kind_of,
+    pictures,
+)
 
 OTHER_NAME = "Choose another name, or remove it yourself."
 
@@ -35,6 +45,20 @@ def check_outputs(outputs: Sequence[Path], overwrite: bool) -> None:
             raise WriteError(f"cannot write {path}", found="a folder of that name", fix="Choose another name.")
         else:
             check_free(path, overwrite)
+
+
+def check_holds(outputs: Sequence[Path], picture: RgbArray) -> None:
+    """Refuse files that would hold every pixel of a picture that is looked at tile by tile because it is too large.
+
+    Raises: UsageError.
+    """
+    height, width, _ = picture.shape
+    for path in outputs:
+        if height * width > MAX_PICTURE_PX and kind_of(path) not in OF_RUNS:
+            raise UsageError(
+                f"'{path}' holds every pixel, of a picture too large for that", found=f"{width} x {height} px",
+                expected=" or ".join(OF_RUNS),
+            )  # fmt: skip
 
 
 def _check_folder(path: Path, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from samx.artifacts.store import Artifact
-from samx.commands.outputs import check_outputs, write_outputs
+from samx.commands.outputs import check_holds, check_outputs, write_outputs
 from samx.errors import ImageError, UsageError, doubt
 from samx.models.session import FloatArray
 from samx.opening import open_predictor
@@ -18,7 +18,7 @@ from samx.predictor import Predictor
 from samx.processing.automatic import Kept
 from samx.processing.embeddings import is_tagged
 from samx.processing.frames import Frame
-from samx.processing.images import RgbArray, check_upright, read_image
+from samx.processing.images import MAX_TILED_PX, RgbArray, check_upright, read_image
 from samx.processing.overlay import overlay
 from samx.processing.postprocess import SegmentedMask, mask_box
 from samx.processing.prompts import Prompt, mask_logits
@@ -78,9 +78,11 @@ def segment_picture(
         raise UsageError("two sources of features", found="--embedding and --encoder", expected="one of them")
     asked.check()
     check_outputs(outputs, overwrite)
+    tiled = asked.everything is not None and asked.everything.get("tile_px") is not None
     if embedding is not None and not is_tagged(embedding):
         check_upright(image)
-    picture = read_image(image, levels)
+    picture = read_image(image, levels, MAX_TILED_PX if tiled else None)
+    check_holds(outputs, picture)
     with open_predictor(Artifact.open(model), device, threads, encoder=encoder, pixels=pixels) as predictor:
         if asked.everything is None:
             predictor.set_image(picture, embedding=embedding)
@@ -112,6 +114,9 @@ def _of_everything(
     progress: Progress,
 ) -> Segments:  # fmt: skip
     checked = Settings.of(predictor.spec, settings)
+    if checked.tile_px is not None:
+        doubt(f"what is wider than {checked.shared_px} px, which tiles share, may be missing: masks that a tile cuts "
+              "off are left out; --tile-overlap-px takes more")  # fmt: skip
     if embedding is not None:
         predictor.set_image(picture, embedding=embedding)
     found: Kept = predictor.look_over(None if embedding is not None else picture, checked, progress)

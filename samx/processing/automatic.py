@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from samx.errors import UsageError
 from samx.models.session import FloatArray, Session
 from samx.models.spec import LABELS, DecoderSpec
-from samx.processing.boxes import Boxes, crop_boxes, is_cut_off, suppress_overlaps
+from samx.processing.boxes import Boxes, crop_boxes, is_cut_off, suppress_overlaps, tile_boxes
 from samx.processing.frames import Frame
 from samx.processing.postprocess import BoolArray, Resized, mask_box, predicted_masks, resized_part
 from samx.processing.prompts import PromptBatch, Table
@@ -95,13 +95,13 @@ def _sized(box: Boxes) -> list[int]:
 
 
 def plan(settings: Settings, spec: DecoderSpec, width_px: int, height_px: int) -> list[Crop]:
-    """Say which parts of a picture are asked about, and where: the whole, then those of each layer.
+    """Say which parts of a picture are asked about, and where: the whole, then those of each layer; or its tiles.
 
     Raises: UsageError where there are more layers than pixels, or a layer has no points.
     """
     grids = settings.grids()
     found = []
-    for layer, box in crop_boxes(width_px, height_px, settings.crop_n_layers, settings.crop_overlap_ratio):
+    for layer, box in _parts(settings, width_px, height_px):
         width, height = box[2] - box[0], box[3] - box[1]
         if min(width, height) < 1:
             raise UsageError(
@@ -110,6 +110,12 @@ def plan(settings: Settings, spec: DecoderSpec, width_px: int, height_px: int) -
             )  # fmt: skip
         found.append(Crop(np.array(box), Frame.of(spec, width, height), grids[layer] * (width, height)))
     return found
+
+
+def _parts(settings: Settings, width_px: int, height_px: int) -> list[tuple[int, tuple[int, ...]]]:
+    if settings.tile_px is None:
+        return crop_boxes(width_px, height_px, settings.crop_n_layers, settings.crop_overlap_ratio)
+    return [(0, box) for box in tile_boxes(width_px, height_px, settings.tile_px, settings.shared_px)]
 
 
 def calls(crops: Sequence[Crop], settings: Settings) -> int:
@@ -136,12 +142,16 @@ def masks_of(
 
 
 def settled(parts: Sequence[Kept], settings: Settings, spec: DecoderSpec) -> Kept:
-    """Put the crops' masks together, without what several of them have; mend them where the family does so now."""
+    """Put the crops' masks together, without what several of them have; mend them where the family does so now.
+
+    Of what several have, that of the smallest crop stays, as Meta's; of tiles, which are of one size, the surest.
+    """
     found = Kept.joined(parts)
     if len(parts) > 1:
         sides = found.crops[:, 2:] - found.crops[:, :2]
         small_first = np.float32(1) / np.prod(sides, axis=1).astype(np.float32)
-        found = found.take(suppress_overlaps(found.boxes, small_first, settings.crop_nms_thresh))
+        first = small_first if settings.tile_px is None else found.iou
+        found = found.take(suppress_overlaps(found.boxes, first, settings.crop_nms_thresh))
     if settings.min_mask_region_area and not spec.rules.automatic_mends_logits:
         return _mended(found, settings)
     return found

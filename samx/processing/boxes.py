@@ -44,6 +44,20 @@ def is_cut_off(boxes: Boxes, crop: Boxes, size: tuple[int, int]) -> NDArray[np.b
     return np.asarray((near_crop & ~near_picture).any(axis=1))
 
 
+def tile_boxes(width_px: int, height_px: int, side_px: int, shared_px: int) -> list[tuple[int, int, int, int]]:
+    """Cut a picture into tiles, row by row; the last of a row and column moves back, to end with the picture.
+
+    Units: the boxes end beyond their last pixels.
+    """
+    columns, rows = (_starts(length, side_px, shared_px) for length in (width_px, height_px))
+    return [(x, y, min(x + side_px, width_px), min(y + side_px, height_px)) for y in rows for x in columns]
+
+
+def _starts(length_px: int, side_px: int, shared_px: int) -> list[int]:
+    last = max(length_px - side_px, 0)
+    return [*range(0, last, side_px - shared_px), last]
+
+
 def crop_boxes(width_px: int, height_px: int, layers: int, overlap_ratio: float) -> list[tuple[int, tuple[int, ...]]]:
     """Cut a picture into overlapping crops, layer by layer, 2 to a side, then 4: each layer's number and box.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,19 +26,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
 RgbArray = NDArray[np.uint8]
+_PILLOWS_LIMIT = threading.Lock()  # one number for the whole process
 
 MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take is below it
+MAX_TILED_PX = 1_000_000_000  # of a picture that is looked at tile by tile: read whole all the same, twice for a moment
 # Formats with a decoder inside Pillow; others start programs of their own (EPS: Ghostscript) or hold no photographs.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 HEAD_BYTES = 32  # of a file, which tell whether it is a PNG and how deep
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
 
 
-def read_image(path: Path, levels: Levels | None = None) -> RgbArray:
+def read_image(path: Path, levels: Levels | None = None, most_px: int | None = None) -> RgbArray:
     """Read a picture as it is meant to be seen: turned by its EXIF orientation, in RGB, transparency dropped;
     of an animation, the first picture. Without Pillow, PNG, PPM and PGM alone.
 
     levels: of pictures with more than 8 bits a channel, what becomes black and white; None: as eight_bits() finds.
+    most_px: that it may have; None: MAX_PICTURE_PX.
     Shapes: -> (H, W, 3).
     Raises: ImageError when it is missing, no picture, damaged or too large, or needs Pillow.
     """
@@ -48,20 +51,20 @@ def read_image(path: Path, levels: Levels | None = None) -> RgbArray:
         file.seek(0)
         if deep or pillow is None:
             try:
-                return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path), levels)
+                return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path, most_px), levels)
             except ImageError as error:
                 if pillow is None or error.fix != PILLOW:
                     raise
                 fix = "Convert it to 8 bits a channel."
                 raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
-        return _read_by_pillow(path, file, levels)
+        return _read_by_pillow(path, file, levels, most_px)
 
 
-def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None) -> RgbArray:
-    from PIL import Image, ImageOps
+def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None, most_px: int | None) -> RgbArray:
+    from PIL import ImageOps
 
-    with _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
-        _check_size(path, picture.size)
+    with _pillow_errors(path), _pillow_image(file) as picture:
+        _check_size(path, most_px, picture.size)
         ImageOps.exif_transpose(picture, in_place=True)
         return _as_rgb(path, picture, levels)
 
@@ -74,9 +77,7 @@ def check_upright(path: Path) -> None:
     """
     if find_spec("PIL") is None:
         return  # without it, no turned picture is read
-    from PIL import Image
-
-    with _opened(path) as file, _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
+    with _opened(path) as file, _pillow_errors(path), _pillow_image(file) as picture:
         turned = picture.getexif().get(ORIENTATION, UPRIGHT)
     if turned != UPRIGHT:
         raise ImageError(
@@ -110,16 +111,12 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def _pillow_errors(path: Path) -> Iterator[None]:
     """Turn whatever Pillow says about a file into one line."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PICTURE_PX is checked instead
-            yield
+        yield
     except (ImageError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(path, "more than Pillow opens") from error
     except UnidentifiedImageError as error:
         formats = ", ".join(PICTURE_FORMATS)
         raise ImageError(f"file '{path}' is no picture that samx reads", expected=f"one of {formats}") from error
@@ -128,17 +125,29 @@ def _pillow_errors(path: Path) -> Iterator[None]:
         raise ImageError(f"picture '{path}' is damaged or incomplete", found=error, fix=fix) from error
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def _pillow_image(file: IO[bytes]) -> Image.Image:
+    """Open a picture of any size by its header: which are too large is said here, not by Pillow."""
+    from PIL import Image
+
+    with _PILLOWS_LIMIT:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=PICTURE_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
+def _check_size(path: Path, most_px: int | None, size: tuple[int, int]) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"picture '{path}' has no pixels", found=f"{width} x {height} px")
-    if width * height > MAX_PICTURE_PX:
-        raise _too_large(path, f"{width} x {height} px")
-
-
-def _too_large(path: Path, found: str) -> ImageError:
-    expected = f"at most {MAX_PICTURE_PX // 1_000_000} megapixels"
-    return ImageError(f"picture '{path}' is too large", found=found, expected=expected, fix="Make it smaller first.")
+    most = MAX_PICTURE_PX if most_px is None else most_px
+    if width * height > most:
+        tiled = "" if most_px else " Or look for everything in it tile by tile: --everything --tile-px 2048."
+        raise ImageError(
+            f"picture '{path}' is too large", found=f"{width} x {height} px",
+            expected=f"at most {most // 1_000_000} megapixels", fix=f"Make it smaller first.{tiled}",
+        )  # fmt: skip
 
 
 def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from samx.errors import UsageError
 from samx.extras import require
-from samx.processing.postprocess import BoolArray, PixelBox, mask_box
+from samx.processing.postprocess import BoolArray, PixelBox
 from samx.processing.rasters import png_bytes
 from samx.processing.rle import RESULTS, Masks, Rle, coco_library
 
@@ -104,7 +104,7 @@ def geo_json(found: Segments) -> bytes:
     features = [
         {
             "type": "Feature", "id": number, "properties": {"area": rle.area_px, **facts},
-            "geometry": {"type": "MultiPolygon", "coordinates": polygons(rle.mask())},
+            "geometry": {"type": "MultiPolygon", "coordinates": polygons(*rle.part())},
         }
         for number, (rle, facts) in enumerate(_pairs(found), 1)
     ]  # fmt: skip
@@ -115,16 +115,18 @@ def _contours() -> Any:
     return require("contourpy", RESULTS, "drawing masks as polygons")
 
 
-def polygons(mask: BoolArray) -> list[list[list[list[float]]]]:
-    """Trace a mask: polygons of an outer ring and its holes, rings closed. Shapes: (H, W)."""
-    x0, y0, x1, y1 = mask_box(mask) or (0, 0, 0, 0)
-    padded = np.pad(mask[y0:y1, x0:x1], 1).astype(np.float32)
-    if not padded.any():
+def polygons(corner: tuple[int, int], part: BoolArray) -> list[list[list[list[float]]]]:
+    """Trace a mask from the part that it is in: polygons of an outer ring and its holes, rings closed.
+
+    Shapes: corner (x, y), part (h, w).
+    """
+    if not part.any():
         return []
+    padded = np.pad(part, 1).astype(np.float32)
     lines = _contours().contour_generator(z=padded, fill_type="OuterOffset").filled(0.5, 2.0)
-    corner = np.array([x0, y0]) - 0.5  # a padding pixel before the first, whose centre is half a pixel in
+    moved = np.array(corner) - 0.5  # a padding pixel before the first, whose centre is half a pixel in
     return [
-        [_ring(points[start:end] + corner) for start, end in pairwise(offsets)]
+        [_ring(points[start:end] + moved) for start, end in pairwise(offsets)]
         for points, offsets in zip(*lines, strict=True)
     ]
 
@@ -174,7 +176,8 @@ def _common(facts: Sequence[Facts]) -> list[str]:
 
 def pixel_box(rle: Rle) -> PixelBox | None:
     """Return the box around a mask, its second corner just beyond."""
-    return mask_box(rle.mask())
+    (x, y), part = rle.part()
+    return (x, y, x + part.shape[1], y + part.shape[0]) if part.size else None
 
 
 def pictures(found: Segments) -> Files:
@@ -207,6 +210,7 @@ KINDS: Mapping[str, Kind] = {
     ".npz": Kind("arrays", lambda: None, arrays),
 }
 OVERLAY, FOLDER = ".png", ""
+OF_RUNS = (".json", ".geojson")  # what is written without ever holding a whole mask
 # Longer ones first: a label map is a PNG too.
 ENDINGS = {
     **{ending: kind.words for ending, kind in sorted(KINDS.items(), key=lambda item: -len(item[0]))},

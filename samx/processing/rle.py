@@ -58,6 +58,17 @@ class Rle:
         inside = np.arange(len(self.counts)) % 2 == 1
         return np.repeat(inside, self.counts).reshape(self.width, self.height).T
 
+    def part(self) -> tuple[tuple[int, int], BoolArray]:
+        """Decode the part of the picture that the mask is in. Shapes: -> corner (x, y), (h, w); or 0 x 0."""
+        borders = np.cumsum(self.counts)[: len(self.counts) // 2 * 2]  # of its runs: first pixels, and those beyond
+        if not len(borders):
+            return (0, 0), np.zeros((0, 0), np.bool_)
+        left, right = borders[0] // self.height, (borders[-1] - 1) // self.height + 1
+        runs = np.diff(np.r_[left * self.height, borders, right * self.height])
+        columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(right - left, self.height).T
+        rows = np.flatnonzero(columns.any(axis=1))
+        return (int(left), int(rows[0])), columns[rows[0] : rows[-1] + 1]
+
     def uncompressed(self) -> dict[str, Any]:
         """Return it as plain data."""
         return {"size": [self.height, self.width], "counts": self.counts.tolist()}

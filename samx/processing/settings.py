@@ -6,14 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from samx.errors import UsageError
+from samx.artifacts.strict_json import parse
+from samx.errors import ArtifactError, UsageError
+from samx.files import read_file
 from samx.models.families.base import Family
 from samx.models.spec import DecoderSpec
+from samx.processing.images import MAX_PICTURE_PX, MAX_TILED_PX
 from samx.processing.prompts import Table, grid_shares
 from samx.processing.regions import regions_library
 from samx.processing.rle import coco_library
@@ -41,6 +45,7 @@ class Span(NamedTuple):
         return math.isfinite(number) and self.least <= number <= self.most and not (self.whole and number % 1)
 
 
+GRIDS_CAP_BYTES = 16 * 1024 * 1024  # a grid of a million points
 COUNT, SHARE = Span(1, whole=True), Span(0, 1)
 SPANS: Mapping[str, Span] = {
     "points_per_side": COUNT,
@@ -55,6 +60,8 @@ SPANS: Mapping[str, Span] = {
     "crop_overlap_ratio": Span(0, 0.99),  # crops that overlap wholly are the same
     "crop_n_points_downscale_factor": COUNT,
     "min_mask_region_area": Span(0, whole=True),
+    "tile_px": Span(64, whole=True),
+    "tile_overlap_px": Span(0, whole=True),
 }
 REFINING = ("use_m2m", "multimask_output", "mask_threshold")  # what only some families' generators have
 
@@ -83,6 +90,8 @@ class Settings:
     output_mode: str = "binary_mask"
     use_m2m: bool = False
     multimask_output: bool = True
+    tile_px: int | None = None  # side of the tiles that the picture is looked at in; None: it is looked at whole
+    tile_overlap_px: int | None = None  # None: a quarter of a tile
 
     @classmethod
     def of(cls, spec: DecoderSpec, given: Mapping[str, Any]) -> Settings:
@@ -101,9 +110,37 @@ class Settings:
         if mode not in OUTPUT_MODES:
             raise UsageError("output_mode is unknown", found=repr(mode), expected=" or ".join(OUTPUT_MODES))
         settings = cls(**{**_defaults(spec), **asked})
+        settings.check_tiles()
         settings.grids()
         settings.check_libraries()
         return settings
+
+    @property
+    def shared_px(self) -> int:
+        """Return how many pixels tiles that lie side by side share: what is wider may be in none of them whole."""
+        return (self.tile_px or 0) // 4 if self.tile_overlap_px is None else self.tile_overlap_px
+
+    @property
+    def most_px(self) -> int:
+        """Return how many pixels a picture may have."""
+        return MAX_PICTURE_PX if self.tile_px is None else MAX_TILED_PX
+
+    def check_tiles(self) -> None:
+        """Refuse tiles that do not go with the other settings.
+
+        Raises: UsageError.
+        """
+        if self.tile_px is None:
+            if self.tile_overlap_px is not None:
+                raise UsageError(
+                    "tile_overlap_px is of tiles", fix="Say their side too: tile_px, in the shell --tile-px."
+                )
+        elif self.crop_n_layers:
+            raise UsageError("tiles are not cut into crops", found="tile_px and crop_n_layers", expected="one of them")
+        elif 2 * self.shared_px > self.tile_px:
+            raise UsageError(
+                "tiles share too much", found=f"{self.shared_px} of {self.tile_px} px", expected="half at most"
+            )
 
     def check_libraries(self) -> None:
         """Import what these settings need.
@@ -152,6 +189,20 @@ def _defaults(spec: DecoderSpec) -> dict[str, Any]:
         "box_nms_thresh": rules.automatic_box_iou,
         "points_per_side": rules.automatic_points_per_side,
     }
+
+
+def read_grids(path: Path) -> Sequence[ArrayLike]:
+    """Read point_grids from a JSON file: lists of points [x, y], one for each layer of crops.
+
+    Raises: UsageError.
+    """
+    try:
+        found = parse(read_file(path, GRIDS_CAP_BYTES, f"'{path}'", UsageError), f"'{path}'")
+    except ArtifactError as error:
+        raise UsageError(error.what, found=error.found) from error
+    if not isinstance(found, list) or not all(isinstance(grid, list) for grid in found):
+        raise UsageError(f"'{path}' holds no point grids", expected="a list for each layer of crops, of points [x, y]")
+    return found
 
 
 def _checked_grids(grids: Sequence[ArrayLike], layers: int) -> list[Table]:

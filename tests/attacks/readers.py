@@ -210,7 +210,7 @@ def raster(data: bytes) -> object:
     """Decode a picture without Pillow."""
     from samx.processing.images import _check_size
 
-    return read_raster(data, "picture", lambda size: _check_size(Path("picture"), size))
+    return read_raster(data, "picture", lambda size: _check_size(Path("picture"), None, size))
 
 
 READERS: Mapping[str, Reader] = {

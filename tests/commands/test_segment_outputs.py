@@ -74,9 +74,9 @@ def test_polygons_hold_the_centres_of_the_masks_pixels(tmp_path: Path) -> None:
         rings = [ring for polygon in feature["geometry"]["coordinates"] for ring in polygon]
         assert all(ring[0] == ring[-1] for ring in rings)
         np.testing.assert_array_equal(sum((crossings(ring, x, y) for ring in rings), np.zeros(SIZE, int)) % 2, mask)
-    (square,) = polygons(masks()[1])
+    (square,) = polygons((0, 0), masks()[1])
     assert len(square[0]) == 9  # eight corners, cut off: nothing on a straight line
-    assert polygons(masks()[3]) == []
+    assert polygons((0, 0), masks()[3]) == []
 
 
 def crossings(ring: list[list[float]], x: FloatGrid, y: FloatGrid) -> NDArray[np.int64]:
@@ -94,7 +94,7 @@ def area(ring: list[list[float]]) -> float:
 
 
 def test_a_polygons_area_is_its_masks_but_for_the_corners() -> None:
-    (rings,) = polygons(masks()[0])
+    (rings,) = polygons((0, 0), masks()[0])
     assert len(rings) == 2
     assert area(rings[0]) * area(rings[1]) < 0  # a hole runs the other way
     assert sum(map(area, rings)) == pytest.approx(masks()[0].sum(), abs=8 * 0.125)

@@ -229,7 +229,7 @@ def test_a_damaged_file_is_refused_or_read_and_nothing_else(seed: int) -> None:
         data[random.integers(0, len(data))] = random.integers(0, 256)
     end = random.integers(0, len(data) + 1) if seed % 2 else len(data)
     try:
-        found = read_raster(bytes(data[:end]), "picture", lambda size: images._check_size(Path("a"), size))
+        found = read_raster(bytes(data[:end]), "picture", lambda size: images._check_size(Path("a"), None, size))
     except SamxError as error:
         words = str(error)
     else:
