@@ -126,6 +126,11 @@ bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
 	@$(BIN)/samx export --split --output $(COMPARED)/split --force
 	@$(BIN)/samx bench $(COMPARED)/one $(COMPARED)/split --against meta $(MEASURED) --output $(COMPARED)/bench.json --force
 
+.PHONY: wasm
+wasm: $(INSTALLED) toolchains ## Measure a click in onnxruntime-web, one thread, beside Meta's decoder
+	@mkdir -p $(COMPARED)
+	@$(BIN)/python -m tools.wasm --output $(COMPARED)/wasm.json
+
 amg: $(INSTALLED) ## Find everything in 20 scenes beside Meta's generators, both families (AMG_FLAGS=...; an hour or two)
 	@mkdir -p $(COMPARED)
 	@PYTHONPATH=.:tests $(BIN)/python -m tools.amg --output $(COMPARED)/automatic.json $(AMG_FLAGS)
