@@ -236,11 +236,16 @@ def _commit(staged: Path, target: Path, overwrite: bool) -> None:
     for path in [*sorted(staged.rglob("*"), reverse=True), staged]:  # a folder after what is in it
         _sync(path)
     _check_target(target, overwrite)  # again: an export takes minutes
+    place(staged, target)
+    _sync(target.parent)
+
+
+def place(staged: Path, target: Path) -> None:
+    """Give a directory its name; one that has it already is then gone, or where the new one was."""
     if not os.path.lexists(target):
         staged.rename(target)
     elif not _exchange(staged, target):
         _replace(staged, target)
-    _sync(target.parent)
 
 
 def _exchange(staged: Path, target: Path) -> bool:

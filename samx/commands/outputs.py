@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from samx.artifacts.commit import write_file
+from samx.artifacts.folder import write_folder
 from samx.errors import UsageError, WriteError
 from samx.processing.images import MAX_PICTURE_PX, RgbArray, check_free
 from samx.processing.rasters import png_bytes
@@ -85,27 +85,8 @@ def write_outputs(outputs: Sequence[Path], found: Segments, draw: Callable[[], R
     for path in outputs:
         kind = kind_of(path)
         if kind == FOLDER:
-            _write_folder(path, found, overwrite)
+            write_folder(path, pictures(found), partial(_check_folder, path, overwrite))
             continue
         data = png_bytes(draw()) if kind == OVERLAY else KINDS[kind].write(found)
         check_free(path, overwrite)
         write_file(path, data)
-
-
-def _write_folder(path: Path, found: Segments, overwrite: bool) -> None:
-    staged, aside = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{word}") for word in ("new", "old"))
-    try:
-        staged.mkdir()
-        for name, data in pictures(found):
-            write_file(staged / name, data)
-        _check_folder(path, overwrite)
-        if path.exists():
-            path.rename(aside)
-        staged.rename(path)
-    except OSError as cause:
-        raise WriteError(f"cannot write {path}", found=cause.strerror or type(cause).__name__) from cause
-    finally:
-        if aside.exists() and not path.exists():
-            aside.rename(path)
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from samx.artifacts.folder import write_folder
 from samx.artifacts.store import Artifact
 from samx.files import MIB, read_file
 from samx.progress import Progress, silent
-from samx.web.folder import check_folder, write_folder
+from samx.web.folder import check_folder
 from samx.web.onnxruntime_web import runtime_files
 from samx.web.site import EXAMPLE, MODEL, RUNTIME, graph_names, site_files
 
@@ -35,7 +37,7 @@ def web(
     library = runtime_files(runtime, progress)
     progress("Looking at the graphs")
     files = site_files(artifact, library, offered)
-    write_folder(output, files, overwrite)
+    write_folder(output, files.items(), partial(check_folder, output, overwrite))
     sizes = {
         "model": _size(files, f"{MODEL}/"), "runtime": _size(files, f"{RUNTIME}/"), "all": _size(files, ""),
     }  # fmt: skip

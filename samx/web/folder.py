@@ -1,12 +1,9 @@
-"""Write a folder whole or not at all; only a site of samx's is replaced."""
+"""Refuses a folder that may not be replaced: only a site of samx's is."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from samx.errors import WriteError
@@ -43,27 +40,3 @@ def _foreign(target: Path) -> str:
         listed = set()
     others = sorted(there - listed)
     return ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
-
-
-def write_folder(target: Path, files: Mapping[str, bytes], overwrite: bool) -> None:
-    """Write files by their relative paths into a folder that takes its place when it is whole.
-
-    Raises: WriteError; what was there then still is.
-    """
-    check_folder(target, overwrite)
-    staged, aside = (target.with_name(f".{target.name}.{kind}-{secrets.token_hex(4)}") for kind in ("new", "old"))
-    try:
-        for name, data in files.items():
-            (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            (staged / name).write_bytes(data)
-        if target.exists():
-            target.rename(aside)
-        staged.rename(target)
-    except OSError as cause:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
-        fix = "Nothing was left behind. Choose a place that can be written."
-        raise WriteError(f"cannot write {target}", found=cause.strerror, fix=fix) from cause
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
