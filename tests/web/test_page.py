@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from web_browser import file_server, phase, real_runtime, serving, started, until, words
+from web_browser import Minding, Quiet, file_server, phase, real_runtime, serving, started, until, words
 
 import samx
 from samx.commands.export import ExportRequest, export
@@ -186,6 +187,21 @@ def test_sam_2_in_the_browser_gives_the_predictor_s_mask(browser: Any, tmp_path:
         wanted = masks[told["chosen"]] > 0
         assert wanted.any()
         assert iou(saved(browser), wanted) >= LEAST_IOU
+
+
+@pytest.mark.parametrize("handler", [Quiet, Minding])
+def test_there_are_threads_where_the_host_sends_the_headers(
+    browser: Any, artifact: Path, predictor: Any, tmp_path: Path, handler: type[Quiet]
+) -> None:
+    threads = min(os.cpu_count() or 1, 8) if handler is Minding else 1
+    web(artifact, tmp_path / "site", runtime=str(real_runtime()))
+    with serving(file_server(tmp_path / "site", handler)) as address:
+        given(browser, f"{address}?device=wasm")
+        shown = browser.execute_script("return document.getElementById('where').textContent")
+        assert shown == f"this processor, {f'{threads} threads' if threads > 1 else 'one thread'}"
+        click(browser, 0.6, 0.4)
+        masks, scores, _ = predictor.predict([(0.6 * SIZE_PX[0], 0.4 * SIZE_PX[1])], [1])
+        assert iou(saved(browser), masks[scores.argmax()]) >= LEAST_IOU
 
 
 def test_another_mask_is_chosen_and_a_point_is_taken_back(page: Any, predictor: Any) -> None:

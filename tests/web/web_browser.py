@@ -25,11 +25,22 @@ BROUGHT = Path(__file__).parents[2] / ".toolchains/node_modules/onnxruntime-web/
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Any file server, which says nothing."""
+    """Any file server, which says nothing; some hosts send what a site's file `_headers` asks for."""
+
+    minds_headers = False
 
     extensions_map = {
         **http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm",
     }  # fmt: skip
+
+    def end_headers(self) -> None:
+        """Send the headers of every path, which `_headers` names first."""
+        if self.minds_headers:
+            first, *lines = Path(self.directory, "_headers").read_text().splitlines()
+            assert first == "/*"
+            for line in lines:
+                self.send_header(*line.strip().split(": "))
+        super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
@@ -47,9 +58,15 @@ def serving(server: http.server.HTTPServer) -> Iterator[str]:
         server.server_close()
 
 
-def file_server(folder: Path) -> http.server.HTTPServer:
+class Minding(Quiet):
+    """A host that reads `_headers`."""
+
+    minds_headers = True
+
+
+def file_server(folder: Path, handler: type[Quiet] = Quiet) -> http.server.HTTPServer:
     """Serve a folder as any file server does."""
-    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
 
 
 def started(profile: Path, *flags: str) -> Any:
