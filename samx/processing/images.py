@@ -42,22 +42,27 @@ def read_image(path: Path, levels: Levels | None = None) -> RgbArray:
     Shapes: -> (H, W, 3).
     Raises: ImageError when it is missing, no picture, damaged or too large, or needs Pillow.
     """
-    pillow = find_spec("PIL")
     with _opened(path) as file:
-        deep = is_deep_png(file.read(HEAD_BYTES))
-        file.seek(0)
-        if deep or pillow is None:
-            try:
-                return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path), levels)
-            except ImageError as error:
-                if pillow is None or error.fix != PILLOW:
-                    raise
-                fix = "Convert it to 8 bits a channel."
-                raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
+        return decode_image(file, path, levels)
+
+
+def decode_image(file: IO[bytes], path: Path | str, levels: Levels | None = None) -> RgbArray:
+    """Read a picture as read_image() does from a file that is open; `path` is what errors call it."""
+    pillow = find_spec("PIL")
+    deep = is_deep_png(file.read(HEAD_BYTES))
+    file.seek(0)
+    if not deep and pillow is not None:
         return _read_by_pillow(path, file, levels)
+    try:
+        return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path), levels)
+    except ImageError as error:
+        if pillow is None or error.fix != PILLOW:
+            raise
+        fix = "Convert it to 8 bits a channel."
+        raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
 
 
-def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None) -> RgbArray:
+def _read_by_pillow(path: Path | str, file: IO[bytes], levels: Levels | None) -> RgbArray:
     from PIL import Image, ImageOps
 
     with _pillow_errors(path), Image.open(file, formats=PICTURE_FORMATS) as picture:
@@ -108,7 +113,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _pillow_errors(path: Path) -> Iterator[None]:
+def _pillow_errors(path: Path | str) -> Iterator[None]:
     """Turn whatever Pillow says about a file into one line."""
     from PIL import Image, UnidentifiedImageError
 
@@ -128,7 +133,7 @@ def _pillow_errors(path: Path) -> Iterator[None]:
         raise ImageError(f"picture '{path}' is damaged or incomplete", found=error, fix=fix) from error
 
 
-def _check_size(path: Path, size: tuple[int, int]) -> None:
+def _check_size(path: Path | str, size: tuple[int, int]) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"picture '{path}' has no pixels", found=f"{width} x {height} px")
@@ -136,12 +141,12 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
         raise _too_large(path, f"{width} x {height} px")
 
 
-def _too_large(path: Path, found: str) -> ImageError:
+def _too_large(path: Path | str, found: str) -> ImageError:
     expected = f"at most {MAX_PICTURE_PX // 1_000_000} megapixels"
     return ImageError(f"picture '{path}' is too large", found=found, expected=expected, fix="Make it smaller first.")
 
 
-def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray:
+def _as_rgb(path: Path | str, picture: Image.Image, levels: Levels | None) -> RgbArray:
     """Convert any mode to 8-bit RGB; grey of more bits is scaled, since Pillow's own conversion clips it to white.
 
     Shapes: -> (H, W, 3).
