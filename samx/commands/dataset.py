@@ -115,9 +115,9 @@ class DatasetRequest:
             encoder = hashlib.sha256(read_file(self.encoder, GRAPH_CAP_BYTES, f"encoder '{self.encoder}'", ImageError))
         decided = {
             **source.facts, **(self.checked_settings(artifact.manifest.spec) or {}),
-            "everything": self.everything is not None, "mask": self.masks, "max_hole_area": self.max_hole_area_px, "min_region_area": self.min_region_area_px,
-            "encoder": encoder and encoder.hexdigest(), "pixels": self.pixels,
-            "range": None if self.levels is None else list(self.levels), "device": self.device,
+            "everything": self.everything is not None, "mask": self.masks, "max_hole_area": self.max_hole_area_px,
+            "min_region_area": self.min_region_area_px, "encoder": encoder and encoder.hexdigest(),
+            "pixels": self.pixels, "range": None if self.levels is None else list(self.levels), "device": self.device,
         }  # fmt: skip
         return Record(source.store.uri, model_key(artifact.manifest), decided)
 

@@ -43,6 +43,7 @@ def on_ray(how: How, size: int | None, pictures: Iterator[Picture]) -> Iterator[
     """
     ray = start()
     actors = size or actors_of(ray.cluster_resources(), how)
+    _try_out(ray, how)
     left = list(pictures)
     for block in (BLOCK, 1):
         seen: set[bytes] = set()
@@ -93,7 +94,7 @@ def _rows(ray: Any, how: How, actors: int, pictures: Sequence[Picture], block: i
         for rows in data.iter_batches(batch_format="pyarrow", batch_size=None):
             yield from rows.to_pylist()
     except ray.exceptions.RayError as cause:
-        raise told(cause) from cause
+        raise gave_up(cause) from cause
 
 
 def _blocks(pictures: Sequence[Picture], size: int) -> Iterator[Any]:
@@ -103,11 +104,30 @@ def _blocks(pictures: Sequence[Picture], size: int) -> Iterator[Any]:
         yield pa.table({"picture": [json.dumps(picture.to_json()) for picture in block]})
 
 
-def told(cause: BaseException | None) -> SamxError:
-    """Return what an actor refused with, or Ray's own words."""
+def _try_out(ray: Any, how: How) -> None:
+    """Open the model once where actors will: what stops all of them is told before the first picture.
+
+    Raises: SamxError.
+    """
+    on_gpu = how.device != "cpu"
+    try:
+        told = ray.get(ray.remote(num_cpus=how.threads, num_gpus=int(on_gpu), max_retries=0)(refusal).remote(how))
+    except ray.exceptions.RayError as cause:
+        raise gave_up(cause) from cause
+    if told is not None:
+        raise SamxError.from_json(told)
+
+
+def refusal(how: How) -> dict[str, object] | None:
+    """Return what an actor would refuse with."""
+    try:
+        Segmenter(how)
+    except SamxError as error:
+        return error.to_json()
+    return None
+
+
+def gave_up(cause: BaseException) -> SamxError:
+    """Return Ray's own words as an error."""
     words = str(cause).strip().splitlines()
-    while cause is not None:
-        if isinstance(cause, SamxError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
     return SamxError("Ray gave up", found=words[-1] if words else None, fix="Ask again to go on with what is left.")

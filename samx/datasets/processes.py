@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
@@ -32,11 +32,11 @@ class DiedError(Exception):
 class Worker:
     """A process that answers. It leads a session of its own, so that it is stopped with whatever it starts."""
 
-    def __init__(self, how: How, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, how: How) -> None:
         limits = dict.fromkeys(THREADS, str(how.threads))
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words,
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words,
             env=children.environment(limits), start_new_session=True,
         )  # fmt: skip
         with suppress(OSError):  # it is gone, which wait() tells
