@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +25,7 @@ from dataset_toys import files, rows, scene
 from fsspec.implementations.memory import MemoryFileSystem
 
 import samx
+from samx.artifacts.manifest import MANIFEST_NAME
 from samx.commands.dataset import DatasetRequest, segment_dataset
 from samx.datasets import processes, stores
 from samx.datasets.stores import Store
@@ -41,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def request_of(all_masks_artifact: Path, pictures: Path) -> Callable[..., DatasetRequest]:
     def make(out: Path | str, **changes: Any) -> DatasetRequest:
-        asked = DatasetRequest(str(pictures), str(out), all_masks_artifact, LOOSE, per_file=5, workers=1)
+        asked = DatasetRequest(str(pictures), str(out), all_masks_artifact, LOOSE, per_file=5, workers=1, threads=1)
         return replace(asked, **changes)
 
     return make
@@ -65,7 +71,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masks_are_those_of_everything(whole: Path, pictures: Path, all_masks_artifact: Path) -> None:
     found = rows(whole)
     assert [row["picture"] for row in found] == sorted(f"{'ab'[n % 2]}/{n:04}.png" for n in range(COUNT))
-    with samx.open(all_masks_artifact, threads=2) as predictor:
+    with samx.open(all_masks_artifact, threads=1) as predictor:
         for row in found:
             assert row["uri"] == (pictures / row["picture"]).as_uri()
             if row["error"] is not None:
@@ -92,7 +98,7 @@ def test_more_workers_and_other_stores_write_the_same_bytes(
 ) -> None:
     segment_dataset(request_of(tmp_path / "out", workers=2))
     assert files(tmp_path / "out") == files(whole)
-    segment_dataset(request_of("memory://results/out", workers=2, threads=1))
+    segment_dataset(request_of("memory://results/out", workers=2))
     store = fsspec.filesystem("memory")
     assert {path.rpartition("/")[2]: store.cat_file(path) for path in store.find("/results/out")} == files(whole)
 
@@ -182,11 +188,14 @@ def test_pictures_with_an_error_are_done_again_where_that_is_asked(
 
 
 def test_the_results_of_another_request_are_kept(
-    request_of: Callable[..., DatasetRequest], whole: Path, demo_artifact: Path, pictures: Path, tmp_path: Path
+    request_of: Callable[..., DatasetRequest], whole: Path, pictures: Path, tmp_path: Path
 ) -> None:
+    other = Path(shutil.copytree(request_of("").model, tmp_path / "other"))
+    manifest = (other / MANIFEST_NAME).read_text()
+    (other / MANIFEST_NAME).write_text(manifest.replace('"precision": "fp32"', '"precision": "fp16"', 1))
     out, before = Path(shutil.copytree(whole, tmp_path / "out")), files(whole)
     others: list[tuple[dict[str, Any], str]] = [
-        ({"model": demo_artifact}, "found model [0-9a-f]{12} there, [0-9a-f]{12} now"),
+        ({"model": other}, "found model [0-9a-f]{12} there, [0-9a-f]{12} now"),
         ({"everything": {**LOOSE, "pred_iou_thresh": 0.6}}, "found pred_iou_thresh 0.5 there, 0.6 now"),
         ({"source": str(pictures / "a")}, "found source file:.*pictures there, file:.*pictures/a now"),
         ({"levels": (0.0, 9.0)}, r"found range None there, \[0.0, 9.0\] now"),
@@ -322,7 +331,7 @@ def test_prompts_of_a_json_file(
     changes: dict[str, Any] = {"everything": None, "prompts": str(tmp_path / "prompts.json")}
     segment_dataset(request_of(tmp_path / "out", **changes))
     found = {row["picture"]: row for row in rows(tmp_path / "out")}
-    with samx.open(all_masks_artifact, threads=2) as predictor:
+    with samx.open(all_masks_artifact, threads=1) as predictor:
         predictor.set_image(pictures / "a/0000.png")
         best = predictor.segment([
             samx.Prompt(box=(20, 10, 120, 100)), samx.Prompt([(30, 40), (5, 5)], [1, 0]), samx.Prompt([(50, 60)], [1])
@@ -349,3 +358,49 @@ def test_stores_know_their_kind() -> None:
     assert (Store.of("here").is_local, Store.of("here").is_own_memory) == (True, False)
     assert (Store.of("memory://here").is_local, Store.of("memory://here").is_own_memory) == (False, True)
     assert stores.words_of(ValueError()) == "ValueError"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "samx", "dataset", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def test_the_command_tells_how_far_it_is_and_what_there_is(
+    pictures: Path, all_masks_artifact: Path, whole: Path, tmp_path: Path
+) -> None:
+    asked = command(pictures, "-o", tmp_path / "out", "--model", all_masks_artifact, *dataset_toys.LOOSE)
+    done = subprocess.run(
+        [*asked, "--per-file", "5", "--threads", "1", "--json"], env=environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["pictures"], facts["errors"], facts["done_now"]) == (COUNT, 1, COUNT)
+    assert "Starting workers" in done.stderr
+    assert "a/0004.png: file 'a/0004.png' is no picture" in facts["warnings"][0]
+    assert files(tmp_path / "out") == files(whole)
+    refused = subprocess.run(
+        [*asked, "--prompts", "boxes.json"], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 2
+    assert "--points-per-side is a setting of --everything" in refused.stderr
+
+
+def test_a_command_that_is_stopped_keeps_what_is_written(
+    pictures: Path, all_masks_artifact: Path, whole: Path, tmp_path: Path
+) -> None:
+    asked = command(pictures, "-o", tmp_path / "out", "--model", all_masks_artifact, *dataset_toys.LOOSE)
+    asked += ["--per-file", "5", "--workers", "1", "--threads", "1"]
+    with subprocess.Popen(asked, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list((tmp_path / "out").glob("part-*")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate()
+    assert process.returncode == 130
+    assert words.splitlines()[-1] == "stopped; what is written stays, and the same command goes on with the rest"
+    assert 2 <= len(files(tmp_path / "out")) < len(files(whole))
+    assert subprocess.run(asked, env=environment(), capture_output=True, check=False).returncode == 0
+    assert files(tmp_path / "out") == files(whole)
