@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import Any
 from samx.artifacts.store import Artifact
 from samx.datasets import on_ray, processes
 from samx.datasets.parts import Parts
-from samx.datasets.pictures import Picture, Reader, Row, key_of
+from samx.datasets.pictures import Picture, Reader, Rows, key_of
 from samx.datasets.record import Record, model_key, read_record
 from samx.datasets.segmenter import How
 from samx.datasets.sources import Source, open_source, survey
@@ -160,7 +160,7 @@ def _left(source: Source, done: set[bytes]) -> Iterator[Picture]:
     return (picture for picture in source.pictures() if key_of(picture.name) not in done)
 
 
-def _rows(asked: DatasetRequest, pictures: Iterator[Picture]) -> Iterator[Row]:
+def _rows(asked: DatasetRequest, pictures: Iterator[Picture]) -> Rows:
     """Have the pictures answered, by workers of one thread each where nothing else was asked for."""
     if asked.engine == "ray":
         return on_ray.on_ray(asked.how(asked.threads or 1), asked.workers, pictures)
@@ -180,7 +180,7 @@ class Run:
     first_error: str | None = None
     seconds: float = 0.0  # from the first picture on, without what it takes to start workers
 
-    def write(self, rows: Iterator[Row], per_file: int) -> None:
+    def write(self, rows: Rows, per_file: int) -> None:
         """Write files of so many rows, and a last one.
 
         Raises: WriteError; as the workers.
@@ -196,9 +196,9 @@ class Run:
         finally:
             counted.close()
 
-    def _counted(self, rows: Iterator[Row]) -> Generator[Row, None, None]:
+    def _counted(self, rows: Rows) -> Rows:
         started = told = time.monotonic()
-        with closing(rows):  # type: ignore[type-var]
+        with closing(rows):
             for row in rows:
                 if not self.rows:  # workers start, and a first write finds a place that takes nothing
                     self.parts.begin()

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from samx.datasets.parts import table_of
-from samx.datasets.pictures import Picture, Reader, Row, failed, key_of
+from samx.datasets.pictures import Picture, Reader, Row, Rows, failed, key_of
 from samx.datasets.segmenter import How, Segmenter
 from samx.errors import SamxError
 from samx.extras import require, silent
@@ -35,7 +35,7 @@ class Actor:
         return table_of([self._segmenter(picture, self._reader) for picture in pictures])
 
 
-def on_ray(how: How, size: int | None, pictures: Iterator[Picture]) -> Iterator[Row]:
+def on_ray(how: How, size: int | None, pictures: Iterator[Picture]) -> Rows:
     """Yield the rows of pictures, nearly in their order; what is lost with an actor is done again, one by one.
 
     size: actors; None: one a GPU of the cluster where the device is one, else one for each `how.threads` cores.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ from samx.errors import ImageError
 from samx.extras import require
 
 Row = dict[str, Any]
+Rows = Generator[Row, None, None]
 Read = Callable[["Picture"], bytes]
 
 PICTURE_CAP_BYTES = 1 << 30  # 100 megapixels of 16-bit RGB are 600 MB unpacked, the most that a file of them takes

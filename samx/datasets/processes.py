@@ -14,7 +14,7 @@ from queue import SimpleQueue
 
 from samx import children
 from samx.datasets.child import READY
-from samx.datasets.pictures import Picture, Read, Row, failed
+from samx.datasets.pictures import Picture, Read, Row, Rows, failed
 from samx.datasets.segmenter import How
 from samx.errors import SamxError
 
@@ -158,7 +158,7 @@ class Team:
         return another
 
 
-def in_processes(how: How, size: int, read: Read, pictures: Iterator[Picture]) -> Iterator[Row]:
+def in_processes(how: How, size: int, read: Read, pictures: Iterator[Picture]) -> Rows:
     """Yield the rows of pictures in their order; few are under way at a time, however many there are.
 
     Raises: SamxError where no worker can start.
