@@ -36,7 +36,7 @@ from samx.registry import GRAPH_DEVICE, backend
 
 PER_FILE = 64  # rows: what an interrupted run has to do again at most, beside what was under way
 ENGINES = ("processes", "ray")
-TOLD_EVERY_S = 2.0
+TOLD_EVERY_S, TOLD_AT_LEAST_S = 2.0, 60.0  # the longer it takes, the less often
 AGAIN = "What is written stays; make room, and ask again to go on with the rest."
 
 
@@ -206,7 +206,7 @@ class Run:
                 if row["error"] is not None and self.first_error is None:
                     self.first_error = f"{row['picture']}: {row['error']}"
                 self.seconds = time.monotonic() - started
-                if time.monotonic() - told >= TOLD_EVERY_S:
+                if time.monotonic() - told >= min(TOLD_AT_LEAST_S, max(TOLD_EVERY_S, self.seconds / 50)):
                     told = time.monotonic()
                     speed = f"{self.rows / self.seconds:.2g} pictures a second"
                     self.progress(f"Segmenting, {speed}", self.rows, self.expected)

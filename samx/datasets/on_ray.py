@@ -17,6 +17,7 @@ from samx.extras import require, silent
 
 RAY = "ray"  # the extra
 BLOCK = 8  # pictures that one actor takes at a time, and does again where it dies
+WINDOW = 100_000  # pictures that Ray is told of at a time; actors start anew for the next ones
 RETRIES = 2  # of a block whose actor died
 # Ray reports over the network that it is used unless the first says no. The second keeps back what its core writes of
 # every pool of actors that may be restarted. Both are read when Ray is imported; who sets them is heard.
@@ -44,7 +45,12 @@ def on_ray(how: How, size: int | None, pictures: Iterator[Picture]) -> Rows:
     ray = start()
     actors = size or actors_of(ray.cluster_resources(), how)
     _try_out(ray, how)
-    left = list(pictures)
+    while window := list(islice(pictures, WINDOW)):
+        yield from _window(ray, how, actors, window)
+
+
+def _window(ray: Any, how: How, actors: int, left: list[Picture]) -> Iterator[Row]:
+    """Yield the rows of some pictures."""
     for block in (BLOCK, 1):
         seen: set[bytes] = set()
         for row in _rows(ray, how, actors, left, block):

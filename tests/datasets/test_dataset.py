@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,51 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from dataset_fixtures import COUNT, LOOSE, the_pictures, the_pretended, the_request_of, the_whole  # noqa: F401
 from dataset_toys import files, rows, scene
-from fsspec.implementations.memory import MemoryFileSystem
 
 import samx
 from samx.artifacts.manifest import MANIFEST_NAME
 from samx.commands.dataset import DatasetRequest, segment_dataset
 from samx.datasets import processes, stores
 from samx.datasets.stores import Store
-from samx.errors import ArtifactError, InputError, SamxError, UsageError, WriteError
-
-LOOSE: dict[str, Any] = {"points_per_side": 4, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
-COUNT = 12
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures, of which one is none, beside a file that is not looked at."""
-    folder = dataset_toys.scenes(tmp_path_factory.mktemp("dataset") / "pictures", COUNT)
-    (folder / "a" / "0004.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("not looked at")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def request_of(all_masks_artifact: Path, pictures: Path) -> Callable[..., DatasetRequest]:
-    def make(out: Path | str, **changes: Any) -> DatasetRequest:
-        asked = DatasetRequest(str(pictures), str(out), all_masks_artifact, LOOSE, per_file=5, workers=1, threads=1)
-        return replace(asked, **changes)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def whole(request_of: Callable[..., DatasetRequest], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run writes that nothing disturbs."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    facts = segment_dataset(request_of(out))
-    assert (facts["pictures"], facts["errors"], facts["done_now"], facts["files"]) == (COUNT, 1, COUNT, 3)
-    return out
-
-
-@pytest.fixture
-def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers answer without a model."""
-    monkeypatch.setattr(processes, "COMMAND", dataset_toys.COMMAND)
+from samx.errors import ArtifactError, InputError, SamxError, WriteError
 
 
 def test_masks_are_those_of_everything(whole: Path, pictures: Path, all_masks_artifact: Path) -> None:
@@ -265,59 +224,6 @@ def test_a_store_that_takes_half_a_file_has_none(monkeypatch: pytest.MonkeyPatch
     assert store.fs.cat_file("/half/part.parquet") == b"whole file"
 
 
-class Twice(MemoryFileSystem):  # type: ignore[misc, unused-ignore]
-    """A store that lists a name twice."""
-
-    protocol = "twice"
-
-    def find(self, path: str, **given: Any) -> list[str]:
-        return [f"{path}/{name}" for name in ("a.png", "b.png", "a.png")]
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "words"),
-    [
-        ({"source": "nowhere"}, InputError, "there are no pictures in 'file:.*nowhere': expected a folder with"),
-        ({"source": "s4://bucket"}, UsageError, "is no place that can be read: found Protocol not known: s4"),
-        ({"source": "twice://bucket"}, InputError, "a picture is there twice in 'twice://.*: found 'a.png'"),
-        ({"column": "image"}, UsageError, "--column is of Parquet files"),
-        ({"engine": "spark"}, UsageError, "unknown engine: found 'spark', expected processes or ray"),
-        ({"engine": "ray", "source": "memory://bucket"}, UsageError, "Ray's actors do not see the memory"),
-        ({"everything": {"points_per_side": 0}}, UsageError, "points_per_side is out of range"),
-        ({"everything": {"use_m2m": True}}, UsageError, "use_m2m"),
-        ({"prompts": "boxes.json"}, UsageError, "prompts and their options are not for --everything"),
-        ({"everything": None, "prompts": "none.json"}, InputError, "prompts 'none.json' does not exist"),
-        ({"everything": None, "prompts": "none.json", "masks": "7"}, UsageError, "no such mask: found '7'"),
-        ({"everything": None, "max_hole_area_px": -1}, UsageError, "an area is below 0"),
-        ({"encoder": Path("encoder.onnx")}, UsageError, "nothing says which pixels the encoder"),
-        ({"pixels": "half"}, UsageError, "this artifact's encoder normalises pixels itself"),
-        ({"device": "cuda"}, SamxError, "cannot run on 'cuda' here"),
-        ({"model": Path("nothing")}, ArtifactError, "there is no artifact at nothing"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_meant_is_refused_and_nothing_is_left(
-    changes: dict[str, Any], error: type[SamxError], words: str, request_of: Callable[..., DatasetRequest],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    fsspec.register_implementation("twice", Twice, clobber=True)
-    fsspec.filesystem("memory").pipe_file("/bucket/a.png", b"x")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=words):
-        segment_dataset(request_of(tmp_path / "out", **changes))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_library_that_is_missing_is_named(
-    request_of: Callable[..., DatasetRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for library, extra in (("fsspec.core", "dataset"), ("pyarrow.parquet", "dataset"), ("pycocotools.mask", "results")):
-        with monkeypatch.context() as patch:
-            patch.setitem(__import__("sys").modules, library, None)
-            with pytest.raises(SamxError, match=rf"{library.partition('.')[0]}.*samx\[{extra}\]"):
-                segment_dataset(request_of(tmp_path / "out"))
-
-
 def test_prompts_of_a_json_file(
     request_of: Callable[..., DatasetRequest], pictures: Path, all_masks_artifact: Path, tmp_path: Path
 ) -> None:
@@ -358,49 +264,3 @@ def test_stores_know_their_kind() -> None:
     assert (Store.of("here").is_local, Store.of("here").is_own_memory) == (True, False)
     assert (Store.of("memory://here").is_local, Store.of("memory://here").is_own_memory) == (False, True)
     assert stores.words_of(ValueError()) == "ValueError"
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "samx", "dataset", *map(str, arguments)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
-def test_the_command_tells_how_far_it_is_and_what_there_is(
-    pictures: Path, all_masks_artifact: Path, whole: Path, tmp_path: Path
-) -> None:
-    asked = command(pictures, "-o", tmp_path / "out", "--model", all_masks_artifact, *dataset_toys.LOOSE)
-    done = subprocess.run(
-        [*asked, "--per-file", "5", "--threads", "1", "--json"], env=environment(), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert (facts["pictures"], facts["errors"], facts["done_now"]) == (COUNT, 1, COUNT)
-    assert "Starting workers" in done.stderr
-    assert "a/0004.png: file 'a/0004.png' is no picture" in facts["warnings"][0]
-    assert files(tmp_path / "out") == files(whole)
-    refused = subprocess.run(
-        [*asked, "--prompts", "boxes.json"], env=environment(), capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2
-    assert "--points-per-side is a setting of --everything" in refused.stderr
-
-
-def test_a_command_that_is_stopped_keeps_what_is_written(
-    pictures: Path, all_masks_artifact: Path, whole: Path, tmp_path: Path
-) -> None:
-    asked = command(pictures, "-o", tmp_path / "out", "--model", all_masks_artifact, *dataset_toys.LOOSE)
-    asked += ["--per-file", "5", "--workers", "1", "--threads", "1"]
-    with subprocess.Popen(asked, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list((tmp_path / "out").glob("part-*")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, words = process.communicate()
-    assert process.returncode == 130
-    assert words.splitlines()[-1] == "stopped; what is written stays, and the same command goes on with the rest"
-    assert 2 <= len(files(tmp_path / "out")) < len(files(whole))
-    assert subprocess.run(asked, env=environment(), capture_output=True, check=False).returncode == 0
-    assert files(tmp_path / "out") == files(whole)

@@ -1,7 +1,7 @@
 """Two actors of Ray Data on 200 pictures: nothing lost and nothing twice, also when one is killed in the middle.
 
 Ray and what it asks for are 300 MB, so that no developer's environment has it: these tests are slow ones, and fail
-where it is missing. They pass with Ray 2.60.
+where it is missing. `make ray` brings Ray 2.60 into an environment of its own and runs them.
 """
 
 from __future__ import annotations
