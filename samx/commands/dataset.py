@@ -178,7 +178,7 @@ class Run:
     progress: Progress
     rows: int = 0
     first_error: str | None = None
-    seconds: float = 0.0  # from the first picture on, without what it takes to start workers
+    seconds: float = 0.0  # from the start of the workers on
 
     def write(self, rows: Rows, per_file: int) -> None:
         """Write files of so many rows, and a last one.

@@ -99,15 +99,16 @@ class Team:
         self._stopping = False
         self._lock = threading.Lock()
         self._free: SimpleQueue[Worker] = SimpleQueue()
+        self._size = size
         self.workers: list[Worker] = []
-        for _ in range(size):
-            self._free.put(self._another())
 
-    def wait(self) -> None:
-        """Wait until all are ready.
+    def start(self) -> None:
+        """Start all, and wait until they are ready.
 
         Raises: SamxError where one cannot start.
         """
+        for _ in range(self._size):
+            self._free.put(self._another())
         for worker in list(self.workers):
             try:
                 worker.wait()
@@ -166,7 +167,7 @@ def in_processes(how: How, size: int, read: Read, pictures: Iterator[Picture]) -
     team = Team(how, size, read)
     pool = ThreadPoolExecutor(size, "samx-pictures")
     try:
-        team.wait()
+        team.start()
         waiting: deque[Future[Row]] = deque()
         for picture in pictures:
             waiting.append(pool.submit(team.row, picture))

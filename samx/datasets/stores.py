@@ -16,6 +16,7 @@ from samx.extras import require
 from samx.files import read_file
 
 DATASET = "dataset"  # the extra of what data sets are read and written with
+CHAIN = "::"  # of fsspec's URLs: zip://*.png::s3://bucket/photos.zip
 OWN_MEMORY = "memory"  # the protocol of files that live in one process
 
 
@@ -30,11 +31,16 @@ class Store:
     def of(cls, url: str) -> Store:
         """Return what a path of this machine or a URL names.
 
-        Raises: MissingExtraError; UnavailableError for a protocol whose library is missing; UsageError for no protocol.
+        Raises: MissingExtraError; UnavailableError for a protocol whose library is missing; UsageError for no protocol;
+        InputError for a store that cannot be opened.
         """
+        if CHAIN in url:  # a file of one has no name of its own, by which another process would find it
+            fix = "Unpack it, or name the place itself."
+            raise UsageError(f"'{url}' is a chain of places", expected="a path or a plain URL", fix=fix)
         core = require("fsspec.core", DATASET, "reading data sets")
         try:
-            fs, root = core.url_to_fs(url)
+            with store_errors(f"'{url}'", passing=(ImportError, ValueError)):
+                fs, root = core.url_to_fs(url)
         except ImportError as cause:
             raise UnavailableError(f"'{url}' needs a library that is not installed", found=cause) from cause
         except ValueError as cause:
@@ -44,12 +50,17 @@ class Store:
     @property
     def is_local(self) -> bool:
         """Whether it lies on a file system of this machine."""
-        return bool(self.fs.protocol == "file" or "file" in self.fs.protocol)
+        return "file" in self._protocols
 
     @property
     def is_own_memory(self) -> bool:
         """Whether no other process sees it."""
-        return bool(self.fs.protocol == OWN_MEMORY or OWN_MEMORY in self.fs.protocol)
+        return OWN_MEMORY in self._protocols
+
+    @property
+    def _protocols(self) -> tuple[str, ...]:
+        given = self.fs.protocol
+        return (given,) if isinstance(given, str) else tuple(given)
 
     @property
     def uri(self) -> str:
@@ -101,8 +112,9 @@ class Store:
             return
         folder, _, name = self.root.rpartition("/")
         temporary = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp"
-        try:
+        with suppress(Exception):  # most object stores know no folders, and what is really wrong comes next
             self.fs.makedirs(folder, exist_ok=True)
+        try:
             try:
                 self.fs.pipe_file(temporary, data)
                 self.fs.mv(temporary, self.root)
@@ -143,11 +155,15 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def store_errors(what: str, error: type[SamxError] = InputError) -> Iterator[None]:
-    """Turn whatever a store says into one line."""
+def store_errors(
+    what: str, error: type[SamxError] = InputError, passing: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn whatever a store says into one line, but for what is `passing`."""
     try:
         yield
     except (SamxError, MemoryError):
+        raise
+    except passing:
         raise
     except FileNotFoundError as cause:
         raise error(f"{what} does not exist", fix="Check the path.") from cause

@@ -263,4 +263,6 @@ def test_prompts_of_a_json_file(
 def test_stores_know_their_kind() -> None:
     assert (Store.of("here").is_local, Store.of("here").is_own_memory) == (True, False)
     assert (Store.of("memory://here").is_local, Store.of("memory://here").is_own_memory) == (False, True)
+    kept = Store(fsspec.filesystem("filecache", target_protocol="memory"), "here")
+    assert (kept.is_local, kept.is_own_memory) == (False, False)
     assert stores.words_of(ValueError()) == "ValueError"

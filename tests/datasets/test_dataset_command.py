@@ -37,6 +37,7 @@ class Twice(MemoryFileSystem):  # type: ignore[misc, unused-ignore]
     [
         ({"source": "nowhere"}, InputError, "there are no pictures in 'file:.*nowhere': expected a folder with"),
         ({"source": "s4://bucket"}, UsageError, "is no place that can be read: found Protocol not known: s4"),
+        ({"source": "zip://*.png::photos.zip"}, UsageError, "is a chain of places: expected a path or a plain URL"),
         ({"source": "twice://bucket"}, InputError, "a picture is there twice in 'twice://.*: found 'a.png'"),
         ({"column": "image"}, UsageError, "--column is of Parquet files"),
         ({"engine": "spark"}, UsageError, "unknown engine: found 'spark', expected processes or ray"),

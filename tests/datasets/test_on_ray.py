@@ -135,7 +135,7 @@ class Actor(on_ray.Actor):
     def __init__(self, how):
         self._segmenter, self._reader = Pretender(how), None
 
-on_ray.Actor = Actor
+on_ray.Actor, on_ray._try_out = Actor, lambda ray, how: None
 pictures = [Picture("poison" if n == 13 else str(n), "file:///none") for n in range(30)]
 for row in on_ray.on_ray(How("none", "cpu", 1, {}), 2, iter(pictures)):
     print("ROW", row["picture"], row["error"])

@@ -92,7 +92,7 @@ def test_processes_killed_from_outside_again_and_again_lose_nothing(tmp_path: Pa
 
     killer = threading.Thread(target=kill)
     try:
-        team.wait()
+        team.start()
         killer.start()
         found = [team.row(picture) for picture in pictures(tmp_path, names)]
     finally:
@@ -127,7 +127,7 @@ def test_workers_end_with_the_command_that_started_them(tmp_path: Path) -> None:
     code = (
         "import sys, dataset_toys; from pathlib import Path; from samx.datasets import processes as p;"
         "from samx.datasets.segmenter import How; from samx.datasets.pictures import Reader;"
-        "p.COMMAND = dataset_toys.COMMAND; t = p.Team(How(sys.argv[1], 'cpu', 1, {}), 2, Reader()); t.wait();"
+        "p.COMMAND = dataset_toys.COMMAND; t = p.Team(How(sys.argv[1], 'cpu', 1, {}), 2, Reader()); t.start();"
         "print([w.process.pid for w in t.workers], flush=True); import os; os.kill(os.getpid(), 9)"
     )
     paths = os.pathsep.join([str(Path(dataset_toys.__file__).parent), os.environ.get("PYTHONPATH", ""), *sys.path])
@@ -204,7 +204,7 @@ def test_what_a_library_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.
 def test_each_worker_keeps_to_its_threads(tmp_path: Path) -> None:
     team = Team(How(str(tmp_path), "cpu", 3, {}), 1, Reader())
     try:
-        team.wait()
+        team.start()
         environment = Path(f"/proc/{team.workers[0].process.pid}/environ").read_bytes().split(b"\0")
     finally:
         team.stop()
