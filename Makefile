@@ -18,6 +18,8 @@ INSTALLED := $(VENV)/.installed
 DEMO := demo-out
 COMPARE := .venv-compare
 COMPARED := compare-out
+RAY := .venv-ray
+RAY_NEEDS := ray[data]==2.60.0
 AGAINST := meta,samexporter,huggingface,pytorch
 MEASURED := --scenario click --scenario box --scenario batch8 --scenario batch64
 POINT := 737,290
@@ -37,7 +39,7 @@ GPU_NEEDS := torch numpy PIL rich typer safetensors
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test long attack lint size browser docs picture bench amg compare gpu train evaluate clean
+.PHONY: help demo test long attack lint size browser docs picture bench amg ray compare gpu train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -135,6 +137,13 @@ amg: $(INSTALLED) ## Find everything in 20 scenes beside Meta's generators, both
 	@mkdir -p $(COMPARED)
 	@PYTHONPATH=.:tests $(BIN)/python -m tools.amg --output $(COMPARED)/automatic.json $(AMG_FLAGS)
 
+ray: $(INSTALLED) ## Run data sets on Ray: 200 pictures, killed actors; Ray comes into an environment of its own (five minutes)
+	@$(BIN)/python -m venv --without-pip $(RAY)
+	@$(RAY)/bin/python -c "import site, sys; open(site.getsitepackages()[0] + '/samx.pth', 'w').write( \
+		'import site; site.addsitedir(%r)' % sys.argv[1])" "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	@$(PIP) --python $(RAY)/bin/python install "$(RAY_NEEDS)"
+	@$(RAY)/bin/python -m pytest -q -m slow tests/datasets/test_on_ray.py
+
 compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face too, in an environment of its own (half an hour)
 	@mkdir -p $(COMPARED)
 	@for family in sam1 sam2; do \
@@ -162,7 +171,7 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 	@$(BIN)/python -m tools.train_demo.evaluate
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(TOOLS) $(VENV) $(DEMO) $(COMPARE) $(COMPARED) $(BROUGHT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(TOOLS) $(VENV) $(DEMO) $(RAY) $(COMPARE) $(COMPARED) $(BROUGHT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from samx import cli_export, cli_measure, cli_segment, cli_web, console, last_resort
+from samx import cli_dataset, cli_export, cli_measure, cli_segment, cli_web, console, last_resort
 
 app = typer.Typer(
     name="samx", no_args_is_help=True, add_completion=False, rich_markup_mode="rich",
@@ -131,6 +131,7 @@ def validate(
 
 
 cli_segment.add_to(app)
+cli_dataset.add_to(app)
 
 
 @app.command(

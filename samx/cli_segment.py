@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional, get_type_hints
 
@@ -89,14 +89,15 @@ def segment(
     **settings: Any,
 ) -> None:
     """Find the masks of prompts, or of everything in a picture, and write them: drawn, as COCO, polygons or arrays."""
-    from samx.commands.segment import Asked, segment_picture
+    from samx.commands.segment import segment_picture
     from samx.processing.images import parse_levels
     from samx.processing.object_groups import parse_prompts
+    from samx.segmenting import Asked
 
     outputs = output or [Path("overlay.png")]
     prompts = parse_prompts(point or (), background or (), box or (), object_ or ())
     asked = Asked(
-        tuple(prompts), _settings(everything, settings), mask, refine_from, max_hole_area or 0, min_region_area or 0
+        tuple(prompts), settings_of(everything, settings), mask, refine_from, max_hole_area or 0, min_region_area or 0
     )
     with console.steps() as progress:
         progress(f"Segmenting {image.name}")
@@ -108,7 +109,7 @@ def segment(
     console.show((outputs, found), console.segmented, as_json=json)
 
 
-def _settings(everything: bool, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def settings_of(everything: bool, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the automatic mode's settings that were given, or None without it.
 
     Raises: UsageError for settings without it.
@@ -130,18 +131,23 @@ def _settings(everything: bool, settings: Mapping[str, Any]) -> dict[str, Any] |
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
+    register(app, segment, EPILOG)
+
+
+def register(app: typer.Typer, function: Callable[..., None], epilog: str) -> None:
+    """Register a command that takes the automatic mode's settings beside its own options."""
 
     def command(**given: Any) -> None:
-        segment(**given)
+        function(**given)
 
-    hints = get_type_hints(segment, include_extras=True)
-    declared = inspect.signature(segment).parameters.values()
+    hints = get_type_hints(function, include_extras=True)
+    declared = inspect.signature(function).parameters.values()
     own = [one.replace(annotation=hints[one.name]) for one in declared if one.kind is not one.VAR_KEYWORD]
     parameters = [*own, *(_parameter(name, *about) for name, about in SETTINGS.items())]
-    command.__doc__, command.__name__ = segment.__doc__, "segment"
+    command.__doc__, command.__name__ = function.__doc__, function.__name__
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(epilog=EPILOG)(command)
+    app.command(epilog=epilog)(command)
 
 
 def _parameter(name: str, kind: Any, about: str) -> inspect.Parameter:

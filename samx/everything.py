@@ -9,10 +9,21 @@ from itertools import count
 from samx.devices.cpu import usable_cpus
 from samx.errors import UsageError
 from samx.models.session import Session
+from samx.models.spec import DecoderSpec
 from samx.predictor_inputs import check_export
 from samx.processing.automatic import Crop, Kept, calls, masks_of, plan, settled
 from samx.processing.settings import Settings
 from samx.progress import Progress
+
+
+def check_settings(spec: DecoderSpec, settings: Settings) -> None:
+    """Refuse what an export has not.
+
+    Raises: UsageError.
+    """
+    check_export(spec, settings.multimask_output, has_mask=False)
+    if settings.use_m2m:
+        check_export(spec, multimask=False, has_mask=True)
 
 
 def look_over(
@@ -25,9 +36,7 @@ def look_over(
     Raises: UsageError for what the export has not, and for crops where nothing brings them; ParityError on outputs that
     are not finite.
     """
-    check_export(session.spec, settings.multimask_output, has_mask=False)
-    if settings.use_m2m:
-        check_export(session.spec, multimask=False, has_mask=True)
+    check_settings(session.spec, settings)
     if (settings.crop_n_layers or settings.tile_px) and bring is None:
         what = "crops and tiles are cut from the picture, and none is given"
         raise UsageError(what, fix="Give it: everything(image, ...).")

@@ -14,9 +14,9 @@ from samx.registry import backend, load
 
 def open_predictor(
     artifact: Artifact, device: str = "cpu", threads: int | None = None, *, encoder: Path | None = None,
-    pixels: str | None = None,
+    pixels: str | None = None, prepare: bool = False,
 ) -> Predictor:  # fmt: skip
-    """Open a verified artifact where its target runs.
+    """Open a verified artifact where its target runs; with `prepare` its image encoder too, before the first picture.
 
     Raises: MissingExtraError, UnavailableError; ArtifactError when a file cannot be loaded.
     """
@@ -24,4 +24,6 @@ def open_predictor(
     entry.require_device(device)
     session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
     encode = PictureEncoder(artifact, encoder, pixels, device, threads)
+    if prepare:
+        encode.prepare()
     return Predictor(session, encode, device, encoder_id(artifact.manifest), threads)

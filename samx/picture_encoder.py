@@ -50,9 +50,16 @@ class PictureEncoder:
 
         Raises: UsageError when there is no encoder; ImageError when it returns other features; as the runtime.
         """
+        return self.prepare()(pictures)
+
+    def prepare(self) -> Encode:
+        """Open it now.
+
+        Raises: as for the first picture.
+        """
         if self._encode is None:
             self._encode = self._opened()
-        return self._encode(pictures)
+        return self._encode
 
     def _opened(self) -> Encode:
         manifest = self.artifact.manifest

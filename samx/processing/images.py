@@ -45,22 +45,29 @@ def read_image(path: Path, levels: Levels | None = None, most_px: int | None = N
     Shapes: -> (H, W, 3).
     Raises: ImageError when it is missing, no picture, damaged or too large, or needs Pillow.
     """
-    pillow = find_spec("PIL")
     with _opened(path) as file:
-        deep = is_deep_png(file.read(HEAD_BYTES))
-        file.seek(0)
-        if deep or pillow is None:
-            try:
-                return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path, most_px), levels)
-            except ImageError as error:
-                if pillow is None or error.fix != PILLOW:
-                    raise
-                fix = "Convert it to 8 bits a channel."
-                raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
+        return decode_image(file, path, levels, most_px)
+
+
+def decode_image(
+    file: IO[bytes], path: Path | str, levels: Levels | None = None, most_px: int | None = None
+) -> RgbArray:
+    """Read a picture as read_image() does from a file that is open; `path` is what errors call it."""
+    pillow = find_spec("PIL")
+    deep = is_deep_png(file.read(HEAD_BYTES))
+    file.seek(0)
+    if not deep and pillow is not None:
         return _read_by_pillow(path, file, levels, most_px)
+    try:
+        return read_raster(file.read(), f"picture '{path}'", partial(_check_size, path, most_px), levels)
+    except ImageError as error:
+        if pillow is None or error.fix != PILLOW:
+            raise
+        fix = "Convert it to 8 bits a channel."
+        raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
 
 
-def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None, most_px: int | None) -> RgbArray:
+def _read_by_pillow(path: Path | str, file: IO[bytes], levels: Levels | None, most_px: int | None) -> RgbArray:
     from PIL import ImageOps
 
     with _pillow_errors(path), _pillow_image(file) as picture:
@@ -109,7 +116,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _pillow_errors(path: Path) -> Iterator[None]:
+def _pillow_errors(path: Path | str) -> Iterator[None]:
     """Turn whatever Pillow says about a file into one line."""
     from PIL import UnidentifiedImageError
 
@@ -137,7 +144,7 @@ def _pillow_image(file: IO[bytes]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = usual
 
 
-def _check_size(path: Path, most_px: int | None, size: tuple[int, int]) -> None:
+def _check_size(path: Path | str, most_px: int | None, size: tuple[int, int]) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"picture '{path}' has no pixels", found=f"{width} x {height} px")
@@ -150,7 +157,7 @@ def _check_size(path: Path, most_px: int | None, size: tuple[int, int]) -> None:
         )  # fmt: skip
 
 
-def _as_rgb(path: Path, picture: Image.Image, levels: Levels | None) -> RgbArray:
+def _as_rgb(path: Path | str, picture: Image.Image, levels: Levels | None) -> RgbArray:
     """Convert any mode to 8-bit RGB; grey of more bits is scaled, since Pillow's own conversion clips it to white.
 
     Shapes: -> (H, W, 3).

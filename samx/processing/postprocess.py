@@ -265,7 +265,7 @@ def predicted_masks(outputs: Outputs, spec: DecoderSpec, multimask: bool) -> tup
     return logits[rows, tokens][:, None], scores[rows, tokens][:, None]
 
 
-def _check_choice(choice: str, spec: DecoderSpec) -> None:
+def check_choice(choice: str, spec: DecoderSpec) -> None:
     """Refuse a choice of masks that the export has not.
 
     Raises: UsageError.
@@ -281,7 +281,7 @@ def segment(outputs: Outputs, frame: Frame, spec: DecoderSpec, choice: str = BES
     Many masks of a large picture do not fit in memory.
     Raises: ParityError on outputs that are not finite; UsageError for a number that there is not.
     """
-    _check_choice(choice, spec)
+    check_choice(choice, spec)
     if choice == BEST:
         places = list(enumerate(best_indices(outputs, spec)))
     else:

@@ -10,13 +10,14 @@ import pytest
 
 from samx.artifacts.store import Artifact
 from samx.commands.export import ExportRequest, ExportResult, export
-from samx.commands.segment import Asked, segment_picture
+from samx.commands.segment import segment_picture
 from samx.commands.validate import validate
 from samx.demo.picture import PICTURE_SIZE_PX, write_picture
 from samx.errors import ArtifactError
 from samx.exporters.coreml.export import SWIFT_FILE
 from samx.models.shape_range import ShapeRange
 from samx.processing.prompts import Prompt
+from samx.segmenting import Asked
 
 MOST_BYTES = 10_000_000  # of all functions together, in float16
 FLOAT32_LOGIT = 1e-4

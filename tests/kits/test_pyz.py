@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import samx
-from samx import cli, cli_measure, cli_plain, cli_segment, cli_web
+from samx import cli, cli_dataset, cli_measure, cli_plain, cli_segment, cli_web
 from samx.artifacts.store import Artifact
 from samx.benchmarks.results import BenchReport
 from samx.cli import app
@@ -285,6 +285,7 @@ LINES: list[tuple[str, ...]] = [
     ("bench", "DIR", "OTHER", "--scenario", "click", "--scenario", "box", "--seconds", "1.5", "-o", "out.json"),
     ("bench", "DIR", "--quick", "--seed", "7", "--embedding", "a.npz", "--embedding", "b.npz", "--force"),
     ("segment", "a.png", "--model", "DIR", "--point", "1,2", "--point", "3,4", "--box", "1,2,3,4", "--output", "o.png"),
+    ("dataset", "photos", "-o", "masks", "--model", "DIR", "--points-per-side", "8", "--per-file", "9", "--retry"),
     ("encode", "a.png", "--model", "DIR", "--output", "a.npz", "--force"),
     ("build", "DIR", "--force"),
     ("report", "a.json", "b.json", "--markdown", "out.md", "--baseline", "before.json"),
@@ -330,7 +331,7 @@ def test_every_command_but_the_export_is_there() -> None:
     names = {one.name or one.callback.__name__ for one in app.registered_commands if one.callback is not None}
     assert names == {*(line[0] for line in LINES), "export", "bisect", "trust", "zoo", "init-ci"}
     for name in names - {"export"}:
-        modules, verb = (cli, cli_measure, cli_segment, cli_web), name.replace("-", "_")
+        modules, verb = (cli, cli_dataset, cli_measure, cli_segment, cli_web), name.replace("-", "_")
         function = next(getattr(module, verb) for module in modules if hasattr(module, verb))
         assert set(inspect.signature(function).parameters) >= {"json"}
         with pytest.raises(SystemExit) as ended:
