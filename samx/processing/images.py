@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ RgbArray = NDArray[np.uint8]
 MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take is below it
 # Formats with a decoder inside Pillow; others start programs of their own (EPS: Ghostscript) or hold no photographs.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+SENT = "picture"  # what a file that somebody sent is called in errors
 HEAD_BYTES = 32  # of a file, which tell whether it is a PNG and how deep
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
 
@@ -55,6 +57,23 @@ def read_image(path: Path, levels: Levels | None = None) -> RgbArray:
                 fix = "Convert it to 8 bits a channel."
                 raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
         return _read_by_pillow(path, file, levels)
+
+
+def read_image_bytes(data: bytes) -> RgbArray:
+    """Read a picture that somebody sent, as read_image() does; errors name no place of this machine.
+
+    Shapes: -> (H, W, 3).
+    Raises: ImageError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SENT
+        path.write_bytes(data)
+        try:
+            return read_image(path)
+        except ImageError as error:
+            words = {name: getattr(error, name) for name in ("what", "found", "expected", "fix")}
+            own = {name: word and word.replace(f"{path}", SENT) for name, word in words.items()}
+            raise ImageError(own.pop("what"), **own) from error
 
 
 def _read_by_pillow(path: Path, file: IO[bytes], levels: Levels | None) -> RgbArray:
