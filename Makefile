@@ -20,6 +20,8 @@ COMPARE := .venv-compare
 COMPARED := compare-out
 RAY := .venv-ray
 RAY_NEEDS := ray[data]==2.60.0
+TRITON := .venv-triton
+SERVED := triton-out
 AGAINST := meta,samexporter,huggingface,pytorch
 MEASURED := --scenario click --scenario box --scenario batch8 --scenario batch64
 POINT := 737,290
@@ -28,6 +30,7 @@ BOX := 79,127,534,624
 ATTACK_INPUTS ?= 100000
 DEVICE ?= cuda
 AMG_FLAGS ?=
+TRITON_FLAGS ?=
 WHEELS ?=
 BROUGHT := .wheels
 FLAGS ?=
@@ -39,7 +42,7 @@ GPU_NEEDS := torch numpy PIL rich typer safetensors
 # Quiet where a command says enough by itself.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test long attack lint size browser docs picture bench amg ray compare gpu train evaluate clean
+.PHONY: help demo test long attack lint size browser docs picture bench amg ray triton compare gpu train evaluate clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -144,6 +147,12 @@ ray: $(INSTALLED) ## Run data sets on Ray: 200 pictures, killed actors; Ray come
 	@$(PIP) --python $(RAY)/bin/python install "$(RAY_NEEDS)"
 	@$(RAY)/bin/python -m pytest -q -m slow tests/datasets/test_on_ray.py
 
+triton: $(INSTALLED) $(TRITON)/.installed ## Serve with a real Triton server here, eight users clicking (TRITON_FLAGS=...; Linux, Python 3.10 to 3.12)
+	@mkdir -p $(SERVED)
+	@$(BIN)/samx export --family sam2 --split --output $(SERVED)/sam2 --force
+	@$(BIN)/samx bundle $(SERVED)/sam2 --for triton --output $(SERVED)/models --force
+	@PYTHONPATH=. $(TRITON)/bin/python -m tools.triton $(SERVED)/sam2 $(SERVED)/models --output $(SERVED)/triton.json $(TRITON_FLAGS)
+
 compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face too, in an environment of its own (half an hour)
 	@mkdir -p $(COMPARED)
 	@for family in sam1 sam2; do \
@@ -171,7 +180,8 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 	@$(BIN)/python -m tools.train_demo.evaluate
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(TOOLS) $(VENV) $(DEMO) $(RAY) $(COMPARE) $(COMPARED) $(BROUGHT) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(TOOLS) $(VENV) $(DEMO) $(RAY) $(COMPARE) $(COMPARED) $(TRITON) $(SERVED) $(BROUGHT) build dist site *.egg-info \
+		.mypy_cache .pytest_cache .ruff_cache
 	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp, so that installing happens once and again when what is needed changes.
@@ -197,4 +207,11 @@ $(COMPARE)/.installed: pyproject.toml requirements/dev.txt requirements/compare.
 		-e '.[bench,openvino,report]' transformers setuptools wheel
 	@SAM2_BUILD_CUDA=0 $(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation -r requirements/compare.txt
+	@touch $@
+
+# pytriton needs NumPy below 2, which nothing else here has; every version is named, or pip would take an old pytriton.
+$(TRITON)/.installed: requirements/triton.txt
+	@echo "== Making $(TRITON)"
+	@$(PYTHON) -m venv --clear $(TRITON)
+	@$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/triton.txt
 	@touch $@

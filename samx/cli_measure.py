@@ -74,14 +74,22 @@ def bundle(
         Optional[Path], typer.Argument(metavar="DIR", help="Artifact to pack; none: samx.pyz alone.")
     ] = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="File to write (default: kit.zip, or samx.pyz).")
+        Optional[Path], typer.Option("--output", "-o", help="What to write (default: kit.zip, samx.pyz or models).")
+    ] = None,
+    server: Annotated[
+        Optional[str], typer.Option("--for", metavar="triton", help="Write the folder that a Triton server serves.")
     ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
     """Pack an artifact for a device without samx: with samx.pyz, which is samx in one file that Python runs."""
     from samx.commands.bundle import bundle as run
+    from samx.commands.bundle import bundle_triton, require_server
 
+    if server is not None:
+        require_server(server)
+        console.show(bundle_triton(path, output or Path("models"), force), console.told, as_json=json)
+        return
     result = run(path, output or Path("samx.pyz" if path is None else "kit.zip"), force)
     console.show(result, console.told, as_json=json)
 
@@ -143,7 +151,8 @@ COMMANDS: dict[Callable[..., None], str] = {
     "samx report cpu.json --baseline before.json --markdown comment.md",
     zoo: "samx zoo weights/  ·  samx zoo weights/ --targets onnx,trt-rtx --precisions fp32,fp16 -o zoo",
     init_ci: "samx init-ci  ·  samx init-ci --checkpoint weights/tiny.pt --target trt --precision fp16",
-    bundle: "samx bundle sam1-demo-trt -o kit.zip  ·  samx bundle -o samx.pyz",
+    bundle: "samx bundle sam1-demo-trt -o kit.zip  ·  samx bundle -o samx.pyz  ·  "
+    "samx bundle DIR --for triton -o models",
 }
 
 

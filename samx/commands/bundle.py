@@ -1,23 +1,31 @@
-"""Pack an artifact for a machine without samx: with samx.pyz, which is samx in one file; or write that alone."""
+"""Pack an artifact for a machine without samx: with samx.pyz, which is samx in one file; or write that alone; or make
+the folder that a Triton server serves."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from samx import registry
 from samx.artifacts.commit import write_file
+from samx.artifacts.folder import write_folder
 from samx.artifacts.manifest import Evidence
 from samx.artifacts.store import Artifact
 from samx.errors import ParityError, UsageError
+from samx.files import MIB
 from samx.kits.contents import contents
 from samx.kits.pyz import pyz, zipped
+from samx.kits.triton import FORMAT, LISTING, check_artifact, repository
 from samx.processing.images import check_free
 from samx.validators.report import ParityReport
+from samx.web.folder import check_folder
 
 FOLDER = "samx-kit"  # what unpacking leaves
+SERVER = "triton"
+REPOSITORY = (LISTING, FORMAT)
 PARITY_LEVELS = ("graph", "device")  # of the evidence that a comparison with PyTorch gave
 REMEDY = "Export again: a kit measures what was shown to compute PyTorch's masks."
 
@@ -37,6 +45,34 @@ def bundle(path: Path | None, output: Path, overwrite: bool = False) -> dict[str
     devices = require_kit(artifact.manifest.target)
     files = {f"{FOLDER}/{name}": data for name, data in contents(artifact).items()}
     return _written(output, zipped(files), len(files), devices)
+
+
+def bundle_triton(path: Path | None, output: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Write the model repository that a Triton server serves an artifact from.
+
+    Raises: UsageError without an artifact and for a target that Triton cannot hold; ArtifactError, for one without an
+    image encoder too; ParityError; WriteError; UnavailableError.
+    """
+    if path is None:
+        raise UsageError("no artifact is named", fix="Say which one: samx bundle DIR --for triton")
+    check_folder(output, overwrite, REPOSITORY)
+    artifact = Artifact.open(path)
+    check_artifact(artifact)
+    require_parity(artifact)
+    files = repository(artifact)
+    write_folder(output, files.items(), partial(check_folder, output, overwrite, REPOSITORY))
+    size = sum(map(len, files.values()))
+    summary = f"wrote {output} ({size / MIB:.1f} MiB); serve it with: tritonserver --model-repository={output}"
+    return {"path": str(output), "bytes": size, "files": sorted(files), "summary": summary}
+
+
+def require_server(name: str) -> None:
+    """Refuse a server that nothing is written for.
+
+    Raises: UsageError.
+    """
+    if name != SERVER:
+        raise UsageError("nothing is written for this server", found=f"'{name}'", expected=SERVER)
 
 
 def require_kit(target: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ MAX_PICTURE_PX = 100_000_000  # 300 MB as RGB; what phones and most cameras take
 MAX_TILED_PX = 1_000_000_000  # of a picture that is looked at tile by tile: read whole all the same, twice for a moment
 # Formats with a decoder inside Pillow; others start programs of their own (EPS: Ghostscript) or hold no photographs.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+SENT = "picture"  # what a file that somebody sent is called in errors
 HEAD_BYTES = 32  # of a file, which tell whether it is a PNG and how deep
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
 
@@ -65,6 +67,15 @@ def decode_image(
             raise
         fix = "Convert it to 8 bits a channel."
         raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
+
+
+def read_image_bytes(data: bytes) -> RgbArray:
+    """Read a picture that somebody sent, as read_image() does; errors name no place of this machine.
+
+    Shapes: -> (H, W, 3).
+    Raises: ImageError.
+    """
+    return decode_image(io.BytesIO(data), SENT)
 
 
 def _read_by_pillow(path: Path | str, file: IO[bytes], levels: Levels | None, most_px: int | None) -> RgbArray:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from samx.errors import ImageError, PromptError, SamxError
 from samx.files import MIB
 from samx.models.session import Session
 from samx.picture_encoder import PictureEncoder, framed_features
-from samx.processing.images import read_image
+from samx.processing.images import read_image_bytes
 from samx.processing.postprocess import predicted_masks
 from samx.processing.prompts import Prompt, PromptBatch
 from samx.registry import backend, load
@@ -27,7 +25,6 @@ from samx.web.site import MOST_MEGAPIXELS
 
 KEPT_PICTURES = 4  # with their features: 4 MiB each of SAM, 16 MiB of SAM 2
 PICTURE_CAP_BYTES = 128 * MIB  # a file of the most megapixels, hardly compressed
-NAME = "picture"  # of a file that a browser sent, in errors
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Answers:
 
         Raises: ImageError.
         """
-        picture = _picture(data)
+        picture = read_image_bytes(data)
         height, width = picture.shape[:2]
         if height * width > MOST_MEGAPIXELS * 1_000_000:
             found, most = f"{width} x {height} px", f"at most {MOST_MEGAPIXELS} megapixels"
@@ -104,19 +101,6 @@ class Answers:
             self._held = ""
             self._session.set_image(self._pictures[key][1])
             self._held = key
-
-
-def _picture(data: bytes) -> Any:
-    """Read a picture as every command does; errors name no place of this machine. Shapes: -> (H, W, 3)."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / NAME
-        path.write_bytes(data)
-        try:
-            return read_image(path)
-        except ImageError as error:
-            words = {name: getattr(error, name) for name in ("what", "found", "expected", "fix")}
-            own = {name: word and word.replace(f"{path}", NAME) for name, word in words.items()}
-            raise ImageError(own.pop("what"), **own) from error
 
 
 def status_of(error: SamxError) -> int:

@@ -291,6 +291,7 @@ LINES: list[tuple[str, ...]] = [
     ("report", "a.json", "b.json", "--markdown", "out.md", "--baseline", "before.json"),
     ("bundle",),
     ("bundle", "DIR", "-o", "kit.zip"),
+    ("bundle", "DIR", "--for", "triton", "-o", "models"),
     ("calibrate", "-o", "set.npz", "--samples", "8"),
     ("inspect", "DIR", "--json"),
     ("doctor",),
