@@ -42,7 +42,7 @@ def without_tables(model: onnx.ModelProto, matrix: Array, grid: int) -> list[str
     """
     library, graph = require("onnx", "export", "ONNX export"), model.graph
     encoding = encode(matrix, grid)
-    inverse = np.linalg.pinv(_with_ones(encoding), rcond=RANK)
+    inverse: NDArray[np.float64] = np.linalg.pinv(_with_ones(encoding), rcond=RANK).astype(np.float64)
     nodes: list[Any] = []
     constants: dict[str, NDArray[Any]] = {}
     replaced = []

@@ -100,7 +100,7 @@ def test_a_compact_export_is_smaller_and_computes_the_reference(graphs: dict[boo
     reference = toy_decoder(spec)
     for labels in ([1, -1], [2, 3]):
         tensors = {**image_tensors(spec), **prompt_tensors(spec, 2, labels)}
-        known = arrays(tensors)
+        known = dict(arrays(tensors))
         for file in ("image.onnx", "prompt.onnx"):
             model = onnx.load(str(graphs[True] / file))
             known |= run(model, {value.name: known[value.name] for value in model.graph.input})
