@@ -34,6 +34,9 @@ TRITON_FLAGS ?=
 WHEELS ?=
 BROUGHT := .wheels
 FLAGS ?=
+PROGRAMS := .venv-programs
+PROGRAM_PACKAGES := @huggingface/transformers@4.3.2 onnxruntime-web@1.30.0
+X_ANYLABELING := x-anylabeling-cvhub==4.2.1
 TOOLS := .toolchains
 NODE_PACKAGES := onnxruntime-node@1.30.0 onnxruntime-web@1.30.0 sharp@0.35.5
 KOTLIN := kotlin-jupyter-kernel==0.19.0.944
@@ -98,6 +101,11 @@ docs: $(INSTALLED) ## Write the generated pages anew, and build the documentatio
 	@$(BIN)/python docs/zoo_page.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Look at site/index.html."
+
+.PHONY: clients
+clients: $(COMPARE)/.installed $(PROGRAMS)/.installed ## Run our exports in other programs' own classes, beside their own exports (npm, Chromium)
+	@mkdir -p $(COMPARED)
+	@$(COMPARE)/bin/python -m tools.programs $(PROGRAMS) $(COMPARED)/programs.json
 
 .PHONY: toolchains
 toolchains: ## Bring what tests of pages and client code run in: packages of Node.js, a Kotlin compiler
@@ -180,7 +188,7 @@ evaluate: $(INSTALLED) ## Measure the demo model on scenes it was not trained on
 	@$(BIN)/python -m tools.train_demo.evaluate
 
 clean: ## Remove the environment and everything that was made
-	rm -rf $(TOOLS) $(VENV) $(DEMO) $(RAY) $(COMPARE) $(COMPARED) $(TRITON) $(SERVED) $(BROUGHT) build dist site *.egg-info \
+	rm -rf $(TOOLS) $(PROGRAMS) $(VENV) $(DEMO) $(RAY) $(COMPARE) $(COMPARED) $(TRITON) $(SERVED) $(BROUGHT) build dist site *.egg-info \
 		.mypy_cache .pytest_cache .ruff_cache
 	find samx tools tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -197,6 +205,17 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(f"samx needs Python 3.10 or newer, found {sys.version.split()[0]}; name one with: make PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	@echo "== Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
+
+# Without what they depend on: their packages ask for PyTorch, for windows and for more that is not run here.
+# X-AnyLabeling's modules bear the name of AnyLabeling's, so that it has a folder of its own.
+$(PROGRAMS)/.installed: Makefile requirements/programs.txt
+	@echo "== Making $(PROGRAMS)"
+	@$(PYTHON) -m venv --clear $(PROGRAMS)
+	@$(PROGRAMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/programs.txt
+	@$(PROGRAMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target $(PROGRAMS)/x-anylabeling $(X_ANYLABELING)
+	@cd $(PROGRAMS) && npm install --ignore-scripts --no-audit --no-fund --silent $(PROGRAM_PACKAGES)
+	@touch $@
 
 # Their packages ask for other releases of torch, so that they come without what they depend on.
 $(COMPARE)/.installed: pyproject.toml requirements/dev.txt requirements/compare.txt

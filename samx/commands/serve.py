@@ -37,6 +37,7 @@ def served_files(artifact: Artifact, device: str) -> dict[str, bytes]:
         "privacy": "It stays on this machine.", "served": f"{artifact.manifest.target} in Python, {device}",
     }  # fmt: skip
     facts["masks"]["first"] = 0  # what Python answers are the masks to choose from
+    facts["prompts"]["mask_input"] = False  # questions carry no previous mask
     start = files["index.html"].replace(b"<html ", b'<html data-mode="served" ', 1)
     shown = {} if example is None else {EXAMPLE: example}
     return {**files, **shown, "index.html": start, CONFIGURATION: configuration(facts)}

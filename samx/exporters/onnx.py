@@ -18,6 +18,7 @@ from samx.contracts.table import CLIENT_ENCODER_ROLE, CLIENT_FOLDER, CONTRACTS, 
 from samx.contracts.table import find as find_contract
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import Exported, ExportJob, HalfOptions, option
+from samx.exporters.positions import without_tables
 from samx.extras import require, silent
 from samx.formats.onnx import broken_rules
 from samx.models.spec import DecoderSpec
@@ -57,6 +58,7 @@ class OnnxOptions(HalfOptions):
     opset: int = opset_option()
     split: bool = option(False, "An image graph and a prompt graph.")
     simplify: bool = simplify_option()
+    compact: bool = option(False, "Smaller files: tables of positions are made when a graph is loaded.")
     contract: str | None = option(
         None, f"A graph for other programs too: {', '.join(CONTRACTS)}; see docs/contracts.md."
     )
@@ -65,6 +67,9 @@ class OnnxOptions(HalfOptions):
         """Refuse an opset that samx does not write, and what a choice of precision or a contract has no room for."""
         super().check(precision, spec)
         check_opset(self.opset)
+        if self.compact and precision != "fp32":
+            what, expected = "tables of positions are not taken out", "fp32"
+            raise UsageError(what, found=f"--{precision}", expected=expected, fix="Leave --compact out.")
         if self.contract is None:
             return
         find_contract(self.contract)
@@ -107,10 +112,21 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     """
     options: OnnxOptions = job.options
     exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
+    if options.compact:
+        _compact(exported, job, directory)
     if options.contract is None:
         return exported
     client = write_client(directory / DECODER_FILE, find_contract(options.contract), job.spec, directory)
     return replace(exported, files={**exported.files, **client})
+
+
+def _compact(exported: Exported, job: ExportJob, directory: Path) -> None:
+    onnx, matrix = require("onnx", "export", "ONNX export"), job.loaded.weights[POSITION_MATRIX].numpy()
+    for file, role in exported.files.items():
+        model = onnx.load(str(directory / file))
+        without_tables(model, matrix, job.spec.grid)
+        save(model, directory / file, role)
+        onnx.checker.check_model(str(directory / file), full_check=True)
 
 
 def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT_OPSET, simplify: bool) -> Exported:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib import resources
+from math import isfinite
 from typing import Any
 
 import samx
@@ -129,7 +130,7 @@ def _rules(spec: DecoderSpec) -> dict[str, Any]:
         },
         "prompts": {
             "box_first": rules.box_first, "pads_boxes": rules.pads_boxes, "tokens": rules.prompt_tokens,
-            "mask_input": spec.mask_input,
+            "mask_input": spec.mask_input, "mask_limit": rules.mask_limit if isfinite(rules.mask_limit) else None,
         },
         "masks": {"first": first_choice(spec), "side": spec.mask_size},
     }  # fmt: skip

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,14 @@ def state(page: Any) -> dict[str, Any]:
     return found
 
 
+def answered(page: Any, seconds: float = 60) -> dict[str, Any]:
+    """Wait until the last question is answered, and return the state."""
+    end = time.monotonic() + seconds
+    while not (found := state(page))["scores"]:
+        assert time.monotonic() < end, words(page)
+    return found
+
+
 def click(page: Any, x: float, y: float) -> None:
     """Click at shares of the picture, and wait for the masks."""
     pointer(page, "pressed", x, y)
@@ -220,6 +229,34 @@ def test_another_mask_is_chosen_and_a_point_is_taken_back(page: Any, predictor: 
     page.execute_script("document.getElementById('undo').click()")
     until(page, "document.getElementById('masks').hidden")
     assert state(page)["past"] == 0
+
+
+@pytest.mark.parametrize(("family", "size"), [("sam1", None), ("sam2", 512)])
+def test_a_mask_that_is_shown_goes_with_the_next_point(
+    browser: Any, tmp_path: Path, family: str, size: int | None
+) -> None:
+    export(ExportRequest(tmp_path / "model", family=family, image_size=size, mask_input=True))
+    web(tmp_path / "model", tmp_path / "site", runtime=str(real_runtime()))
+    with serving(file_server(tmp_path / "site")) as address, samx.open(tmp_path / "model") as ours:
+        ours.set_image(SCENE)
+        given(browser, address)
+        click(browser, 0.6, 0.4)
+        one = answered(browser)
+        other = (one["chosen"] + 1) % 3
+        browser.execute_script(f"document.querySelectorAll('#choices input')[{other}].click()")
+        click(browser, 0.3, 0.7)
+        told = answered(browser)
+        points = [(point["x"], point["y"]) for point in told["prompts"]["points"]]
+        logits = ours.predict(points[:1], [1])[2]
+        masks, scores, _ = ours.predict(points, [1, 1], mask_input=logits[other][None])
+        assert told["scores"] == pytest.approx(scores.tolist(), abs=1e-3)
+        assert iou(saved(browser), masks[scores.argmax()] > 0) >= LEAST_IOU
+        assert told["scores"] != pytest.approx(ours.predict(points, [1, 1])[1].tolist(), abs=1e-3)  # without it
+        assert told["scores"] != pytest.approx(
+            ours.predict(points, [1, 1], mask_input=logits[one["chosen"]][None])[1].tolist(), abs=1e-3
+        )
+        browser.execute_script("document.getElementById('undo').click()")
+        assert answered(browser)["scores"] == pytest.approx(one["scores"], abs=1e-6)
 
 
 def test_a_box_is_drawn(page: Any, predictor: Any) -> None:

@@ -31,6 +31,7 @@ from samx.runtimes.onnxruntime import open_models
 EXTRA, FAMILY = "bench", "sam1"
 OPSET = 17  # the default of Meta's export script
 EXAMPLE_POINTS = 5  # of the trace; any number, it is a dynamic axis
+EXAMPLE_PICTURE = (1500, 2250)  # height and width, of Meta's script
 INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
 OUTPUTS = ("masks", "iou_predictions", "low_res_masks")
 DECODER_INPUTS, DECODER_OUTPUTS = INPUTS[:-1], ("low_res_masks", "iou_predictions")
@@ -132,22 +133,26 @@ def export_meta(loaded: LoadedDecoder, directory: Path) -> tuple[Path, Path]:
     """
     onnx = require("onnx", "export", "Meta's ONNX export")
     whole, decoder = directory / "meta.onnx", directory / "meta_decoder.onnx"
-    model = build_meta(loaded)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer, about Meta's code, and of torch, about its old exporter
-        torch.onnx.export(
-            model, _examples(loaded.spec), str(whole), dynamo=False, opset_version=OPSET,
-            input_names=list(INPUTS), output_names=list(OUTPUTS),
-            dynamic_axes={name: {1: "num_points"} for name in ("point_coords", "point_labels")},
-        )  # fmt: skip
+    trace_meta(build_meta(loaded), loaded.spec, whole)
     onnx.utils.extract_model(str(whole), str(decoder), list(DECODER_INPUTS), list(DECODER_OUTPUTS))
     return whole, decoder
 
 
-def build_meta(loaded: LoadedDecoder) -> nn.Module:
-    """Wrap Meta's modules as Meta's export script does."""
+def trace_meta(model: nn.Module, spec: DecoderSpec, path: Path, picture: tuple[int, int] = EXAMPLE_PICTURE) -> None:
+    """Trace Meta's decoder. Its crop is frozen as a picture's of this height and width in px has it."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the tracer, about Meta's code, and of torch, about its old exporter
+        torch.onnx.export(
+            model, _examples(spec, picture), str(path), dynamo=False, opset_version=OPSET,
+            input_names=list(INPUTS), output_names=list(OUTPUTS),
+            dynamic_axes={name: {1: "num_points"} for name in ("point_coords", "point_labels")},
+        )  # fmt: skip
+
+
+def build_meta(loaded: LoadedDecoder, single: bool = False) -> nn.Module:
+    """Wrap Meta's modules as Meta's export script does; with `single`, as it does for one mask."""
     (onnx_model,) = import_segment_anything("utils.onnx")
-    model: nn.Module = onnx_model.SamOnnxModel(build_sam(loaded), return_single_mask=False)
+    model: nn.Module = onnx_model.SamOnnxModel(build_sam(loaded), return_single_mask=single)
     return model
 
 
@@ -216,14 +221,14 @@ def decoder_parts(classes: Any, spec: DecoderSpec, **more: Any) -> tuple[nn.Modu
     return prompt_encoder, mask_decoder
 
 
-def _examples(spec: DecoderSpec) -> tuple[Tensor, ...]:
+def _examples(spec: DecoderSpec, picture: tuple[int, int]) -> tuple[Tensor, ...]:
     named: dict[str, Any] = {
         "image_embeddings": torch.randn(1, spec.width, spec.grid, spec.grid),
         "point_coords": torch.randint(0, spec.image_size, (1, EXAMPLE_POINTS, 2)).float(),
         "point_labels": torch.randint(0, 4, (1, EXAMPLE_POINTS)).float(),
         "mask_input": torch.randn(1, 1, spec.mask_size, spec.mask_size),
         "has_mask_input": torch.ones(1),
-        "orig_im_size": torch.tensor([1500.0, 2250.0]),
+        "orig_im_size": torch.tensor(picture, dtype=torch.float32),
     }
     return tuple(named[name] for name in INPUTS)
 

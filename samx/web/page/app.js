@@ -9,7 +9,7 @@ const KEYS = { o: "on", x: "off", b: "box" };
 const $ = (id) => document.getElementById(id);
 
 export const state = {
-  site: null, phase: "loading", name: "picture", prompts: NOTHING, past: [], masks: [], chosen: 0, asked: 0, encoderMs: null, clickMs: null,
+  site: null, phase: "loading", name: "picture", prompts: NOTHING, previous: null, past: [], masks: [], chosen: 0, asked: 0, encoderMs: null, clickMs: null,
 };
 
 const engine = new Engine({ onprogress: ({ doing, done, total }) => busy(doing, done, total), onseen: seen });
@@ -77,7 +77,7 @@ function seen(picture) {
 
 function reset() {
   forgetMasks();
-  Object.assign(state, { prompts: NOTHING, past: [], encoderMs: null, clickMs: null });
+  Object.assign(state, { prompts: NOTHING, previous: null, past: [], encoderMs: null, clickMs: null });
 }
 
 function forgetMasks() {
@@ -92,24 +92,29 @@ function point(x, y, isOff) {
 
 function change(prompts) {
   if (state.phase !== "ready") return;
-  state.past.push(state.prompts);
-  ask(prompts);
+  state.past.push([state.prompts, state.previous]);
+  ask(prompts, adds(prompts) ? (state.masks[state.chosen]?.logits ?? null) : null);
+}
+
+// Tell whether a prompt only adds a point: then the mask that is shown goes with it, to models that take one.
+function adds({ points, box }) {
+  return points.length > state.prompts.points.length && box === state.prompts.box;
 }
 
 function undo() {
-  if (state.past.length) ask(state.past.pop());
+  if (state.past.length) ask(...state.past.pop());
 }
 
 // Ask for masks. While one question is open the last one waits, and those before it are left out.
-async function ask(prompts) {
+async function ask(prompts, previous) {
   const number = ++state.asked;
-  state.prompts = prompts;
+  Object.assign(state, { prompts, previous });
   render();
   await state.answering;
   if (number !== state.asked) return;
   forgetMasks();
   if (!prompts.points.length && !prompts.box) return say("Nothing is marked.");
-  state.answering = engine.call("ask", { prompt: prompts }).then((found) => answered(found, number), fail);
+  state.answering = engine.call("ask", { prompt: prompts, previous }).then((found) => answered(found, number), fail);
   await state.answering;
 }
 

@@ -68,15 +68,18 @@ export class LocalEngine {
     return pick(pool, [...needed].filter((name) => name in pool));
   }
 
-  async decode(prompt, frame) {
+  // `previous`: the logits of the mask that a prompt refines, or null.
+  async decode(prompt, frame, previous) {
     const { Tensor } = this.ort, { prompts, masks } = this.site, { coords, labels } = tokens(prompts, frame, prompt);
     const feed = {
       ...this.state, point_coords: new Tensor("float32", coords, [1, labels.length, 2]),
       point_labels: new Tensor("float32", labels, [1, labels.length]),
     };
     if (prompts.mask_input) {
-      feed.mask_input = new Tensor("float32", new Float32Array(masks.side ** 2), [1, 1, masks.side, masks.side]);
-      feed.has_mask_input = new Tensor("float32", Float32Array.of(0), [1]);
+      const limit = prompts.mask_limit ?? Infinity, logits = previous ?? new Float32Array(masks.side ** 2);
+      const sent = logits.map((value) => Math.min(Math.max(value, -limit), limit));
+      feed.mask_input = new Tensor("float32", sent, [1, 1, masks.side, masks.side]);
+      feed.has_mask_input = new Tensor("float32", Float32Array.of(previous ? 1 : 0), [1]);
     }
     const found = await this.sessions.at(-1).run(feed);
     return { scores: await found.iou_predictions.getData(), logits: await found.low_res_masks.getData() };

@@ -72,15 +72,15 @@ function readerOf(bitmap) {
   };
 }
 
-async function ask({ prompt }) {
+async function ask({ prompt, previous }) {
   const start = performance.now(), { frame, view } = shown, { first, side } = site.masks;
-  const { scores, logits } = await engine.decode(prompt, frame);
+  const { scores, logits } = await engine.decode(prompt, frame, previous);
   if (!scores.every(Number.isFinite) || !logits.every(Number.isFinite)) throw new Error("The model returned values that are no numbers. Reload with ?device=wasm in the address.");
   shown.candidates = Array.from(scores, (_, i) => logits.slice(i * side * side, (i + 1) * side * side)).slice(first);
   const masks = await Promise.all(shown.candidates.map(async (candidate, i) => {
     const mask = pictureMask(candidate, side, frame, site.frame, view.width, view.height);
     const bitmap = await createImageBitmap(painted(mask, view.width, view.height));
-    return { score: scores[first + i], bitmap, ...extent(mask, view.width, view.height) };
+    return { score: scores[first + i], bitmap, logits: site.prompts.mask_input ? candidate : null, ...extent(mask, view.width, view.height) };
   }));
   return [{ masks, clickMs: performance.now() - start }, masks.map((mask) => mask.bitmap)];
 }
