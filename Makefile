@@ -94,13 +94,16 @@ attack: $(INSTALLED) ## Give every reader many damaged inputs (ATTACK_INPUTS=100
 size: ## Count code lines, files, classes of fields and circles
 	@$(PYTHON) -m tools.size
 
-docs: $(INSTALLED) ## Write the generated pages anew, and build the documentation's site in site/
+docs: $(INSTALLED) toolchains ## Write the generated pages anew, and build the documentation's site in site/, with the demo page
 	@$(BIN)/python docs/cli_reference.py
 	@$(BIN)/python docs/api_reference.py
 	@$(BIN)/python docs/rooms.py
 	@$(BIN)/python docs/zoo_page.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "Look at site/index.html."
+	@mkdir -p $(DEMO)
+	@$(BIN)/samx export --split --compact --output $(DEMO)/page --force
+	@$(BIN)/samx web $(DEMO)/page --output site/demo --runtime $(TOOLS)/node_modules/onnxruntime-web/dist
+	@echo "Look at site/index.html and, from a file server, at site/demo/."
 
 .PHONY: clients
 clients: $(COMPARE)/.installed $(PROGRAMS)/.installed ## Run our exports in other programs' own classes, beside their own exports (npm, Chromium)
@@ -138,11 +141,6 @@ bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
 	@$(BIN)/samx export --output $(COMPARED)/one --force
 	@$(BIN)/samx export --split --output $(COMPARED)/split --force
 	@$(BIN)/samx bench $(COMPARED)/one $(COMPARED)/split --against meta $(MEASURED) --output $(COMPARED)/bench.json --force
-
-.PHONY: wasm
-wasm: $(INSTALLED) toolchains ## Measure a click in onnxruntime-web, one thread, beside Meta's decoder
-	@mkdir -p $(COMPARED)
-	@$(BIN)/python -m tools.wasm --output $(COMPARED)/wasm.json
 
 amg: $(INSTALLED) ## Find everything in 20 scenes beside Meta's generators, both families (AMG_FLAGS=...; an hour or two)
 	@mkdir -p $(COMPARED)
