@@ -130,8 +130,7 @@ def export(
         checkpoint=checkpoint, family=family, target=target, precision=precision, masks=masks,  # type: ignore[arg-type]
         mask_input=mask_input, object_pointer=object_pointer, memory_encoder=memory_encoder,
         object_embeddings=object_embeddings,
-        encoder=encoder, encoder_precision=encoder_precision,
-        encoder_pictures=encoder_pictures,
+        encoder=encoder, encoder_precision=encoder_precision, encoder_pictures=encoder_pictures,
         pictures=None if pictures is None else ShapeRange.parse(pictures, "pictures"),
         image_size=image_size, frame=frame, pixels=pixels, decoder=decoder, embeddings=embedding or (),
         client=tuple(client or ()),
