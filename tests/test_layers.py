@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.pages",),
     ("samx.api",),
     ("samx.commands",),
+    ("samx.evaluation",),
     ("samx.opening",),
     ("samx.kits", "samx.benchmarks.report", "samx.quantization", "samx.predictor", "samx.web"),
     ("samx.everything",),
