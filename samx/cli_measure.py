@@ -1,10 +1,10 @@
-"""The commands that measure, carry measurements, and set up where that is done: bench, report, zoo, bundle, init-ci."""
+"""The commands that measure, carry measurements, and set up where that is done: bench, evaluate, bundle and others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,9 @@ from rich.table import Table
 
 from samx import console
 from samx.registry import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from samx.evaluation.report import AccuracyReport
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
@@ -67,6 +70,52 @@ def report(
     result = run(reports, output, markdown, baseline=baseline, overwrite=force)
     console.show(result, reported, as_json=json)
     require_unregressed(result)
+
+
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Exported artifact.")],
+    data: Annotated[
+        Path, typer.Option(help="Labels: a COCO or SA-1B JSON file, or a folder of SA-1B files or of PNG masks.")
+    ],
+    pictures: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="Folder of the pictures, where it is not that of the labels.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="Made of each label: box, centre, or points:N (the centre and others of its pixels).")
+    ] = "box",
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="Weights that DIR was made from; not needed for the demo model.")
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(help="Measure so many pictures, drawn by --seed.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the pictures and points that are drawn.", min=0)] = 0,
+    max_drop: Annotated[
+        Optional[float], typer.Option(help="Exit code 3 if a mean fell by more against PyTorch, of 1 (default 0.01).")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Go on without labelled pictures that are not there.")
+    ] = False,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Write an HTML page here, with the worst pictures.")
+    ] = None,
+    report: Annotated[Optional[Path], typer.Option(help="Write the JSON report here, object by object.")] = None,
+    device: Annotated[str, typer.Option(help="Device to run on: cpu, cuda. Never changed silently.")] = "cpu",
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads (default: all).", min=1)] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Measure how good an artifact's masks are on your own labelled pictures, PyTorch beside it."""
+    from samx.commands.evaluate import Asked
+    from samx.commands.evaluate import evaluate as run
+    from samx.evaluation.report import MOST_DROP
+
+    asked = Asked(data, pictures, prompt, limit, seed, MOST_DROP if max_drop is None else max_drop, skip_missing)
+    with console.steps() as progress:
+        found = run(
+            path, asked, checkpoint=checkpoint, device=device, threads=threads, output=output, report=report,
+            overwrite=force, progress=progress,
+        )  # fmt: skip
+    console.show((found, [one for one in (output, report) if one is not None]), compared, as_json=json)
+    raise typer.Exit(0 if found.passed else 3)
 
 
 def bundle(
@@ -149,6 +198,8 @@ COMMANDS: dict[Callable[..., None], str] = {
     "samx bench sam1-demo-trt --device cuda --scenario click --scenario everything",
     report: "samx report cpu.json orin.json -o report.html  ·  "
     "samx report cpu.json --baseline before.json --markdown comment.md",
+    evaluate: "samx evaluate DIR --data instances_val2017.json --pictures val2017 --limit 200 -o accuracy.html  ·  "
+    "samx evaluate DIR --data labelled/ --prompt centre --checkpoint sam_vit_b.pth --max-drop 0.02",
     zoo: "samx zoo weights/  ·  samx zoo weights/ --targets onnx,trt-rtx --precisions fp32,fp16 -o zoo",
     init_ci: "samx init-ci  ·  samx init-ci --checkpoint weights/tiny.pt --target trt --precision fp16",
     bundle: "samx bundle sam1-demo-trt -o kit.zip  ·  samx bundle -o samx.pyz  ·  "
@@ -174,6 +225,22 @@ def measured(result: tuple[Path | None, Any]) -> tuple[Any, console.Draw]:
         _wrote([] if path is None else [path])
 
     return found.to_json(), draw
+
+
+def compared(result: tuple[AccuracyReport, list[Path]]) -> tuple[Any, console.Draw]:
+    """View a measurement against labels; the objects are in the file."""
+    from samx.evaluation.report import to_tables
+
+    found, paths = result
+    data = {name: value for name, value in found.to_json().items() if name != "objects"}
+
+    def draw() -> None:
+        for part in to_tables(found):
+            console.out.print(part)
+        console.out.print(escape(found.summary()), highlight=False, soft_wrap=True)
+        _wrote(paths)
+
+    return {**data, "files": [str(path) for path in paths]}, draw
 
 
 def kept(result: tuple[Path, Any]) -> tuple[Any, console.Draw]:

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("samx.api",),
     ("samx.commands",),
     ("samx.datasets",),
+    ("samx.evaluation",),
     ("samx.opening", "samx.segmenting"),
     ("samx.kits", "samx.benchmarks.report", "samx.quantization", "samx.predictor", "samx.web"),
     ("samx.everything",),

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samx.artifacts.manifest import EncoderEntry
-from samx.errors import UsageError
+from samx.artifacts.store import Artifact, digest
+from samx.demo import FAMILIES, demo_checkpoint
+from samx.errors import ArtifactError, UsageError
+from samx.files import open_regular
 from samx.picture_encoder import encoder_inputs
 from samx.runtimes.heap import kept_heap
 from samx.validators.cases import synthetic_images
@@ -21,6 +24,48 @@ if TYPE_CHECKING:
     from samx.models.checkpoint import LoadedDecoder
     from samx.models.session import Feed
     from samx.processing.images import RgbArray
+
+
+def weights_of(artifact: Artifact, given: Path | None) -> Path:
+    """Find the checkpoint that an artifact was made from: the one that is given, or the demo model's.
+
+    Raises: UsageError where it has to be named.
+    """
+    if given is not None:
+        return given
+    entry = artifact.manifest.checkpoint
+    for family in FAMILIES:
+        path = demo_checkpoint(family)
+        with open_regular(path, f"checkpoint '{path}'") as file:
+            if digest(file)[0] == entry.sha256:
+                return path
+    raise UsageError(
+        f"{artifact.path} was made from a checkpoint that has to be named", found="no --checkpoint",
+        expected=f"{entry.name}, SHA-256 {entry.sha256[:16]}...", fix=f"Add --checkpoint {entry.name}, with its path.",
+    )  # fmt: skip
+
+
+def job_of(artifact: Artifact, checkpoint: Path) -> ExportJob:
+    """Read the checkpoint as it was read for the artifact.
+
+    Raises: ArtifactError when the artifact was made from another checkpoint.
+    """
+    from samx.exporters.base import ExportJob
+    from samx.models.checkpoint import load_checkpoint
+
+    manifest = artifact.manifest
+    decoder = manifest.options.get("decoder")
+    spec = manifest.spec
+    loaded = load_checkpoint(
+        checkpoint, image_size=spec.image_size, decoder=decoder, object_pointer=spec.object_pointer
+    )
+    if loaded.sha256 != manifest.checkpoint.sha256:
+        raise ArtifactError(
+            f"{artifact.path} was made from another checkpoint", found=f"sha256 {loaded.sha256}",
+            expected=f"{manifest.checkpoint.sha256} ({manifest.checkpoint.name})", fix="Name that checkpoint.",
+        )  # fmt: skip
+    own = {name: getattr(spec, name) for name in ("masks", "mask_input", "frame", "pixels")}
+    return ExportJob(loaded, replace(loaded.spec, **own), None, manifest.precision, manifest.target)
 
 
 def in_torch(checkpoint: Path, job: ExportJob) -> Sized:

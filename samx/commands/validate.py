@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from samx.artifacts.store import Artifact
 from samx.commands import video
-from samx.commands.references import in_torch
-from samx.errors import ArtifactError
+from samx.commands.references import in_torch, job_of
 from samx.models.session import Outputs
 from samx.registry import backend
 from samx.validators.child import ENCODER_SUITE_ROLE, SUITE_ROLE, gate_in_child
@@ -41,7 +40,7 @@ def validate(
     if checkpoint is None:
         report = gate_in_child(path, level=level, device=device, threads=threads, seed=seed)
         return _with_pieces(report, artifact, stored(artifact) if written(artifact) else {})
-    job = _job(artifact, checkpoint)
+    job = job_of(artifact, checkpoint)
     with tempfile.TemporaryDirectory(prefix="samx-validate-") as folder:
         suite, pictures = Path(folder, "suite.npz"), Path(folder, "pictures.npz")
         _fresh_suite(artifact, job).save(suite)
@@ -61,29 +60,6 @@ def _with_pieces(report: ParityReport, artifact: Artifact, expected: Mapping[str
         return report
     failures = (*report.failures, *check(artifact, expected))
     return replace(report, failures=failures, suite={**report.suite, "video_pieces": list(expected)})
-
-
-def _job(artifact: Artifact, checkpoint: Path) -> ExportJob:
-    """Read the checkpoint as it was read for the artifact.
-
-    Raises: ArtifactError when the artifact was made from another checkpoint.
-    """
-    from samx.exporters.base import ExportJob
-    from samx.models.checkpoint import load_checkpoint
-
-    manifest = artifact.manifest
-    decoder = manifest.options.get("decoder")
-    spec = manifest.spec
-    loaded = load_checkpoint(
-        checkpoint, image_size=spec.image_size, decoder=decoder, object_pointer=spec.object_pointer
-    )
-    if loaded.sha256 != manifest.checkpoint.sha256:
-        raise ArtifactError(
-            f"{artifact.path} was made from another checkpoint", found=f"sha256 {loaded.sha256}",
-            expected=f"{manifest.checkpoint.sha256} ({manifest.checkpoint.name})", fix="Name that checkpoint.",
-        )  # fmt: skip
-    own = {name: getattr(spec, name) for name in ("masks", "mask_input", "frame", "pixels")}
-    return ExportJob(loaded, replace(loaded.spec, **own), None, manifest.precision, manifest.target)
 
 
 def _fresh_suite(artifact: Artifact, job: ExportJob) -> ParitySuite:

@@ -36,6 +36,7 @@ PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SENT = "picture"  # what a file that somebody sent is called in errors
 HEAD_BYTES = 32  # of a file, which tell whether it is a PNG and how deep
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
+ON_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 def read_image(path: Path, levels: Levels | None = None, most_px: int | None = None) -> RgbArray:
@@ -85,6 +86,30 @@ def _read_by_pillow(path: Path | str, file: IO[bytes], levels: Levels | None, mo
         _check_size(path, most_px, picture.size)
         ImageOps.exif_transpose(picture, in_place=True)
         return _as_rgb(path, picture, levels)
+
+
+def seen_size(path: Path) -> tuple[int, int]:
+    """Return (W, H) of a picture as read_image() gives it, without decoding it where Pillow is here.
+
+    Raises: ImageError.
+    """
+    if find_spec("PIL") is None:
+        height, width = read_image(path).shape[:2]
+        return width, height
+    with _opened(path) as file, _pillow_errors(path), _pillow_image(file) as picture:
+        width, height = picture.size
+        return (height, width) if picture.getexif().get(ORIENTATION, UPRIGHT) in ON_SIDE else (width, height)
+
+
+def read_values(path: Path) -> NDArray[Any]:
+    """Read a picture's numbers as they are stored, a palette's numbers too; not turned, not scaled.
+
+    Shapes: -> (H, W), or (H, W, channels) in colours.
+    Raises: ImageError.
+    """
+    with _opened(path) as file, _pillow_errors(path), _pillow_image(file) as picture:
+        _check_size(path, None, picture.size)
+        return np.array(picture)
 
 
 def check_upright(path: Path) -> None:

@@ -13,6 +13,10 @@ from samx.extras import require
 from samx.processing.postprocess import BoolArray
 
 RESULTS = "results"  # the extra of what result files need
+# Of packed runs: a character's code less the first one's is five bits of a number, the highest of them its sign in the
+# number's last character, and one bit that says that more follow.
+FIRST_CODE, LAST_CODE, BITS, SIGN, MORE = 48, 63, 5, 16, 32
+MOST_CODES = 7  # of a number: 35 bits, more than any picture has pixels
 Runs = NDArray[np.int64]
 
 
@@ -47,6 +51,39 @@ class Rle:
         edges[-1] = width * height
         counts = np.diff(edges)
         return cls(height, width, counts if counts[-1] or len(counts) == 1 else counts[:-1])
+
+    @classmethod
+    def read(cls, counts: Sequence[int], height: int, width: int) -> Rle:
+        """Take the lengths of runs from a file.
+
+        Raises: ValueError where they are not those of a mask of this size.
+        """
+        if any(not 0 <= count <= height * width for count in counts) or sum(counts) != height * width:
+            raise ValueError(f"runs of {sum(counts)} px in a mask of {height * width}")
+        return cls(height, width, np.array(counts, np.int64))
+
+    @classmethod
+    def packed(cls, text: str, height: int, width: int) -> Rle:
+        """Take runs as COCO packs them, and coco() does; a library that is not told their size would write beyond it.
+
+        A number is its bits, five a character, the least first; the fourth and later ones are differences from the
+        one before the last. Source: rleFrString of pycocotools.
+        Raises: ValueError where they are not those of a mask of this size.
+        """
+        codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64) - FIRST_CODE
+        ends = np.flatnonzero(~codes & MORE)
+        if not len(codes) or codes.min() < 0 or codes.max() > LAST_CODE or codes[-1] & MORE:
+            raise ValueError("no packed runs")
+        starts = np.r_[0, ends[:-1] + 1]
+        lengths = ends - starts + 1
+        if lengths.max() > MOST_CODES:
+            raise ValueError("a number of too many bits")
+        shifts = BITS * (np.arange(len(codes)) - np.repeat(starts, lengths))
+        numbers = np.add.reduceat((codes & (MORE - 1)) << shifts, starts)
+        numbers -= np.where(codes[ends] & SIGN, np.int64(1) << BITS * lengths, 0)
+        for first in (1, 2):
+            numbers[first::2] = np.cumsum(numbers[first::2])
+        return cls.read(numbers.tolist(), height, width)
 
     @property
     def area_px(self) -> int:

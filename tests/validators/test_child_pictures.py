@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from samx.artifacts.store import Artifact
-from samx.commands.validate import _fresh_pictures, _job, validate
+from samx.commands.references import job_of
+from samx.commands.validate import _fresh_pictures, validate
 from samx.demo import demo_checkpoint
 from samx.validators.child import ENCODER_SUITE_ROLE, gate_in_child
 from samx.validators.encoder_suite import EncoderSuite
@@ -18,7 +19,7 @@ from samx.validators.encoder_suite import EncoderSuite
 @pytest.fixture(scope="module")
 def fresh(demo_artifact: Path) -> EncoderSuite:
     artifact, checkpoint = Artifact.open(demo_artifact), demo_checkpoint("sam1")
-    return _fresh_pictures(artifact, checkpoint, _job(artifact, checkpoint))
+    return _fresh_pictures(artifact, checkpoint, job_of(artifact, checkpoint))
 
 
 def test_the_references_answer_as_at_the_export(demo_artifact: Path, fresh: EncoderSuite) -> None:

@@ -32,7 +32,7 @@ from samx.demo.sampling import (
     padded_prompt,
 )
 from samx.demo.scenes import LEVELS, generate_scene
-from tools.train_demo.batches import mask_iou
+from samx.validators.metrics import mask_iou
 
 Array = NDArray[Any]
 Features = tuple[Tensor, ...]
@@ -73,23 +73,27 @@ def draw_for_model(seed: int, size_px: int) -> tuple[Tensor, Array]:
 
 def measure_region(model: DemoModel, features: Features, region: Region, rng: np.random.Generator) -> dict[str, float]:
     """Ask for one region by click, box and correction. Returns measure -> IoU."""
-    target = torch.from_numpy(region.mask)[None, None]
     click = [frame_point(centre_pixel(region.own))]
     masks, iou = _decode(model, features, click, [1], None)
-    by_click = mask_iou(masks, target)[0]
+    by_click = _overlaps(masks, region)
     picked = int(iou[0, 1:].argmax()) + 1
     previous = masks[:, picked : picked + 1]
     second, label = error_click(rng, (previous[0, 0] > 0).numpy(), region.mask)
     refined, _ = _decode(model, features, [*click, second], [1, label], None, previous)
     boxed, _ = _decode(model, features, [], [], frame_box(region.box))
-    by_box = mask_iou(boxed, target)[0]
+    by_box = _overlaps(boxed, region)
     return {
         "box": float(by_box[0]),
         "box_best_of_3": float(by_box[1:].max()),
         "click_best_of_3": float(by_click[1:].max()),
         "click_picked": float(by_click[picked]),
-        "refined": float(mask_iou(refined, target)[0, 0]),
+        "refined": float(_overlaps(refined, region)[0]),
     }
+
+
+def _overlaps(masks: Tensor, region: Region) -> Array:
+    """Return the IoU of each mask of a prompt. Shapes: (1, M, S, S) -> (M,)."""
+    return mask_iou((masks[0] > 0).flatten(1).numpy(), region.mask.ravel())
 
 
 def _decode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -29,14 +30,22 @@ def page(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -> st
 
     Raises: MissingExtraError.
     """
+    return str(environment(__package__).get_template("page.html.j2").render(_content(shown, comparison)))
+
+
+def environment(package: str) -> Any:
+    """Return what fills the templates of a package in the style of all pages.
+
+    Raises: MissingExtraError.
+    """
     jinja2, markup = require("jinja2", EXTRA, PURPOSE), require("markupsafe", EXTRA, PURPOSE)
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, finalize=_visible,
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(partial(_source, package)), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_visible,
     )  # fmt: skip
-    environment.globals |= {"svg": markup.Markup, "spark": spark, "css": markup.Markup(_source("page.css"))}
-    environment.filters |= FILTERS
-    return str(environment.get_template("page.html.j2").render(_content(shown, comparison)))
+    made.globals |= {"svg": markup.Markup, "spark": spark, "css": markup.Markup(_source(__package__, "page.css"))}
+    made.filters |= FILTERS
+    return made
 
 
 def _content(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -> dict[str, Any]:
@@ -62,8 +71,8 @@ def _content(shown: Sequence[runs.Run], comparison: BaselineComparison | None) -
     }
 
 
-def _source(name: str) -> str:
-    return resources.files("samx.benchmarks.report").joinpath(TEMPLATES).joinpath(name).read_text(encoding="utf-8")
+def _source(package: str, name: str) -> str:
+    return resources.files(package).joinpath(TEMPLATES).joinpath(name).read_text(encoding="utf-8")
 
 
 def _visible(value: object) -> object:
