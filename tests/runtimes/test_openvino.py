@@ -74,6 +74,13 @@ def test_float32_is_float32_on_every_processor(split: Artifact) -> None:
     assert (placement.details["threads"], placement.details["arithmetic"]) == (1, "f32")
 
 
+def test_no_thread_is_tied_to_a_processor(split: Artifact) -> None:
+    """Two processes with a thread each would share the one that both are tied to."""
+    session = open_artifact(split, threads=1)
+    models = [request.get_compiled_model() for request in (*session._image, session._last.request)]
+    assert [model.get_property("ENABLE_CPU_PINNING") for model in models] == [False, False]
+
+
 def test_weights_stored_in_half_are_computed_with_in_float32(made: Made) -> None:
     session = open_artifact(made("fp16"))
     assert set(session.placement().details["products"]) == {"f32"}
