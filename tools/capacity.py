@@ -66,13 +66,14 @@ def work(artifact: Path, threads: int, grids: Sequence[int]) -> None:
         for line in sys.stdin:
             name, seconds = line.split()
             call, answered = known[name]
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             times: list[float] = []
             while not times or time.perf_counter() - begin < float(seconds):
                 start = time.perf_counter()
                 call()
                 times.append(time.perf_counter() - start)
-            tell({"calls": len(times), "answered": answered * len(times), "s": time.perf_counter() - begin,
+            spent = {"s": time.perf_counter() - begin, "cpu_s": time.process_time() - used}
+            tell({"calls": len(times), "answered": answered * len(times), **spent,
                   "median_ms": 1000 * median(times), "peak_bytes": peak_bytes().value})  # fmt: skip
 
 
