@@ -79,10 +79,11 @@ def test_a_linear_layer_computes_what_the_adapter_computes(tmp_path: Path, adapt
     loaded = load_checkpoint(write(tmp_path / "a", peft_state(DECODER, adapter=adapter), use_rslora=root))
     weight, bias = meta_sam1()[f"{DECODER}.weight"], meta_sam1()[f"{DECODER}.bias"]
     a, b = factors(weight)
-    x = torch.randn(5, weight.shape[1])
+    x = torch.randn(5, weight.shape[1], generator=torch.Generator().manual_seed(0)).double()  # sums without rounding
+    weight, bias, a, b = (tensor.double() for tensor in (weight, bias, a, b))
     scale = ALPHA / (math.sqrt(RANK) if root else RANK)
     expected = F.linear(x, weight, bias) + scale * F.linear(F.linear(x, a), b)
-    found = F.linear(x, loaded.weights[f"{DECODER}.weight"], loaded.weights[f"{DECODER}.bias"])
+    found = F.linear(x, *(loaded.weights[f"{DECODER}.{name}"].double() for name in ("weight", "bias")))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, F.linear(x, weight, bias), atol=1e-1)
 
@@ -91,10 +92,11 @@ def test_a_convolution_computes_what_the_adapter_computes(tmp_path: Path) -> Non
     loaded = load_checkpoint(write(tmp_path / "a", peft_state(CONVOLUTION)))
     weight = meta_sam1()[f"{CONVOLUTION}.weight"]
     a, b = factors(weight)
-    x = torch.randn(1, weight.shape[1], 8, 8)
+    x = torch.randn(1, weight.shape[1], 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    weight, a, b = (tensor.double() for tensor in (weight, a, b))
     stride = weight.shape[-1]
     expected = F.conv2d(x, weight, stride=stride) + ALPHA / RANK * F.conv2d(F.conv2d(x, a, stride=stride), b)
-    found = F.conv2d(x, loaded.weights[f"{CONVOLUTION}.weight"], stride=stride)
+    found = F.conv2d(x, loaded.weights[f"{CONVOLUTION}.weight"].double(), stride=stride)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
