@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,7 @@ def _sides(artifact: Artifact, weights: Path, device: str, threads: int | None) 
     entry = backend(artifact.manifest.target)
     entry.require_device(device)
     job = job_of(artifact, weights)
-    one = picture_reference(weights, job.loaded)
+    one = picture_reference(weights, replace(job.loaded, spec=job.spec))  # with the export's frame and pixels
 
     def in_torch(pictures: Iterable[RgbArray]) -> Iterable[Any]:
         return map(one, pictures)

@@ -27,6 +27,7 @@ from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.store import Artifact
 from samx.cli import app
 from samx.commands.evaluate import Asked, evaluate
+from samx.commands.export import ExportRequest, export
 from samx.commands.references import weights_of
 from samx.demo import demo_checkpoint
 from samx.demo.scenes import generate_scene
@@ -76,6 +77,15 @@ def test_the_demo_model_is_good_on_its_scenes(measured: Measured) -> None:
     assert found.differs == ""
     assert set(found.by_category) == {"whole"}
     assert len(found.objects) == sum(group["objects"] for group in found.by_size.values()) > 3
+
+
+@pytest.mark.long
+def test_pytorch_fills_the_frame_as_the_export_does(labels: Path, tmp_path: Path) -> None:
+    """The checkpoint does not say how: what was chosen at the export holds for both sides."""
+    export(ExportRequest(tmp_path / "stretched", frame="stretch"))
+    found = evaluate(tmp_path / "stretched", Asked(labels)).overall
+    assert found["agreement"] > 0.9999
+    assert abs(found["drop"]["iou"]) < 1e-4
 
 
 def test_the_figures_are_those_of_the_predictor(measured: Measured, demo_artifact: Path) -> None:
