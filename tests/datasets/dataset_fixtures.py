@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dataset_toys
+import fsspec
 import pytest
 
 from samx.commands.dataset import DatasetRequest, segment_dataset
@@ -48,3 +49,12 @@ def the_whole(request_of: Callable[..., DatasetRequest], tmp_path_factory: pytes
 def the_pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let workers answer without a model."""
     monkeypatch.setattr(processes, "COMMAND", dataset_toys.COMMAND)
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> Iterator[None]:
+    """Empty the store in memory: a process has only one, and what a test leaves there is found by the next."""
+    yield
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    store.pseudo_dirs[:] = [""]

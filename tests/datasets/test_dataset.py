@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from dataset_fixtures import COUNT, LOOSE, the_pictures, the_pretended, the_request_of, the_whole  # noqa: F401
+from dataset_fixtures import COUNT, LOOSE, empty_memory, the_pictures, the_pretended, the_request_of, the_whole  # noqa: F401
 from dataset_toys import files, rows, scene
 
 import samx

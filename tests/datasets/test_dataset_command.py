@@ -15,7 +15,7 @@ from typing import Any
 import dataset_toys
 import fsspec
 import pytest
-from dataset_fixtures import COUNT, the_pictures, the_request_of, the_whole  # noqa: F401
+from dataset_fixtures import COUNT, empty_memory, the_pictures, the_request_of, the_whole  # noqa: F401
 from dataset_toys import files
 from fsspec.implementations.memory import MemoryFileSystem
 
