@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +117,26 @@ def test_a_photograph_is_resized_as_its_family_does(spec: Any) -> None:
 
 if __name__ == "__main__":
     VECTORS.write_text(json.dumps(vectors(), indent=1) + "\n")
+
+
+LONELY = """
+import time
+import numpy as np
+from samx.processing.resize import resized
+picture = np.zeros((960, 1280, 3), np.uint8)
+resized(picture, 1024, 768, floats=True)
+time.sleep(0.5)  # NumPy's threads spin for a moment when they are new
+whole, own = time.process_time(), time.thread_time()
+for floats in (True, False) * 5:
+    resized(picture, 1024, 768, floats)
+own, whole = time.thread_time() - own, time.process_time() - whole
+print(own, whole - own)
+"""
+
+
+def test_only_the_thread_that_asks_works() -> None:
+    """Two processes on two cores took four times as long when NumPy's threads worked along."""
+    asked = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", LONELY], env=asked, capture_output=True, text=True, check=True)
+    own, others = map(float, done.stdout.split())
+    assert others < 0.3 * own
