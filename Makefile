@@ -146,12 +146,15 @@ amg: $(INSTALLED) ## Find everything in 20 scenes beside Meta's generators, both
 	@mkdir -p $(COMPARED)
 	@PYTHONPATH=.:tests $(BIN)/python -m tools.amg --output $(COMPARED)/automatic.json $(AMG_FLAGS)
 
-ray: $(INSTALLED) ## Run data sets on Ray: 200 pictures, killed actors; Ray comes into an environment of its own (five minutes)
+ray: $(INSTALLED) ## Run data sets on Ray: 200 pictures, killed actors, speed; Ray comes into an environment of its own (ten minutes)
 	@$(BIN)/python -m venv --without-pip $(RAY)
 	@$(RAY)/bin/python -c "import site, sys; open(site.getsitepackages()[0] + '/samx.pth', 'w').write( \
 		'import site; site.addsitedir(%r)' % sys.argv[1])" "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 	@$(PIP) --python $(RAY)/bin/python install "$(RAY_NEEDS)"
 	@$(RAY)/bin/python -m pytest -q -m slow tests/datasets/test_on_ray.py
+	@mkdir -p $(COMPARED)
+	@$(BIN)/samx export --multimask --image-size 256 --output $(COMPARED)/small --force
+	@$(RAY)/bin/python -m tools.dataset $(COMPARED)/small --output $(COMPARED)/dataset.json
 
 triton: $(INSTALLED) $(TRITON)/.installed ## Serve with a real Triton server here, eight users clicking (TRITON_FLAGS=...; Linux, Python 3.10 to 3.12)
 	@mkdir -p $(SERVED)

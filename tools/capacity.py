@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -33,7 +34,9 @@ WAYS: Mapping[str, tuple[int, ...]] = {  # the workers that run at once, by thei
 THREADS = (1, 1, 2)  # of each worker
 BATCHES = (1, 8, 64)
 GRIDS = (4, 8, 16, 32)
+QUIET = 0.1  # processors that other programs may keep busy in a round that says what a second one brings
 Work = Callable[[], object]
+Round = Mapping[str, Any]  # the workers' figures, and how many processors others kept busy
 
 
 def works(predictor: samx.Predictor, grids: Sequence[int]) -> dict[str, tuple[Work, int]]:
@@ -114,12 +117,10 @@ def measure(artifact: Path, rounds: int, seconds: float, grids: Sequence[int]) -
     for name in names:
         for turn in range(rounds):
             for way, numbers in WAYS.items():
-                for number in numbers:
-                    workers[number].ask(name, seconds)
-                answers = [workers[number].answer() for number in numbers]
-                found[name][way].append(answers)
-                per_s = sum(one["answered"] / one["s"] for one in answers)
-                sys.stderr.write(f"{artifact.name} {name}, {way}, round {turn + 1}: {per_s:.3f} a second\n")
+                done = in_a_way([workers[number] for number in numbers], name, seconds)
+                found[name][way].append(done)
+                told = f"{rates([done])[0]:.3f} a second, others {done['others']:.2f} processors"
+                sys.stderr.write(f"{artifact.name} {name}, {way}, round {turn + 1}: {told}\n")
     for worker in workers:
         worker.close()
     manifest = Artifact.open(artifact).manifest
@@ -133,22 +134,51 @@ def measure(artifact: Path, rounds: int, seconds: float, grids: Sequence[int]) -
     return {"artifact": artifact.name, **about, "rounds": found}
 
 
-def rates(rounds: Sequence[Sequence[Mapping[str, float]]]) -> list[float]:
+def in_a_way(workers: Sequence[Worker], name: str, seconds: float) -> Round:
+    """Let workers do the same at once; say how many processors other programs kept busy meanwhile."""
+    begin, busy = time.perf_counter(), busy_s()
+    for worker in workers:
+        worker.ask(name, seconds)
+    answers = [worker.answer() for worker in workers]
+    others = busy_s() - busy - sum(answer["cpu_s"] for answer in answers)
+    return {"workers": answers, "others": max(others, 0.0) / (time.perf_counter() - begin)}
+
+
+def busy_s() -> float:
+    """Return for how many seconds the processors of this machine have been busy, all together; Linux alone."""
+    user, nice, system = map(int, Path("/proc/stat").read_text().split(maxsplit=4)[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def rates(rounds: Sequence[Round]) -> list[float]:
     """Return how much was answered a second in each round, by all workers together."""
-    return [sum(one["answered"] / one["s"] for one in answers) for answers in rounds]
+    return [sum(one["answered"] / one["s"] for one in each["workers"]) for each in rounds]
+
+
+def gain(rounds: Sequence[Round], others: Sequence[Round]) -> str:
+    """Return how many times as much was answered, in rounds that nothing else disturbed."""
+    pairs = zip(rounds, others, rates(rounds), rates(others), strict=True)
+    quiet = [after / before for a, b, before, after in pairs if max(a["others"], b["others"]) < QUIET]
+    return f"{median(quiet):.2f}" if quiet else "disturbed"
+
+
+def cost(rounds: Sequence[Round]) -> str:
+    """Return milliseconds an answer, and those of all processors together."""
+    answers = [one for each in rounds for one in each["workers"]]
+    cpu_ms = 1000 * sum(one["cpu_s"] for one in answers) / sum(one["answered"] for one in answers)
+    return f"{1000 / median(rates(rounds)):.1f} ({cpu_ms:.1f})"
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """Write the rates as Markdown: the median round of each way, and how much the second thread and process brought."""
-    lines = ["| artifact | work | 1 thread, ms | 2 threads, ms | times | 2 processes, ms | times |", "|---" * 7 + "|"]
+    """Write what one answer costs as Markdown: its share of the time, in the median round of each way, the time of all
+    processors together, and how much the second thread and the second process brought in the same rounds.
+    """
+    lines = ["| artifact | work | 1 thread, ms (CPU) | 2 threads | times | 2 processes | times |", "|---" * 7 + "|"]
     for entry in document["artifacts"]:
         for name, by_way in entry["rounds"].items():
-            one, two, both = (rates(by_way[way]) for way in WAYS)
-            gains = (median(b / a for a, b in zip(one, other, strict=True)) for other in (two, both))
-            more, apart = gains
-            costs = (1000 / median(each) for each in (one, two, both))
-            first, second, third = (f"{cost:.1f}" for cost in costs)
-            lines.append(f"| {entry['artifact']} | {name} | {first} | {second} | {more:.2f} | {third} | {apart:.2f} |")
+            one, *others = (by_way[way] for way in WAYS)
+            cells = (cell for other in others for cell in (cost(other), gain(one, other)))
+            lines.append(f"| {' | '.join([entry['artifact'], name, cost(one), *cells])} |")
     return "\n".join(lines)
 
 
