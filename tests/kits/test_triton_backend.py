@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import triton_stub
+from engine_toys import home as home
 from kits import GRAPH, artifact, engine_artifact
 from numpy.typing import NDArray
 from test_triton import KEYS, PICTURES, STAND_IN, USERS, WRONG, click, decoded, started
