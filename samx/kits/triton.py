@@ -47,11 +47,11 @@ def check_artifact(artifact: Artifact, backend: str | None = None) -> None:
     Raises: UsageError for a backend that is unknown, and a target that it does not run, or, without one, that needs a
     build on the machine; ArtifactError without an encoder of pictures.
     """
-    known = [entry.target for entry in registry.BACKENDS if entry.kit is not None and entry.compiler is None]
-    if backend is not None:
-        if backend not in BACKENDS:
-            raise UsageError("Triton has no such backend", found=f"'{backend}'", expected=" or ".join(BACKENDS))
-        known = [BACKENDS[backend].target]
+    if backend is not None and backend not in BACKENDS:
+        raise UsageError("Triton has no such backend", found=f"'{backend}'", expected=" or ".join(BACKENDS))
+    entries = [entry for entry in registry.BACKENDS if entry.kit is not None]
+    fits = [entry for entry in entries if (entry.triton == backend if backend else entry.compiler is None)]
+    known = [entry.target for entry in fits]
     if artifact.manifest.target not in known:
         raise UsageError(
             f"Triton's {backend or 'server'} cannot hold this target", found=f"'{artifact.manifest.target}'",
@@ -63,14 +63,13 @@ def check_artifact(artifact: Artifact, backend: str | None = None) -> None:
 
 
 def _models(artifact: Artifact, parts: Parts) -> dict[str, bytes]:
-    """Make a model of each part; weights beside a graph keep their names, by which it finds them."""
+    """Make a model of each part."""
     made = {f"{MODEL}/{VERSION}/{PARTS_FILE}": parts.to_bytes()}
     for role, part in parts.parts.items():
         name = model_name(role)
-        beside = {n: n for n, entry in artifact.manifest.files.items() if entry.role == f"{role}_weights"}
-        made |= {f"{name}/{VERSION}/{to}": artifact.read(of) for of, to in {part.source: part.file, **beside}.items()}
+        made |= {f"{name}/{VERSION}/{file}": artifact.read(source) for file, source in part.files.items()}
         made[f"{name}/config.pbtxt"] = _template(
-            "triton_part.pbtxt", part=name, model=MODEL, backend=parts.backend, file=part.file,
+            "triton_part.pbtxt", part=name, model=MODEL, backend=parts.backend, file=next(iter(part.files)),
             inputs=",\n".join(map(_declared, part.inputs)), outputs=",\n".join(map(_declared, part.outputs)),
             instances=BACKENDS[parts.backend].instances,
         )  # fmt: skip

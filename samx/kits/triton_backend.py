@@ -37,10 +37,9 @@ class Port:
 
 @dataclass(frozen=True)
 class Part:
-    """Describe one model of the repository, and name the artifact's file that it is a copy of."""
+    """Describe one model of the repository: its files, that which is opened first, each with the artifact's name."""
 
-    source: str
-    file: str
+    files: Mapping[str, str]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
@@ -61,11 +60,14 @@ class Parts(Document):
 
         Raises: ArtifactError.
         """
-        for role, part in self.parts.items():
-            copy = models / model_name(role) / VERSION / part.file
-            true = artifact.manifest.files[part.source].sha256
+        copies = [
+            (models / model_name(role) / VERSION / file, source)
+            for role, part in self.parts.items() for file, source in part.files.items()
+        ]  # fmt: skip
+        for copy, source in copies:
+            true = artifact.manifest.files[source].sha256
             if copy.is_file() and hashlib.sha256(copy.read_bytes()).hexdigest() != true:
-                raise ArtifactError(f"{copy} is not the artifact's {part.source}", fix="Write the folder again.")
+                raise ArtifactError(f"{copy} is not the artifact's {source}", fix="Write the folder again.")
 
 
 def model_name(role: str) -> str:

@@ -27,21 +27,25 @@ ON_GPU = "instance_group [ { count: 1 kind: KIND_GPU } ]"
 class Backend:
     """Say what one of Triton's backends runs, and where."""
 
-    target: str
     parts: Callable[[Artifact], Parts]
     instances: str
 
 
 def _graphs(artifact: Artifact) -> Parts:
-    """Raises: MissingExtraError without onnx."""
+    """Describe ONNX files.
+
+    Raises: MissingExtraError without onnx.
+    """
     roles = (*graph_roles(artifact.manifest.options), ENCODER_ROLE)
     return Parts("onnxruntime", DEFAULT_CHUNK, {role: _graph(artifact, role) for role in roles})
 
 
 def _graph(artifact: Artifact, role: str) -> Part:
+    """Describe one; weights beside it keep their names, by which it finds them."""
     name = artifact.file_with_role(role)
     graph = read(artifact.path / name).graph
-    return Part(name, "model.onnx", tuple(map(_port, graph.input)), tuple(map(_port, graph.output)))
+    weights = {n: n for n, entry in artifact.manifest.files.items() if entry.role == f"{role}_weights"}
+    return Part({"model.onnx": name, **weights}, tuple(map(_port, graph.input)), tuple(map(_port, graph.output)))
 
 
 def _port(value: Any) -> Port:
@@ -50,7 +54,10 @@ def _port(value: Any) -> Port:
 
 
 def _engines(artifact: Artifact) -> Parts:
-    """Raises: ArtifactError for an engine that is not built, or not this user's; ParityError without a comparison."""
+    """Describe engines.
+
+    Raises: ArtifactError for one that is not built, or not this user's; ParityError for one that was not compared.
+    """
     if not any(evidence.level == "device" and evidence.passed for evidence in artifact.manifest.evidence):
         fix = f"Run it on the GPU: samx validate {artifact.path} --device cuda"
         raise ParityError(f"the engine of {artifact.path} was not compared with PyTorch", fix=fix)
@@ -59,11 +66,11 @@ def _engines(artifact: Artifact) -> Parts:
         name, role = engine_file(artifact, plan.PART), "decoder" if plan.PART is DECODER else ENCODER_ROLE
         require_trusted(artifact.manifest.files[name].sha256, artifact.path)
         ports = [tuple(Port(p.name, p.dtype, p.shape) for p in side) for side in (plan.inputs, plan.outputs)]
-        parts[role] = Part(name, "model.plan", *ports)
+        parts[role] = Part({"model.plan": name}, *ports)
     return Parts("tensorrt", read_plan(artifact).prompts.max, parts)
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "onnxruntime": Backend("onnx", _graphs, ON_CPU),
-    "tensorrt": Backend("trt", _engines, ON_GPU),
+    "onnxruntime": Backend(_graphs, ON_CPU),
+    "tensorrt": Backend(_engines, ON_GPU),
 }

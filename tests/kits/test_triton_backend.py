@@ -104,7 +104,7 @@ def test_the_backend_computes_and_the_masks_are_the_predictor_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(triton_model, "load", refused)  # nothing may be opened in this process
-    monkeypatch.setattr(triton_model, "PictureEncoder", lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     before = {name: one.calls for name, one in backend.items()}
     sent = [triton.Request(click(key, picture=data)) for key, data in zip(KEYS, PICTURES, strict=True)]
     found = model.execute([*sent, *(triton.Request(click(KEYS[place], points)) for place, points in USERS)])
@@ -242,6 +242,14 @@ def test_the_folder_holds_a_model_of_each_part(models: Path) -> None:
     assert '{ name: "low_res_masks" data_type: TYPE_FP32 dims: [ -1, 3, 64, 64 ] }' in prompt
 
 
+def test_weights_beside_a_graph_keep_their_name(tmp_path: Path) -> None:
+    ((name, (_, graph)),) = GRAPH.items()
+    encoder = {"encoder.onnx": ("encoder", graph), "encoder.onnx.data": ("encoder_weights", b"weights")}
+    found = BACKENDS["onnxruntime"].parts(Artifact.open(artifact(tmp_path / "toy", {**GRAPH, **encoder})))
+    assert found.parts["encoder"].files == {"model.onnx": "encoder.onnx", "encoder.onnx.data": "encoder.onnx.data"}
+    assert found.parts["decoder"].files == {"model.onnx": name}
+
+
 def built(path: Path) -> Path:
     """Write an artifact whose engine is a few bytes, compared on a device."""
     made = Artifact.open(engine_artifact(path / "plain", "trt"))
@@ -258,7 +266,7 @@ def test_an_engine_is_taken_that_was_compared_here(tmp_path: Path, home: Path) -
     trust.remember(Artifact.open(path).manifest.files["decoder.engine"].sha256, "test")
     found = parts(Artifact.open(path))
     assert found.most_prompts == 4
-    assert found.parts["decoder"].file == "model.plan"
+    assert found.parts["decoder"].files == {"model.plan": "decoder.engine"}
     assert [port.shape for port in found.parts["decoder"].outputs] == [("prompts", 3, 4, 4), ("prompts", 3)]
     with pytest.raises(ParityError, match=r"was not compared with PyTorch\. Run it on the GPU: samx validate"):
         parts(Artifact.open(engine_artifact(tmp_path / "graph", "trt")))
