@@ -96,10 +96,13 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def with_stand_in(models: Path, folder: Path) -> Path:
-    """Copy a repository; give the models of Triton's own backend to the Python backend, declared as they are."""
+def copied(models: Path, folder: Path, stand_in: bool) -> Path:
+    """Copy a repository, because Python writes into it what it compiled, which 'samx bundle --force' would refuse then.
+
+    The stand-in takes the place of Triton's own backend in the models that are for that, declared as they are.
+    """
     copy = Path(shutil.copytree(models, folder / "models"))
-    for config in copy.glob("samx_*/config.pbtxt"):
+    for config in copy.glob("samx_*/config.pbtxt") if stand_in else ():
         lines = config.read_text().replace('backend: "onnxruntime"', 'backend: "python"').splitlines(keepends=True)
         config.write_text("".join(line for line in lines if not line.startswith("default_model_filename")))
         (config.parent / "1" / "model.py").write_text(STAND_IN)
@@ -122,7 +125,7 @@ def serving(models: Path, folder: Path, log: Path, backends: Path | None, more: 
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sys.base_prefix}/lib"
     environment = {
         **os.environ, "LD_LIBRARY_PATH": libraries, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1",  # else --force refuses the folder the next time
+        "PYTHONPATH": str(packages),
     }  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen([program, *options], stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -279,7 +282,7 @@ def main() -> None:
         pictures = [png_bytes(generate_scene(seed, SIZE_PX).image) for seed in range(4, 4 + PICTURES)]
         asked = [clicks(one, given.clicks) for one in range(given.users)]
         right = truth(given.artifact, pictures, asked, folder)
-        models = with_stand_in(given.models, folder) if given.stand_in else given.models.resolve()
+        models = copied(given.models, folder, given.stand_in)
         log = given.output.with_suffix(".log")
         with serving(models, folder, log, given.backends, given.server) as address:
             report = measured(models, address, pictures, asked, right, given.stand_in)
