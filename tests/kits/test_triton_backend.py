@@ -31,6 +31,7 @@ from samx.cli import app
 from samx.commands.bundle import bundle_triton
 from samx.errors import ArtifactError, ParityError, UsageError
 from samx.kits import triton_model
+from samx.kits.triton import _models
 from samx.kits.triton_parts import BACKENDS
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -203,6 +204,8 @@ def test_a_fault_of_the_backend_is_told_and_the_next_answer_is_right(
     assert words in found.error().words
     assert found.error().code == "internal"
     assert found.tensors == {}
+    del triton.OTHERS[part]  # unloaded
+    assert f"'{part}' gives no answer" in first(model, triton).error().words
     triton.OTHERS[part] = backend[part]
     assert not first(model, triton).has_error()
 
@@ -268,6 +271,11 @@ def test_an_engine_is_taken_that_was_compared_here(tmp_path: Path, home: Path) -
     assert found.most_prompts == 4
     assert found.parts["decoder"].files == {"model.plan": "decoder.engine"}
     assert [port.shape for port in found.parts["decoder"].outputs] == [("prompts", 3, 4, 4), ("prompts", 3)]
+    written = _models(Artifact.open(path), found)
+    assert written["samx_decoder/1/model.plan"] == b"engine"
+    config = written["samx_decoder/config.pbtxt"].decode()
+    for words in ('backend: "tensorrt"', 'filename: "model.plan"', "KIND_GPU", "dims: [ -1, 3, 4, 4 ]"):
+        assert words in config
     with pytest.raises(ParityError, match=r"was not compared with PyTorch\. Run it on the GPU: samx validate"):
         parts(Artifact.open(engine_artifact(tmp_path / "graph", "trt")))
 
