@@ -31,6 +31,7 @@ ATTACK_INPUTS ?= 100000
 DEVICE ?= cuda
 AMG_FLAGS ?=
 TRITON_FLAGS ?=
+TRITON_BACKENDS ?=
 WHEELS ?=
 BROUGHT := .wheels
 FLAGS ?=
@@ -156,11 +157,16 @@ ray: $(INSTALLED) ## Run data sets on Ray: 200 pictures, killed actors, speed; R
 	@$(BIN)/samx export --multimask --image-size 256 --output $(COMPARED)/small --force
 	@$(RAY)/bin/python -m tools.dataset $(COMPARED)/small --output $(COMPARED)/dataset.json
 
-triton: $(INSTALLED) $(TRITON)/.installed ## Serve with a real Triton server here, eight users clicking (TRITON_FLAGS=...; Linux, Python 3.10 to 3.12)
+triton: $(INSTALLED) $(TRITON)/.installed ## Serve with a real Triton server here, eight users clicking (TRITON_FLAGS=..., TRITON_BACKENDS=FOLDER; Linux, Python 3.10 to 3.12)
 	@mkdir -p $(SERVED)
 	@$(BIN)/samx export --family sam2 --split --output $(SERVED)/sam2 --force
 	@$(BIN)/samx bundle $(SERVED)/sam2 --for triton --output $(SERVED)/models --force
 	@PYTHONPATH=. $(TRITON)/bin/python -m tools.triton $(SERVED)/sam2 $(SERVED)/models --output $(SERVED)/triton.json $(TRITON_FLAGS)
+	@$(BIN)/samx bundle $(SERVED)/sam2 --for triton --backend onnxruntime --output $(SERVED)/backend --force
+	@PYTHONPATH=. $(TRITON)/bin/python -m tools.triton $(SERVED)/sam2 $(SERVED)/backend --output $(SERVED)/backend.json \
+		$(if $(TRITON_BACKENDS),--backends $(TRITON_BACKENDS),--stand-in) $(TRITON_FLAGS)
+	@PYTHONPATH=. $(TRITON)/bin/python -m tools.triton $(SERVED)/sam2 $(SERVED)/backend --output $(SERVED)/without.json \
+		--server=--exit-on-error=false --clicks 2
 
 compare: $(COMPARE)/.installed ## Measure beside samexporter and Hugging Face too, in an environment of its own (half an hour)
 	@mkdir -p $(COMPARED)

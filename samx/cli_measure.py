@@ -128,6 +128,10 @@ def bundle(
     server: Annotated[
         Optional[str], typer.Option("--for", metavar="triton", help="Write the folder that a Triton server serves.")
     ] = None,
+    backend: Annotated[
+        Optional[str],
+        typer.Option(metavar="onnxruntime|tensorrt", help="Let Triton's own backend compute, where it is loaded."),
+    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -135,9 +139,9 @@ def bundle(
     from samx.commands.bundle import bundle as run
     from samx.commands.bundle import bundle_triton, require_server
 
+    require_server(server, backend)
     if server is not None:
-        require_server(server)
-        console.show(bundle_triton(path, output or Path("models"), force), console.told, as_json=json)
+        console.show(bundle_triton(path, output or Path("models"), force, backend), console.told, as_json=json)
         return
     result = run(path, output or Path("samx.pyz" if path is None else "kit.zip"), force)
     console.show(result, console.told, as_json=json)
@@ -203,7 +207,7 @@ COMMANDS: dict[Callable[..., None], str] = {
     zoo: "samx zoo weights/  ·  samx zoo weights/ --targets onnx,trt-rtx --precisions fp32,fp16 -o zoo",
     init_ci: "samx init-ci  ·  samx init-ci --checkpoint weights/tiny.pt --target trt --precision fp16",
     bundle: "samx bundle sam1-demo-trt -o kit.zip  ·  samx bundle -o samx.pyz  ·  "
-    "samx bundle DIR --for triton -o models",
+    "samx bundle DIR --for triton --backend onnxruntime -o models",
 }
 
 

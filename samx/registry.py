@@ -57,6 +57,7 @@ class Backend:
     client: str | None = None  # "module:function" that opens a graph for other programs, where its exporter writes one
     client_code: str | None = None  # what its client code is named after in samx/clients; None: the target
     in_browsers: bool = False  # onnxruntime-web runs its files
+    triton: str | None = None  # the backend of Triton's server that runs its files
 
     @property
     def code(self) -> str:
@@ -210,9 +211,11 @@ BACKENDS: tuple[Backend, ...] = (
         describes={".onnx": "samx.contracts.lint:describe"},
         encoder=ONNX_ENCODER, encoder_precisions=("fp32", "fp16", INT8),
         client="samx.runtimes.onnxruntime:open_client", in_browsers=True,
+        triton="onnxruntime",
     ),
     Backend(
         "trt", "TensorRT", options="samx.exporters.tensorrt:TensorRTOptions", library="tensorrt", extra="trt",
+        triton="tensorrt",
         kit={"cuda": ("# JetPack 6.1 or newer brings it to a Jetson; elsewhere:", f"{PIP} 'tensorrt>=10.3'", BUILD),
              **ON_CPU}, **TENSORRT,
     ),

@@ -2,6 +2,9 @@
 
 The server is the one inside nvidia-pytriton's wheel; it loads the repository that `samx bundle --for triton` wrote
 as it is, with its own Python backend. Every answer is compared with the predictor's, alone in this process.
+A repository of `--backend onnxruntime` needs Triton's backend, which that wheel has not: name the folder that has it
+(--backends), or let a model of the Python backend run the same files under the same declarations (--stand-in); with
+neither, model.py has to compute itself, and the server has to be told to go on (--server=--exit-on-error=false).
 """
 
 from __future__ import annotations
@@ -37,6 +40,28 @@ PICTURES, SIZE_PX = 2, (640, 480)
 SECONDS_TO_START = 120
 NEAR = 1e-4  # of a logit from the threshold, where two orders of summing may fall on both sides
 LARGE_PX = (1500, 1100)  # of noise: a PNG above gRPC's default limit of 4 MiB
+PLANTED = 7  # points of a prompt, or more, that the stand-in fails at
+STAND_IN = f"""
+import onnxruntime
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        home = f"{{args['model_repository']}}/{{args['model_version']}}"
+        self.session = onnxruntime.InferenceSession(f"{{home}}/model.onnx")
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        given = {{tensor.name(): tensor.as_numpy() for tensor in request.inputs()}}
+        if "point_labels" in given and given["point_labels"].shape[1] >= {PLANTED}:
+            return triton.InferenceResponse([], triton.TritonError("planted"))
+        names = list(request.requested_output_names())
+        found = self.session.run(names, given)
+        return triton.InferenceResponse([triton.Tensor(*pair) for pair in zip(names, found)])
+"""
 
 
 @dataclass
@@ -71,14 +96,30 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def copied(models: Path, folder: Path, stand_in: bool) -> Path:
+    """Copy a repository, because Python writes into it what it compiled, which 'samx bundle --force' would refuse then.
+
+    The stand-in takes the place of Triton's own backend in the models that are for that, declared as they are.
+    """
+    copy = Path(shutil.copytree(models, folder / "models"))
+    for config in copy.glob("samx_*/config.pbtxt") if stand_in else ():
+        lines = config.read_text().replace('backend: "onnxruntime"', 'backend: "python"').splitlines(keepends=True)
+        config.write_text("".join(line for line in lines if not line.startswith("default_model_filename")))
+        (config.parent / "1" / "model.py").write_text(STAND_IN)
+    return copy
+
+
 @contextmanager
-def serving(models: Path, folder: Path, log: Path) -> Iterator[str]:
+def serving(models: Path, folder: Path, log: Path, backends: Path | None, more: list[str]) -> Iterator[str]:
     """Run the server; yield its address for gRPC."""
     program = library(folder)
+    if backends is not None:
+        shutil.copytree(backends / "onnxruntime", folder / "backends" / "onnxruntime")
     http, grpc = free_ports(2)
     options = [
         f"--model-repository={models}", f"--backend-directory={folder / 'backends'}", "--allow-metrics=false",
         "--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
+        *more,
     ]  # fmt: skip
     packages = program.parents[3]
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sys.base_prefix}/lib"
@@ -167,7 +208,7 @@ def compare(masks: list[list[Any]], logits: list[Any], tally: Tally) -> None:
             tally.wrong += bool(far)
 
 
-def refusals(client: Any, address: str, picture: bytes) -> dict[str, str]:
+def refusals(client: Any, address: str, picture: bytes, stand_in: bool) -> dict[str, str]:
     """Send what the server has to refuse, and return its words."""
     import tritonclient.grpc as triton
 
@@ -190,6 +231,9 @@ def refusals(client: Any, address: str, picture: bytes) -> dict[str, str]:
         "Expected [-1,-1,2]": {"image_key": key, "points": np.zeros((1, 1, 3), np.float32), "labels": label},
         "data-type": {"image_key": key, "points": np.zeros((1, 1, 2), np.int32), "labels": label},
     }  # fmt: skip
+    if stand_in:
+        many = {"points": np.zeros((1, PLANTED, 2), np.float32), "labels": np.ones((1, PLANTED), np.int32)}
+        sent["'samx_prompt' gives no answer: found planted"] = {"image_key": key, **many}
     found = {}
     for words, given in sent.items():
         try:
@@ -209,6 +253,18 @@ def joined(address: str) -> dict[int, int]:
     return {int(row["batch_size"]): int(row["compute_infer"]["count"]) for row in rows}
 
 
+def asked_over_the_server(models: Path, address: str) -> dict[str, int]:
+    """Return how often model.py asked each of the server's other models; one that is not loaded was never asked."""
+    import tritonclient.grpc as triton
+
+    server, found = triton.InferenceServerClient(address), {}
+    for name in sorted(path.parent.name for path in models.glob("samx_*/config.pbtxt")):
+        ready = server.is_model_ready(name)
+        rows = server.get_inference_statistics(name, as_json=True)["model_stats"] if ready else []
+        found[name] = sum(int(row.get("inference_count", 0)) for row in rows)
+    return found
+
+
 def main() -> None:
     """Run everything and print what was found; exit code 1 for a wrong mask, an error, or a refusal that is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -216,6 +272,9 @@ def main() -> None:
     parser.add_argument("models", type=Path, help="what samx bundle --for triton wrote of it")
     parser.add_argument("--users", type=int, default=8)
     parser.add_argument("--clicks", type=int, default=8, help="of each user")
+    parser.add_argument("--backends", type=Path, help="folder with Triton's own onnxruntime backend")
+    parser.add_argument("--stand-in", action="store_true", help="let the Python backend run that backend's models")
+    parser.add_argument("--server", action="append", default=[], help="option of tritonserver: --server=--NAME=VALUE")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -223,15 +282,22 @@ def main() -> None:
         pictures = [png_bytes(generate_scene(seed, SIZE_PX).image) for seed in range(4, 4 + PICTURES)]
         asked = [clicks(one, given.clicks) for one in range(given.users)]
         right = truth(given.artifact, pictures, asked, folder)
-        with serving(given.models.resolve(), folder, given.output.with_suffix(".log")) as address:
-            report = measured(given.models, address, pictures, asked, right)
+        models = copied(given.models, folder, given.stand_in)
+        log = given.output.with_suffix(".log")
+        with serving(models, folder, log, given.backends, given.server) as address:
+            report = measured(models, address, pictures, asked, right, given.stand_in)
+    computed = list(report["asked_over_the_server"].values())
+    report["computed_elsewhere"] = not (all(computed) if given.stand_in or given.backends else not any(computed))
     given.output.write_text(json.dumps(report, indent=1) + "\n")
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
     bad = report["wrong_masks"] or report["errors"] or report["refusals_missing"] or not report["large_picture_taken"]
+    bad = bad or report["computed_elsewhere"]
     sys.exit(int(bool(bad)))
 
 
-def measured(models: Path, address: str, pictures: list[bytes], asked: Any, right: dict[Any, Any]) -> dict[str, Any]:
+def measured(
+    models: Path, address: str, pictures: list[bytes], asked: Any, right: dict[Any, Any], stand_in: bool
+) -> dict[str, Any]:
     """Let all users click at the same time."""
     import tritonclient.grpc as triton
 
@@ -254,7 +320,7 @@ def measured(models: Path, address: str, pictures: list[bytes], asked: Any, righ
         thread.join()
     wall = time.perf_counter() - start
     sizes = joined(address)
-    words = refusals(client, address, pictures[0])
+    words = refusals(client, address, pictures[0], stand_in)
     noise = png_bytes(np.random.default_rng(0).integers(0, 256, (*LARGE_PX[::-1], 3), dtype=np.uint8))
     point, label = np.full((1, 1, 2), 100, np.float32), np.ones((1, 1), np.int32)
     scores, _ = client.ask(triton.InferenceServerClient(address), noise, points=point, labels=label)
@@ -264,7 +330,8 @@ def measured(models: Path, address: str, pictures: list[bytes], asked: Any, righ
         "clicks": sum(map(len, asked)), "prompts": sum(len(points) for row in asked for _, points in row),
         "wall_s": round(wall, 2), "median_ms": round(statistics.median(waits), 1) if waits else None,
         "p95_ms": round(waits[int(0.95 * (len(waits) - 1))], 1) if waits else None,
-        "calls_by_prompts_joined": sizes, "wrong_masks": sum(tally.wrong for tally in tallies),
+        "calls_by_prompts_joined": sizes, "asked_over_the_server": asked_over_the_server(models, address),
+        "wrong_masks": sum(tally.wrong for tally in tallies),
         "pixels_at_threshold": sum(tally.near for tally in tallies),
         "errors": [error for tally in tallies for error in tally.errors], "refusals": words,
         "refusals_missing": [expected for expected, found in words.items() if expected not in found],

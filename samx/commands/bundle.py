@@ -47,31 +47,37 @@ def bundle(path: Path | None, output: Path, overwrite: bool = False) -> dict[str
     return _written(output, zipped(files), len(files), devices)
 
 
-def bundle_triton(path: Path | None, output: Path, overwrite: bool = False) -> dict[str, Any]:
+def bundle_triton(
+    path: Path | None, output: Path, overwrite: bool = False, backend: str | None = None
+) -> dict[str, Any]:
     """Write the model repository that a Triton server serves an artifact from.
 
+    backend: Triton's own that computes; None: model.py does.
+
     Raises: UsageError without an artifact and for a target that Triton cannot hold; ArtifactError, for one without an
-    image encoder too; ParityError; WriteError; UnavailableError.
+    image encoder too; ParityError; WriteError; UnavailableError; MissingExtraError where a graph has to be read.
     """
     if path is None:
         raise UsageError("no artifact is named", fix="Say which one: samx bundle DIR --for triton")
     check_folder(output, overwrite, REPOSITORY)
     artifact = Artifact.open(path)
-    check_artifact(artifact)
+    check_artifact(artifact, backend)
     require_parity(artifact)
-    files = repository(artifact)
+    files = repository(artifact, backend)
     write_folder(output, files.items(), partial(check_folder, output, overwrite, REPOSITORY))
     size = sum(map(len, files.values()))
     summary = f"wrote {output} ({size / MIB:.1f} MiB); serve it with: tritonserver --model-repository={output}"
     return {"path": str(output), "bytes": size, "files": sorted(files), "summary": summary}
 
 
-def require_server(name: str) -> None:
-    """Refuse a server that nothing is written for.
+def require_server(name: str | None, backend: str | None = None) -> None:
+    """Refuse a server that nothing is written for, and a backend without one.
 
     Raises: UsageError.
     """
-    if name != SERVER:
+    if name is None and backend is not None:
+        raise UsageError("only a server has backends", found=f"--backend {backend}", fix=f"Add --for {SERVER}.")
+    if name not in (None, SERVER):
         raise UsageError("nothing is written for this server", found=f"'{name}'", expected=SERVER)
 
 

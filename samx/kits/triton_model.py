@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from samx.artifacts.store import Artifact
 from samx.errors import ImageError, PromptError, SamxError, UsageError
+from samx.kits.triton_backend import PARTS_FILE, Parts, Served, served
 from samx.models.session import Feed, FloatArray, Session
 from samx.models.spec import DecoderSpec
-from samx.picture_encoder import PictureEncoder, framed_features
+from samx.picture_encoder import Encode, PictureEncoder, encode_levels, framed_features
 from samx.processing.frames import Frame
 from samx.processing.images import read_image_bytes
 from samx.processing.postprocess import picture_mask, predicted_masks
@@ -73,17 +74,21 @@ class Answer:
 class Answers:
     """Answer requests, those that came together joined picture by picture."""
 
-    def __init__(self, artifact: Artifact, device: str = "cpu", threads: int | None = None, keep: int = 16) -> None:
-        """Open an artifact; `keep` is how many pictures' features stay in memory.
+    def __init__(
+        self, artifact: Artifact, device: str = "cpu", threads: int | None = None, keep: int = 16,
+        over: Served | None = None,
+    ) -> None:  # fmt: skip
+        """Open an artifact; `keep` is how many pictures' features stay in memory, `over` what the server computes.
 
         Raises: MissingExtraError, UnavailableError, ArtifactError.
         """
         if keep < 1:
             raise UsageError("too few pictures are kept", found=keep, expected="at least 1")
-        entry = backend(artifact.manifest.target)
-        entry.require_device(device)
-        self._session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
-        self._encode = PictureEncoder(artifact, device=device, threads=threads)
+        self._session: Session = _session(artifact, device, threads) if over is None else over.session
+        entry = artifact.manifest.encoder
+        self._encode: Encode = PictureEncoder(artifact, device=device, threads=threads)
+        if over is not None and over.encode is not None and entry is not None:
+            self._encode = partial(encode_levels, over.encode, self.spec, entry)
         self._pictures: OrderedDict[str, Kept] = OrderedDict()
         self._keep, self._held = keep, Kept.__new__(Kept)
 
@@ -161,6 +166,14 @@ class Answers:
             self._held = picture
 
 
+def _session(artifact: Artifact, device: str, threads: int | None) -> Session:
+    """Open a decoder in this process."""
+    entry = backend(artifact.manifest.target)
+    entry.require_device(device)
+    opened: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+    return opened
+
+
 def _one_key(keys: NDArray[Any]) -> str:
     """Return the key that every row of a request has."""
     named = {bytes(key) for key in keys.reshape(-1)} if keys.dtype == np.object_ else set()
@@ -184,19 +197,36 @@ class TritonPythonModel:
     """What Triton's Python backend calls."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the artifact beside model.py, as config.pbtxt says."""
+        """Open the artifact beside model.py, as config.pbtxt says; who computes, execute() finds out."""
         self._triton: Any = importlib.import_module("triton_python_backend_utils")
         given = json.loads(args["model_config"]).get("parameters", {})
         words = {name: value["string_value"] for name, value in given.items()}
-        home = Path(args["model_repository"]) / args["model_version"] / FOLDER
+        folder = Path(args["model_repository"])
+        home = folder / args["model_version"]
         threads = int(words.get("threads") or 0) or None
-        self._answers = Answers(Artifact.open(home), words["device"], threads, int(words["keep_pictures"]))
+        self._artifact, listed = Artifact.open(home / FOLDER), home / PARTS_FILE
+        self._open = partial(Answers, self._artifact, words["device"], threads, int(words["keep_pictures"]))
+        self._parts = Parts.from_bytes(listed.read_bytes(), str(listed)) if listed.is_file() else None
+        if self._parts is not None:
+            self._parts.check_copies(self._artifact, folder.parent)
+        self._answers = self._open() if self._parts is None else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer what the dynamic batcher put together."""
         asked = [self._arrays(request) for request in requests]
-        found = self._answers.answer(asked)
+        found: Sequence[Answer | SamxError]
+        try:
+            found = self._opened().answer(asked)
+        except SamxError as error:  # nothing could be opened
+            found = [error] * len(asked)
         return [self._response(*pair) for pair in zip(requests, found, strict=True)]
+
+    def _opened(self) -> Answers:
+        """Choose who computes, with the first request: before it, Triton may be loading other models still."""
+        if self._answers is None:
+            assert self._parts is not None
+            self._answers = self._open(over=served(self._triton, self._parts, self._artifact))
+        return self._answers
 
     def _arrays(self, request: Any) -> Arrays:
         given = {name: self._triton.get_input_tensor_by_name(request, name) for name in INPUTS}

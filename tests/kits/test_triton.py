@@ -238,11 +238,11 @@ def test_triton_is_answered(models: Path, triton: ModuleType, alone: Any) -> Non
         triton.Request(click(KEYS[0], picture=PICTURES[0]), wanted), triton.Request(WRONG["outside"][0]),
         triton.Request(click(KEYS[1])),
     ])  # fmt: skip
-    assert good.error is None
+    assert not good.has_error()
     assert tuple(good.tensors) == wanted  # nothing that nobody asked for is made
     assert np.array_equal(decoded(good.tensors["masks"][0, 0]), alone(0, [(40, 30)])[0][0] > 0)
-    assert (bad.error.code, missing.error.code) == ("invalid", "not found")
-    assert missing.error.words.startswith("IMAGE_NOT_KEPT")
+    assert (bad.error().code, missing.error().code) == ("invalid", "not found")
+    assert missing.error().words.startswith("IMAGE_NOT_KEPT")
 
 
 def test_a_fault_of_the_decoder_is_not_the_user_s(
@@ -253,7 +253,7 @@ def test_a_fault_of_the_decoder_is_not_the_user_s(
 
     monkeypatch.setattr(triton_model, "predicted_masks", broken)
     (found,) = started(models).execute([triton.Request(click(KEYS[0], picture=PICTURES[0]))])
-    assert found.error.code == "internal"
+    assert found.error().code == "internal"
 
 
 def test_an_altered_artifact_is_not_served(models: Path, triton: ModuleType, tmp_path: Path) -> None:
