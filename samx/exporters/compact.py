@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PREFIX = "made."  # of what is written in a constant's place
 HANDED = "image_made_{}"  # what comes with an image, though it is the same for all
 LEAST_BYTES = 16 * 1024  # of a weight that is not to be in two files
-MOST_HANDED_BYTES = 512 * 1024  # of a constant that comes with an image: every call takes it in again
+MOST_HANDED_BYTES = 256 * 1024  # of a constant that comes with an image: every call takes it in again
 
 
 def made_of_weights(models: Sequence[onnx.ModelProto], makers: onnx.ModelProto) -> None:

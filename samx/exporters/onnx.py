@@ -113,18 +113,19 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     options: OnnxOptions = job.options
     exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
     if options.compact:
-        _compact(exported, graphs, job, directory)
+        make_compact(exported.files, graphs, job, directory)
     if options.contract is None:
         return exported
     client = write_client(directory / DECODER_FILE, find_contract(options.contract), job.spec, directory)
     return replace(exported, files={**exported.files, **client})
 
 
-def _compact(exported: Exported, graphs: Sequence[Graph], job: ExportJob, directory: Path) -> None:
+def make_compact(files: Mapping[str, str], graphs: Sequence[Graph], job: ExportJob, directory: Path) -> None:
+    """Write a decoder's files again, smaller: with the checkpoint's weights, and what makes the constants of them."""
     onnx = require("onnx", "export", "ONNX export")
-    models = [onnx.load(str(directory / file)) for file in exported.files]
+    models = [onnx.load(str(directory / file)) for file in files]
     made_of_weights(models, _makers(graphs[0], job))
-    for (file, role), model in zip(exported.files.items(), models, strict=True):
+    for (file, role), model in zip(files.items(), models, strict=True):
         save(model, directory / file, role)
         onnx.checker.check_model(str(directory / file), full_check=True)
 

@@ -21,6 +21,7 @@ from toys import arrays, image_tensors, prompt_tensors, toy_checkpoint
 
 from samx.benchmarks.contenders.meta import export_meta
 from samx.errors import UsageError
+from samx.exporters import onnx as exporter
 from samx.formats.onnx import FORBIDDEN
 from samx.models.checkpoint import LoadedDecoder, build_reference
 from samx.models.spec import DecoderSpec, sam1_spec
@@ -29,7 +30,9 @@ SPEC = sam1_spec(image_size=512)  # a smaller grid; the weights are as large as 
 SPECS = {False: replace(SPEC, mask_input=True, masks="all"), True: SPEC}  # whole: what Meta's does; split: a page's
 CLOSE = 1e-5  # float32, relative to the largest output
 ROUNDED = 4e-6  # of a constant's largest value
+KEYS = "mask_decoder.transformer.final_attn_token_to_image.k_proj.weight"
 LARGE = 64 * 1024  # bytes
+LEVELS = ort.GraphOptimizationLevel
 Folder = Mapping[str, onnx.ModelProto]
 
 
@@ -39,22 +42,24 @@ def checkpoint(spec: DecoderSpec) -> LoadedDecoder:
     return replace(loaded, weights={name: w.bfloat16().to(w.dtype) for name, w in loaded.weights.items()})
 
 
-def exported(folder: Path, split: bool, compact: bool) -> Folder:
-    """Export a toy; return its graphs by name."""
-    spec = SPECS[split]
-    files = export_job(job_for("onnx", checkpoint(spec), spec, split=split, compact=compact), folder).files
-    return {file: onnx.load(str(folder / file)) for file in files}
-
-
 @pytest.fixture(scope="module", params=[True, False], ids=["split", "whole"])
 def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, Folder, Folder]:
-    """Export a toy as it is, and compact."""
-    plain, compact = (exported(tmp_path_factory.mktemp("graphs"), request.param, how) for how in (False, True))
-    return request.param, plain, compact
+    """Export a toy as it is, and compact; return graphs by file."""
+    spec, folder = SPECS[request.param], tmp_path_factory.mktemp("graphs")
+    job = job_for("onnx", checkpoint(spec), spec, split=request.param, compact=True)
+    made = exporter.decoder(job).graphs
+    files = exporter.write_onnx(made, folder, simplify=True).files
+    plain = {file: onnx.load(str(folder / file)) for file in files}
+    exporter.make_compact(files, made, job, folder)
+    return request.param, plain, {file: onnx.load(str(folder / file)) for file in files}
 
 
-def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def run(
+    model: onnx.ModelProto, feed: dict[str, np.ndarray], level: Any = LEVELS.ORT_ENABLE_ALL
+) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed), strict=True))
 
 
@@ -64,9 +69,8 @@ def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def made(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Return what a graph makes of its weights alone."""
-    part, typed = onnx.ModelProto(), onnx.shape_inference.infer_shapes(model)
-    part.CopyFrom(typed)
-    return run(Extractor(part).extract_model([], list(names)), {})
+    part = Extractor(onnx.shape_inference.infer_shapes(model)).extract_model([], list(names))
+    return run(part, {}, LEVELS.ORT_DISABLE_ALL) if part.graph.node else {}
 
 
 def error(spec: DecoderSpec, models: Folder, labels: list[int]) -> float:
@@ -107,8 +111,7 @@ def _own(model: onnx.ModelProto, names: Iterable[str]) -> set[str]:
 
 def test_another_weight_makes_other_masks(graphs: tuple[bool, Folder, Folder]) -> None:
     split, _, compact = graphs
-    name = "mask_decoder.transformer.final_attn_token_to_image.k_proj.weight"
-    changed = {file: _changed(model, name) for file, model in compact.items()}
+    changed = {file: _changed(model, f"made.reference.{KEYS}") for file, model in compact.items()}
     assert error(SPECS[split], changed, [1, -1]) > CLOSE
 
 
@@ -116,7 +119,7 @@ def _changed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     other = onnx.ModelProto()
     other.CopyFrom(model)
     for tensor in other.graph.initializer:
-        if tensor.name.endswith(name):
+        if tensor.name == name:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
     return other
 
@@ -124,11 +127,11 @@ def _changed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 def test_a_click_runs_the_operators_that_it_ran(graphs: tuple[bool, Folder, Folder], tmp_path: Path) -> None:
     _, plain, compact = graphs
     file = list(plain)[-1]
-    assert _kept(compact[file], tmp_path, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)["Sin"] == 2  # positions, points
+    assert _kept(compact[file], tmp_path, LEVELS.ORT_DISABLE_ALL)["Sin"] == 2  # image tokens, points
     assert _kept(compact[file], tmp_path) == _kept(plain[file], tmp_path)
 
 
-def _kept(model: onnx.ModelProto, folder: Path, level: Any = ort.GraphOptimizationLevel.ORT_ENABLE_ALL) -> Counter[str]:
+def _kept(model: onnx.ModelProto, folder: Path, level: Any = LEVELS.ORT_ENABLE_ALL) -> Counter[str]:
     """Count the operators that ONNX Runtime keeps of a graph."""
     options = ort.SessionOptions()
     options.graph_optimization_level, options.optimized_model_filepath = level, str(folder / "loaded.onnx")
@@ -158,6 +161,13 @@ def test_the_download_is_no_larger_than_metas(graphs: tuple[bool, Folder, Folder
 
 def _compressed(models: Iterable[onnx.ModelProto]) -> int:
     return sum(len(zlib.compress(model.SerializeToString())) for model in models)
+
+
+def test_the_option_writes_such_files(tmp_path: Path) -> None:
+    spec = sam1_spec(image_size=128)
+    job = job_for("onnx", toy_checkpoint(spec), spec, compact=True, simplify=False)
+    (file,) = export_job(job, tmp_path).files
+    assert f"made.reference.{KEYS}" in constants(onnx.load(str(tmp_path / file)))
 
 
 def test_other_precisions_are_refused() -> None:
