@@ -27,7 +27,7 @@ def made_of_weights(models: Sequence[onnx.ModelProto], makers: onnx.ModelProto) 
     """
     makers = _prefixed(makers)
     if len(models) == 2:
-        _hand_over(*models, makers)
+        _hand_over(models[0], models[1], makers)
     for model in models:
         _replace(model, makers)
 
