@@ -31,6 +31,7 @@ SPECS = {False: replace(SPEC, mask_input=True, masks="all"), True: SPEC}  # whol
 CLOSE = 1e-5  # float32, relative to the largest output
 ROUNDED = 4e-6  # of a constant's largest value
 KEYS = "mask_decoder.transformer.final_attn_token_to_image.k_proj.weight"
+UNFOLDED = {"CastLike"}  # ONNX Runtime leaves it, warns, and computes what follows in every run
 LARGE = 64 * 1024  # bytes
 LEVELS = ort.GraphOptimizationLevel
 Folder = Mapping[str, onnx.ModelProto]
@@ -124,11 +125,12 @@ def _changed(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return other
 
 
-def test_a_click_runs_the_operators_that_it_ran(graphs: tuple[bool, Folder, Folder], tmp_path: Path) -> None:
+def test_a_loaded_graph_has_the_operators_that_it_had(graphs: tuple[bool, Folder, Folder], tmp_path: Path) -> None:
     _, plain, compact = graphs
-    file = list(plain)[-1]
-    assert _kept(compact[file], tmp_path, LEVELS.ORT_DISABLE_ALL)["Sin"] == 2  # image tokens, points
-    assert _kept(compact[file], tmp_path) == _kept(plain[file], tmp_path)
+    last = list(compact.values())[-1]
+    assert _kept(last, tmp_path, LEVELS.ORT_DISABLE_ALL)["Sin"] == 2  # image tokens, points
+    for file, model in plain.items():
+        assert _kept(compact[file], tmp_path) == _kept(model, tmp_path)
 
 
 def _kept(model: onnx.ModelProto, folder: Path, level: Any = LEVELS.ORT_ENABLE_ALL) -> Counter[str]:
@@ -141,7 +143,7 @@ def _kept(model: onnx.ModelProto, folder: Path, level: Any = LEVELS.ORT_ENABLE_A
 
 def test_nothing_is_in_a_graph_that_none_may_have(graphs: tuple[bool, Folder, Folder]) -> None:
     for model in graphs[2].values():
-        assert not {node.op_type for node in model.graph.node} & FORBIDDEN
+        assert not {node.op_type for node in model.graph.node} & (FORBIDDEN | UNFOLDED)
         assert not model.functions
         assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
