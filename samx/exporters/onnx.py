@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from samx.artifacts.manifest import ENCODER_ROLE
 from samx.contracts.adapt import write_client
@@ -18,7 +18,7 @@ from samx.contracts.table import CLIENT_ENCODER_ROLE, CLIENT_FOLDER, CONTRACTS, 
 from samx.contracts.table import find as find_contract
 from samx.errors import SamxError, UsageError
 from samx.exporters.base import Exported, ExportJob, HalfOptions, option
-from samx.exporters.positions import without_tables
+from samx.exporters.compact import made_of_weights
 from samx.extras import require, silent
 from samx.formats.onnx import broken_rules
 from samx.models.spec import DecoderSpec
@@ -58,7 +58,7 @@ class OnnxOptions(HalfOptions):
     opset: int = opset_option()
     split: bool = option(False, "An image graph and a prompt graph.")
     simplify: bool = simplify_option()
-    compact: bool = option(False, "Smaller files: tables of positions are made when a graph is loaded.")
+    compact: bool = option(False, "Smaller files: what follows from the weights is made when a graph is loaded.")
     contract: str | None = option(
         None, f"A graph for other programs too: {', '.join(CONTRACTS)}; see docs/contracts.md."
     )
@@ -68,7 +68,7 @@ class OnnxOptions(HalfOptions):
         super().check(precision, spec)
         check_opset(self.opset)
         if self.compact and precision != "fp32":
-            what, expected = "tables of positions are not taken out", "fp32"
+            what, expected = "a compact export is in single precision", "fp32"
             raise UsageError(what, found=f"--{precision}", expected=expected, fix="Leave --compact out.")
         if self.contract is None:
             return
@@ -113,20 +113,32 @@ def write(graphs: Sequence[Graph], job: ExportJob, directory: Path) -> Exported:
     options: OnnxOptions = job.options
     exported = write_onnx(graphs, directory, opset=options.opset, simplify=options.simplify)
     if options.compact:
-        _compact(exported, job, directory)
+        make_compact(exported.files, graphs, job, directory)
     if options.contract is None:
         return exported
     client = write_client(directory / DECODER_FILE, find_contract(options.contract), job.spec, directory)
     return replace(exported, files={**exported.files, **client})
 
 
-def _compact(exported: Exported, job: ExportJob, directory: Path) -> None:
-    onnx, matrix = require("onnx", "export", "ONNX export"), job.loaded.weights[POSITION_MATRIX].numpy()
-    for file, role in exported.files.items():
-        model = onnx.load(str(directory / file))
-        without_tables(model, matrix, job.spec.grid)
+def make_compact(files: Mapping[str, str], graphs: Sequence[Graph], job: ExportJob, directory: Path) -> None:
+    """Write a decoder's files again, smaller: with the checkpoint's weights, and what makes the constants of them."""
+    onnx = require("onnx", "export", "ONNX export")
+    models = [onnx.load(str(directory / file)) for file in files]
+    made_of_weights(models, _makers(graphs[0], job))
+    for (file, role), model in zip(files.items(), models, strict=True):
         save(model, directory / file, role)
         onnx.checker.check_model(str(directory / file), full_check=True)
+
+
+def _makers(graph: Graph, job: ExportJob) -> onnx.ModelProto:
+    """Write what makes the constants of a decoder's transformer, under the names that they have in its graphs."""
+    from samx.models.fast.constants import TransformerConstants
+
+    constants = TransformerConstants(cast(Any, graph.module).decoder, job.loaded)
+    names = [f"decoder.transformer.{name}" for name in constants.names]
+    makers = to_onnx(constants, (), opset=job.options.opset, inputs=[], outputs=names, optimize=False)
+    _drop_traces(makers)
+    return makers
 
 
 def write_onnx(graphs: Sequence[Graph], directory: Path, *, opset: int = DEFAULT_OPSET, simplify: bool) -> Exported:
@@ -225,21 +237,26 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _finish(model: onnx.ModelProto, graph: Graph, opset: int) -> None:
-    """Check the rules of graphs, drop traces of this machine, add the notes for clients."""
+    """Check the rules of graphs, add the notes for clients."""
     model.ir_version = IR_VERSIONS[opset]
     broken = broken_rules(model, opset, graph.inputs, graph.outputs, graph.allows)
     if broken:
         raise SamxError(
             f"{graph.role}.onnx breaks the rules of the graph: {'; '.join(broken)}", fix="Please report this."
         )
+    _drop_traces(model)
+    model.producer_name = "samx"
+    for key, value in stored_notes(graph.notes).items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def _drop_traces(model: onnx.ModelProto) -> None:
+    """Drop what tells of this machine."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
     for part in (model, model.graph, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]
-    model.producer_name = "samx"
-    for key, value in stored_notes(graph.notes).items():
-        model.metadata_props.add(key=key, value=value)
 
 
 def stored_notes(notes: Mapping[str, Any]) -> dict[str, str]:
@@ -249,7 +266,7 @@ def stored_notes(notes: Mapping[str, Any]) -> dict[str, str]:
 
 def to_onnx(
     module: nn.Module, examples: tuple[Tensor, ...], *, opset: int, inputs: Sequence[str], outputs: Sequence[str],
-    dynamic_shapes: Any = None,
+    dynamic_shapes: Any = None, optimize: bool = True,
 ) -> onnx.ModelProto:  # fmt: skip
     """Trace a module and convert it."""
     import torch
@@ -257,7 +274,7 @@ def to_onnx(
     with silent("torch.onnx"), contextlib.redirect_stdout(None), torch.no_grad():
         program = torch.onnx.export(
             module.eval(), examples, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=dynamic_shapes,
-            input_names=list(inputs), output_names=list(outputs),
+            input_names=list(inputs), output_names=list(outputs), optimize=optimize,
         )  # fmt: skip
     assert program is not None  # None is only returned when a file is written
     return program.model_proto

@@ -55,13 +55,14 @@ class FastDecoder(nn.Module):
         reference = copy.deepcopy(reference)  # the two forms share no weight: one may change precision or device
         spec, source = reference.spec, reference.mask_decoder
         self.spec, self.form, self.padded_points = spec, form, padded_points
+        self.fused, self.independent = fused, independent
         self.stream: torch.dtype | None = None  # of what flows between the operations; None: as it comes
         self.cached = cached and not spec.mask_input
         self.points = PointEmbedding(reference.prompt_encoder)
         self.masks = MaskEmbedding(reference.prompt_encoder) if spec.mask_input else None
         self.register_buffer("learned_tokens", source.learned_tokens().detach().clone())
         self.choice: TokenChoice = token_choice(spec)
-        self.transformer = self._transformer(reference, form, fused, independent)
+        self.transformer = self.transformer_of(reference)
         self.hypernetworks = HyperNetworks(source, self.choice.masks)
         self.iou_head = source.iou_prediction_head
         self.object_score_head = source.pred_obj_score_head if spec.object_score else None
@@ -73,16 +74,18 @@ class FastDecoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def _transformer(
-        self, reference: ReferenceDecoder, form: Form, fused: bool, independent: bool
-    ) -> ImageTokenTransformer | LowRankTransformer:
+    def transformer_of(self, reference: ReferenceDecoder) -> ImageTokenTransformer | LowRankTransformer:
+        """Make the transformer of a reference's weights, in this decoder's form.
+
+        Raises: UsageError for a form that does not know mask prompts.
+        """
         read = slice(0, self.choice.last)
-        if form == "low_rank":
+        if self.form == "low_rank":
             if reference.spec.mask_input:
                 raise UsageError("the low_rank form takes no mask prompts", fix="Choose 'absorbed' or 'direct'.")
-            return LowRankTransformer(reference, read, fused=fused, independent=independent)
+            return LowRankTransformer(reference, read, fused=self.fused, independent=self.independent)
         return ImageTokenTransformer(
-            reference, form, read, fused=fused, cached=self.cached, tabled=not self.padded_points
+            reference, self.form, read, fused=self.fused, cached=self.cached, tabled=not self.padded_points
         )
 
     def image_state(self, *features: Tensor, **named: Tensor) -> dict[str, Tensor]:

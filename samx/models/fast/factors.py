@@ -50,8 +50,9 @@ def with_ones(weight: Tensor, heads: int, constant: Tensor | None = None) -> Ten
     Shapes: (m, h*d) [, (m,)] -> (h*(d+1), m).
     """
     by_head = weight.t().unflatten(0, (heads, -1))  # (h, d, m)
-    row = weight.new_zeros(len(weight)) if constant is None else constant / heads
-    return torch.cat([by_head, row.expand(heads, 1, -1)], dim=1).flatten(0, 1)
+    if constant is None:
+        return F.pad(by_head, (0, 0, 0, 1)).flatten(0, 1)
+    return torch.cat([by_head, (constant / heads).expand(heads, 1, -1)], dim=1).flatten(0, 1)
 
 
 class TokenSide(nn.Module):
