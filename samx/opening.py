@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from samx.artifacts.store import Artifact
-from samx.models.session import Session
 from samx.picture_encoder import PictureEncoder
 from samx.predictor import Predictor
 from samx.processing.embeddings import encoder_id
-from samx.registry import backend, load
+from samx.registry import open_session
 
 
 def open_predictor(
@@ -20,9 +19,7 @@ def open_predictor(
 
     Raises: MissingExtraError, UnavailableError; ArtifactError when a file cannot be loaded.
     """
-    entry = backend(artifact.manifest.target)
-    entry.require_device(device)
-    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+    session = open_session(artifact, device, threads)
     encode = PictureEncoder(artifact, encoder, pixels, device, threads)
     if prepare:
         encode.prepare()

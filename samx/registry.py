@@ -6,11 +6,15 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samx.artifacts.manifest import FileEntry, Level, Manifest
 from samx.errors import UnavailableError, UsageError
 from samx.extras import require
+
+if TYPE_CHECKING:
+    from samx.artifacts.store import Artifact
+    from samx.models.session import Session
 
 INSTEAD = "--device cpu compares what the export wrote with PyTorch, on any machine."
 GRAPH_ROLES = ("decoder", "image", "prompt")  # of files with a graph each: of a whole decoder, or of its two parts
@@ -292,3 +296,14 @@ def load(reference: str) -> Any:
     """Import what an entry names."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def open_session(artifact: Artifact, device: str, threads: int | None) -> Session:
+    """Open a verified artifact's decoder where its target runs.
+
+    Raises: MissingExtraError, UnavailableError; ArtifactError when a file cannot be loaded.
+    """
+    entry = backend(artifact.manifest.target)
+    entry.require_device(device)
+    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+    return session

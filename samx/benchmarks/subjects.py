@@ -18,7 +18,7 @@ from samx.extras import require
 from samx.models.session import Placement, Session
 from samx.models.spec import DecoderSpec
 from samx.picture_encoder import RunLevels
-from samx.registry import Backend, backend, load
+from samx.registry import Backend, backend, load, open_session
 from samx.validators.child import gate_in_child
 from samx.validators.gate import run_gate
 from samx.validators.metrics import BOUNDS, Bounds
@@ -79,7 +79,7 @@ def _open(name: str, artifact: Artifact, device: str, threads: int | None) -> Su
     manifest, options = artifact.manifest, dict(artifact.manifest.options)
     entry = backend(manifest.target)
     parity = _proven(artifact, entry, device, threads)
-    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+    session = open_session(artifact, device, threads)
     described = SubjectRecord(
         name=name,
         target=manifest.target,

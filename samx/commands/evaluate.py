@@ -21,11 +21,10 @@ from samx.evaluation.page import page
 from samx.evaluation.report import MOST_DROP, AccuracyReport
 from samx.evaluation.shown import Shown
 from samx.extras import require, require_export
-from samx.models.session import Session
 from samx.picture_encoder import Encode, PictureEncoder
 from samx.processing.images import check_free
 from samx.progress import Progress, silent
-from samx.registry import backend, load
+from samx.registry import backend, open_session
 
 if TYPE_CHECKING:
     from samx.processing.images import RgbArray
@@ -119,8 +118,7 @@ def _sides(artifact: Artifact, weights: Path, device: str, threads: int | None) 
     """
     from samx.runtimes.torch import reference_session
 
-    entry = backend(artifact.manifest.target)
-    entry.require_device(device)
+    backend(artifact.manifest.target).require_device(device)
     job = job_of(artifact, weights)
     one = picture_reference(weights, replace(job.loaded, spec=job.spec))  # with the export's frame and pixels
 
@@ -132,7 +130,7 @@ def _sides(artifact: Artifact, weights: Path, device: str, threads: int | None) 
         encode = PictureEncoder(artifact, device=device, threads=threads)
     else:
         doubt(f"{artifact.path} has no image encoder: PyTorch's makes the features for both, and its error is not seen")
-    session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+    session = open_session(artifact, device, threads)
     sides = {"pytorch": Side(in_torch, reference_session(job.loaded, job.spec)), "artifact": Side(encode, session)}
     return sides, "the artifact's" if has_encoder else "PyTorch's"
 

@@ -26,7 +26,7 @@ from samx.processing.images import read_image_bytes
 from samx.processing.postprocess import picture_mask, predicted_masks
 from samx.processing.prompts import PromptBatch
 from samx.processing.rle import Rle
-from samx.registry import backend, load
+from samx.registry import open_session
 
 FOLDER = "artifact"  # beside model.py
 NOT_KEPT = "IMAGE_NOT_KEPT"  # how the answer begins that a client sends the picture after
@@ -84,7 +84,7 @@ class Answers:
         """
         if keep < 1:
             raise UsageError("too few pictures are kept", found=keep, expected="at least 1")
-        self._session: Session = _session(artifact, device, threads) if over is None else over.session
+        self._session: Session = open_session(artifact, device, threads) if over is None else over.session
         entry = artifact.manifest.encoder
         self._encode: Encode = PictureEncoder(artifact, device=device, threads=threads)
         if over is not None and over.encode is not None and entry is not None:
@@ -164,14 +164,6 @@ class Answers:
             self._held = Kept.__new__(Kept)
             self._session.set_image(picture.features)
             self._held = picture
-
-
-def _session(artifact: Artifact, device: str, threads: int | None) -> Session:
-    """Open a decoder in this process."""
-    entry = backend(artifact.manifest.target)
-    entry.require_device(device)
-    opened: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
-    return opened
 
 
 def _one_key(keys: NDArray[Any]) -> str:

@@ -15,12 +15,11 @@ from samx.artifacts.store import Artifact
 from samx.artifacts.strict_json import Document
 from samx.errors import ImageError, PromptError, SamxError
 from samx.files import MIB
-from samx.models.session import Session
 from samx.picture_encoder import PictureEncoder, framed_features
 from samx.processing.images import read_image_bytes
 from samx.processing.postprocess import predicted_masks
 from samx.processing.prompts import Prompt, PromptBatch
-from samx.registry import backend, load
+from samx.registry import open_session
 from samx.web.site import MOST_MEGAPIXELS
 
 KEPT_PICTURES = 4  # with their features: 4 MiB each of SAM, 16 MiB of SAM 2
@@ -52,9 +51,7 @@ class Answers:
 
         Raises: MissingExtraError, UnavailableError, ArtifactError.
         """
-        entry = backend(artifact.manifest.target)
-        entry.require_device(device)
-        self._session: Session = load(entry.runner(device).runtime)(artifact, device=device, threads=threads)
+        self._session = open_session(artifact, device, threads)
         self._encode = PictureEncoder(artifact, device=device, threads=threads)
         self._pictures: OrderedDict[str, Any] = OrderedDict()
         self._held, self._turn = "", threading.Lock()
