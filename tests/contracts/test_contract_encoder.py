@@ -204,7 +204,7 @@ def test_a_whole_export_for_sam2_onnx_of_another_frame(tmp_path: Path) -> None:
     features = sessions[0].run(None, {"image": frame})  # read by place
     masks, iou = sessions[1].run(None, {
         **dict(zip(("image_embed", "high_res_feat_0", "high_res_feat_1"), features, strict=True)),
-        "point_coords": np.float32([[[90, 70]]]), "point_labels": np.int64([[1]]),
+        "point_coords": np.array([[[90, 70]]], np.float32), "point_labels": np.array([[1]], np.int64),
         "mask_input": np.zeros((1, 1, FRAME_PX // 4, FRAME_PX // 4), np.float32),
         "has_mask_input": np.zeros((1, 1), np.float32),
     })  # fmt: skip

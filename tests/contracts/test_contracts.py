@@ -227,9 +227,9 @@ def test_sam2_onnx_finds_its_names_and_types() -> None:
     assert kinds["has_mask_input"] == ("tensor(float)", 2)
     assert [one.name for one in session.get_outputs()] == ["low_res_masks", "iou_predictions"]
     with pytest.raises(Exception, match="data type"):
-        session.run(None, {**feed, "point_labels": np.float32([[1]])})
+        session.run(None, {**feed, "point_labels": np.ones((1, 1), np.float32)})
     with pytest.raises(Exception, match=r"(?i)invalid rank .*has_mask_input"):
-        session.run(None, {**feed, "has_mask_input": np.float32([0])})
+        session.run(None, {**feed, "has_mask_input": np.zeros(1, np.float32)})
 
 
 @pytest.mark.parametrize("threshold", [0.0, 2.5])
