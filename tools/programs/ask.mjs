@@ -48,12 +48,12 @@ function median(values) {
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
-// Every run of a session adds its time.
+// Every run of a decoder adds its time; transformers.js resizes by sessions too.
 let spent = 0;
 const { run } = InferenceSession.prototype;
 InferenceSession.prototype.run = async function (...args) {
   const start = performance.now(), found = await run.apply(this, args);
-  spent += performance.now() - start;
+  if (this.inputNames.includes("input_points")) spent += performance.now() - start;
   return found;
 };
 
