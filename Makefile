@@ -38,6 +38,7 @@ FLAGS ?=
 PROGRAMS := .venv-programs
 PROGRAM_PACKAGES := @huggingface/transformers@4.3.2 onnxruntime-web@1.30.0
 X_ANYLABELING := x-anylabeling-cvhub==4.2.1
+SAM2_ONNX := --ignore-requires-python sam2-onnx==0.3.12
 TOOLS := .toolchains
 NODE_PACKAGES := onnxruntime-node@1.30.0 onnxruntime-web@1.30.0 sharp@0.35.5
 KOTLIN := kotlin-jupyter-kernel==0.19.0.944
@@ -214,13 +215,15 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear $(VENV)
 
 # Without what they depend on: their packages ask for PyTorch, for windows and for more that is not run here.
-# X-AnyLabeling's modules bear the name of AnyLabeling's, so that it has a folder of its own.
+# X-AnyLabeling's modules bear the name of AnyLabeling's, so that it has a folder of its own. sam2-onnx asks for Python
+# 3.12, for its module of types alone, which tools/programs/ask.py stands in for.
 $(PROGRAMS)/.installed: Makefile requirements/programs.txt
 	@echo "== Making $(PROGRAMS)"
 	@$(PYTHON) -m venv --clear $(PROGRAMS)
 	@$(PROGRAMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/programs.txt
 	@$(PROGRAMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target $(PROGRAMS)/x-anylabeling $(X_ANYLABELING)
+	@$(PROGRAMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(SAM2_ONNX)
 	@cd $(PROGRAMS) && npm install --ignore-scripts --no-audit --no-fund --silent $(PROGRAM_PACKAGES)
 	@touch $@
 
@@ -233,6 +236,7 @@ $(COMPARE)/.installed: pyproject.toml requirements/dev.txt requirements/compare.
 		-e '.[bench,openvino,report]' transformers setuptools wheel
 	@SAM2_BUILD_CUDA=0 $(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps --no-build-isolation -r requirements/compare.txt
+	@$(COMPARE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(SAM2_ONNX)
 	@touch $@
 
 # pytriton needs NumPy below 2, which nothing else here has; every version is named, or pip would take an old pytriton.

@@ -101,9 +101,8 @@ def feed(contract: Contract, spec: DecoderSpec, call: Call, image: Feed) -> list
         "mask_input": call.mask, "has_mask_input": [call.flag],
         "picture_size": call.picture, "unread": np.full((1, spec.width, spec.grid, spec.grid), np.nan),
     }  # fmt: skip
-    in_front = ("point_coords", "point_labels", "boxes") if contract.objects else ()
-    arrays = [(port, np.asarray(sent[port.holds], port.dtype)) for port in contract.inputs]
-    return [value[None] if port.holds in in_front else value for port, value in arrays]
+    # Some programs send an axis more, in front.
+    return [np.array(sent[port.holds], port.dtype, ndmin=len(port.axes or ())) for port in contract.inputs]
 
 
 def asked(contract: Contract, call: Call) -> Feed:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 WHITE = 255.0
+SAID = ("image_size", "width", "patch_px", "masks_out", "mask_threshold")  # of a decoder, to programs that ask
 HALF, LOWEST, HIGHEST = np.float32(0.5), np.float32(0), np.float32(WHITE)
 MEAN, STD = (np.array(values, np.float32).reshape(1, 3, 1, 1) * np.float32(WHITE) for values in PIXELS["imagenet"])
 
@@ -95,13 +96,14 @@ def positional_encoding(matrix: NDArray[np.float32], grid: int) -> NDArray[np.fl
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).transpose(2, 0, 1)[None].astype(np.float32)
 
 
-def write_companions(contract: Contract, name: str, directory: Path) -> dict[str, str]:
+def write_companions(contract: Contract, spec: DecoderSpec, name: str, directory: Path) -> dict[str, str]:
     """Write what a contract's programs read beside the graphs; return the files with their role.
 
     name: of the model, as programs shall show it.
     """
     written: dict[str, str] = {}
-    quoted = {"name": json.dumps(name), "title": json.dumps(f"{name} (samx)")}  # of JSON, which YAML reads too
+    facts = {"name": name, "title": f"{name} (samx)", **{fact: getattr(spec, fact) for fact in SAID}}
+    quoted = {key: json.dumps(value) for key, value in facts.items()}  # of JSON, which YAML reads too
     templates = files("samx.contracts") / "templates" / contract.name
     for template in sorted(templates.iterdir(), key=lambda one: one.name) if templates.is_dir() else ():
         path = f"{CLIENT_FOLDER}/{template.name.removesuffix('.in')}"

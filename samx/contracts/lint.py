@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
 PATCH_PX = 16  # of the released decoders
+IMAGE_AXIS = 2  # the first of a feature's, behind pictures and channels
 TAKES, FAILS, WRONG = "takes it", "fails", "runs, and shows wrong masks"
 FED_SIZES = {"size": FRAME_PX // (PATCH_PX // UPSCALING), "grid": FRAME_PX // PATCH_PX}  # of what programs feed
 NAMES = {number: name for name, number in ELEMENT_TYPES.items()}
@@ -78,7 +79,7 @@ def _verdict(
 ) -> str:
     """Return what a program does with a file."""
     by_position = program in contract.by_position
-    failures = [*_fed(contract.inputs, inputs, by_position), *_read(contract, outputs)]
+    failures = [*_fed(contract, inputs, by_position), *_read(contract, outputs)]
     if failures:
         return f"{FAILS}: {'; '.join(failures)}"
     faults = list(_faults(contract, inputs, outputs, padding))
@@ -94,8 +95,9 @@ _WANTED = {
 }
 
 
-def _fed(ports: Sequence[Port], inputs: Sequence[Tensor], by_position: bool) -> Iterator[str]:
+def _fed(contract: Contract, inputs: Sequence[Tensor], by_position: bool) -> Iterator[str]:
     """Say what keeps a runtime from taking what a program feeds."""
+    ports = contract.inputs
     if by_position and len(inputs) != len(ports):
         yield f"it has {len(inputs)} inputs, the program feeds {len(ports)} by position"
         return
@@ -104,7 +106,7 @@ def _fed(ports: Sequence[Port], inputs: Sequence[Tensor], by_position: bool) -> 
         yield from _unlike("input", [port.name for port in ports], list(given))
     pairs = zip(ports, inputs, strict=True) if by_position else ((p, given[p.name]) for p in ports if p.name in given)
     for port, tensor in pairs:
-        yield from _mistyped(port, tensor)
+        yield from _mistyped(port, tensor, _axes(port, contract))
 
 
 def _unlike(side: str, wanted: Sequence[str], found: Sequence[str]) -> Iterator[str]:
@@ -114,20 +116,23 @@ def _unlike(side: str, wanted: Sequence[str], found: Sequence[str]) -> Iterator[
         yield f"nothing is fed to {', '.join(unknown)}"
 
 
-def _mistyped(port: Port, tensor: Tensor) -> Iterator[str]:
+def _mistyped(port: Port, tensor: Tensor, axes: Sequence[int | None]) -> Iterator[str]:
     """Compare type, number of axes and sizes with what is fed."""
     if tensor.dtype != port.dtype:
         yield f"{tensor.name} takes {tensor.dtype}, is fed {port.dtype}"
-    fed = port.axes or _image_axes(port)
-    axes = [n if isinstance(n, int) else FED_SIZES.get(n) for n in fed]
     unlike = any(None not in pair and pair[0] != pair[1] for pair in zip(axes, tensor.shape, strict=False))
     if len(axes) != len(tensor.shape) or unlike:
         yield f"{tensor.name} has shape {_words(tensor.shape)}, is fed {_words(axes)}"
 
 
-def _image_axes(port: Port) -> tuple[int | str, ...]:
-    """Return the shape of a feature as the released decoders have it."""
-    return next(tensor.shape for tensor in family_spec("sam2").image_inputs if tensor.name == port.holds)
+def _axes(port: Port, contract: Contract) -> tuple[int | None, ...]:
+    """Return the sizes that a program feeds or reads; one that is open is None. Features are the released decoders'."""
+    if port.axes is not None:
+        sizes = {} if contract.any_frame else FED_SIZES
+        return tuple(n if isinstance(n, int) else sizes.get(n) for n in port.axes)
+    shape = next(tensor.shape for tensor in family_spec("sam2").image_inputs if tensor.name == port.holds)
+    sides = len(shape) if not contract.any_frame else IMAGE_AXIS
+    return tuple(n if isinstance(n, int) and axis < sides else None for axis, n in enumerate(shape))
 
 
 def _read(contract: Contract, outputs: Sequence[Tensor]) -> Iterator[str]:
@@ -137,6 +142,11 @@ def _read(contract: Contract, outputs: Sequence[Tensor]) -> Iterator[str]:
         yield from _unlike("output", wanted, [tensor.name for tensor in outputs])
     elif len(outputs) < len(wanted) or (contract.reads == "all" and len(outputs) > len(wanted)):
         yield f"it has {len(outputs)} outputs, the program reads {len(wanted)}"
+    else:
+        for port, tensor in zip(contract.outputs, outputs, strict=False):
+            axes = _axes(port, contract)
+            if tensor.shape and len(tensor.shape) != len(axes):
+                yield f"output {tensor.name} has shape {_words(tensor.shape)}, is read as {_words(axes)}"
 
 
 def _faults(

@@ -20,7 +20,7 @@ Reading = Literal["all", "first", "named"]
 # How masks reach the picture's size: through the frame, whose empty part is cut off (SAM 1), or at once (SAM 2).
 Resizing = Literal["through_frame", "direct"]
 
-FRAME_PX = 1024  # that all these programs resize a picture to, whatever the file says
+FRAME_PX = 1024  # that these programs resize a picture to, whatever the file says; but for any_frame
 # Of an artifact's files for other programs: the decoder, the image encoder, what programs read beside them.
 CLIENT_ROLE, CLIENT_ENCODER_ROLE, CLIENT_FILE_ROLE = "client", "client_encoder", "client_file"
 CLIENT_FOLDER = "client"
@@ -73,6 +73,7 @@ class Contract:
     clamps: bool = False  # low-resolution logits, at the family's limit
     resizing: Resizing | None = None
     objects: bool = False  # the prompts are objects of one picture: an axis in front
+    any_frame: bool = False  # the programs read the frame's size of a file beside the graph
     file: str = "decoder.onnx"
     encoder: EncoderForm | None = None  # None: the program has its own, elsewhere
 
@@ -90,7 +91,7 @@ class Contract:
             others = [one.name for one in CONTRACTS.values() if spec.family in one.families]
             fix = f"Of {spec.rules.title} there are: {', '.join(others)}." if others else "Leave --contract out."
             raise UsageError(what, found=spec.rules.title, expected=" or ".join(self.families), fix=fix)
-        if spec.image_size != FRAME_PX:
+        if spec.image_size != FRAME_PX and not self.any_frame:
             found, expected = f"a frame of {spec.image_size} px", f"{FRAME_PX} px, which these programs resize to"
             raise UsageError(what, found=found, expected=expected, fix="Leave --contract out.")
         own_frame = spec.rules.spec["frame"]
@@ -144,9 +145,14 @@ LEVELS = (
 
 # Sources: segment_anything/utils/onnx.py; samexporter 0.5.0; osam 0.8.1; AnyLabeling 0.4.43; X-AnyLabeling 4.2.1;
 # ryouchinsa/sam-cpp-macos: export_onnx.py, sam.cpp; cvat-ui/plugins/sam; transformers.js: modeling_sam.js,
-# modeling_sam2.js; transformers: SamModel, Sam2Model; efficientvit: applications/efficientvit_sam.
+# modeling_sam2.js; transformers: SamModel, Sam2Model; efficientvit: applications/efficientvit_sam; sam2-onnx 0.3.12:
+# session.py, predictor.py, metadata.py.
 EMBEDDINGS = (Port("image_embeddings", "image_embeddings"),)
 POSITIONS = Port("image_positional_embeddings", "unread", (1, "channels", "grid", "grid"))
+SAM2_ONNX_FEATURES = (
+    Port("image_embed", "image_embeddings"), Port("high_res_feat_0", "high_res_features_0"),
+    Port("high_res_feat_1", "high_res_features_1"),
+)  # fmt: skip
 META = Contract(
     "meta", programs=("CVAT's older plugin", "usls", "samexporter", "demos of SAM in browsers"), families=("sam1",),
     inputs=(
@@ -208,6 +214,15 @@ CONTRACTS: Mapping[str, Contract] = {
                     Port("high_res_features2", "high_res_features_1"),
                 ),
             ),
+        ),
+        Contract(
+            "sam2-onnx", programs=("sam2-onnx",), families=("sam2",),
+            inputs=(
+                *SAM2_ONNX_FEATURES, POINTS[0], replace(POINTS[1], dtype="int64"), PREVIOUS[0],
+                replace(PREVIOUS[1], axes=("flags", 1)),
+            ),
+            outputs=(LOW_RES, IOU), masks="multimask", padding="graph", reads="first", any_frame=True,
+            encoder=EncoderForm("image", False, SAM2_ONNX_FEATURES),
         ),
         Contract(
             "hf-sam1", programs=("transformers.js",), families=("sam1",),

@@ -195,7 +195,7 @@ def _client_encoder(
     folder = path.parent.relative_to(directory).as_posix()
     return {
         **{f"{folder}/{name}": role for name, role in saved.items()},
-        **write_companions(contract, Path(job.loaded.name).stem, directory),
+        **write_companions(contract, job.spec, Path(job.loaded.name).stem, directory),
     }, ()  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import yaml
-from contract_files import Array, checkpoint, hugging_face
+from contract_files import Array, assert_same, checkpoint, hugging_face
 from exports import job_for
 
 import samx
@@ -108,7 +108,7 @@ def test_a_picture_as_the_program_sends_it(contract: Contract, size: tuple[int, 
             np.testing.assert_allclose(value, wanted[port.holds], rtol=0, atol=1e-4 * np.abs(wanted[port.holds]).max())
 
 
-@pytest.mark.parametrize("name", ["meta-single", "osam", "samexporter-sam2"])
+@pytest.mark.parametrize("name", ["meta-single", "osam", "samexporter-sam2", "sam2-onnx"])
 def test_the_gate_sends_what_the_program_sends(name: str, folder: Path) -> None:
     contract = CONTRACTS[name]
     family, size = contract.families[0], PICTURES[0] if contract.families[0] == "sam1" else PICTURES[2]
@@ -124,7 +124,7 @@ def test_the_gate_sends_what_the_program_sends(name: str, folder: Path) -> None:
 
 
 def test_sam2s_encoder_states_the_size_that_programs_read(folder: Path) -> None:
-    for name in ("samexporter-sam2", "rectlabel", "osam", "hf-sam1", "hf-sam2"):
+    for name in ("samexporter-sam2", "rectlabel", "osam", "hf-sam1", "hf-sam2", "sam2-onnx"):
         assert program(CONTRACTS[name], folder).get_inputs()[0].shape == [1, 3, FRAME_PX, FRAME_PX]
     assert program(CONTRACTS["osam"], folder).get_inputs()[0].name == "x"
     assert len(program(CONTRACTS["meta-single"], folder).get_inputs()[0].shape) == 3
@@ -138,6 +138,7 @@ def test_the_positional_encoding_is_transformers() -> None:
     np.testing.assert_allclose(ours[0], theirs.reshape(ours.shape[1:]), atol=1e-5)
 
 
+SPEC = family_spec("sam1")
 REQUIRED = {"type", "name", "display_name", "encoder_model_path", "decoder_model_path"}
 
 
@@ -151,7 +152,7 @@ REQUIRED = {"type", "name", "display_name", "encoder_model_path", "decoder_model
 )
 def test_configurations_of_annotation_programs(name: str, file: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "client").mkdir()
-    assert f"client/{file}" in write_companions(CONTRACTS[name], "sam: #1", tmp_path)
+    assert f"client/{file}" in write_companions(CONTRACTS[name], SPEC, "sam: #1", tmp_path)
     found = yaml.safe_load((tmp_path / "client" / file).read_text(encoding="utf-8"))
     assert set(found) >= REQUIRED
     assert (found["type"], found["name"]) == (kind, "sam: #1")
@@ -162,7 +163,7 @@ def test_configurations_of_annotation_programs(name: str, file: str, kind: str, 
 @pytest.mark.parametrize(("name", "model_type"), [("hf-sam1", "sam"), ("hf-sam2", "sam2")])
 def test_configurations_of_transformers(name: str, model_type: str, tmp_path: Path) -> None:
     (tmp_path / "client").mkdir()
-    written = write_companions(CONTRACTS[name], "vit-b", tmp_path)
+    written = write_companions(CONTRACTS[name], SPEC, "vit-b", tmp_path)
     assert set(written) == {"client/config.json", "client/preprocessor_config.json"}
     config, processor = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in sorted(written))
     assert config["model_type"] == model_type
@@ -174,9 +175,49 @@ def test_configurations_of_transformers(name: str, model_type: str, tmp_path: Pa
     assert AutoConfig.from_pretrained(str(tmp_path / "client")).model_type == model_type
 
 
+@pytest.mark.parametrize("frame_px", [1024, 512])
+def test_what_sam2_onnx_reads_of_the_model(frame_px: int, tmp_path: Path) -> None:
+    (tmp_path / "client").mkdir()
+    spec = family_spec("sam2", image_size=frame_px)
+    assert list(write_companions(CONTRACTS["sam2-onnx"], spec, "tiny", tmp_path)) == ["client/metadata.json"]
+    found = json.loads((tmp_path / "client" / "metadata.json").read_text(encoding="utf-8"))
+    assert found == {
+        "image_size": frame_px, "embed_dim": 256, "backbone_stride": 16, "num_multimask_outputs": 3,
+        "mask_threshold": 0.0,
+    }  # fmt: skip
+    # The program makes a mask that is none of this many pixels a side.
+    assert 4 * (found["image_size"] // found["backbone_stride"]) == spec.mask_size
+
+
+def test_a_whole_export_for_sam2_onnx_of_another_frame(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    artifact = samx.export(None, out, family="sam2", image_size=FRAME_PX, contract="sam2-onnx", simplify=False)
+    found = {name for name in artifact.manifest.files if name.startswith("client/")}
+    assert found == {f"client/{name}" for name in ("decoder.onnx", "encoder.onnx", "metadata.json")}
+    assert json.loads(artifact.read("client/metadata.json"))["image_size"] == FRAME_PX
+    report = json.loads(artifact.read("parity_report.json"))
+    assert report["passed"]
+    assert report["suite"]["contract"]["name"] == "sam2-onnx"
+    levels = picture(PICTURES[2])
+    frame = ((levels / 255 - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)
+    sessions = [ort.InferenceSession(str(out / "client" / f"{name}.onnx")) for name in ("encoder", "decoder")]
+    features = sessions[0].run(None, {"image": frame})  # read by place
+    masks, iou = sessions[1].run(None, {
+        **dict(zip(("image_embed", "high_res_feat_0", "high_res_feat_1"), features, strict=True)),
+        "point_coords": np.array([[[90, 70]]], np.float32), "point_labels": np.array([[1]], np.int64),
+        "mask_input": np.zeros((1, 1, FRAME_PX // 4, FRAME_PX // 4), np.float32),
+        "has_mask_input": np.zeros((1, 1), np.float32),
+    })  # fmt: skip
+    predictor = samx.open(out)
+    predictor.set_image(levels)
+    _, scores, logits = predictor.predict(point_coords=[(90, 70)], point_labels=[1])
+    assert_same(np.clip(masks, -32, 32), logits[None])
+    np.testing.assert_allclose(iou[0], scores, atol=1e-4)
+
+
 def test_a_name_in_a_configuration_stays_a_name(tmp_path: Path) -> None:
     (tmp_path / "client").mkdir()
-    write_companions(CONTRACTS["meta-single"], 'a"b\nc', tmp_path)
+    write_companions(CONTRACTS["meta-single"], SPEC, 'a"b\nc', tmp_path)
     assert yaml.safe_load((tmp_path / "client" / "config.yaml").read_text(encoding="utf-8"))["name"] == 'a"b\nc'
 
 

@@ -62,6 +62,12 @@ def swapped(ports: tuple[Any, ...], first: int, second: int) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def changed(ports: tuple[Any, ...], place: int, **changes: Any) -> tuple[Any, ...]:
+    """Change what a port takes."""
+    return (*ports[:place], replace(ports[place], **changes), *ports[place + 1 :])
+
+
+SAM2_ONNX = CONTRACTS["sam2-onnx"]
 SAM2, RECTLABEL, SINGLE = CONTRACTS["samexporter-sam2"], CONTRACTS["rectlabel"], CONTRACTS["meta-single"]
 FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no padding inside": ("samexporter-sam2", {"padding": "program"}, "differs"),
@@ -74,6 +80,11 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "masks and low-resolution masks swapped": ("meta", {"outputs": swapped(SINGLE.outputs, 0, 2)}, "shape"),
     "four masks": ("meta-single", {"picks": False}, "shape"),
     "one mask": ("meta", {"picks": True}, "shape"),
+    "a clamp that the program has": ("sam2-onnx", {"clamps": True}, "differs"),
+    "no padding behind sam2-onnx's names": ("sam2-onnx", {"padding": "program"}, "differs"),
+    "labels of float32": ("sam2-onnx", {"inputs": changed(SAM2_ONNX.inputs, 4, dtype="float32")}, "data type"),
+    "a flag of one axis": ("sam2-onnx", {"inputs": changed(SAM2_ONNX.inputs, 6, axes=("flags",))}, "nvalid rank"),
+    "scores in front of masks": ("sam2-onnx", {"outputs": SAM2_ONNX.outputs[::-1]}, "outputs are"),
     "another order of inputs": ("samexporter-sam2", {"inputs": SAM2.inputs[::-1]}, "inputs are"),
     "another order of outputs": ("rectlabel", {"outputs": RECTLABEL.outputs[::-1]}, "outputs are"),
 }  # fmt: skip
@@ -156,6 +167,10 @@ def test_a_runtime_that_raises_is_a_finding() -> None:
     [
         ("meta", {"family": "sam2"}, "SAM 2", "sam1"),
         ("rectlabel", {}, "SAM", "sam2"),
+        ("sam2-onnx", {}, "SAM", "sam2"),
+        ("sam2-onnx", {"family": "sam2", "masks": "single"}, "masks 'single'", "multimask masks"),
+        ("sam2-onnx", {"family": "sam2", "frame": "pad"}, "frame 'pad'", "stretch"),
+        ("samexporter-sam2", {"family": "sam2", "image_size": 512}, "a frame of 512 px", "1024 px"),
         ("meta", {"image_size": 512}, "a frame of 512 px", "1024 px"),
         ("meta", {"masks": "single"}, "masks 'single'", "all masks"),
         ("meta-single", {"masks": "all"}, "", ""),
@@ -176,9 +191,15 @@ def test_what_does_not_fit_is_refused_in_a_line(name: str, changes: dict[str, An
     assert "\n" not in str(refused.value)
 
 
+def test_a_program_that_reads_the_frames_size_takes_any() -> None:
+    assert SAM2_ONNX.native(family_spec("sam2", image_size=512)).mask_input
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"contract": "sam2-onnx"}, "does not fit"),
+        ({"contract": "sam2-onnx", "family": "sam2", "precision": "fp16"}, "--fp16"),
         ({"contract": "anything"}, "unknown contract"),
         ({"contract": "meta", "split": True}, "--split"),
         ({"contract": "meta", "precision": "int8"}, "--int8"),

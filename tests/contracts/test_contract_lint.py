@@ -69,8 +69,11 @@ def test_sam2s_own_graph_shows_wrong_masks_where_inputs_go_by_position(tmp_path:
         )
     assert found["AnyLabeling (samexporter-sam2)"].startswith("fails: no input image_embed, high_res_feats_0")
     assert found["osam (rectlabel)"].startswith("fails: no input high_res_features1, high_res_features2, orig_im_size")
-    assert found["usls (rectlabel)"] == "fails: it has 7 inputs, the program feeds 8 by position"
+    assert found["usls (rectlabel)"].startswith(
+        "fails: it has 7 inputs, the program feeds 8 by position; output object"
+    )
     assert found["transformers.js (hf-sam2)"].startswith("fails: no input input_points")
+    assert found["sam2-onnx (sam2-onnx)"].startswith("fails: no input image_embed, high_res_feat_0, high_res_feat_1")
 
 
 def test_sam1s_own_graph_fails_by_name(tmp_path: Path) -> None:
@@ -117,6 +120,50 @@ def test_types_axes_and_sizes_are_compared(changes: dict[str, Any], expected: st
     verdict = programs(written(tmp_path, made, outputs))["usls (meta)"]
     assert verdict.startswith("fails: ")
     assert expected in verdict
+
+
+SAM2_ONNX, SAM2_ONNX_PROGRAM = CONTRACTS["sam2-onnx"], "sam2-onnx (sam2-onnx)"
+
+
+def test_sam2_onnx_takes_the_file_of_its_own_script(tmp_path: Path) -> None:
+    """Its script traces one prompt: every size is a number, but how many points there are."""
+    inputs, outputs = signature(SAM2_ONNX)
+    for value in (*inputs, *outputs):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param not in ("", "points"):
+                dim.dim_value = 1
+    found = programs(written(tmp_path, inputs, outputs))
+    assert found[SAM2_ONNX_PROGRAM] == "takes it, if it adds the padding point itself, which no file tells"
+    assert found["samexporter (samexporter-sam2)"].startswith("fails: point_labels takes int64, is fed float32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"point_labels": (TYPES["float32"], [1, None])}, "point_labels takes float32, is fed int64"),
+        ({"has_mask_input": (TYPES["float32"], [1])}, "has_mask_input has shape (1), is fed (any, 1)"),
+        ({"image_embed": (TYPES["float32"], [1, 128, 64, 64])}, "(1, 128, 64, 64), is fed (1, 256, any, any)"),
+        ({"low_res_masks": (TYPES["float32"], [1, 3])}, "output low_res_masks has shape (1, 3), is read as (any, any,"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_sam2_onnx_cannot_feed_or_read(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    ports = [
+        [onnx.helper.make_tensor_value_info(v.name, *changes[v.name]) if v.name in changes else v for v in values]
+        for values in signature(SAM2_ONNX)
+    ]
+    verdict = programs(written(tmp_path, *ports))[SAM2_ONNX_PROGRAM]
+    assert verdict.startswith("fails: ")
+    assert expected in verdict
+
+
+def test_a_smaller_frame_is_for_the_program_that_reads_its_size(tmp_path: Path) -> None:
+    spec = family_spec("sam2", masks="multimask", image_size=512)
+    ports = [[declared(p, SAM2_ONNX, spec) for p in ports] for ports in (SAM2_ONNX.inputs, SAM2_ONNX.outputs)]
+    assert programs(written(tmp_path, *ports, contract="sam2-onnx"))[SAM2_ONNX_PROGRAM] == "takes it"
+    samexporter = CONTRACTS["samexporter-sam2"]
+    ports = [[declared(p, samexporter, spec) for p in ports] for ports in (samexporter.inputs, samexporter.outputs)]
+    assert "is fed (1, 256, 64, 64)" in programs(written(tmp_path, *ports))["samexporter (samexporter-sam2)"]
 
 
 def test_a_size_that_tracing_froze(tmp_path: Path) -> None:

@@ -23,8 +23,11 @@ from contract_files import (
     image,
     interpolated,
     metas_answer,
+    program,
     sam2_answer,
 )
+
+from samx.contracts.table import CONTRACTS
 
 pytestmark = pytest.mark.long
 
@@ -196,6 +199,82 @@ def test_one_previous_mask_for_several_boxes_at_picture_size() -> None:
     theirs, _ = sam2_answer(feed[3], feed[4], np.repeat(blob(), 3, axis=0))
     assert_same(masks, interpolated(theirs, PORTRAIT))
     assert_same(low_res, np.clip(theirs, -32, 32))
+
+
+def sam2_onnx_feed(kind: list[int], prompts: int = 1, mask: Array | None = None, flag: float = 0) -> dict[str, Array]:
+    """Return what sam2-onnx sends: integer labels, and a flag of two axes."""
+    points, given = coords(prompts, len(kind)), NO_MASK if mask is None else mask
+    names = ("image_embed", "high_res_feat_0", "high_res_feat_1")
+    return {
+        **dict(zip(names, image("sam2").values(), strict=True)), "point_coords": points,
+        "point_labels": labels(prompts, kind, np.int64), "mask_input": given,
+        "has_mask_input": np.full((1, 1), flag, np.float32),
+    }  # fmt: skip
+
+
+def sam2_onnx_reads(outputs: list[Array], picture: tuple[int, int], threshold: float) -> tuple[Array, Array, Array]:
+    """Return what sam2-onnx makes of the first two outputs: masks of 0 and 1, scores, logits to hand back."""
+    low_res, iou = np.clip(outputs[0], -32, 32), outputs[1]
+    masks = (interpolated(low_res, picture) > threshold).astype(np.float32)
+    return masks[0], iou[0], low_res[0]
+
+
+def test_sam2_onnx_finds_its_names_and_types() -> None:
+    session, feed = program(CONTRACTS["sam2-onnx"]), sam2_onnx_feed([1])
+    kinds = {one.name: (one.type, len(one.shape)) for one in session.get_inputs()}
+    assert list(kinds) == list(feed)
+    assert kinds["point_labels"] == ("tensor(int64)", 2)
+    assert kinds["has_mask_input"] == ("tensor(float)", 2)
+    assert [one.name for one in session.get_outputs()] == ["low_res_masks", "iou_predictions"]
+    with pytest.raises(Exception, match="data type"):
+        session.run(None, {**feed, "point_labels": np.ones((1, 1), np.float32)})
+    with pytest.raises(Exception, match=r"(?i)invalid rank .*has_mask_input"):
+        session.run(None, {**feed, "has_mask_input": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.5])
+@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("kind", [[1], [2, 3], [2, 3, 1], [1, 0, 1, 1]], ids=str)
+def test_sam2_onnx_of_any_picture(kind: list[int], picture: tuple[int, int], threshold: float) -> None:
+    feed = sam2_onnx_feed(kind)
+    masks, iou, low_res = sam2_onnx_reads(by_name("sam2-onnx", **feed), picture, threshold)
+    theirs, scores = sam2_answer(feed["point_coords"], feed["point_labels"])  # Meta's prompt encoder pads
+    wanted = interpolated(np.clip(theirs[:, 1:], -32, 32), picture)[0]
+    assert masks.shape == (3, *picture)
+    assert (wanted > threshold).any(), "else nothing is compared"
+    both, either = ((masks > 0) & (wanted > threshold)).sum(), ((masks > 0) | (wanted > threshold)).sum()
+    assert both / either >= 0.9999
+    assert_same(iou, scores[0, 1:])
+    assert_same(low_res[None], np.clip(theirs[:, 1:], -32, 32))
+
+
+def test_sam2_onnx_hands_a_mask_back() -> None:
+    _, iou, low_res = sam2_onnx_reads(by_name("sam2-onnx", **sam2_onnx_feed([1])), PORTRAIT, 0)
+    previous = low_res[iou.argmax()][None, None]
+    feed = sam2_onnx_feed([1, 0], mask=previous, flag=1)
+    masks, scores = by_name("sam2-onnx", **feed)
+    theirs, wanted = sam2_answer(feed["point_coords"], feed["point_labels"], previous)
+    assert_same(masks, theirs[:, 1:])
+    assert_same(scores, wanted[:, 1:])
+    without = by_name("sam2-onnx", **sam2_onnx_feed([1, 0]))[0]
+    assert np.abs(without - masks).max() > 1e-2 * np.abs(masks).max(), "else the mask was not read"
+    unused = by_name("sam2-onnx", **sam2_onnx_feed([1, 0], mask=previous, flag=0))[0]
+    np.testing.assert_array_equal(unused, without)
+
+
+def test_sam2_onnx_clamps_by_itself() -> None:
+    feed = sam2_onnx_feed([1])
+    masks, _ = by_name("sam2-onnx", **feed)
+    assert np.abs(masks).max() > 32
+    assert_same(masks, sam2_answer(feed["point_coords"], feed["point_labels"])[0][:, 1:])
+
+
+def test_several_prompts_behind_sam2_onnx_names() -> None:
+    feed = sam2_onnx_feed([2, 3], 3, blob(), 1)
+    masks, iou = by_name("sam2-onnx", **feed)
+    theirs, scores = sam2_answer(feed["point_coords"], feed["point_labels"], np.repeat(blob(), 3, axis=0))
+    assert_same(masks, theirs[:, 1:])
+    assert_same(iou, scores[:, 1:])
 
 
 @pytest.mark.parametrize(("objects", "kind"), [(1, [1]), (1, [1, 0, 1]), (3, [1]), (2, [1, 0])], ids=str)

@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     onnx.save(encoder, made / CLIENT_FOLDER / "encoder.onnx")
     names = [f"client/{name}" for name in ("function.yaml", "main.py", "model_handler.py")]
-    assert write_companions(CVAT, "demo", made) == dict.fromkeys(names, CLIENT_FILE_ROLE)
+    assert write_companions(CVAT, model.spec, "demo", made) == dict.fromkeys(names, CLIENT_FILE_ROLE)
     return made
 
 

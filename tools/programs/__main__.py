@@ -41,12 +41,16 @@ HEIGHT_PX, WIDTH_PX = PICTURE = (1000, 1500)
 LABELLING_PICTURE = (684, 1024)  # that AnyLabeling and X-AnyLabeling name, whatever the picture is
 SEED = 900_201  # a scene that the demo model was not trained on
 CLICK, CLICKS, BOX = ([(700, 660)], [1]), ([(700, 660), (1050, 480)], [1, 0]), ([(880, 310), (1225, 660)], [2, 3])
+AGAIN = (CLICKS, ([(1050, 480), (700, 660)], [1, 0]))  # asked with the mask of their first click
 PADDING = (0, 0), -1
 ROUNDS = 15  # of every prompt in every decoder
 LEAST_IOU = 0.9999
 SPLIT = "--split"  # beside contracts: what a page of one's own runs
-IN_BROWSER = ("meta", SPLIT)
-HEAD = "| program | contract | least mask IoU | ours, ms | theirs, ms | times as fast |\n|---|---|---|---|---|---|\n"
+IN_BROWSER = (("meta", False), (SPLIT, False), ("meta", True), (SPLIT, True))  # with a mask handed back or without
+HEAD = (
+    "| program | contract | least mask IoU | ours, ms | theirs, ms | times as fast | runtime: ours, ms | theirs, ms |"
+    f" times as fast |\n{'|---' * 9}|\n"
+)
 Writes = Callable[[LoadedDecoder, Path, theirs.Picture], None]
 
 
@@ -60,6 +64,7 @@ class Program(NamedTuple):
     theirs: Writes
     picture: theirs.Picture = PICTURE
     prompts: Sequence[Any] = (CLICK, CLICKS, BOX)
+    again: bool = False  # whether the mask of a prompt's first point is handed back with it
     apart: str = ""  # the folder that it is installed into, where another's modules have the same name
 
 
@@ -77,6 +82,8 @@ PROGRAMS = (
     ),
     Program("osam", "osam", "sam1", "osam", theirs.meta_single_flag),
     Program("osam", "osam", "sam2", "rectlabel", theirs.rectlabel),
+    Program("sam2-onnx", "sam2-onnx", "sam2", "sam2-onnx", theirs.sam2_onnx),
+    Program("sam2-onnx", "sam2-onnx", "sam2", "sam2-onnx", theirs.sam2_onnx, prompts=AGAIN, again=True),
     Program("transformers.js", "", "sam1", "hf-sam1", theirs.hugging_face, prompts=(CLICK, CLICKS)),
     Program("transformers.js", "", "sam2", "hf-sam2", theirs.hugging_face, prompts=(CLICK, CLICKS)),
 )
@@ -90,7 +97,8 @@ class Bench(NamedTuple):
 
     def export(self, family: str, contract: str | None = None, **options: Any) -> Path:
         """Return our artifact, written where it is asked for first."""
-        path = self.folder / f"{family}-{contract or 'split'}"
+        asked = [contract or "", *(name for name, value in options.items() if value)]
+        path = self.folder / "-".join([family, *filter(None, asked)])
         if not path.exists():
             samx.export(None, path, family=family, contract=contract, **options)
         return path
@@ -109,11 +117,12 @@ class Bench(NamedTuple):
         program.theirs(checkpoint(program.family), other, program.picture)
         given = {
             "program": program.name, "package": program.package, "family": program.family, "prompts": program.prompts,
-            "rounds": ROUNDS, "picture": str(self.picture),
+            "rounds": ROUNDS, "picture": str(self.picture), "again": program.again,
         }  # fmt: skip
         asked = self._of_node if not program.package else self._of_python
         found = asked(program, given, own, other)
-        return {"program": program.name, "family": program.family, "contract": program.contract, **found}
+        named = {"program": program.name, "family": program.family, "contract": program.contract}
+        return {**named, "again": program.again, **found}
 
     def _of_python(self, program: Program, given: dict[str, Any], own: Path, other: Path) -> dict[str, Any]:
         contract = CONTRACTS[program.contract]
@@ -131,10 +140,11 @@ class Bench(NamedTuple):
         given |= {"modules": str(self.programs), "root": str(root), "decoders": {"ours": "ours", "theirs": "theirs"}}
         return answer(["node", HERE / "ask.mjs"], given, dict(os.environ))
 
-    def in_browser(self, contract: str) -> dict[str, Any]:
+    def in_browser(self, contract: str, again: bool) -> dict[str, Any]:
         """Run a contract's graph, or split graphs, by onnxruntime-web, beside Meta's export, whole or cut."""
         whole, cut = export_meta(checkpoint("sam1"), self.folder)
-        own, split = self.export("sam1", "meta"), self.export("sam1", split=True)
+        own = self.export("sam1", "meta")
+        split = self.export("sam1", split=True, mask_input=again)
         ours, other = {
             "meta": ([own / CLIENT_FOLDER / CONTRACTS["meta"].file], whole),
             SPLIT: ([split / "image.onnx", split / "prompt.onnx"], cut),
@@ -142,11 +152,11 @@ class Bench(NamedTuple):
         (features,) = PictureEncoder(Artifact.open(own))([generate_scene(SEED, (WIDTH_PX, HEIGHT_PX)).image])
         embedding, runtime = features["image_embeddings"], self.programs / "node_modules/onnxruntime-web/dist"
         given = {
-            "prompts": [in_frame(*prompt) for prompt in (CLICK, CLICKS, BOX)], "rounds": ROUNDS,
-            "shape": embedding.shape, "picture": PICTURE,
+            "prompts": [in_frame(*prompt) for prompt in (AGAIN if again else (CLICK, CLICKS, BOX))], "rounds": ROUNDS,
+            "shape": embedding.shape, "picture": PICTURE, "again": again,
         }  # fmt: skip
         found = browser.asked(given, {"ours": ours, "theirs": [other]}, runtime, embedding.tobytes())
-        return {"program": "onnxruntime-web", "family": "sam1", "contract": contract, **found}
+        return {"program": "onnxruntime-web", "family": "sam1", "contract": contract, "again": again, **found}
 
 
 def in_frame(points: Sequence[tuple[int, int]], labels: Sequence[int]) -> tuple[Any, Any]:
@@ -180,18 +190,27 @@ def answer(command: Sequence[Any], given: dict[str, Any], environment: dict[str,
 
 def row(found: dict[str, Any]) -> str:
     """Return a line of the table."""
-    ours, theirs_ms = found["median_ms"]["ours"], found["median_ms"]["theirs"]
-    return (
-        f"| {found['program']} {found['version']} | `{found['contract']}` | {min(found['mask_iou']):.5f} | {ours:.1f} |"
-        f" {theirs_ms:.1f} | {theirs_ms / ours:.2f} |\n"
-    )
+    what = f"`{found['contract']}`" + (", a mask handed back" if found.get("again") else "")
+    times = [*times_of(found["median_ms"]), *(times_of(found["run_ms"]) if "run_ms" in found else "---")]
+    cells = [f"{found['program']} {found['version']}", what, f"{min(found['mask_iou']):.5f}", *times]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def times_of(median_ms: dict[str, float]) -> list[str]:
+    """Return what the table says of two times."""
+    ours, other = median_ms["ours"], median_ms["theirs"]
+    return [f"{ours:.1f}", f"{other:.1f}", f"{other / ours:.2f}"]
 
 
 def faults(found: dict[str, Any]) -> list[str]:
-    """Say what is wrong with a row: masks that differ, or masks of nothing, which agree whatever they are."""
+    """Say what is wrong with a row: masks that differ, or masks of nothing, which agree whatever they are.
+
+    A mask that is handed back and changes nothing is none, or was not read by either decoder.
+    """
     wrong = [f"mask IoU {least:.5f}" for least in found["mask_iou"] if least < LEAST_IOU]
-    empty = ["a prompt without a mask" for pixels in found["mask_pixels"] if not max(pixels)]
-    return [f"{found['program']} {found['contract']}: {fault}" for fault in (*wrong, *empty)]
+    wrong += ["a prompt without a mask" for pixels in found["mask_pixels"] if not max(pixels)]
+    wrong += ["a mask handed back to no effect" for same in found.get("unasked_iou", []) if same >= LEAST_IOU]
+    return [f"{found['program']} {found['contract']}: {fault}" for fault in wrong]
 
 
 def main() -> None:
@@ -206,7 +225,7 @@ def main() -> None:
         bench = Bench(given.programs.resolve(), (given.folder or Path(folder)).resolve())
         bench.folder.mkdir(parents=True, exist_ok=True)
         asked = [(program.name, partial(bench.measured, program)) for program in PROGRAMS]
-        asked += [("onnxruntime-web", partial(bench.in_browser, contract)) for contract in IN_BROWSER]
+        asked += [("onnxruntime-web", partial(bench.in_browser, *what)) for what in IN_BROWSER]
         rows, wrong = told([measure for name, measure in asked if given.only is None or name in given.only])
     write_file(given.output, (json.dumps({**where(), "rows": rows}, indent=2) + "\n").encode())
     if wrong:

@@ -7,6 +7,7 @@ import { join } from "node:path";
 const given = JSON.parse(readFileSync(0, "utf8"));
 const require = createRequire(join(given.modules, "package.json"));
 const { AutoProcessor, RawImage, Sam2Model, SamModel, env } = require("@huggingface/transformers");
+const { InferenceSession } = require("onnxruntime-node");
 Object.assign(env, { allowRemoteModels: false, localModelPath: given.root });
 
 const TYPES = { sam1: SamModel, sam2: Sam2Model };
@@ -47,22 +48,34 @@ function median(values) {
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
-const names = Object.keys(given.decoders), models = {}, answers = {}, times = {};
+// Every run of a decoder adds its time; transformers.js resizes by sessions too.
+let spent = 0;
+const { run } = InferenceSession.prototype;
+InferenceSession.prototype.run = async function (...args) {
+  const start = performance.now(), found = await run.apply(this, args);
+  if (this.inputNames.includes("input_points")) spent += performance.now() - start;
+  return found;
+};
+
+const names = Object.keys(given.decoders), models = {}, answers = {}, times = {}, runs = {}, own = {};
 for (const name of names) {
   models[name] = await opened(given.decoders[name]);
-  [answers[name], times[name]] = [[], []];
+  [answers[name], times[name], runs[name], own[name]] = [[], [], [], []];
   for (const prompt of given.prompts) answers[name].push(await models[name](prompt));
 }
 for (let i = 0; i < given.rounds; i++)
   for (const prompt of given.prompts)
     for (const name of i % 2 ? names.toReversed() : names) {
+      spent = 0;
       const start = performance.now();
       await models[name](prompt);
-      times[name].push(performance.now() - start);
+      const took = performance.now() - start;
+      times[name].push(took), runs[name].push(spent), own[name].push(took - spent);
     }
+const medians = (all) => Object.fromEntries(names.map((name) => [name, median(all[name])]));
 const [ours, theirs] = names.map((name) => answers[name]);
 console.log(JSON.stringify({
   version: env.version, runtime: `Node.js ${process.versions.node}`,
   mask_iou: ours.map((masks, i) => least(masks, theirs[i])), mask_pixels: ours.map(pixels),
-  median_ms: Object.fromEntries(names.map((name) => [name, median(times[name])])),
+  median_ms: medians(times), run_ms: medians(runs), own_ms: medians(own),
 }));

@@ -23,8 +23,12 @@ import numpy as np
 from PIL import Image
 
 Points = Sequence[Sequence[float]]
-Ask = Callable[[Points, Sequence[int]], Any]  # a prompt -> masks (M, H, W)
+Ask = Callable[..., Any]  # a prompt (points, labels, in some programs a mask handed back) -> masks (M, H, W)
 BOX_CORNER = 2  # the label of a box's first corner
+# Of a click: all that the program does, what its runtime does of that, what is the program's own.
+PARTS: Mapping[str, Callable[[float, float], float]] = {
+    "median_ms": lambda click, run: click, "run_ms": lambda click, run: run, "own_ms": lambda click, run: click - run,
+}  # fmt: skip
 LABELING = "anylabeling.services.auto_labeling"  # the package of AnyLabeling and of X-AnyLabeling
 
 
@@ -91,14 +95,47 @@ def of_osam(family: str, encoder: str, decoder: str, rgb: Any) -> Ask:
     return ask
 
 
+class OfSam2Onnx:
+    """Ask sam2-onnx's predictor, whose class alone of these takes a mask back."""
+
+    def __init__(self, family: str, encoder: str, decoder: str, rgb: Any) -> None:
+        untyped("sam2_onnx.types")
+        package = importlib.import_module("sam2_onnx")
+        beside = Path(encoder).with_name("metadata.json")
+        session = package.Sam2OnnxSession(encoder_path=encoder, decoder_path=decoder, metadata_path=beside)
+        self.model = package.OnnxImagePredictor(session)
+        self.model.set_image(rgb)
+
+    def __call__(self, points: Points, labels: Sequence[int], mask: Any = None) -> Any:
+        return self.answer(points, labels, mask)[0] > 0
+
+    def answer(self, points: Points, labels: Sequence[int], mask: Any = None) -> Any:
+        """Return masks, scores and low-resolution logits."""
+        if labels[0] == BOX_CORNER:
+            return self.model.predict(box=np.array(points, np.float32).ravel(), mask_input=mask)
+        return self.model.predict(np.array(points, np.float32), np.array(labels), mask_input=mask)
+
+    def best(self, points: Points, labels: Sequence[int]) -> Any:
+        """Return the logits to hand back. Shapes: -> (1, S, S)."""
+        _, scores, logits = self.answer(points, labels)
+        return logits[scores.argmax()][None]
+
+
 PROGRAMS: Mapping[str, Callable[[str, str, str, Any], Ask]] = {
     "samexporter": of_samexporter, "AnyLabeling": of_anylabeling, "X-AnyLabeling": of_x_anylabeling, "osam": of_osam,
+    "sam2-onnx": OfSam2Onnx,
 }  # fmt: skip
 
 
 def placed(path: str) -> SimpleNamespace:
     """Stand for a file that is there already."""
     return SimpleNamespace(path=path, hash="", size=None, pull=lambda **_: None)
+
+
+def untyped(name: str) -> None:
+    """Stand for a module of nothing but types, whose syntax Python 3.11 does not read."""
+    sys.modules[name] = module = ModuleType(name)
+    vars(module)["__getattr__"] = lambda _: Any
 
 
 def bare(*packages: str) -> None:
@@ -120,31 +157,64 @@ def iou(one: Any, other: Any) -> float:
     return float(np.where(either > 0, both / np.maximum(either, 1), 1).min())
 
 
-def timed(models: Mapping[str, Ask], prompts: Sequence[Any], rounds: int) -> dict[str, list[float]]:
-    """Ask every prompt in every round, the models in turn and each the first in every other round. Unit: ms."""
-    times: dict[str, list[float]] = {name: [] for name in models}
+def watched(session: Any) -> list[float]:
+    """Have every run of a runtime's sessions leave its time in the list. Unit: ms."""
+    spent: list[float] = []
+    run = session.run
+
+    def timed_run(*given: Any, **more: Any) -> Any:
+        start = time.perf_counter()
+        found = run(*given, **more)
+        spent.append((time.perf_counter() - start) * 1000)
+        return found
+
+    session.run = timed_run
+    return spent
+
+
+def timed(
+    models: Mapping[str, Ask], prompts: Sequence[Any], rounds: int, spent: list[float]
+) -> dict[str, dict[str, float]]:
+    """Ask every prompt in every round, the models in turn and each the first in every other round.
+
+    Returns medians of each part. Unit: ms.
+    """
+    clicks: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for i in range(rounds):
         for prompt in prompts:
             for name in sorted(models, reverse=i % 2 == 1):
+                spent.clear()
                 start = time.perf_counter()
                 models[name](*prompt)
-                times[name].append((time.perf_counter() - start) * 1000)
-    return times
+                clicks[name].append(((time.perf_counter() - start) * 1000, sum(spent)))
+    return {
+        part: {name: round(statistics.median(of(*ms) for ms in values), 3) for name, values in clicks.items()}
+        for part, of in PARTS.items()
+    }
 
 
 def answered(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask a program's class with every decoder."""
+    """Ask a program's class with every decoder; with `again`, each prompt's first point has been asked before."""
     rgb, prompts = np.asarray(Image.open(given["picture"]).convert("RGB")), given["prompts"]
-    opened, theirs = PROGRAMS[given["program"]], given["encoder"]
-    models = {name: opened(given["family"], theirs, file, rgb) for name, file in given["decoders"].items()}
+    spent = watched(importlib.import_module("onnxruntime").InferenceSession)
+    opened, encoder = PROGRAMS[given["program"]], given["encoder"]
+    models: dict[str, Any] = {
+        name: opened(given["family"], encoder, file, rgb) for name, file in given["decoders"].items()
+    }
+    if given["again"]:  # the same mask, theirs, to both
+        prompts = [(points, labels, models["theirs"].best(points[:1], labels[:1])) for points, labels in prompts]
     answers = {name: [ask(*prompt) for prompt in prompts] for name, ask in models.items()}
-    times = timed(models, prompts, given["rounds"])
-    return {
+    times = timed(models, prompts, given["rounds"], spent)
+    found = {
         "version": version(given["package"]), "runtime": f"ONNX Runtime {version('onnxruntime')}",
         "mask_iou": [iou(one, other) for one, other in zip(answers["ours"], answers["theirs"], strict=True)],
         "mask_pixels": [masks.sum((-1, -2)).tolist() for masks in answers["ours"]],
-        "median_ms": {name: round(statistics.median(values), 3) for name, values in times.items()},
+        **times,
     }  # fmt: skip
+    if not given["again"]:
+        return found
+    without = [models["ours"](*prompt[:2]) for prompt in prompts]
+    return {**found, "unasked_iou": [iou(one, other) for one, other in zip(answers["ours"], without, strict=True)]}
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from samx.benchmarks.contenders import huggingface, samexporter
 from samx.benchmarks.contenders.meta import INPUTS, OUTPUTS, build_meta, trace_meta
 from samx.models.checkpoint import LoadedDecoder
+from tools.programs.ask import untyped
 
 OPSET = 18
 POINTS = 5  # of the trace
@@ -102,6 +104,15 @@ def rectlabel(loaded: LoadedDecoder, path: Path, picture: Picture) -> None:
     _trace(module, given, path, RECTLABEL, OUTPUTS, {**PROMPT_AXES, "masks": {2: "height", 3: "width"}})
 
 
+def sam2_onnx(loaded: LoadedDecoder, path: Path, picture: Picture) -> None:
+    """Let sam2-onnx's own function trace Meta's modules of SAM 2."""
+    untyped("sam2_onnx.types")
+    script, model = importlib.import_module("sam2_onnx.export_onnx"), samexporter.build_sam2(loaded)
+    model.backbone_stride, model.hidden_dim = loaded.spec.patch_px, loaded.spec.width
+    with _quietly():
+        script.export_decoder(model, path, loaded.spec.image_size)
+
+
 class Objects(nn.Module):
     """Call Hugging Face's model with embeddings and points, as transformers.js calls its exports."""
 
@@ -133,9 +144,15 @@ def _trace(
     module: nn.Module, given: tuple[Tensor, ...], path: Path, inputs: Sequence[str], outputs: Sequence[str],
     axes: dict[str, dict[int, str]],
 ) -> None:  # fmt: skip
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quietly():
         torch.onnx.export(
             module.eval(), given, str(path), dynamo=False, opset_version=OPSET, input_names=list(inputs),
             output_names=list(outputs), dynamic_axes=axes,
         )  # fmt: skip
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
