@@ -26,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(f"{path.name} {options['device']} {options['level']}")
         return toy_parity()
 
-    monkeypatch.setattr(subjects, "load", lambda reference: opener(ConeSession(SMALL)))
+    monkeypatch.setattr(subjects, "open_session", opener(ConeSession(SMALL)))
     monkeypatch.setattr(subjects, "gate_in_child", gate)
     return found
 

@@ -61,7 +61,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Callable[[ConeSession], None]:
     def use(found: ConeSession) -> None:
-        monkeypatch.setattr(subjects, "load", lambda reference: opener(found))
+        monkeypatch.setattr(subjects, "open_session", opener(found))
 
     use(ConeSession(SMALL))
     return use

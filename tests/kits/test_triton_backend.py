@@ -104,7 +104,7 @@ def test_the_backend_computes_and_the_masks_are_the_predictor_s(
     model: Any, triton: Any, backend: dict[str, OnnxRuntimeModel], sam2_artifact: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(triton_model, "load", refused)  # nothing may be opened in this process
+    monkeypatch.setattr(triton_model, "open_session", refused)  # nothing may be opened in this process
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     before = {name: one.calls for name, one in backend.items()}
     sent = [triton.Request(click(key, picture=data)) for key, data in zip(KEYS, PICTURES, strict=True)]
@@ -144,7 +144,7 @@ def test_what_cannot_be_opened_is_told_to_who_asks(models: Path, triton: Any, mo
     def missing(*_: object) -> Any:
         raise ArtifactError("there is no runtime")
 
-    monkeypatch.setattr(triton_model, "load", missing)
+    monkeypatch.setattr(triton_model, "open_session", missing)
     found = first(started(models), triton)
     assert (found.error().code, found.error().words) == ("internal", "there is no runtime")
 
