@@ -24,11 +24,11 @@ NAMES = {number: name for name, number in ELEMENT_TYPES.items()}
 
 
 class Tensor(NamedTuple):
-    """Describe an input or output of a file; a size that is open is None."""
+    """Describe an input or output of a file; a size that is open is None, and so is a shape that is not stated."""
 
     name: str
     dtype: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | None, ...] | None
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -47,9 +47,10 @@ def programs(model: onnx.ModelProto, own: dict[str, Any]) -> dict[str, str]:
     weights = {tensor.name for tensor in model.graph.initializer}  # that old files list among their inputs
     inputs = [_tensor(value) for value in model.graph.input if value.name not in weights]
     outputs = [_tensor(value) for value in model.graph.output]
-    if not any(len(tensor.shape) >= 3 and tensor.shape[-1] == 2 for tensor in inputs):  # points
+    shapes = [tensor.shape or () for tensor in inputs]
+    if not any(len(shape) >= 3 and shape[-1] == 2 for shape in shapes):  # points
         return {}
-    is_sam2 = any(len(tensor.shape) == 4 and tensor.shape[1] in HIGH_RES_CHANNELS for tensor in inputs)
+    is_sam2 = any(len(shape) == 4 and shape[1] in HIGH_RES_CHANNELS for shape in shapes)
     family, padding = "sam2" if is_sam2 else "sam1", _padding(own)
     fitting = [contract for contract in CONTRACTS.values() if family in contract.families]
     return {
@@ -70,7 +71,8 @@ def _padding(own: dict[str, Any]) -> Padding | None:
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     of = value.type.tensor_type
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in of.shape.dim)
-    return Tensor(str(value.name), NAMES.get(of.elem_type, f"type {of.elem_type}"), sizes)
+    dtype = NAMES.get(of.elem_type, f"type {of.elem_type}")
+    return Tensor(str(value.name), dtype, sizes if of.HasField("shape") else None)
 
 
 def _verdict(
@@ -118,6 +120,8 @@ def _mistyped(port: Port, tensor: Tensor) -> Iterator[str]:
     """Compare type, number of axes and sizes with what is fed."""
     if tensor.dtype != port.dtype:
         yield f"{tensor.name} takes {tensor.dtype}, is fed {port.dtype}"
+    if tensor.shape is None:
+        return
     fed = port.axes or _image_axes(port)
     axes = [n if isinstance(n, int) else FED_SIZES.get(n) for n in fed]
     unlike = any(None not in pair and pair[0] != pair[1] for pair in zip(axes, tensor.shape, strict=False))
@@ -151,7 +155,7 @@ def _faults(
     )
     if first is None or contract.reads == "named":
         return
-    shape = outputs[first].shape
+    shape = outputs[first].shape or ()
     if contract.picks and len(shape) == 4 and shape[1] not in (1, None):
         yield f"it has {shape[1]} masks, and the program shows the first, which is not the best one"
     resized = contract.outputs[first].holds == "picture_masks"
