@@ -148,10 +148,13 @@ class TargetCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Look for the target before the options are parsed and help is shown."""
         entry = next((entry for entry in registry.BACKENDS if entry.target == _target(args)), registry.BACKENDS[0])
-        own = {*entry.option_fields(), *entry.precisions, *(CALIBRATED if entry.quantiser else ())}
+        declared = entry.option_fields()
+        own = {*declared, *entry.precisions, *(CALIBRATED if entry.quantiser else ())}
         for parameter in self.params:
             if parameter.name in {*option_fields(), *_precisions(), *CALIBRATED}:
                 parameter.hidden = parameter.name not in own  # type: ignore[attr-defined]
+            if parameter.name in declared:
+                parameter.help = _help(declared[parameter.name])  # type: ignore[attr-defined]
             if parameter.name in entry.precisions:
                 default = " Default." if parameter.name == entry.default_precision else ""
                 parameter.help = _words(parameter.name) + default  # type: ignore[attr-defined]
@@ -202,13 +205,17 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _annotation(name: str, declared: Field[Any], kind: Any) -> Any:
     """Return an option as typer takes it; one that is not given is None."""
-    flag, help_text = flag_of(name, declared), declared.metadata["help"]
+    flag, help_text = flag_of(name, declared), _help(declared)
     if kind is bool:
         return Annotated[Optional[bool], typer.Option(flag, help=help_text)]
-    if declared.default not in (None, ()):
-        help_text += f" Default {declared.default}."
     types: dict[Any, Any] = {int: Optional[int], tuple[str, ...]: Optional[list[str]]}
     return Annotated[types.get(kind, Optional[str]), typer.Option(flag, help=help_text)]
+
+
+def _help(declared: Field[Any]) -> str:
+    text = str(declared.metadata["help"])
+    has_default = declared.default not in (None, ()) and not isinstance(declared.default, bool)
+    return f"{text} Default {declared.default}." if has_default else text
 
 
 def _words(precision: str) -> str:

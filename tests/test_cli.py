@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samx import cli, console
+from samx import cli, console, registry
 from samx.commands.export import ExportRequest, export
 from samx.demo import demo_checkpoint
 from samx.demo.scenes import generate_scene
@@ -644,6 +645,13 @@ def test_version_and_usage(samx: Samx) -> None:
     assert samx("--version").out.strip() == f"samx {__version__}"
     assert samx("frobnicate").code == 2
     assert samx("--help").code == 0
+
+
+@pytest.mark.parametrize("entry", registry.BACKENDS, ids=lambda entry: entry.target)
+def test_help_of_a_target_has_its_own_words(samx: Samx, entry: registry.Backend) -> None:
+    shown = re.sub(r"[\s│]", "", samx("export", "--target", entry.target, "--help").out)
+    for declared in entry.option_fields().values():
+        assert re.sub(r"\s", "", declared.metadata["help"]) in shown
 
 
 def test_progress_goes_to_stderr_only(samx: Samx, demo_artifact: Path) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 from samx.artifacts.folder import write_folder
 from samx.artifacts.store import Artifact
+from samx.errors import ImageError
 from samx.files import MIB, read_file
 from samx.progress import Progress, silent
 from samx.web.folder import check_folder
 from samx.web.onnxruntime_web import runtime_files
-from samx.web.site import EXAMPLE, MODEL, RUNTIME, graph_names, site_files
+from samx.web.site import EXAMPLE, MODEL, RUNTIME, check_megapixels, graph_names, site_files
 
 EXAMPLE_CAP_BYTES = 16 * MIB
 DEMO = "demo model"  # how a manifest's kind of checkpoint ends
+SHOWN = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")  # how files begin that browsers show
 EXAMPLE_SEED, EXAMPLE_SIZE_PX = 4, (768, 576)
 
 
@@ -33,7 +35,7 @@ def web(
     check_folder(output, overwrite)
     artifact = Artifact.open(path)
     graph_names(artifact)
-    offered = scene(artifact) if example is None else read_file(example, EXAMPLE_CAP_BYTES, f"picture '{example}'")
+    offered = scene(artifact) if example is None else _offered(example)
     library = runtime_files(runtime, progress)
     progress("Looking at the graphs")
     files = site_files(artifact, library, offered)
@@ -48,6 +50,22 @@ def web(
         "path": str(output), "files": sorted(files), "bytes": sizes, "onnxruntime_web": library.version,
         "example": EXAMPLE in files, "summary": f"wrote {output} ({shown}); any file server takes it: {serve}",
     }  # fmt: skip
+
+
+def _offered(example: Path) -> bytes:
+    """Read a picture that a browser shows, and that the page takes.
+
+    Raises: InputError; ImageError.
+    """
+    from samx.processing.images import read_image
+
+    data = read_file(example, EXAMPLE_CAP_BYTES, f"picture '{example}'")
+    if not data.startswith(SHOWN):
+        expected, fix = "PNG, JPEG, WebP, GIF or BMP", "Convert it first."
+        raise ImageError(f"picture '{example}' is none that browsers show", expected=expected, fix=fix)
+    height, width = read_image(example).shape[:2]
+    check_megapixels(height, width)
+    return data
 
 
 def _size(files: dict[str, bytes], folder: str) -> int:

@@ -25,11 +25,11 @@ NAMES = {number: name for name, number in ELEMENT_TYPES.items()}
 
 
 class Tensor(NamedTuple):
-    """Describe an input or output of a file; a size that is open is None."""
+    """Describe an input or output of a file; a size that is open is None, and so is a shape that is not stated."""
 
     name: str
     dtype: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int | None, ...] | None
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -48,9 +48,10 @@ def programs(model: onnx.ModelProto, own: dict[str, Any]) -> dict[str, str]:
     weights = {tensor.name for tensor in model.graph.initializer}  # that old files list among their inputs
     inputs = [_tensor(value) for value in model.graph.input if value.name not in weights]
     outputs = [_tensor(value) for value in model.graph.output]
-    if not any(len(tensor.shape) >= 3 and tensor.shape[-1] == 2 for tensor in inputs):  # points
+    shapes = [tensor.shape or () for tensor in inputs]
+    if not any(len(shape) >= 3 and shape[-1] == 2 for shape in shapes):  # points
         return {}
-    is_sam2 = any(len(tensor.shape) == 4 and tensor.shape[1] in HIGH_RES_CHANNELS for tensor in inputs)
+    is_sam2 = any(len(shape) == 4 and shape[1] in HIGH_RES_CHANNELS for shape in shapes)
     family, padding = "sam2" if is_sam2 else "sam1", _padding(own)
     fitting = [contract for contract in CONTRACTS.values() if family in contract.families]
     return {
@@ -71,7 +72,8 @@ def _padding(own: dict[str, Any]) -> Padding | None:
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     of = value.type.tensor_type
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in of.shape.dim)
-    return Tensor(str(value.name), NAMES.get(of.elem_type, f"type {of.elem_type}"), sizes)
+    dtype = NAMES.get(of.elem_type, f"type {of.elem_type}")
+    return Tensor(str(value.name), dtype, sizes if of.HasField("shape") else None)
 
 
 def _verdict(
@@ -120,6 +122,8 @@ def _mistyped(port: Port, tensor: Tensor, axes: Sequence[int | None]) -> Iterato
     """Compare type, number of axes and sizes with what is fed."""
     if tensor.dtype != port.dtype:
         yield f"{tensor.name} takes {tensor.dtype}, is fed {port.dtype}"
+    if tensor.shape is None:
+        return
     unlike = any(None not in pair and pair[0] != pair[1] for pair in zip(axes, tensor.shape, strict=False))
     if len(axes) != len(tensor.shape) or unlike:
         yield f"{tensor.name} has shape {_words(tensor.shape)}, is fed {_words(axes)}"
@@ -145,7 +149,7 @@ def _read(contract: Contract, outputs: Sequence[Tensor]) -> Iterator[str]:
     else:
         for port, tensor in zip(contract.outputs, outputs, strict=False):
             axes = _axes(port, contract)
-            if tensor.shape and len(tensor.shape) != len(axes):
+            if tensor.shape is not None and len(tensor.shape) != len(axes):
                 yield f"output {tensor.name} has shape {_words(tensor.shape)}, is read as {_words(axes)}"
 
 
@@ -161,7 +165,7 @@ def _faults(
     )
     if first is None or contract.reads == "named":
         return
-    shape = outputs[first].shape
+    shape = outputs[first].shape or ()
     if contract.picks and len(shape) == 4 and shape[1] not in (1, None):
         yield f"it has {shape[1]} masks, and the program shows the first, which is not the best one"
     resized = contract.outputs[first].holds == "picture_masks"

@@ -78,15 +78,35 @@ def _outputs(model: onnx.ModelProto, specs: Sequence[TensorSpec]) -> Iterator[st
 def read(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
-    Raises: MissingExtraError; InputError when it is none.
+    Raises: MissingExtraError; InputError when it is none, or lacks weights that it keeps in other files.
     """
     library = require("onnx", "export", "looking into an ONNX file")
     load: Callable[[bytes], onnx.ModelProto] = library.load_model_from_string
     data = read_file(path, GRAPH_CAP_BYTES, f"'{path}'")
     try:
-        return load(data)
+        model = load(data)
     except Exception as cause:  # protobuf's errors share no base class with onnx's
         raise InputError(f"'{path}' is no ONNX file", found=cause, fix="Export it again.") from cause
+    if not model.graph.output:  # protobuf reads an empty file, too, and some that are none
+        found = f"no graph in its {len(data)} bytes"
+        raise InputError(f"'{path}' is no ONNX file", found=found, fix="Copy or export it again.")
+    _check_weights(path, model)
+    return model
+
+
+def _check_weights(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse a file whose weights lie in others that are not beside it, or end too early."""
+    for tensor in model.graph.initializer:
+        kept = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" not in kept:
+            continue
+        beside = path.parent / kept["location"]
+        needed = sum(int(kept.get(key, "0")) for key in ("offset", "length"))
+        size = beside.stat().st_size if beside.is_file() else 0
+        if size < max(needed, 1):
+            found = f"{size} bytes" if beside.is_file() else "no such file"
+            what, expected = f"'{path}' lacks its weights", f"'{beside}' with {needed or 'its'} bytes"
+            raise InputError(what, found=found, expected=expected, fix="Keep the files together.")
 
 
 def described(model: onnx.ModelProto) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from samx.processing.images import read_image_bytes
 from samx.processing.postprocess import predicted_masks
 from samx.processing.prompts import Prompt, PromptBatch
 from samx.registry import open_session
-from samx.web.site import MOST_MEGAPIXELS
+from samx.web.site import check_megapixels
 
 KEPT_PICTURES = 4  # with their features: 4 MiB each of SAM, 16 MiB of SAM 2
 PICTURE_CAP_BYTES = 128 * MIB  # a file of the most megapixels, hardly compressed
@@ -63,9 +63,7 @@ class Answers:
         """
         picture = read_image_bytes(data)
         height, width = picture.shape[:2]
-        if height * width > MOST_MEGAPIXELS * 1_000_000:
-            found, most = f"{width} x {height} px", f"at most {MOST_MEGAPIXELS} megapixels"
-            raise ImageError("that picture is too large", found=found, expected=most, fix="Make it smaller first.")
+        check_megapixels(height, width)
         with self._turn:
             start = time.perf_counter()
             (framed,) = framed_features(self._encode, self._session.spec, [picture])

@@ -12,7 +12,7 @@ from typing import Any
 import samx
 from samx.artifacts.manifest import ENCODER_ROLE, EncoderEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.errors import ArtifactError, UsageError
+from samx.errors import ArtifactError, ImageError, UsageError
 from samx.files import MIB
 from samx.models.spec import DecoderSpec
 from samx.processing.postprocess import first_choice
@@ -119,6 +119,16 @@ def model_facts(manifest: Manifest) -> dict[str, Any]:
         "most_megapixels": MOST_MEGAPIXELS, **_rules(spec),
         "picture": {"size_px": encoder.picture_px, "type": spec.picture_type, "valid": spec.keeps_aspect},
     }  # fmt: skip
+
+
+def check_megapixels(height: int, width: int) -> None:
+    """Refuse a picture that is larger than the page takes.
+
+    Raises: ImageError.
+    """
+    if height * width > MOST_MEGAPIXELS * 1_000_000:
+        found, most = f"{width} x {height} px", f"at most {MOST_MEGAPIXELS} megapixels"
+        raise ImageError("that picture is too large", found=found, expected=most, fix="Make it smaller first.")
 
 
 def _rules(spec: DecoderSpec) -> dict[str, Any]:

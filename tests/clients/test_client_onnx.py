@@ -182,6 +182,7 @@ def test_javascript_is_a_program(artifact: Path, asked: list[Case], tmp_path: Pa
         ((deep, tmp_path / "b.png", "--point", "1,1"), "8 bits a channel"),
         ((asked[0].picture, tmp_path / "b.png", "--point", "9999,1"), "outside"),
         ((asked[0].picture, tmp_path / "b.png", "--point", "1"), "wants 2 numbers"),
+        ((asked[0].picture, tmp_path / "b.png", "--point", "1,"), "wants 2 numbers"),
         ((asked[0].picture, tmp_path / "b.png", "--dot", "1,1"), "usage"),
     ):  # fmt: skip
         refused = run(*given)

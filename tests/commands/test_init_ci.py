@@ -131,6 +131,17 @@ def test_the_wheel_is_installed_with_what_the_target_needs(repository: Path, tmp
     assert (tmp_path / "asked").read_text().splitlines()[-1] == f"-m pip install --quiet {wheel}"
 
 
+def test_git_leaves_what_it_makes_alone(tmp_path: Path) -> None:
+    init_ci(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    assert run(tmp_path, f"bash {SCRIPT} comment").returncode == 0
+    assert (tmp_path / "samx-ci" / "comment.md").exists()
+    told = subprocess.run(
+        ["git", "status", "--porcelain", "-uall"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.splitlines() == ["?? .github/workflows/samx.yml", f"?? {SCRIPT}"]
+
+
 def test_an_unknown_step_is_told(repository: Path) -> None:
     done = run(repository, f"bash {SCRIPT} deploy")
     assert (done.returncode, "found 'deploy'" in done.stderr) == (2, True)

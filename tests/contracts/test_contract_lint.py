@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from samx.commands.inspect import inspect
 from samx.contracts.adapt import CONTRACT_KEY, declared
 from samx.contracts.table import CONTRACTS, Contract
+from samx.errors import InputError
 from samx.formats.onnx import ELEMENT_TYPES as TYPES
 from samx.models.spec import DecoderSpec, TensorSpec, family_spec
 
@@ -182,3 +184,34 @@ def test_an_output_too_many_cannot_be_unpacked(tmp_path: Path) -> None:
 def test_another_graph_has_no_verdict(tmp_path: Path) -> None:
     picture = onnx.helper.make_tensor_value_info("picture", TYPES["uint8"], [1, 1024, 1024, 3])
     assert "programs" not in inspect(written(tmp_path, [picture], signature(CONTRACTS["meta"])[1]))
+
+
+def test_a_shape_that_is_not_stated_takes_any(tmp_path: Path) -> None:
+    inputs, outputs = signature(CONTRACTS["meta"])
+    for value in (next(one for one in inputs if one.name == "mask_input"), outputs[0]):
+        value.type.tensor_type.ClearField("shape")
+    verdict = programs(written(tmp_path, inputs, outputs, contract="meta"))["usls (meta)"]
+    assert verdict == "takes it"
+
+
+@pytest.mark.parametrize("data", [b"", onnx.ModelProto(ir_version=8).SerializeToString()], ids=["empty", "no graph"])
+def test_a_file_without_a_graph_is_none(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"is no ONNX file: found no graph in its {len(data)} bytes"):
+        inspect(path)
+
+
+def test_weights_in_another_file_have_to_lie_beside_it(tmp_path: Path) -> None:
+    path = written(tmp_path, *signature(CONTRACTS["meta"]), contract="meta")
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1000, np.float32), "weight"))
+    onnx.save(model, path, save_as_external_data=True, location="decoder.data", size_threshold=0)
+    weights = tmp_path / "decoder.data"
+    assert programs(path)["usls (meta)"] == "takes it"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"lacks its weights: found 3999 bytes, expected .*decoder\.data' with 4000"):
+        inspect(path)
+    weights.unlink()
+    with pytest.raises(InputError, match="lacks its weights: found no such file"):
+        inspect(path)

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from web_browser import fake_runtime
 
 from samx.artifacts.commit import write_file
 from samx.artifacts.store import Artifact
 from samx.commands.web import web
-from samx.errors import ArtifactError, InputError, UnavailableError, UsageError, WriteError
+from samx.errors import ArtifactError, ImageError, InputError, UnavailableError, UsageError, WriteError
 from samx.files import MIB
 from samx.web.onnxruntime_web import NAMES, runtime_files, unpacked
 
@@ -39,6 +40,27 @@ def test_it_holds_the_page_the_model_and_the_runtime(demo_artifact: Path, runtim
         assert entry["largest_tensor_bytes"] >= 2 * MIB  # a table of positions: 128 x 4096 numbers
     assert site["webgpu"] == ""
     assert told["bytes"]["page"] <= MIB
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("text.png", None, "none that browsers show: expected PNG"), ("photo.tiff", (4, 4), "none that browsers show"),
+        ("cut.png", (40, 40), "damaged"), ("large.png", (8001, 8000), "found 8001 x 8000 px, expected at most 64"),
+    ],
+)  # fmt: skip
+def test_an_example_is_a_picture_that_the_page_takes(
+    name: str, size: tuple[int, int] | None, words: str, demo_artifact: Path, runtime: str, tmp_path: Path
+) -> None:
+    example = tmp_path / name
+    example.write_bytes(b"hello")
+    if size is not None:
+        Image.new("L", size).save(example)
+    if name.startswith("cut"):
+        example.write_bytes(example.read_bytes()[:-20])
+    with pytest.raises(ImageError, match=words):
+        web(demo_artifact, tmp_path / "site", runtime=runtime, example=example)
+    assert not (tmp_path / "site").exists()
 
 
 def test_another_opset_says_why_webgpu_is_not_taken(sam2_artifact: Path, runtime: str, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ keep() {
     if [ -f "$OUT/bench.json" ]; then cp "$OUT/bench.json" "$BASELINE"; fi
 }
 
-mkdir -p "$OUT"
+[ -d "$OUT" ] || { mkdir -p "$OUT" && echo '*' >"$OUT/.gitignore"; }  # nobody commits gigabytes of Python by mistake
 case ${1-all} in
     install | compare | measure | comment | keep) "$1" ;;
     export) export_artifact ;;
