@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from samx.artifacts.commit import write_file
 from samx.artifacts.manifest import ENCODER_ROLE
 from samx.artifacts.store import Artifact
+from samx.commands.outputs import check_apart, check_file, check_place
 from samx.commands.references import job_of, picture_reference, weights_of
 from samx.errors import UsageError, doubt
 from samx.evaluation.asking import Asking
@@ -22,7 +23,6 @@ from samx.evaluation.report import MOST_DROP, AccuracyReport
 from samx.evaluation.shown import Shown
 from samx.extras import require, require_export
 from samx.picture_encoder import Encode, PictureEncoder
-from samx.processing.images import check_free
 from samx.progress import Progress, silent
 from samx.registry import backend, open_session
 
@@ -72,7 +72,8 @@ def evaluate(
     """
     asked.check()
     asking = Asking.parse(asked.prompt, asked.seed)
-    _check_files(output, report, overwrite)
+    labels_file = asked.data if asked.data.is_file() else None
+    _check_files(output, report, overwrite, [one for one in (path, labels_file, checkpoint) if one is not None])
     require_export(PURPOSE)
     artifact = Artifact.open(path)
     weights = weights_of(artifact, checkpoint)
@@ -99,14 +100,13 @@ def evaluate(
     return result
 
 
-def _check_files(output: Path | None, report: Path | None, overwrite: bool) -> None:
-    """Refuse, before the work, what could not be written after it."""
-    if output is not None and report is not None and output.resolve() == report.resolve():
-        raise UsageError("one file is named twice", found=output, fix="Give the page and the report a name each.")
-    for path in filter(None, (output, report)):
-        check_free(path, overwrite)
-        if not path.parent.is_dir():
-            raise UsageError(f"cannot write {path}", found=f"no folder '{path.parent}'", fix="Make it first.")
+def _check_files(output: Path | None, report: Path | None, overwrite: bool, read: Sequence[Path]) -> None:
+    """Refuse, before the work, what could not be written after it, or would be written over what is read."""
+    written = [path for path in (output, report) if path is not None]
+    check_apart(read, written)
+    for path in written:
+        check_place(path)
+        check_file(path, overwrite)
     if output is not None:
         require("jinja2", "report", "writing a report's page")
 

@@ -27,24 +27,53 @@ from samx.processing.results import (
 OTHER_NAME = "Choose another name, or remove it yourself."
 
 
-def check_outputs(outputs: Sequence[Path], overwrite: bool) -> None:
-    """Refuse, before the work, what could not be written after it.
+def check_apart(read: Sequence[Path], written: Sequence[Path]) -> None:
+    """Check that nothing is written over what is read, or over each other. Of a folder its own files are read.
+
+    Raises: UsageError.
+    """
+    files = [one for path in read for one in (path.iterdir() if path.is_dir() else [path])]
+    named, taken = [path.resolve() for path in written], {path.resolve() for path in files}
+    if clash := next((path for path in named if path in taken or named.count(path) > 1), None):
+        raise UsageError("one file is named twice", found=clash, fix="Give each output a name of its own.")
+
+
+def check_outputs(outputs: Sequence[Path], overwrite: bool, read: Sequence[Path] = ()) -> None:
+    """Refuse, before the work, what could not be written after it; `read` is what the work needs.
 
     Raises: UsageError for an unknown ending, and a file named twice; WriteError for what is there; MissingExtraError.
     """
-    if len({Path(os.path.abspath(path)) for path in outputs}) < len(outputs):
-        raise UsageError("a file is to be written twice", found=", ".join(map(str, outputs)))
+    check_apart(read, outputs)
     for path in outputs:
         kind = kind_of(path)
         check_kind(kind)
-        if not path.parent.is_dir():
-            raise WriteError(f"cannot write {path}", found=f"no folder '{path.parent}'", fix="Make it first.")
+        check_place(path)
         if kind == FOLDER:
             _check_folder(path, overwrite)
-        elif path.is_dir():
-            raise WriteError(f"cannot write {path}", found="a folder of that name", fix="Choose another name.")
         else:
-            check_free(path, overwrite)
+            check_file(path, overwrite)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file or folder that lies where nothing can be written.
+
+    Raises: WriteError.
+    """
+    if not path.parent.is_dir():
+        raise WriteError(f"cannot write {path}", found=f"no folder '{path.parent}'", fix="Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        fix = "Choose a place that can be written."
+        raise WriteError(f"cannot write {path}", found=f"no permission in '{path.parent}'", fix=fix)
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Refuse a file that is there, unless it may be replaced, and the name of a folder.
+
+    Raises: WriteError.
+    """
+    if path.is_dir():
+        raise WriteError(f"cannot write {path}", found="a folder of that name", fix="Choose another name.")
+    check_free(path, overwrite)
 
 
 def check_holds(outputs: Sequence[Path], picture: RgbArray) -> None:

@@ -10,6 +10,7 @@ from samx.artifacts.commit import write_file
 from samx.benchmarks.report.baseline import compare
 from samx.benchmarks.report.markdown import markdown as comment
 from samx.benchmarks.report.runs import load_runs
+from samx.commands.outputs import check_apart
 from samx.errors import BenchmarkError, UsageError
 from samx.processing.images import check_free
 
@@ -27,7 +28,7 @@ def report(
     if not reports:
         raise UsageError("no report was named", expected="at least one JSON file of 'samx bench'")
     written = [path for path in (markdown, output) if path is not None]
-    _check_apart([*reports, *([] if baseline is None else [baseline])], written)
+    check_apart([*reports, *([] if baseline is None else [baseline])], written)
     for path in written:
         check_free(path, overwrite)
     runs, base = load_runs(reports, baseline)
@@ -51,15 +52,6 @@ def report(
         "markdown": text,
         "summary": done if comparison is None else f"{comparison.summary()}; {done}",
     }
-
-
-def _check_apart(read: Sequence[Path], written: Sequence[Path]) -> None:
-    """Check that nothing is written over what is read, or over each other."""
-    named = [path.resolve() for path in written]
-    if clash := next(
-        (path for path in named if path in {one.resolve() for one in read} or named.count(path) > 1), None
-    ):
-        raise UsageError("one file is named twice", found=clash, fix="Give each output a name of its own.")
 
 
 def require_unregressed(result: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ def segment_picture(
     if embedding is not None and encoder is not None:
         raise UsageError("two sources of features", found="--embedding and --encoder", expected="one of them")
     asked.check()
-    check_outputs(outputs, overwrite)
+    check_outputs(outputs, overwrite, [image, model, *filter(None, (embedding, encoder, asked.refine_from))])
     tiled = asked.everything is not None and asked.everything.get("tile_px") is not None
     if embedding is not None and not is_tagged(embedding):
         check_upright(image)

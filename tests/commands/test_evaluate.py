@@ -291,6 +291,16 @@ class TestRefusals:
             evaluate(demo_artifact, replace(Asked(labels), **changes), output=tmp_path / "page.html")
         assert list(tmp_path.iterdir()) == []
 
+    def test_labels_are_not_written_over_and_a_folder_is_no_file(
+        self, demo_artifact: Path, labels: Path, tmp_path: Path
+    ) -> None:
+        before = labels.read_bytes()
+        with pytest.raises(UsageError, match="named twice"):
+            evaluate(demo_artifact, Asked(labels), report=labels, overwrite=True)
+        assert labels.read_bytes() == before
+        with pytest.raises(WriteError, match="a folder of that name"):
+            evaluate(demo_artifact, Asked(labels), report=tmp_path, overwrite=True)
+
     def test_objects_too_small_for_the_prompt(self, demo_artifact: Path, tmp_path: Path) -> None:
         folder = scenes(tmp_path, range(1), ()).parent
         image = {"id": 0, "file_name": "scene0.png", "width": 320, "height": 240}
@@ -305,7 +315,7 @@ class TestRefusals:
         with pytest.raises(WriteError, match="exists already"):
             evaluate(demo_artifact, Asked(labels), output=there)
         assert there.read_text() == "mine"
-        with pytest.raises(UsageError, match="no folder"):
+        with pytest.raises(WriteError, match="no folder"):
             evaluate(demo_artifact, Asked(labels), report=tmp_path / "none" / "a.json")
         with pytest.raises(UsageError, match="named twice"):
             evaluate(demo_artifact, Asked(labels), report=tmp_path / "a", output=tmp_path / "a")

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samx.commands.outputs import check_outputs, write_outputs
+from samx.commands.segment import segment_picture
 from samx.errors import MissingExtraError, PromptError, UsageError, WriteError
 from samx.models.spec import sam1_spec
 from samx.processing import results
 from samx.processing.frames import Frame
 from samx.processing.object_groups import parse_prompts
 from samx.processing.postprocess import picture_mask, segment
-from samx.processing.prompts import mask_logits
+from samx.processing.prompts import Prompt, mask_logits
 from samx.processing.rasters import png_bytes
 from samx.processing.results import Segments, kind_of, label_map, polygons
 from samx.processing.rle import Rle
+from samx.segmenting import Asked
 
 SIZE = (40, 60)  # (H, W)
 FloatGrid = NDArray[np.float64]
@@ -147,6 +149,39 @@ def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="twice"):
         check_outputs([tmp_path / "a.png", tmp_path / "." / "a.png"], overwrite=True)
     assert (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_one_place_under_two_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match="twice"):
+        check_outputs([tmp_path / "a.png", tmp_path / "linked" / "a.png"], overwrite=True)
+
+
+def test_what_is_read_is_never_written_over(tmp_path: Path) -> None:
+    model, photo, link = tmp_path / "model", tmp_path / "photo.png", tmp_path / "link.png"
+    model.mkdir()
+    (model / "manifest.json").touch()
+    photo.touch()
+    link.symlink_to(photo)
+    for path in (photo, link, model / "manifest.json"):
+        with pytest.raises(UsageError, match="named twice"):
+            check_outputs([path], overwrite=True, read=[photo, model])
+    check_outputs([tmp_path / "other.png"], overwrite=True, read=[photo, model])
+
+
+def test_a_picture_is_not_replaced_by_its_masks(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"the only one")
+    with pytest.raises(UsageError, match="named twice"):
+        segment_picture(photo, tmp_path / "model", Asked((Prompt(box=(1, 2, 3, 4)),)), [photo], overwrite=True)
+    assert photo.read_bytes() == b"the only one"
+
+
+def test_a_place_without_permission_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for name in ("a.json", "masks"):
+        with pytest.raises(WriteError, match="no permission in"):
+            check_outputs([tmp_path / name], overwrite=False)
 
 
 def test_a_folder_is_replaced_only_if_it_holds_masks_alone(tmp_path: Path) -> None:
