@@ -23,6 +23,7 @@ from samx.processing.rle import Rle
 from samx.processing.settings import Settings
 from samx.progress import Progress, silent
 
+MOST_BETWEEN = 0.02  # of a mask's pixels: a soft edge, and not another object or a photograph
 LEAST_IOU = 0.5  # predicted: the model itself expects more wrong pixels than right ones
 
 
@@ -112,9 +113,11 @@ def _earlier(file: Path, predictor: Predictor, picture: RgbArray) -> FloatArray:
     drawn = read_image(file).max(axis=-1)
     if drawn.shape != picture.shape[:2]:
         raise ImageError(f"mask '{file}' is not of this picture's size", found=drawn.shape, expected=picture.shape[:2])
-    mask = drawn > drawn.max() / 2
-    if not mask.any():
-        raise ImageError(f"mask '{file}' is empty", expected="white where the object is, black elsewhere")
+    white = int(drawn.max())
+    mask, between = drawn > white / 2, float(np.mean((drawn > white / 4) & (drawn < white * 3 / 4)))
+    if mask.all() or not mask.any() or between > MOST_BETWEEN:
+        found = f"{len(np.unique(drawn))} levels of grey, {between:.0%} of the pixels between black and white"
+        raise ImageError(f"'{file}' is no mask", found=found, expected="white where the object is, black elsewhere")
     frame = Frame.of(predictor.spec, picture.shape[1], picture.shape[0])
     return mask_logits(mask, frame, predictor.spec)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import samx
 from samx.commands.outputs import check_outputs, write_outputs
 from samx.commands.segment import segment_picture
-from samx.errors import MissingExtraError, PromptError, UsageError, WriteError
+from samx.demo.scenes import generate_scene
+from samx.errors import ImageError, MissingExtraError, PromptError, UsageError, WriteError
 from samx.models.spec import sam1_spec
 from samx.processing import results
 from samx.processing.frames import Frame
@@ -251,3 +254,37 @@ def test_a_mask_that_is_fed_back_is_the_same_at_picture_size(size: tuple[int, in
     mask[100:300, 150:350] = True
     again = picture_mask(mask_logits(mask, frame, spec), frame)
     assert (again & mask).sum() / (again | mask).sum() > 0.97
+
+
+@pytest.mark.parametrize("white", [1, 255], ids=["of ones", "of white"])
+def test_an_earlier_mask_is_gone_on_from(white: int, all_masks_artifact: Path, tmp_path: Path) -> None:
+    photo, earlier, click = tmp_path / "photo.png", tmp_path / "earlier.png", Prompt(points=[(100, 70)], labels=[1])
+    Image.fromarray(generate_scene(900_100, (200, 150)).image).save(photo)
+    mask = np.zeros((150, 200), np.bool_)
+    mask[40:100, 60:140] = True
+    Image.fromarray(mask * np.uint8(white)).save(earlier)
+    asked = Asked((click,), refine_from=earlier)
+    (refined,) = segment_picture(photo, all_masks_artifact, asked, [tmp_path / "out.json"]).rles
+    with samx.open(all_masks_artifact) as predictor:
+        predictor.set_image(photo)
+        logits = mask_logits(mask, Frame.of(predictor.spec, 200, 150), predictor.spec)
+        first, second = (predictor.segment([prompt])[0].mask for prompt in (click, replace(click, mask=logits)))
+    np.testing.assert_array_equal(refined.mask(), second)
+    assert np.any(first != second)  # an earlier mask that is not looked at gives the first
+
+
+@pytest.mark.parametrize("kind", ["labels", "photograph", "white", "black", "another size"])
+def test_what_is_no_earlier_mask_is_refused(kind: str, all_masks_artifact: Path, tmp_path: Path) -> None:
+    photo, earlier = tmp_path / "photo.png", tmp_path / "earlier.png"
+    picture = generate_scene(900_100, (200, 150)).image
+    Image.fromarray(picture).save(photo)
+    drawn = np.zeros((150, 200), np.uint8)
+    drawn[10:60, 10:60], drawn[80:140, 100:180] = 1, 2
+    kinds = {
+        "labels": drawn, "photograph": picture, "white": np.full_like(drawn, 255), "black": np.zeros_like(drawn),
+        "another size": drawn[:100],
+    }  # fmt: skip
+    Image.fromarray(kinds[kind]).save(earlier)
+    with pytest.raises(ImageError, match="not of this picture's size" if kind == "another size" else "is no mask"):
+        segment_picture(photo, all_masks_artifact, Asked(refine_from=earlier), [tmp_path / "out.json"])
+    assert not (tmp_path / "out.json").exists()
