@@ -200,8 +200,8 @@ def picture_size(
 
     Raises: ImageError where they do not say the same, or are no sizes; UsageError where there is neither.
     """
-    if tag is not None and picture is not None and tag.original_size != picture.shape[:2]:
-        raise ImageError("embedding: it is of another picture", found=tag.original_size, expected=picture.shape[:2])
+    if tag is not None and picture is not None:
+        tag.check_picture(picture)
     if original_size is None:
         if tag is not None:
             return tag.original_size

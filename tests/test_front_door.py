@@ -321,13 +321,19 @@ def test_a_kept_embedding_needs_no_size(all_masks_artifact: Path, kept: Path) ->
         with pytest.raises(samx.ImageError, match=r"of another picture: found \(150, 200\), expected \(200, 150\)"):
             predictor.set_image(np.zeros((200, 150, 3), np.uint8), embedding=kept)
         assert not predictor.is_image_set
+        predictor.set_image(scene(), embedding=kept)
+        changed = scene()
+        changed[3, 4] ^= 1
+        with pytest.raises(samx.ImageError, match=r"of another picture of this size\. Encode this one"):
+            predictor.set_image(changed, embedding=kept)
 
 
 def test_an_embedding_of_another_encoder_is_told(all_masks_artifact: Path, kept: Path, tmp_path: Path) -> None:
     arrays = dict(np.load(kept))
     sha256 = samx.Artifact.open(all_masks_artifact).manifest.files["encoder.onnx"].sha256
-    assert Tag.from_array(arrays[TAG], "kept") == Tag(sha256, 150, 200)
-    foreign = Tag(hashlib.sha256(b"another").hexdigest(), 150, 200)
+    tag = Tag.from_array(arrays[TAG], "kept")
+    assert (tag.encoder, tag.original_size) == (sha256, (150, 200))
+    foreign = replace(tag, encoder=hashlib.sha256(b"another").hexdigest())
     with samx.open(all_masks_artifact) as predictor:
         with pytest.raises(samx.ImageError, match=r"made by another image encoder: found .*, expected") as caught:
             predictor.set_image(embedding={**arrays, TAG: foreign.to_array()})

@@ -35,7 +35,7 @@ def encode(
     (features,) = PictureEncoder(artifact, device=device, threads=threads)([picture])
     encoder, (height, width) = encoder_id(artifact.manifest), picture.shape[:2]
     assert encoder is not None  # it has just run
-    data = embedding_bytes(features, Tag(encoder, height, width))
+    data = embedding_bytes(features, Tag.of(encoder, picture))
     write_file(output, data)
     shapes = {name: list(value.shape) for name, value in features.items()}
     summary = f"wrote {output}: {', '.join(shapes)} of a picture of {width} x {height} px"

@@ -1,4 +1,4 @@
-"""Image embeddings in files: what an encoder made of a picture, tagged with the encoder and the picture's size.
+"""Image embeddings in files: what an encoder made of a picture, tagged with the encoder and the picture.
 
 A file that samx did not write has no tag, and is taken for what it is said to be.
 """
@@ -37,8 +37,14 @@ class Tag(Document):
     INDENT = None
 
     encoder: Sha256
+    picture: Sha256  # of its pixels
     height_px: Positive
     width_px: Positive
+
+    @classmethod
+    def of(cls, encoder: str, picture: NDArray[np.uint8]) -> Tag:
+        """Describe what an encoder made of a picture."""
+        return cls(encoder, hashlib.sha256(picture.tobytes()).hexdigest(), *picture.shape[:2])
 
     @property
     def original_size(self) -> tuple[int, int]:
@@ -55,6 +61,19 @@ class Tag(Document):
                 "this embedding was made by another image encoder", found=f"sha256 {self.encoder}", expected=own,
                 fix="Make it with this artifact: samx encode PICTURE --model DIR -o FILE.npz.",
             )  # fmt: skip
+
+    def check_picture(self, picture: NDArray[np.uint8]) -> None:
+        """Refuse an embedding of another picture.
+
+        Raises: ImageError.
+        """
+        if self.original_size != picture.shape[:2]:
+            raise ImageError(
+                "embedding: it is of another picture", found=self.original_size, expected=picture.shape[:2]
+            )
+        if self != Tag.of(self.encoder, picture):
+            fix = "Encode this one: samx encode PICTURE --model DIR -o FILE.npz; 16-bit ones with the same --levels."
+            raise ImageError("embedding: it is of another picture of this size", fix=fix)
 
     def to_array(self) -> NDArray[np.uint8]:
         """Return the tag as it lies in a file."""
