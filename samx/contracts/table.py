@@ -67,6 +67,7 @@ class Contract:
     outputs: tuple[Port, ...]
     masks: MaskChoice  # that the decoder under it computes
     padding: Padding
+    encoder: EncoderForm
     by_position: tuple[str, ...] = ()  # programs that never look at the names of inputs
     reads: Reading = "all"
     picks: bool = False  # one of all masks: token 0 for three tokens and more, else the best of the others
@@ -75,7 +76,6 @@ class Contract:
     objects: bool = False  # the prompts are objects of one picture: an axis in front
     any_frame: bool = False  # the programs read the frame's size of a file beside the graph
     file: str = "decoder.onnx"
-    encoder: EncoderForm | None = None  # None: the program has its own, elsewhere
 
     def has(self, holds: str) -> bool:
         """Tell whether an input or output holds this."""

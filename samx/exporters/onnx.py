@@ -183,9 +183,8 @@ def _client_encoder(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Write an image encoder for a contract's programs; return the files with their roles, and why there is none."""
     size_px = graph.inputs[0].shape[1]
-    if contract.encoder is None or size_px != job.spec.image_size:
-        why = "the programs have their own" if contract.encoder is None else f"it takes pictures of {size_px} px"
-        return {}, (f"{CLIENT_FOLDER}/ has no image encoder: {why}.",)
+    if size_px != job.spec.image_size:
+        return {}, (f"{CLIENT_FOLDER}/ has no image encoder: it takes pictures of {size_px} px.",)
     onnx, path = require("onnx", "export", "ONNX export"), directory / CLIENT_FOLDER / contract.encoder.file
     positions = positional_encoding(job.loaded.weights[POSITION_MATRIX].numpy(), job.spec.grid)
     encoder = adapted_encoder(onnx.load(str(directory / f"{graph.role}.onnx")), contract, job.spec, positions)
