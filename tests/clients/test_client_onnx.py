@@ -165,9 +165,10 @@ def test_javascript_is_a_program(artifact: Path, asked: list[Case], tmp_path: Pa
     home = tmp_path / "artifact"
     shutil.copytree(artifact, home)
     (home / "code" / "node_modules").symlink_to(modules)
+    (home / "code" / "sam.mjs").rename(home / "code" / "my client.mjs")
 
     def run(*given: object) -> subprocess.CompletedProcess[str]:
-        command = ["node", home / "code" / "sam.mjs", *given]
+        command = ["node", home / "code" / "my client.mjs", *given]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
 
     mask, options = tmp_path / "mask.png", asked[3].options()
@@ -183,6 +184,7 @@ def test_javascript_is_a_program(artifact: Path, asked: list[Case], tmp_path: Pa
         ((asked[0].picture, tmp_path / "b.png", "--point", "9999,1"), "outside"),
         ((asked[0].picture, tmp_path / "b.png", "--point", "1"), "wants 2 numbers"),
         ((asked[0].picture, tmp_path / "b.png", "--point", "1,"), "wants 2 numbers"),
+        ((asked[0].picture, tmp_path / "b.png", "--box", "1,1,5,5", "--box", "2,2,5,5"), "one --box"),
         ((asked[0].picture, tmp_path / "b.png", "--dot", "1,1"), "usage"),
     ):  # fmt: skip
         refused = run(*given)

@@ -111,7 +111,7 @@ def test_the_wheel_is_installed_with_what_the_target_needs(repository: Path, tmp
     assert missing.returncode == 2
     assert "error: no wheel of samx: found nothing at 'wheels/samx-*.whl'" in missing.stderr
     (tmp_path / "wheels").mkdir()
-    for name in ("samx-0.1.0.whl", "samx-0.2.0.whl"):
+    for name in ("samx-0.10.0.whl", "samx-0.9.0.whl"):
         (tmp_path / "wheels" / name).touch()
     python = tmp_path / "python"  # makes an environment whose Python is itself
     python.write_text(
@@ -127,7 +127,7 @@ def test_the_wheel_is_installed_with_what_the_target_needs(repository: Path, tmp
         OUT=str(tmp_path / "o"),
     )
     assert done.returncode == 0, done.stderr
-    wheel = f"{tmp_path}/wheels/samx-0.2.0.whl[export,onnxruntime]"
+    wheel = f"{tmp_path}/wheels/samx-0.10.0.whl[export,onnxruntime]"
     assert (tmp_path / "asked").read_text().splitlines()[-1] == f"-m pip install --quiet {wheel}"
 
 

@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 CHECKPOINT=${CHECKPOINT-@checkpoint}  # empty: the demo model
 TARGET=${TARGET:-@target}
 PRECISION=${PRECISION:-@precision}
-WHEEL=${WHEEL:-@wheel}                # what 'make wheel' builds; of several, the last
+WHEEL=${WHEEL:-@wheel}                # what 'make wheel' builds; of several, the newest
 EXTRAS=${EXTRAS:-@extras}
 EXPORT_OPTIONS=${EXPORT_OPTIONS:-}    # more options of 'samx export'
 MEASURED=${MEASURED:-@measured}       # no: this target is measured on its own device
@@ -29,7 +29,7 @@ fail() {
 
 install() {
     local wheel
-    wheel=$(compgen -G "$WHEEL" | sort | tail -n 1) || fail "no wheel of samx: found nothing at '$WHEEL'. Build one" \
+    wheel=$(compgen -G "$WHEEL" | sort -V | tail -n 1) || fail "no wheel of samx: found nothing at '$WHEEL'. Build one" \
         "with 'make wheel' in samx's checkout, put it there, or set WHEEL."
     "$PYTHON" -m venv "$OUT/venv"
     "$OUT/venv/bin/python" -m pip install --quiet $PIP_OPTIONS "$wheel[$EXTRAS]"
