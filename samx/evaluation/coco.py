@@ -57,7 +57,7 @@ def _coco_pictures(document: Any, file: Path, folder: Path) -> list[Labelled]:
         images[number] = _image(row, f"{where}: images {i}", folder)
     by_image = _by_image(field_of(document, "annotations", list[Any], where), images, names, where)
     return [
-        Labelled(path, partial(_truths, by_image[number], size, names, where))
+        Labelled(path, file, partial(_truths, by_image[number], size, names, where))
         for number, (path, size) in images.items()
     ]
 
@@ -127,7 +127,7 @@ def _sa1b_picture(document: Any, file: Path, folder: Path) -> Labelled:
     for i, row in enumerate(rows):
         take(dict[str, Any], row, f"{where}: annotations {i}")
     _check_ids(rows, f"{where}: annotations")
-    return Labelled(path, partial(_truths, list(enumerate(rows)), size, {}, where))
+    return Labelled(path, file, partial(_truths, list(enumerate(rows)), size, {}, where))
 
 
 def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Rle | None:

@@ -42,7 +42,7 @@ def mask_labels(folder: Path, pictures: Path) -> Labels:
             left_out["no_label"] += 1
             continue
         _check_one_owner(mask, owners.setdefault(mask, picture), picture)
-        found.append(Labelled(picture, _reader(mask)))
+        found.append(Labelled(picture, mask, _reader(mask)))
     if not found:
         raise _no_masks(folder, pictures)
     return Labels("png", folder, found, left_out)
