@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samx.demo.scenes import LEVELS, generate_scene
+from samx.evaluation.label_files import open_labels
+from samx.evaluation.labels import Labels, Truth
 from samx.processing.images import write_png
 from samx.processing.rle import Rle
+from samx.progress import silent
 
 Mask = NDArray[np.bool_]
 SIZES = ((320, 240), (200, 300))
@@ -62,3 +65,9 @@ def square(size: tuple[int, int] = (40, 30), corner: tuple[int, int] = (5, 6), s
     mask = np.zeros(size[::-1], np.bool_)
     mask[corner[1] : corner[1] + side, corner[0] : corner[0] + side] = True
     return mask
+
+
+def read(data: Path, pictures: Path | None = None, skip: bool = False) -> tuple[Labels, list[Truth]]:
+    """Read labels, and all objects of them."""
+    labels = open_labels(data, pictures).present(skip)
+    return labels, [truth for _, truths in labels.truths(silent) for truth in truths]

@@ -54,10 +54,15 @@ class Asked:
         if self.limit is not None and self.limit < 1:
             raise UsageError("--limit leaves no picture", found=self.limit, expected="1 or more")
 
-    def labels(self) -> Labels:
-        """Find the labelled pictures that are measured."""
-        found = open_labels(self.data, self.pictures).present(self.skip_missing)
-        return found.drawn(self.limit, self.seed)
+    def labels(self, written: Sequence[Path] = ()) -> Labels:
+        """Find the labelled pictures that are measured; neither they nor the others may be written over.
+
+        Raises: InputError; UsageError.
+        """
+        found = open_labels(self.data, self.pictures)
+        if replaced := [path for path in written if path.exists()]:
+            check_apart(found.files(), replaced)
+        return found.present(self.skip_missing).drawn(self.limit, self.seed)
 
 
 def evaluate(
@@ -72,12 +77,15 @@ def evaluate(
     """
     asked.check()
     asking = Asking.parse(asked.prompt, asked.seed)
+    written = [one for one in (output, report) if one is not None]
     labels_file = asked.data if asked.data.is_file() else None
-    _check_files(output, report, overwrite, [one for one in (path, labels_file, checkpoint) if one is not None])
+    _check_files(written, overwrite, [one for one in (path, labels_file, checkpoint) if one is not None])
+    if output is not None:
+        require("jinja2", "report", "writing a report's page")
     require_export(PURPOSE)
     artifact = Artifact.open(path)
     weights = weights_of(artifact, checkpoint)
-    labels = asked.labels()
+    labels = asked.labels(written)
     truths = labels.truths(progress)
     progress("Reading the checkpoint")
     sides, encoder = _sides(artifact, weights, device, threads)
@@ -100,15 +108,12 @@ def evaluate(
     return result
 
 
-def _check_files(output: Path | None, report: Path | None, overwrite: bool, read: Sequence[Path]) -> None:
+def _check_files(written: Sequence[Path], overwrite: bool, read: Sequence[Path]) -> None:
     """Refuse, before the work, what could not be written after it, or would be written over what is read."""
-    written = [path for path in (output, report) if path is not None]
     check_apart(read, written)
     for path in written:
         check_place(path)
         check_file(path, overwrite)
-    if output is not None:
-        require("jinja2", "report", "writing a report's page")
 
 
 def _sides(artifact: Artifact, weights: Path, device: str, threads: int | None) -> tuple[dict[str, Side], str]:

@@ -45,6 +45,8 @@ def json_labels(file: Path, folder: Path) -> Labels:
 
 def _coco_pictures(document: Any, file: Path, folder: Path) -> list[Labelled]:
     where = f"'{file}'"
+    for kind in ("categories", "images", "annotations"):
+        _check_ids(take(list[Any], document.get(kind, []), f"{where}: {kind}"), f"{where}: {kind}")
     names = {
         field_of(row, "id", ID, f"{where}: categories {i}"): field_of(row, "name", str, f"{where}: categories {i}")
         for i, row in enumerate(take(list[Any], document.get("categories", []), f"{where}: categories"))
@@ -52,14 +54,23 @@ def _coco_pictures(document: Any, file: Path, folder: Path) -> list[Labelled]:
     images: dict[Any, tuple[Path, tuple[int, int]]] = {}
     for i, row in enumerate(field_of(document, "images", list[Any], where)):
         number = field_of(row, "id", ID, f"{where}: images {i}")
-        if number in images:
-            raise refusal(f"{where}: images {i} has the id of another", repr(number))
         images[number] = _image(row, f"{where}: images {i}", folder)
     by_image = _by_image(field_of(document, "annotations", list[Any], where), images, names, where)
     return [
-        Labelled(path, partial(_truths, by_image[number], size, names, where))
+        Labelled(path, file, partial(_truths, by_image[number], size, names, where))
         for number, (path, size) in images.items()
     ]
+
+
+def _check_ids(rows: Rows, where: str) -> None:
+    """Refuse a row with the id of another; annotations without one are known by their place."""
+    seen: set[Any] = set()
+    for i, row in enumerate(rows):
+        if isinstance(row, dict) and "id" in row:
+            number = take(ID, row["id"], f"{where} {i}: id")
+            if number in seen:
+                raise refusal(f"{where} {i} has the id of another", repr(number), "an id of its own")
+            seen.add(number)
 
 
 def _image(row: Any, where: str, folder: Path) -> tuple[Path, tuple[int, int]]:
@@ -94,7 +105,10 @@ def _truths(
     with label_errors():
         for i, row in rows:
             here = f"{where}: annotations {i}"
-            if row.get("iscrowd", 0):
+            crowd = row.get("iscrowd")
+            if crowd not in (None, 0, 1):
+                raise refusal(f"{here}: iscrowd is neither 0 nor 1", repr(crowd), "1 for a crowd, 0 for an object")
+            if crowd:
                 left_out["crowd"] += 1
                 continue
             rle = read_segmentation(row.get("segmentation"), size, here)
@@ -112,7 +126,8 @@ def _sa1b_picture(document: Any, file: Path, folder: Path) -> Labelled:
     rows = field_of(document, "annotations", list[Any], where)
     for i, row in enumerate(rows):
         take(dict[str, Any], row, f"{where}: annotations {i}")
-    return Labelled(path, partial(_truths, list(enumerate(rows)), size, {}, where))
+    _check_ids(rows, f"{where}: annotations")
+    return Labelled(path, file, partial(_truths, list(enumerate(rows)), size, {}, where))
 
 
 def read_segmentation(value: Any, size: tuple[int, int], where: str) -> Rle | None:

@@ -21,7 +21,7 @@ def open_labels(data: Path, pictures: Path | None) -> Labels:
     if not data.is_dir():
         return json_labels(data, pictures or data.parent)
     named = {path.stem for path in (pictures or data).iterdir() if path.suffix.lower() in SUFFIXES}
-    own = [path for path in sorted(data.glob("*.json")) if path.stem in named]
+    own = [path for path in sorted(data.iterdir()) if path.suffix.lower() == ".json" and path.stem in named]
     if not own:
         return mask_labels(data, pictures or data)
     parts = [json_labels(path, pictures or data) for path in own]

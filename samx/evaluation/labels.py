@@ -41,9 +41,10 @@ class Truth:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Name a picture, and what reads its objects, counting what it leaves out."""
+    """Name a picture, the file or folder of its labels, and what reads its objects, counting what it leaves out."""
 
     path: Path
+    source: Path
     read: Callable[[LeftOut], list[Truth]]
 
 
@@ -55,6 +56,10 @@ class Labels:
     source: Path
     pictures: Sequence[Labelled]
     left_out: LeftOut = field(default_factory=Counter)
+
+    def files(self) -> list[Path]:
+        """List the pictures, and the files and folders of their labels."""
+        return list({path: None for picture in self.pictures for path in (picture.path, picture.source)})
 
     def present(self, skip_missing: bool) -> Labels:
         """Keep the pictures that are there.

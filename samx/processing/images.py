@@ -36,6 +36,8 @@ PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SENT = "picture"  # what a file that somebody sent is called in errors
 HEAD_BYTES = 32  # of a file, which tell whether it is a PNG and how deep
 ORIENTATION, UPRIGHT = 0x0112, 1  # of EXIF
+OF_EMBEDDING = "its embedding may be of the pixels as stored"
+EMBED_AGAIN = "Save the picture turned, without that tag, and make the embedding of that one."
 ON_SIDE = (5, 6, 7, 8)  # orientations that swap width and height
 
 
@@ -105,17 +107,32 @@ def read_values(path: Path) -> NDArray[Any]:
     """Read a picture's numbers as they are stored, a palette's numbers too; not turned, not scaled.
 
     Shapes: -> (H, W), or (H, W, channels) in colours.
+    Raises: ImageError; for colours of 16 bits too.
+    """
+    with _opened(path) as file, _pillow_errors(path), _pillow_image(file) as picture:
+        _check_size(path, None, picture.size)
+        _check_depth(path, picture)
+        return np.array(picture)
+
+
+def read_shown(path: Path) -> RgbArray | None:
+    """Read what is seen of a picture with a palette or with transparency, not turned; None of one with neither.
+
+    Shapes: -> (H, W, 4), the last of opacity.
     Raises: ImageError.
     """
     with _opened(path) as file, _pillow_errors(path), _pillow_image(file) as picture:
         _check_size(path, None, picture.size)
-        return np.array(picture)
+        if picture.mode != "P" and "A" not in picture.getbands() and "transparency" not in picture.info:
+            return None
+        return np.array(picture.convert("RGBA"))
 
 
-def check_upright(path: Path) -> None:
-    """Refuse a picture that is turned before it is shown, where an embedding comes with it: of which way it was made
-    nobody knows.
+def check_upright(path: Path, doubt: str = OF_EMBEDDING, fix: str = EMBED_AGAIN) -> None:
+    """Refuse a picture that is turned before it is shown, where an embedding or a mask comes with it: of which way it
+    was made nobody knows.
 
+    doubt, fix: what the error says of it.
     Raises: ImageError.
     """
     if find_spec("PIL") is None:
@@ -124,9 +141,8 @@ def check_upright(path: Path) -> None:
         turned = picture.getexif().get(ORIENTATION, UPRIGHT)
     if turned != UPRIGHT:
         raise ImageError(
-            f"picture '{path}' is turned by its EXIF orientation, and its embedding may be of the pixels as stored",
-            found=f"orientation {turned}", expected="pixels stored as they are seen",
-            fix="Save the picture turned, without that tag, and make the embedding of that one.",
+            f"picture '{path}' is turned by its EXIF orientation, and {doubt}", found=f"orientation {turned}",
+            expected="pixels stored as they are seen", fix=fix,
         )  # fmt: skip
 
 
@@ -198,16 +214,25 @@ def _as_rgb(path: Path | str, picture: Image.Image, levels: Levels | None) -> Rg
 
     Shapes: -> (H, W, 3).
     """
-    if picture.mode not in ("F", "I") and not picture.mode.startswith("I;16"):
-        if any("16" in str(tile.args) for tile in getattr(picture, "tile", ())):
-            fix = "Save it as PNG, or with 8 bits a channel."
-            raise ImageError(f"picture '{path}' has colours of 16 bits, of which Pillow keeps 8", fix=fix)
+    _check_depth(path, picture)
+    if not _is_deep_grey(picture):
         return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     grey = np.asarray(picture)
     if levels is None and (picture.mode == "F" or grey.min() < 0 or grey.max() > SIXTEEN_BIT):
         fix = "Say it: --range LOW:HIGH, what becomes black and white; or convert the picture to 8 bits."
         raise ImageError(f"picture '{path}' has no fixed range of brightness", found=f"mode {picture.mode}", fix=fix)
     return eight_bits(grey, f"picture '{path}'", levels)[..., None].repeat(3, axis=-1)
+
+
+def _is_deep_grey(picture: Image.Image) -> bool:
+    return picture.mode in ("F", "I") or picture.mode.startswith("I;16")
+
+
+def _check_depth(path: Path | str, picture: Image.Image) -> None:
+    """Refuse colours of which Pillow drops the lower bits without a word."""
+    if not _is_deep_grey(picture) and any("16" in str(tile.args) for tile in getattr(picture, "tile", ())):
+        fix = "Save it as PNG, or with 8 bits a channel."
+        raise ImageError(f"picture '{path}' has colours of 16 bits, of which Pillow keeps 8", fix=fix)
 
 
 def to_frame(image: RgbArray, frame: Frame) -> FloatArray:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from labelled import SIZES, annotation, coco, scenes, square
+from labelled import SIZES, annotation, blank, coco, scenes, square
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from toy_artifact import edit
@@ -300,6 +300,27 @@ class TestRefusals:
         assert labels.read_bytes() == before
         with pytest.raises(WriteError, match="a folder of that name"):
             evaluate(demo_artifact, Asked(labels), report=tmp_path, overwrite=True)
+
+    @pytest.mark.parametrize("name", ["a.png", "b.png", "a.labels.png", "b/one.png"])
+    def test_pictures_and_masks_of_a_folder_are_not_written_over(
+        self, name: str, demo_artifact: Path, tmp_path: Path
+    ) -> None:
+        for picture, mask in (("a.png", "a.labels.png"), ("b.png", "b/one.png")):
+            blank(tmp_path, picture)
+            (tmp_path / mask).parent.mkdir(exist_ok=True)
+            (tmp_path / mask).write_bytes((tmp_path / picture).read_bytes())
+        (tmp_path / "report.json").symlink_to(tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        for there in (tmp_path / name, tmp_path / "report.json"):
+            with pytest.raises(UsageError, match="named twice"):
+                evaluate(demo_artifact, Asked(tmp_path, limit=1), report=there, overwrite=True)
+        assert (tmp_path / name).read_bytes() == before
+
+    def test_an_earlier_report_in_the_folder_is_replaced(self, demo_artifact: Path, tmp_path: Path) -> None:
+        folder = scenes(tmp_path, range(1), ("whole",)).parent
+        (folder / "report.json").write_text("{}")
+        found = evaluate(demo_artifact, Asked(folder / "labels.json"), report=folder / "report.json", overwrite=True)
+        assert AccuracyReport.from_bytes((folder / "report.json").read_bytes(), "it") == found
 
     def test_objects_too_small_for_the_prompt(self, demo_artifact: Path, tmp_path: Path) -> None:
         folder = scenes(tmp_path, range(1), ()).parent

@@ -5,32 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from labelled import annotation, blank, coco, scenes, square
+from labelled import annotation, blank, coco, read, scenes, square
 from PIL import Image
 from pycocotools import mask as library
 from pycocotools.coco import COCO
 
-from samx.errors import InputError, SamxError, UsageError
+from samx.errors import InputError, UsageError
 from samx.evaluation.label_files import open_labels
-from samx.evaluation.labels import Labels, Truth, told
-from samx.processing.images import write_png
+from samx.evaluation.labels import told
 from samx.processing.rle import Rle
-from samx.progress import silent
 
 CATEGORIES = [{"id": 7, "name": "cat"}]
 TURNED = Rle.of(square((30, 40))).coco()
 TRIANGLE = [[3.5, 4.0, 30.2, 6.1, 12.0, 25.7]]
-
-
-def read(data: Path, pictures: Path | None = None, skip: bool = False) -> tuple[Labels, list[Truth]]:
-    labels = open_labels(data, pictures).present(skip)
-    return labels, [truth for _, truths in labels.truths(silent) for truth in truths]
 
 
 def one(folder: Path, **changes: Any) -> Path:
@@ -150,6 +142,8 @@ class TestCoco:
         "far outside": ({"segmentation": [[1.0, 2, 1e9, 4, 5, 6]]}, "far outside the picture"),
         "text in a polygon": ({"segmentation": [[1.0, 2, "x", 4, 5, 6]]}, "has the wrong type"),
         "a number": ({"segmentation": 7}, "has the wrong type"),
+        "crowd as text": ({"iscrowd": "0"}, "iscrowd is neither 0 nor 1: found '0'"),
+        "half a crowd": ({"iscrowd": 0.5}, "iscrowd is neither 0 nor 1: found 0.5"),
     }
 
     @pytest.mark.parametrize(("changes", "words"), WRONG.values(), ids=WRONG)
@@ -180,10 +174,29 @@ class TestCoco:
         with pytest.raises(InputError, match="leaves the folder"):
             read(coco(tmp_path / "c.json", images, [annotation(1, 1, 7, square())], CATEGORIES))
 
-    def test_an_id_that_occurs_twice_is_refused(self, tmp_path: Path) -> None:
-        images = [{"id": 1, "file_name": "photo.png", "width": 40, "height": 30}] * 2
-        with pytest.raises(InputError, match="images 1 has the id of another"):
-            read(coco(tmp_path / "c.json", images, [], CATEGORIES))
+    @pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
+    def test_an_id_that_occurs_twice_is_refused(self, kind: str, tmp_path: Path) -> None:
+        file = one(tmp_path)
+        document = json.loads(file.read_text())
+        document[kind] *= 2
+        file.write_text(json.dumps(document))
+        with pytest.raises(InputError, match=f"{kind} 1 has the id of another: found ., expected an id of its own"):
+            read(file)
+
+    @pytest.mark.parametrize("crowd", [0, False, 0.0, None])
+    def test_an_object_that_is_no_crowd_is_read(self, crowd: object, tmp_path: Path) -> None:
+        file = one(tmp_path)
+        document = json.loads(file.read_text())
+        document["annotations"][0]["iscrowd"] = crowd
+        file.write_text(json.dumps(document))
+        assert len(read(file)[1]) == 1
+
+    def test_annotations_without_an_id_are_known_by_their_place(self, tmp_path: Path) -> None:
+        file = one(tmp_path, id=None)
+        document = json.loads(file.read_text())
+        document["annotations"] *= 2
+        file.write_text(json.dumps(document))
+        assert [truth.name for truth in read(file)[1]] == ["0", "1"]
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -232,111 +245,20 @@ class TestSa1b:
         np.testing.assert_array_equal(truths[0].rle.mask(), square())
         assert truths[0].category == "object"
 
+    def test_an_id_that_occurs_twice_is_refused(self, tmp_path: Path) -> None:
+        file = sa1b(tmp_path)
+        document = json.loads(file.read_text())
+        document["annotations"] *= 2
+        file.write_text(json.dumps(document))
+        with pytest.raises(InputError, match="annotations 1 has the id of another: found 44"):
+            read(file)
+
+    def test_an_ending_may_be_in_capitals(self, tmp_path: Path) -> None:
+        sa1b(tmp_path).rename(tmp_path / "sa_1.JSON")
+        assert read(tmp_path)[0].kind == "sa1b"
+
     def test_a_coco_file_in_the_folder_is_refused(self, tmp_path: Path) -> None:
         sa1b(tmp_path)
         one(tmp_path).rename(tmp_path / "photo.json")
         with pytest.raises(InputError, match=r"photo.json' in the folder is no SA-1B file"):
-            read(tmp_path)
-
-
-def mask_png(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(values)).save(path)
-
-
-class TestMaskFiles:
-    WAYS: dict[str, Callable[[Path], None]] = {
-        "photo.png beside photo.jpg": lambda folder: mask_png(folder / "photo.png", square() * np.uint8(255)),
-        "photo.mask.png": lambda folder: mask_png(folder / "photo.mask.png", square() * np.uint8(1)),
-        "one bit": lambda folder: mask_png(folder / "photo.mask.png", square()),
-        "in colours": lambda folder: mask_png(
-            folder / "photo.mask.png", np.repeat(square()[..., None], 3, -1) * np.uint8(255)
-        ),
-        "in a folder": lambda folder: mask_png(folder / "photo" / "mask-0001.png", square() * np.uint8(255)),
-        "a label map": lambda folder: mask_png(folder / "photo.labels.png", square() * np.uint8(3)),
-        "a label map of 16 bits": lambda folder: mask_png(folder / "photo.labels.png", square() * np.uint16(300)),
-    }
-
-    @pytest.mark.parametrize("write", WAYS.values(), ids=WAYS)
-    def test_a_mask_beside_its_picture_is_read(self, write: Callable[[Path], None], tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        Image.new("RGB", (40, 30)).save(tmp_path / "unlabelled.jpg")
-        write(tmp_path)
-        labels, (truth,) = read(tmp_path)
-        assert labels.kind == "png"
-        assert labels.left_out["no_label"] == 1
-        np.testing.assert_array_equal(truth.rle.mask(), square())
-
-    def test_a_folder_of_masks_apart_is_read(self, tmp_path: Path) -> None:
-        blank(tmp_path / "pictures")
-        mask_png(tmp_path / "masks" / "photo.png", square() * np.uint8(255))
-        assert read(tmp_path / "masks", tmp_path / "pictures")[1][0].rle.area_px == 81
-
-    def test_a_label_map_has_an_object_of_each_number(self, tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        values = square() * np.uint8(1) + square((40, 30), (20, 15), 5) * np.uint8(7)
-        picture = Image.fromarray(values, "P")
-        picture.putpalette([i for level in range(256) for i in (level, 0, 255 - level)])
-        picture.save(tmp_path / "photo.labels.png")
-        truths = read(tmp_path)[1]
-        assert [(truth.name, truth.rle.area_px) for truth in truths] == [
-            ("photo.labels.png 1", 81), ("photo.labels.png 7", 25)
-        ]  # fmt: skip
-
-    def test_what_samx_segment_writes_is_read(self, tmp_path: Path) -> None:
-        from samx.processing.rasters import png_bytes
-        from samx.processing.results import Segments, label_map, pictures
-
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        found = Segments("photo.jpg", 40, 30, [Rle.of(square()), Rle.of(square((40, 30), (20, 15), 5))], [{}, {}])
-        (tmp_path / "photo.labels.png").write_bytes(png_bytes(label_map(found)))
-        by_map = read(tmp_path)[1]
-        (tmp_path / "photo.labels.png").unlink()
-        (tmp_path / "photo").mkdir()
-        for name, data in pictures(found):
-            (tmp_path / "photo" / name).write_bytes(data)
-        assert [truth.rle.area_px for truth in by_map] == [truth.rle.area_px for truth in read(tmp_path)[1]] == [81, 25]
-
-    def test_soft_edges_are_refused(self, tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        soft = square() * np.uint8(255)
-        soft[5, 5:14] = 128
-        mask_png(tmp_path / "photo.png", soft)
-        with pytest.raises(InputError, match=r"more than two values: found 3.*name it photo.labels.png"):
-            read(tmp_path)
-
-    def test_masks_in_two_places_are_refused(self, tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        for name in ("photo.png", "photo.labels.png"):
-            mask_png(tmp_path / name, square() * np.uint8(255))
-        with pytest.raises(InputError, match="masks in two places"):
-            read(tmp_path)
-
-    def test_an_empty_mask_is_counted(self, tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        mask_png(tmp_path / "photo.png", np.zeros((30, 40), np.uint8))
-        with pytest.raises(InputError, match="1 labels without a pixel"):
-            read(tmp_path)
-
-    def test_a_coloured_label_map_is_refused(self, tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        write_png(tmp_path / "photo.labels.png", np.zeros((30, 40, 3), np.uint8))
-        with pytest.raises(InputError, match="has colours: found 3 channels"):
-            read(tmp_path)
-
-    def test_a_mask_of_another_size_is_refused(self, tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        mask_png(tmp_path / "photo.png", square((80, 60)) * np.uint8(255))
-        with pytest.raises(InputError, match="another size"):
-            read(tmp_path)
-
-    @pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\n", b"no picture"])
-    def test_a_damaged_mask_is_told(self, damage: bytes, tmp_path: Path) -> None:
-        Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
-        (tmp_path / "photo.png").write_bytes(damage)
-        with pytest.raises(SamxError, match=r"photo\.png"):
-            read(tmp_path)
-
-    def test_an_empty_folder_is_told(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="no masks of pictures"):
             read(tmp_path)
