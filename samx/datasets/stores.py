@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samx.artifacts.commit import write_file
+from samx.datasets.local_folders import files_below
 from samx.errors import InputError, SamxError, UnavailableError, UsageError, WriteError
 from samx.extras import require
 from samx.files import read_file
@@ -72,13 +73,15 @@ class Store:
         return Store(self.fs, f"{self.root.rstrip('/')}/{name}")
 
     def files(self) -> list[str]:
-        """List the files below this folder, at any depth, by their names in it.
+        """List the files below this folder, at any depth, by their names in it; links of this machine are followed.
 
         Raises: InputError.
         """
         with store_errors(f"folder '{self.uri}'"):
             self.fs.invalidate_cache()
-            return sorted(path[len(self.root.rstrip("/")) :].lstrip("/") for path in self.fs.find(self.root))
+            is_here = self.is_local and self.fs.isdir(self.root)
+            paths = files_below(self.root) if is_here else self.fs.find(self.root)
+            return sorted(path[len(self.root.rstrip("/")) :].lstrip("/") for path in paths)
 
     def names(self) -> list[str]:
         """List what lies in this folder itself; a folder that is not there holds nothing."""
