@@ -11,12 +11,11 @@ from typing import Any, Protocol
 from samx.artifacts.strict_json import parse
 from samx.datasets.pictures import Picture, key_of
 from samx.datasets.stores import Store
-from samx.datasets.tables import Table, open_tables
+from samx.datasets.tables import TABLE, Table, is_table, open_tables
 from samx.errors import InputError, UsageError
 from samx.files import read_file
 from samx.progress import Progress
 
-TABLE = ".parquet"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
 PROMPTS_CAP_BYTES = 1 << 30  # a few boxes for each of millions of pictures
 TOLD_EVERY = 100_000  # pictures that are listed
@@ -44,7 +43,7 @@ def open_source(url: str, column: str | None, names: str | None, prompts: str | 
     Raises: UsageError for what is of tables alone; InputError for a place without pictures; as Store.of().
     """
     store = Store.of(url)
-    if store.root.rstrip("/").endswith(TABLE):
+    if is_table(store.root):
         return TableSource(store, open_tables(store, column or "image", names, prompts), prompts)
     for flag, given in (("--column", column), ("--names", names)):
         if given is not None:

@@ -72,6 +72,21 @@ def test_a_folder_of_tables_and_a_pattern(tmp_path: Path) -> None:
     assert [data for _, data in listed(f"{folder}/x/*.parquet")] == CELLS[:3]
 
 
+def test_no_table_is_passed_over_for_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "fold[1].parquet"
+    table(folder, "1.PARQUET", image=CELLS[:3])
+    table(tmp_path / "elsewhere", "2.parquet", image=CELLS[3:5])
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "folder.parquet").mkdir()
+    assert listed(folder) == [(f"{name}#{n}", cell) for name, n, cell in [
+        ("1.PARQUET", 0, CELLS[0]), ("1.PARQUET", 1, CELLS[1]), ("1.PARQUET", 2, CELLS[2]),
+        ("linked/2.parquet", 0, CELLS[3]), ("linked/2.parquet", 1, CELLS[4]),
+    ]]  # fmt: skip
+    assert [data for _, data in listed(folder / "1.PARQUET")] == CELLS[:3]
+    assert [data for _, data in listed(f"{folder}/*.PARQUET")] == CELLS[:3]
+    assert [data for _, data in listed(f"{tmp_path}/elsewher[e]/*.parquet")] == CELLS[3:5]
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
