@@ -42,10 +42,11 @@ def test_a_folder_is_listed_once_whatever_links_lead_to_it(tmp_path: Path) -> No
     file(tmp_path / "in" / "z" / "1.png")
     file(tmp_path / "far" / "deep" / "2.png")
     file(tmp_path / "beside.png")
-    for name, target in [
+    links: list[tuple[str, Path | str]] = [
         ("a", "z"), ("z/round", "."), ("z/up", ".."), ("above", tmp_path), ("top", "/"),
         ("b", tmp_path / "far" / "deep"), ("c", tmp_path / "far"), ("d", tmp_path / "far"),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for name, target in links:
         (tmp_path / "in" / name).symlink_to(target)
     (tmp_path / "far" / "back").symlink_to(tmp_path / "in")
     file(tmp_path / "far" / "3.png")
@@ -63,7 +64,7 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", locked)
-    with pytest.raises(InputError, match="folder '.*locked' cannot be read: found Permission denied. Let it be read"):
+    with pytest.raises(InputError, match=r"folder '.*locked' cannot be read: found Permission denied. Let it be read"):
         listed(tmp_path)
 
 
