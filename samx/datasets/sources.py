@@ -145,7 +145,8 @@ def prompt_words(cell: Any) -> tuple[str, ...] | None:
     """Return what a cell asks for in the words of parse_object(), one an object; None for an empty cell.
 
     A cell is a text such as 'box=1,2,3,4 point=5,6', four numbers of a box, two of a point, or a list of these.
-    Nothing is refused here: what has no meaning has none to parse_object() either, and costs that picture alone.
+    Nothing is refused here: what has no meaning, such as an empty text, is shown by the worker that cannot read it, and
+    costs that picture alone.
     """
     if cell is None:
         return None
@@ -155,7 +156,7 @@ def prompt_words(cell: Any) -> tuple[str, ...] | None:
 
 
 def _one(cell: Any) -> str:
-    if isinstance(cell, str):
+    if isinstance(cell, str) and cell.strip():
         return cell
     words: Mapping[int, str] = {2: "point", 4: "box"}
     if isinstance(cell, (list, tuple)) and _are_numbers(cell) and len(cell) in words:

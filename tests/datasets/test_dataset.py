@@ -260,6 +260,26 @@ def test_prompts_of_a_json_file(
             segment_dataset(request_of(tmp_path / "other", **changes))
 
 
+def test_a_prompt_that_cannot_be_read_costs_its_picture_alone_and_is_shown_whole(
+    request_of: Callable[..., DatasetRequest], tmp_path: Path
+) -> None:
+    bad: dict[Any, str] = {
+        "": "''", "  ": "' '", "cat": "cat", "pont=1,2 box=3,4,5,6": "pont=1,2 box=3,4,5,6",
+        (1, 2, 3): "[1, 2, 3]", ("",): "''", ((1, 2, 3), (4, 5)): "[1, 2, 3]",
+    }  # fmt: skip
+    source = tmp_path / "in"
+    source.mkdir()
+    (tmp_path / "prompts.json").write_text(json.dumps({f"{n}.png": cell for n, cell in enumerate(bad)} | {"9.png": []}))
+    for name in (*(f"{n}.png" for n in range(len(bad))), "9.png"):
+        (source / name).write_bytes(scene(0))
+    changes: dict[str, Any] = {"everything": None, "prompts": str(tmp_path / "prompts.json"), "source": str(source)}
+    segment_dataset(request_of(tmp_path / "out", **changes))
+    expected = "expected a box [x0, y0, x1, y1], a point [x, y], or a text such as 'box=1,2,3,4 point=5,6'"
+    assert [row["error"] for row in rows(tmp_path / "out")] == [
+        *(f"a prompt cannot be read: found {words}, {expected}" for words in bad.values()), None
+    ]  # fmt: skip
+
+
 def test_stores_know_their_kind() -> None:
     assert (Store.of("here").is_local, Store.of("here").is_own_memory) == (True, False)
     assert (Store.of("memory://here").is_local, Store.of("memory://here").is_own_memory) == (False, True)

@@ -94,6 +94,7 @@ def test_no_table_is_passed_over_for_its_name(tmp_path: Path) -> None:
         ([[1, 2, 3, 4], [5, 6]], ("box=1,2,3,4", "point=5,6")), ([7.25, 8], ("point=7.25,8",)),
         (["point=1,2 background=3,4", [1, 2]], ("point=1,2 background=3,4", "point=1,2")),
         ([1, 2, 3], ("[1, 2, 3]",)), ([[True, 2]], ("[True, 2]",)), ({"box": 1}, ("{'box': 1}",)),
+        ("", ("''",)), ([" ", [1, 2]], ("' '", "point=1,2")),
     ],
     ids=repr,
 )  # fmt: skip
