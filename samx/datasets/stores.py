@@ -18,6 +18,7 @@ from samx.files import read_file
 
 DATASET = "dataset"  # the extra of what data sets are read and written with
 CHAIN = "::"  # of fsspec's URLs: zip://*.png::s3://bucket/photos.zip
+FILE_URL = "file://"
 OWN_MEMORY = "memory"  # the protocol of files that live in one process
 
 
@@ -35,10 +36,9 @@ class Store:
         Raises: MissingExtraError; UnavailableError for a protocol whose library is missing; UsageError for no protocol;
         InputError for a store that cannot be opened.
         """
-        if CHAIN in url:  # a file of one has no name of its own, by which another process would find it
-            fix = "Unpack it, or name the place itself."
-            raise UsageError(f"'{url}' is a chain of places", expected="a path or a plain URL", fix=fix)
         core = require("fsspec.core", DATASET, "reading data sets")
+        if CHAIN in url:
+            return cls._with_chain(url, core)
         try:
             with store_errors(f"'{url}'", passing=(ImportError, ValueError)):
                 fs, root = core.url_to_fs(url)
@@ -47,6 +47,17 @@ class Store:
         except ValueError as cause:
             raise UsageError(f"'{url}' is no place that can be read", found=cause) from cause
         return cls(fs, root)
+
+    @classmethod
+    def _with_chain(cls, url: str, core: Any) -> Store:
+        """Return what a name with the sign of a chain names, where it is a path of this machine.
+
+        Raises: UsageError for a chain: a file of one has no name of its own, by which another process would find it.
+        """
+        if "://" in url and not url.startswith(FILE_URL):
+            fix = "Unpack it, or name the place itself."
+            raise UsageError(f"'{url}' is a chain of places", expected="a path or a plain URL", fix=fix)
+        return cls(core.filesystem("file"), Path(os.path.abspath(url.removeprefix(FILE_URL))).as_posix())
 
     @property
     def is_local(self) -> bool:

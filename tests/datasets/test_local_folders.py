@@ -76,3 +76,17 @@ def test_pictures_of_linked_folders_have_rows(request_of: Callable[..., DatasetR
     segment_dataset(request_of(tmp_path / "out", source=str(tmp_path / "in"), per_file=2))
     found = [(row["picture"], row["width"], row["error"]) for row in dataset_toys.rows(tmp_path / "out")]
     assert found == [("3.png", 1, None), ("far/1.png", 1, None), ("far/2.JPG", 2, None)]
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_name_may_have_the_sign_of_a_chain(
+    request_of: Callable[..., DatasetRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset_toys.blanks(tmp_path / "a::b", ["1::2.png", "3.png"])
+    monkeypatch.chdir(tmp_path)
+    for number, source in enumerate(["a::b", str(tmp_path / "a::b"), (tmp_path / "a::b").as_uri().replace("%3A", ":")]):
+        out = tmp_path / f"out::{number}"
+        segment_dataset(request_of(out, source=source))
+        found = [(row["picture"], row["width"], row["error"]) for row in dataset_toys.rows(out)]
+        assert found == [("1::2.png", 1, None), ("3.png", 2, None)]
+        assert dataset_toys.rows(out)[0]["uri"] == f"file://{tmp_path}/a::b/1::2.png"
