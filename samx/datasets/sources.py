@@ -12,11 +12,12 @@ from samx.artifacts.strict_json import parse
 from samx.datasets.pictures import Picture, key_of
 from samx.datasets.stores import Store
 from samx.datasets.tables import TABLE, Table, is_table, open_tables
-from samx.errors import InputError, UsageError
+from samx.errors import ArtifactError, InputError, UsageError
 from samx.files import read_file
 from samx.progress import Progress
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+PROMPTS_FORM = 'JSON such as {"a.jpg": [[x0, y0, x1, y1], ...], ...}'
 PROMPTS_CAP_BYTES = 1 << 30  # a few boxes for each of millions of pictures
 TOLD_EVERY = 100_000  # pictures that are listed
 
@@ -64,7 +65,7 @@ class FolderSource:
     def of(cls, store: Store, prompts: Path | None) -> FolderSource:
         """List a folder; `prompts` is a JSON file with an object of picture names.
 
-        Raises: InputError; ArtifactError for a file that is no JSON.
+        Raises: InputError, also for a file that is no JSON.
         """
         names = [name for name in store.files() if PurePosixPath(name).suffix.lower() in ENDINGS and name]
         if not names:
@@ -74,9 +75,7 @@ class FolderSource:
         if prompts is None:
             return cls(store, names, None, {})
         data = read_file(prompts, PROMPTS_CAP_BYTES, f"prompts '{prompts}'")
-        found = parse(data, f"prompts '{prompts}'")
-        if not isinstance(found, dict):
-            raise InputError(f"prompts '{prompts}' are no object", expected='{"a.jpg": [[x0, y0, x1, y1], ...], ...}')
+        found = _parsed(data, f"prompts '{prompts}'")
         if strangers := sorted(found.keys() - set(names)):
             raise InputError(
                 f"prompts '{prompts}' name pictures that are not there",
@@ -89,6 +88,17 @@ class FolderSource:
         for name in self.names:
             asked = None if self.prompts is None else prompt_words(self.prompts.get(name))
             yield Picture(name, self.store.at(name).uri, prompts=asked)
+
+
+def _parsed(data: bytes, what: str) -> dict[str, Any]:
+    """Parse a prompts file, which somebody else's program wrote."""
+    try:
+        found = parse(data, what)
+    except ArtifactError as error:
+        raise InputError(error.what, found=error.found, expected=PROMPTS_FORM, fix="Write the file again.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{what} are no object", expected=PROMPTS_FORM)
+    return found
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class TableSource:
 def survey(source: Source, progress: Progress) -> int:
     """Count the pictures.
 
-    Raises: InputError for a name that occurs twice, or that is no text.
+    Raises: InputError for none, and for a name that occurs twice, or that is no text.
     """
     seen: set[bytes] = set()
     for number, picture in enumerate(source.pictures()):
@@ -132,6 +142,8 @@ def survey(source: Source, progress: Progress) -> int:
                 expected="names that differ, by which what is done is known", fix=_remedy(source),
             )  # fmt: skip
         seen.add(key)
+    if not seen:
+        raise InputError(f"there are no pictures in '{source.store.uri}'", found="no rows", expected="a row a picture")
     return len(seen)
 
 

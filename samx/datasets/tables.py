@@ -59,12 +59,13 @@ class Table:
     def _cell(self, row: dict[str, Any], group: int, place: int, number: int) -> Cell:
         own_name, asked = f"{self.name}#{number}", row.get(self.prompts or "")
         given = row.get(self.names or "", own_name)
-        if given in (None, ""):
+        if given is None or not str(given).strip():
             raise InputError(f"row {number} of '{self.store.uri}' has no name", found=f"nothing in '{self.names}'")
         path = row.get(self.column)
         if self.holds_bytes or not path:  # a row without a path has no bytes either, which its reader says
             return Cell(str(given), self.store.uri, self.column, group, place, asked)
-        return Cell(str(given) if self.names else path, self._uri(path), None, None, None, asked)
+        name = str(given) if self.names or not path.strip() else path
+        return Cell(name, self._uri(path), None, None, None, asked)
 
     def _uri(self, path: str) -> str:
         """Return where a path leads: as it is, or from the folder of the table on."""

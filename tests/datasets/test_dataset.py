@@ -254,7 +254,9 @@ def test_prompts_of_a_json_file(
     with pytest.raises(WriteError, match=r"found prompts [0-9a-f]{64} there, "):
         segment_dataset(request_of(tmp_path / "out", **changes))
     for text, words in (('{"c.png": []}', "name pictures that are not there: found 1, the first 'c.png'"),
-                        ("[]", "are no object"), ("{", "is not valid JSON")):  # fmt: skip
+                        ("[]", r'are no object: expected JSON such as {"a.jpg": '),
+                        ("{", r"is not valid JSON: found Expecting .*expected JSON such as .* Write the file again\.$"),
+                        ('{"a": 1, "a": 2}', r"found a key occurs twice, .*Write the file again\.$")):  # fmt: skip
         (tmp_path / "prompts.json").write_text(text)
         with pytest.raises(InputError, match=words):
             segment_dataset(request_of(tmp_path / "other", **changes))

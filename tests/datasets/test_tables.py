@@ -60,6 +60,21 @@ def test_a_column_of_paths(tmp_path: Path) -> None:
     assert [name for name, _ in listed(path, column="file")][:2] == ["a.png", "../c.png"]
 
 
+def test_paths_that_are_empty_cost_their_rows_alone(
+    all_masks_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "COMMAND", dataset_toys.COMMAND)
+    dataset_toys.blanks(tmp_path / "in", ["a.png"])
+    path = table(tmp_path / "in", image=["a.png", " ", "", None])
+    segment_dataset(DatasetRequest(str(path), str(tmp_path / "out"), all_masks_artifact, {}, workers=1))
+    assert [(row["picture"], row["error"]) for row in rows(tmp_path / "out")] == [
+        ("a.parquet#1", "picture 'a.parquet#1' does not exist. Check the path."),
+        ("a.parquet#2", "picture 'a.parquet#2' has no bytes: found an empty cell"),
+        ("a.parquet#3", "picture 'a.parquet#3' has no bytes: found an empty cell"),
+        ("a.png", None),
+    ]
+
+
 def test_a_folder_of_tables_and_a_pattern(tmp_path: Path) -> None:
     folder = tmp_path / "all.parquet"
     table(folder, "x/1.parquet", image=CELLS[:3])
@@ -119,6 +134,7 @@ def test_prompts_of_a_column(tmp_path: Path) -> None:
         ({"image": CELLS}, {"names": "key"}, UsageError, "has no column 'key'.*Name it: --names"),
         ({"image": CELLS}, {"prompts": "boxes"}, UsageError, "has no column 'boxes'.*Name it: --prompts"),
         ({"image": CELLS[:2], "key": ["a", None]}, {"names": "key"}, InputError, "row 1 of .* has no name"),
+        ({"image": CELLS[:2], "key": ["a", " "]}, {"names": "key"}, InputError, "row 1 of .* has no name"),
         ({"image": CELLS[:3], "key": ["a", "b", "a"]}, {"names": "key"}, InputError, "twice.*found 'a'.*--names"),
         ({"image": ["x.png", "y.png", "x.png"]}, {}, InputError, "a picture is there twice in .* found 'x.png'"),
         ({"image": [{"path": "a"}]}, {}, UsageError, "holds no pictures: found struct<path"),
@@ -166,6 +182,16 @@ def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "a\udcff.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"the name of a picture is no text: found 'a\\udcff.png'. Rename it."):
         survey(open_source(str(tmp_path), None, None, None), silent)
+
+
+def test_tables_without_rows_are_refused(all_masks_artifact: Path, tmp_path: Path) -> None:
+    path = table(tmp_path, image=pa.array([], pa.binary()))
+    for source in (path, f"{tmp_path}/*.parquet"):
+        with pytest.raises(InputError, match=r"there are no pictures in 'file:.*parquet': found no rows"):
+            segment_dataset(DatasetRequest(str(source), str(tmp_path / "out"), all_masks_artifact, {}))
+    assert list(tmp_path.iterdir()) == [path]
+    table(tmp_path, "b.parquet", image=CELLS[:2])
+    assert len(listed(f"{tmp_path}/*.parquet")) == 2
 
 
 def test_a_table_is_segmented_and_gone_on_with(
