@@ -61,9 +61,10 @@ def dataset(
     **settings: Any,
 ) -> None:
     """Find the masks of many pictures, of a folder, object store or Parquet; asked again, go on with the rest."""
-    from samx.commands.dataset import DatasetRequest, segment_dataset
+    from samx.commands.dataset import DatasetRequest, check_outlives, segment_dataset
     from samx.processing.images import parse_levels
 
+    check_outlives(output)
     asked = DatasetRequest(
         source, output, model, cli_segment.settings_of(everything or prompts is None, settings), prompts, mask,
         max_hole_area, min_region_area, column, names, encoder, pixels, parse_levels(levels) if levels else None,

@@ -74,6 +74,10 @@ class DatasetRequest:
 
         Raises: UsageError, MissingExtraError.
         """
+        for what, place in (("the source", self.source), ("--output", self.out)):
+            if not place.strip():
+                expected = "a folder, a file or a URL; '.' is the current folder"
+                raise UsageError(f"{what} is empty", found=repr(place), expected=expected)
         if self.engine not in ENGINES:
             raise UsageError("unknown engine", found=repr(self.engine), expected=" or ".join(ENGINES))
         if self.everything is not None and (self.prompts, self.masks, self._areas) != (None, "best", (0, 0)):
@@ -124,6 +128,16 @@ class DatasetRequest:
     @property
     def _areas(self) -> tuple[int, int]:
         return self.max_hole_area_px, self.min_region_area_px
+
+
+def check_outlives(out: str) -> None:
+    """Refuse results that would be gone with this process.
+
+    Raises: UsageError; as Store.of().
+    """
+    if out.strip() and Store.of(out).is_own_memory:
+        fix = "Name a folder or an object store; 'memory:' is for Python programs, which go on afterwards."
+        raise UsageError("the results would be lost as the command ends", found=f"--output {out}", fix=fix)
 
 
 def segment_dataset(asked: DatasetRequest, progress: Progress = silent) -> dict[str, Any]:

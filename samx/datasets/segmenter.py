@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from samx.artifacts.store import Artifact
-from samx.artifacts.strict_json import Document, Positive
+from samx.artifacts.strict_json import Document, Positive, short
 from samx.datasets.pictures import Picture, Read, Row, failed, row_of
 from samx.errors import Doubt, PromptError, SamxError
 from samx.opening import open_predictor
 from samx.processing.images import MAX_TILED_PX, decode_image
-from samx.processing.object_groups import parse_object
+from samx.processing.object_groups import PARTS, parse_object
+from samx.processing.prompts import Prompt
 from samx.processing.results import Segments
 from samx.processing.rle import coco_library
 from samx.segmenting import Asked, segmented
 
 MOST_NOTES = 8  # of one picture
 SHOWN_CHARACTERS = 300  # of what nobody foresaw
+PROMPT_FORMS = "a box [x0, y0, x1, y1], a point [x, y], or a text such as 'box=1,2,3,4 point=5,6'"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,15 @@ class How(Document):
             return Asked(everything=self.everything)
         if picture.prompts is None:
             raise PromptError(f"there are no prompts for '{picture.name}'", expected="prompts, or an empty list")
-        prompts = tuple(map(parse_object, picture.prompts))
+        prompts = tuple(map(_prompt, picture.prompts))
         return Asked(prompts, None, self.masks, None, self.max_hole_area_px, self.min_region_area_px)
+
+
+def _prompt(text: str) -> Prompt:
+    """Read a prompt; what is none at all is shown as it stands in the table or file."""
+    if text.partition("=")[0].strip() not in PARTS:
+        raise PromptError("a prompt cannot be read", found=short(text), expected=PROMPT_FORMS)
+    return parse_object(text)
 
 
 class Segmenter:

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from samx.artifacts.strict_json import parse
 from samx.datasets.pictures import Picture, key_of
 from samx.datasets.stores import Store
-from samx.datasets.tables import Table, open_tables
-from samx.errors import InputError, UsageError
+from samx.datasets.tables import TABLE, Table, is_table, open_tables
+from samx.errors import ArtifactError, InputError, UsageError
 from samx.files import read_file
 from samx.progress import Progress
 
-TABLE = ".parquet"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+PROMPTS_FORM = 'JSON such as {"a.jpg": [[x0, y0, x1, y1], ...], ...}'
 PROMPTS_CAP_BYTES = 1 << 30  # a few boxes for each of millions of pictures
 TOLD_EVERY = 100_000  # pictures that are listed
 
@@ -44,7 +44,7 @@ def open_source(url: str, column: str | None, names: str | None, prompts: str | 
     Raises: UsageError for what is of tables alone; InputError for a place without pictures; as Store.of().
     """
     store = Store.of(url)
-    if store.root.rstrip("/").endswith(TABLE):
+    if is_table(store.root):
         return TableSource(store, open_tables(store, column or "image", names, prompts), prompts)
     for flag, given in (("--column", column), ("--names", names)):
         if given is not None:
@@ -65,7 +65,7 @@ class FolderSource:
     def of(cls, store: Store, prompts: Path | None) -> FolderSource:
         """List a folder; `prompts` is a JSON file with an object of picture names.
 
-        Raises: InputError; ArtifactError for a file that is no JSON.
+        Raises: InputError, also for a file that is no JSON.
         """
         names = [name for name in store.files() if PurePosixPath(name).suffix.lower() in ENDINGS and name]
         if not names:
@@ -75,9 +75,7 @@ class FolderSource:
         if prompts is None:
             return cls(store, names, None, {})
         data = read_file(prompts, PROMPTS_CAP_BYTES, f"prompts '{prompts}'")
-        found = parse(data, f"prompts '{prompts}'")
-        if not isinstance(found, dict):
-            raise InputError(f"prompts '{prompts}' are no object", expected='{"a.jpg": [[x0, y0, x1, y1], ...], ...}')
+        found = _parsed(data, f"prompts '{prompts}'")
         if strangers := sorted(found.keys() - set(names)):
             raise InputError(
                 f"prompts '{prompts}' name pictures that are not there",
@@ -90,6 +88,17 @@ class FolderSource:
         for name in self.names:
             asked = None if self.prompts is None else prompt_words(self.prompts.get(name))
             yield Picture(name, self.store.at(name).uri, prompts=asked)
+
+
+def _parsed(data: bytes, what: str) -> dict[str, Any]:
+    """Parse a prompts file, which somebody else's program wrote."""
+    try:
+        found = parse(data, what)
+    except ArtifactError as error:
+        raise InputError(error.what, found=error.found, expected=PROMPTS_FORM, fix="Write the file again.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{what} are no object", expected=PROMPTS_FORM)
+    return found
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class TableSource:
 def survey(source: Source, progress: Progress) -> int:
     """Count the pictures.
 
-    Raises: InputError for a name that occurs twice, or that is no text.
+    Raises: InputError for none, and for a name that occurs twice, or that is no text.
     """
     seen: set[bytes] = set()
     for number, picture in enumerate(source.pictures()):
@@ -133,6 +142,8 @@ def survey(source: Source, progress: Progress) -> int:
                 expected="names that differ, by which what is done is known", fix=_remedy(source),
             )  # fmt: skip
         seen.add(key)
+    if not seen:
+        raise InputError(f"there are no pictures in '{source.store.uri}'", found="no rows", expected="a row a picture")
     return len(seen)
 
 
@@ -146,7 +157,8 @@ def prompt_words(cell: Any) -> tuple[str, ...] | None:
     """Return what a cell asks for in the words of parse_object(), one an object; None for an empty cell.
 
     A cell is a text such as 'box=1,2,3,4 point=5,6', four numbers of a box, two of a point, or a list of these.
-    Nothing is refused here: what has no meaning has none to parse_object() either, and costs that picture alone.
+    Nothing is refused here: what has no meaning, such as an empty text, is shown by the worker that cannot read it, and
+    costs that picture alone.
     """
     if cell is None:
         return None
@@ -156,7 +168,7 @@ def prompt_words(cell: Any) -> tuple[str, ...] | None:
 
 
 def _one(cell: Any) -> str:
-    if isinstance(cell, str):
+    if isinstance(cell, str) and cell.strip():
         return cell
     words: Mapping[int, str] = {2: "point", 4: "box"}
     if isinstance(cell, (list, tuple)) and _are_numbers(cell) and len(cell) in words:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from samx.artifacts.commit import write_file
+from samx.datasets.local_folders import files_below
 from samx.errors import InputError, SamxError, UnavailableError, UsageError, WriteError
 from samx.extras import require
 from samx.files import read_file
 
 DATASET = "dataset"  # the extra of what data sets are read and written with
 CHAIN = "::"  # of fsspec's URLs: zip://*.png::s3://bucket/photos.zip
+FILE_URL = "file://"
 OWN_MEMORY = "memory"  # the protocol of files that live in one process
 
 
@@ -34,10 +36,9 @@ class Store:
         Raises: MissingExtraError; UnavailableError for a protocol whose library is missing; UsageError for no protocol;
         InputError for a store that cannot be opened.
         """
-        if CHAIN in url:  # a file of one has no name of its own, by which another process would find it
-            fix = "Unpack it, or name the place itself."
-            raise UsageError(f"'{url}' is a chain of places", expected="a path or a plain URL", fix=fix)
         core = require("fsspec.core", DATASET, "reading data sets")
+        if CHAIN in url:
+            return cls._with_chain(url, core)
         try:
             with store_errors(f"'{url}'", passing=(ImportError, ValueError)):
                 fs, root = core.url_to_fs(url)
@@ -46,6 +47,17 @@ class Store:
         except ValueError as cause:
             raise UsageError(f"'{url}' is no place that can be read", found=cause) from cause
         return cls(fs, root)
+
+    @classmethod
+    def _with_chain(cls, url: str, core: Any) -> Store:
+        """Return what a name with the sign of a chain names, where it is a path of this machine.
+
+        Raises: UsageError for a chain: a file of one has no name of its own, by which another process would find it.
+        """
+        if "://" in url and not url.startswith(FILE_URL):
+            fix = "Unpack it, or name the place itself."
+            raise UsageError(f"'{url}' is a chain of places", expected="a path or a plain URL", fix=fix)
+        return cls(core.filesystem("file"), Path(os.path.abspath(url.removeprefix(FILE_URL))).as_posix())
 
     @property
     def is_local(self) -> bool:
@@ -72,13 +84,15 @@ class Store:
         return Store(self.fs, f"{self.root.rstrip('/')}/{name}")
 
     def files(self) -> list[str]:
-        """List the files below this folder, at any depth, by their names in it.
+        """List the files below this folder, at any depth, by their names in it; links of this machine are followed.
 
         Raises: InputError.
         """
         with store_errors(f"folder '{self.uri}'"):
             self.fs.invalidate_cache()
-            return sorted(path[len(self.root.rstrip("/")) :].lstrip("/") for path in self.fs.find(self.root))
+            is_here = self.is_local and self.fs.isdir(self.root)
+            paths = files_below(self.root) if is_here else self.fs.find(self.root)
+            return sorted(path[len(self.root.rstrip("/")) :].lstrip("/") for path in paths)
 
     def names(self) -> list[str]:
         """List what lies in this folder itself; a folder that is not there holds nothing."""

@@ -13,6 +13,7 @@ from samx.datasets.stores import DATASET, Store, store_errors
 from samx.errors import InputError, UsageError
 from samx.extras import require
 
+TABLE = ".parquet"
 GROUP_CAP_BYTES = 512 << 20  # of one column; a worker unpacks a row group at a time
 ROWS_AT_ONCE = 1024  # of names and prompts
 BYTES_FIELD = "bytes"  # of a structure, as Hugging Face's data sets keep pictures
@@ -58,12 +59,13 @@ class Table:
     def _cell(self, row: dict[str, Any], group: int, place: int, number: int) -> Cell:
         own_name, asked = f"{self.name}#{number}", row.get(self.prompts or "")
         given = row.get(self.names or "", own_name)
-        if given in (None, ""):
+        if given is None or not str(given).strip():
             raise InputError(f"row {number} of '{self.store.uri}' has no name", found=f"nothing in '{self.names}'")
         path = row.get(self.column)
         if self.holds_bytes or not path:  # a row without a path has no bytes either, which its reader says
             return Cell(str(given), self.store.uri, self.column, group, place, asked)
-        return Cell(str(given) if self.names else path, self._uri(path), None, None, None, asked)
+        name = str(given) if self.names or not path.strip() else path
+        return Cell(name, self._uri(path), None, None, None, asked)
 
     def _uri(self, path: str) -> str:
         """Return where a path leads: as it is, or from the folder of the table on."""
@@ -87,15 +89,14 @@ def _table_of(batch: Any) -> Any:
 
 
 def open_tables(store: Store, column: str, names: str | None, prompts: str | None) -> list[Table]:
-    """Open a file, all files of a folder, or those of a pattern, and find their columns.
+    """Open a file, all files of a folder at any depth, or those of a pattern, and find their columns.
 
     Raises: InputError for no or a damaged file, and for pictures of one row group that are too many for memory;
     UsageError for columns that are not there or hold something else; MissingExtraError.
     """
     with store_errors(f"'{store.uri}'"):
         is_folder = store.fs.isdir(store.root)
-        pattern = f"{store.root.rstrip('/')}/**/*.parquet" if is_folder else store.root
-        files = sorted(store.fs.glob(pattern)) if is_folder or "*" in store.root else [store.root]
+        files = [store.at(name).root for name in store.files() if is_table(name)] if is_folder else _matching(store)
     if not files:
         raise InputError(f"there is no Parquet file at '{store.uri}'")
     folder = store.root.rstrip("/") if is_folder else files[0].rpartition("/")[0]
@@ -104,6 +105,18 @@ def open_tables(store: Store, column: str, names: str | None, prompts: str | Non
     if len({(table.column, table.holds_bytes) for table in tables}) > 1:
         raise UsageError(f"column '{column}' holds bytes in some files of '{store.uri}' and paths in others")
     return tables
+
+
+def is_table(name: str) -> bool:
+    """Whether a name is that of a Parquet file, or of a folder of them."""
+    return name.rstrip("/").lower().endswith(TABLE)
+
+
+def _matching(store: Store) -> list[str]:
+    """Return what a pattern names; a bracket in it may also be of a name, as in 'photos[1]/*.parquet'."""
+    if "*" not in store.root:
+        return [store.root]
+    return sorted(store.fs.glob(store.root) or store.fs.glob(store.root.replace("[", "[[]")))
 
 
 def _opened(store: Store, name: str, column: str, names: str | None, prompts: str | None) -> Table:

@@ -254,10 +254,32 @@ def test_prompts_of_a_json_file(
     with pytest.raises(WriteError, match=r"found prompts [0-9a-f]{64} there, "):
         segment_dataset(request_of(tmp_path / "out", **changes))
     for text, words in (('{"c.png": []}', "name pictures that are not there: found 1, the first 'c.png'"),
-                        ("[]", "are no object"), ("{", "is not valid JSON")):  # fmt: skip
+                        ("[]", r'are no object: expected JSON such as {"a.jpg": '),
+                        ("{", r"is not valid JSON: found Expecting .*expected JSON such as .* Write the file again\.$"),
+                        ('{"a": 1, "a": 2}', r"found a key occurs twice, .*Write the file again\.$")):  # fmt: skip
         (tmp_path / "prompts.json").write_text(text)
         with pytest.raises(InputError, match=words):
             segment_dataset(request_of(tmp_path / "other", **changes))
+
+
+def test_a_prompt_that_cannot_be_read_costs_its_picture_alone_and_is_shown_whole(
+    request_of: Callable[..., DatasetRequest], tmp_path: Path
+) -> None:
+    bad: dict[Any, str] = {
+        "": "''", "  ": "' '", "cat": "cat", "pont=1,2 box=3,4,5,6": "pont=1,2 box=3,4,5,6",
+        (1, 2, 3): "[1, 2, 3]", ("",): "''", ((1, 2, 3), (4, 5)): "[1, 2, 3]",
+    }  # fmt: skip
+    source = tmp_path / "in"
+    source.mkdir()
+    (tmp_path / "prompts.json").write_text(json.dumps({f"{n}.png": cell for n, cell in enumerate(bad)} | {"9.png": []}))
+    for name in (*(f"{n}.png" for n in range(len(bad))), "9.png"):
+        (source / name).write_bytes(scene(0))
+    changes: dict[str, Any] = {"everything": None, "prompts": str(tmp_path / "prompts.json"), "source": str(source)}
+    segment_dataset(request_of(tmp_path / "out", **changes))
+    expected = "expected a box [x0, y0, x1, y1], a point [x, y], or a text such as 'box=1,2,3,4 point=5,6'"
+    assert [row["error"] for row in rows(tmp_path / "out")] == [
+        *(f"a prompt cannot be read: found {words}, {expected}" for words in bad.values()), None
+    ]  # fmt: skip
 
 
 def test_stores_know_their_kind() -> None:

@@ -18,7 +18,9 @@ import pytest
 from dataset_fixtures import COUNT, empty_memory, the_pictures, the_request_of, the_whole  # noqa: F401
 from dataset_toys import files
 from fsspec.implementations.memory import MemoryFileSystem
+from typer.testing import CliRunner
 
+from samx import cli
 from samx.commands.dataset import DatasetRequest, segment_dataset
 from samx.errors import ArtifactError, InputError, SamxError, UsageError
 
@@ -36,6 +38,13 @@ class Twice(MemoryFileSystem):  # type: ignore[misc, unused-ignore]
     ("changes", "error", "words"),
     [
         ({"source": "nowhere"}, InputError, "there are no pictures in 'file:.*nowhere': expected a folder with"),
+        (
+            {"source": ""},
+            UsageError,
+            r"the source is empty: found '', expected a folder, .*; '\.' is the current folder",
+        ),
+        ({"source": " "}, UsageError, "the source is empty: found ' '"),
+        ({"out": ""}, UsageError, "--output is empty: found ''"),
         ({"source": "s4://bucket"}, UsageError, "is no place that can be read: found Protocol not known: s4"),
         ({"source": "zip://*.png::photos.zip"}, UsageError, "is a chain of places: expected a path or a plain URL"),
         ({"source": "twice://bucket"}, InputError, "a picture is there twice in 'twice://.*: found 'a.png'"),
@@ -63,7 +72,7 @@ def test_what_cannot_be_meant_is_refused_and_nothing_is_left(
     fsspec.filesystem("memory").pipe_file("/bucket/a.png", b"x")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=words):
-        segment_dataset(request_of(tmp_path / "out", **changes))
+        segment_dataset(request_of(**{"out": tmp_path / "out", **changes}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,6 +113,17 @@ def test_the_command_tells_how_far_it_is_and_what_there_is(
     )
     assert refused.returncode == 2
     assert "--points-per-side is a setting of --everything" in refused.stderr
+
+
+def test_results_that_would_be_lost_are_refused_before_the_work(
+    pictures: Path, all_masks_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samx.commands.dataset.segment_dataset", lambda *_: pytest.fail("worked"))
+    asked = ["dataset", str(pictures), "-o", "memory://results", "--model", str(all_masks_artifact)]
+    ended = CliRunner().invoke(cli.app, asked)
+    assert isinstance(ended.exception, UsageError)
+    words = "the results would be lost as the command ends: found --output memory://results. Name a folder"
+    assert words in str(ended.exception)
 
 
 def test_a_command_that_is_stopped_keeps_what_is_written(

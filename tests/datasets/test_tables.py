@@ -60,6 +60,21 @@ def test_a_column_of_paths(tmp_path: Path) -> None:
     assert [name for name, _ in listed(path, column="file")][:2] == ["a.png", "../c.png"]
 
 
+def test_paths_that_are_empty_cost_their_rows_alone(
+    all_masks_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "COMMAND", dataset_toys.COMMAND)
+    dataset_toys.blanks(tmp_path / "in", ["a.png"])
+    path = table(tmp_path / "in", image=["a.png", " ", "", None])
+    segment_dataset(DatasetRequest(str(path), str(tmp_path / "out"), all_masks_artifact, {}, workers=1))
+    assert [(row["picture"], row["error"]) for row in rows(tmp_path / "out")] == [
+        ("a.parquet#1", "picture 'a.parquet#1' does not exist. Check the path."),
+        ("a.parquet#2", "picture 'a.parquet#2' has no bytes: found an empty cell"),
+        ("a.parquet#3", "picture 'a.parquet#3' has no bytes: found an empty cell"),
+        ("a.png", None),
+    ]
+
+
 def test_a_folder_of_tables_and_a_pattern(tmp_path: Path) -> None:
     folder = tmp_path / "all.parquet"
     table(folder, "x/1.parquet", image=CELLS[:3])
@@ -72,6 +87,21 @@ def test_a_folder_of_tables_and_a_pattern(tmp_path: Path) -> None:
     assert [data for _, data in listed(f"{folder}/x/*.parquet")] == CELLS[:3]
 
 
+def test_no_table_is_passed_over_for_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "fold[1].parquet"
+    table(folder, "1.PARQUET", image=CELLS[:3])
+    table(tmp_path / "elsewhere", "2.parquet", image=CELLS[3:5])
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "folder.parquet").mkdir()
+    assert listed(folder) == [(f"{name}#{n}", cell) for name, n, cell in [
+        ("1.PARQUET", 0, CELLS[0]), ("1.PARQUET", 1, CELLS[1]), ("1.PARQUET", 2, CELLS[2]),
+        ("linked/2.parquet", 0, CELLS[3]), ("linked/2.parquet", 1, CELLS[4]),
+    ]]  # fmt: skip
+    assert [data for _, data in listed(folder / "1.PARQUET")] == CELLS[:3]
+    assert [data for _, data in listed(f"{folder}/*.PARQUET")] == CELLS[:3]
+    assert [data for _, data in listed(f"{tmp_path}/elsewher[e]/*.parquet")] == CELLS[3:5]
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
@@ -79,6 +109,7 @@ def test_a_folder_of_tables_and_a_pattern(tmp_path: Path) -> None:
         ([[1, 2, 3, 4], [5, 6]], ("box=1,2,3,4", "point=5,6")), ([7.25, 8], ("point=7.25,8",)),
         (["point=1,2 background=3,4", [1, 2]], ("point=1,2 background=3,4", "point=1,2")),
         ([1, 2, 3], ("[1, 2, 3]",)), ([[True, 2]], ("[True, 2]",)), ({"box": 1}, ("{'box': 1}",)),
+        ("", ("''",)), ([" ", [1, 2]], ("' '", "point=1,2")),
     ],
     ids=repr,
 )  # fmt: skip
@@ -103,6 +134,7 @@ def test_prompts_of_a_column(tmp_path: Path) -> None:
         ({"image": CELLS}, {"names": "key"}, UsageError, "has no column 'key'.*Name it: --names"),
         ({"image": CELLS}, {"prompts": "boxes"}, UsageError, "has no column 'boxes'.*Name it: --prompts"),
         ({"image": CELLS[:2], "key": ["a", None]}, {"names": "key"}, InputError, "row 1 of .* has no name"),
+        ({"image": CELLS[:2], "key": ["a", " "]}, {"names": "key"}, InputError, "row 1 of .* has no name"),
         ({"image": CELLS[:3], "key": ["a", "b", "a"]}, {"names": "key"}, InputError, "twice.*found 'a'.*--names"),
         ({"image": ["x.png", "y.png", "x.png"]}, {}, InputError, "a picture is there twice in .* found 'x.png'"),
         ({"image": [{"path": "a"}]}, {}, UsageError, "holds no pictures: found struct<path"),
@@ -150,6 +182,16 @@ def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "a\udcff.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"the name of a picture is no text: found 'a\\udcff.png'. Rename it."):
         survey(open_source(str(tmp_path), None, None, None), silent)
+
+
+def test_tables_without_rows_are_refused(all_masks_artifact: Path, tmp_path: Path) -> None:
+    path = table(tmp_path, image=pa.array([], pa.binary()))
+    for source in (path, f"{tmp_path}/*.parquet"):
+        with pytest.raises(InputError, match=r"there are no pictures in 'file:.*parquet': found no rows"):
+            segment_dataset(DatasetRequest(str(source), str(tmp_path / "out"), all_masks_artifact, {}))
+    assert list(tmp_path.iterdir()) == [path]
+    table(tmp_path, "b.parquet", image=CELLS[:2])
+    assert len(listed(f"{tmp_path}/*.parquet")) == 2
 
 
 def test_a_table_is_segmented_and_gone_on_with(
