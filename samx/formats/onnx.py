@@ -23,6 +23,7 @@ FORBIDDEN = frozenset({
     "Resize", "Upsample", "If", "Loop", "Scan", "OneHot", "Tile", "NonZero", "ScatterND", "ScatterElements",
     "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Dropout", "GridSample",
 })  # fmt: skip
+MOST_DIGITS = 18  # of a place in a file
 
 
 def broken_rules(
@@ -100,8 +101,11 @@ def _check_weights(path: Path, model: onnx.ModelProto) -> None:
         kept = {entry.key: entry.value for entry in tensor.external_data}
         if "location" not in kept:
             continue
-        beside = path.parent / kept["location"]
-        needed = sum(int(kept.get(key, "0")) for key in ("offset", "length"))
+        beside, places = path.parent / kept["location"], [kept.get(key, "0") for key in ("offset", "length")]
+        if not all(place.isdecimal() and len(place) <= MOST_DIGITS for place in places):
+            what, found = f"'{path}' says nothing of where its weights lie", " and ".join(map(repr, places))
+            raise InputError(what, found=found, expected="numbers of bytes", fix="Export it again.")
+        needed = sum(map(int, places))
         size = beside.stat().st_size if beside.is_file() else 0
         if size < max(needed, 1):
             found = f"{size} bytes" if beside.is_file() else "no such file"

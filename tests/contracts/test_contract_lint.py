@@ -215,3 +215,8 @@ def test_weights_in_another_file_have_to_lie_beside_it(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(InputError, match="lacks its weights: found no such file"):
         inspect(path)
+    model = onnx.load(path, load_external_data=False)
+    next(entry for entry in model.graph.initializer[-1].external_data if entry.key == "length").value = "-4000"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"nothing of where its weights lie: found '0' and '-4000'"):
+        inspect(path)
