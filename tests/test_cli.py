@@ -587,7 +587,7 @@ def test_segment_finds_everything(samx: Samx, demo_artifact: Path, picture: Path
 def test_segment_keeps_a_picture_that_is_there(samx: Samx, demo_artifact: Path, picture: Path) -> None:
     before = picture.read_bytes()
     ended = samx("segment", picture, "--point", "9,9", "--model", demo_artifact, "-o", picture)
-    assert_one_error_line(ended, 7, "exists already")
+    assert_one_error_line(ended, 2, "one file is named twice")
     assert picture.read_bytes() == before
 
 

@@ -167,8 +167,8 @@ def test_an_artifact_on_a_failing_disk_is_one_line(tmp_path: Path, monkeypatch: 
 
 def test_an_onnx_file_whose_names_are_no_text_is_described(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    value = onnx.helper.make_tensor_value_info("prompts", onnx.TensorProto.FLOAT, [1])
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["prompts"], ["masks"])], "g", [value], [])
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("prompts", "masks")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["prompts"], ["masks"])], "g", values[:1], values[1:])
     model = onnx.helper.make_model(graph)
     onnx.helper.set_model_props(model, {"samx.version": "1"})
     damaged = model.SerializeToString().replace(b"prompts", b"prompt\xff").replace(b"samx.version", b"samx.versio\xff")

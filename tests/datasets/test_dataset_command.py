@@ -126,22 +126,21 @@ def test_results_that_would_be_lost_are_refused_before_the_work(
     assert words in str(ended.exception)
 
 
-def test_a_command_that_is_stopped_keeps_what_is_written(
-    pictures: Path, all_masks_artifact: Path, whole: Path, tmp_path: Path
-) -> None:
-    for attempt in range(5):  # on a busy machine it may be done before it is seen to have begun
-        out = tmp_path / f"out{attempt}"
-        asked = command(pictures, "-o", out, "--model", all_masks_artifact, *dataset_toys.LOOSE)
-        asked += ["--per-file", "5", "--workers", "1", "--threads", "1"]
-        with subprocess.Popen(asked, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-            while process.poll() is None and not list(out.glob("part-*")):
-                time.sleep(0.01)
-            process.send_signal(signal.SIGINT)
-            _, words = process.communicate()
-        if process.returncode != 0:
-            break
+def test_a_command_that_is_stopped_keeps_what_is_written(all_masks_artifact: Path, tmp_path: Path) -> None:
+    pictures, out = dataset_toys.scenes(tmp_path / "pictures", 80), tmp_path / "out"
+
+    def asked(out: Path) -> list[str]:
+        settings = (*dataset_toys.LOOSE, "--per-file", "5", "--workers", "1", "--threads", "1")
+        return command(pictures, "-o", out, "--model", all_masks_artifact, *settings)
+
+    with subprocess.Popen(asked(out), env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(out.glob("part-*")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate()
     assert process.returncode == 130
     assert words.splitlines()[-1] == "stopped; what is written stays, and the same command goes on with the rest"
-    assert 2 <= len(files(out)) < len(files(whole))
-    assert subprocess.run(asked, env=environment(), capture_output=True, check=False).returncode == 0
-    assert files(out) == files(whole)
+    assert 1 <= len(list(out.glob("part-*"))) < 16
+    for folder in (out, tmp_path / "whole"):
+        assert subprocess.run(asked(folder), env=environment(), capture_output=True, check=False).returncode == 0
+    assert files(out) == files(tmp_path / "whole")
