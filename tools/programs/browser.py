@@ -74,7 +74,7 @@ def asked(
     }  # fmt: skip
     server = Server(files)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # the browser still writes as it ends
         page = f"http://127.0.0.1:{server.server_port}/index.html"
         browser = subprocess.Popen(
             [chromium, *FLAGS, f"--user-data-dir={profile}", page], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
