@@ -144,7 +144,7 @@ bench: $(INSTALLED) ## Measure against Meta's own ONNX export, side by side
 	@$(BIN)/samx export --split --output $(COMPARED)/split --force
 	@$(BIN)/samx bench $(COMPARED)/one $(COMPARED)/split --against meta $(MEASURED) --output $(COMPARED)/bench.json --force
 
-amg: $(INSTALLED) ## Find everything in 20 scenes beside Meta's generators, both families (AMG_FLAGS=...; an hour or two)
+amg: $(INSTALLED) ## Find everything in 20 scenes beside Meta's generators, both families (AMG_FLAGS=...; two hours, kept scene by scene)
 	@mkdir -p $(COMPARED)
 	@PYTHONPATH=.:tests $(BIN)/python -m tools.amg --output $(COMPARED)/automatic.json $(AMG_FLAGS)
 

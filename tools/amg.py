@@ -1,7 +1,8 @@
 """Compares the automatic mode with Meta's generators on demo scenes, masks and time: `make amg`.
 
 The demo model decodes on both sides, in PyTorch there and from an artifact here, in turns on the same threads. Time is
-that of decoder and masks: the image encoder's is taken off.
+that of decoder and masks: the image encoder's is taken off. Every scene is kept as it is done: ask again, and the rest
+is done.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
@@ -24,40 +25,87 @@ import conftest  # noqa: F401 - torchvision's operators before torchvision
 import numpy as np
 import pytest
 import torch
-from automatic_toys import Comparison, compared, metas_generator, surround_meta
+from automatic_toys import compared, metas_generator, surround_meta
 from upstream_predictors import metas_demo_predictor
 
 import samx
+from samx.artifacts.commit import write_file
 from samx.commands.bench import benchmark_environment
 from samx.demo.scenes import generate_scene
 
 FIRST_SEED = 900_100  # scenes that the demo model was not trained on
-SIZE_PX = (640, 480)
+SIZES_PX = ((640, 480), (640, 480), (640, 480), (640, 480), (2048, 1536))  # of scene after scene, and again
 LARGE_PX, SMALLER = (4000, 3000), 8  # drawn so much smaller: drawing takes more memory than looking
 # The demo model is small: its masks are less stable than Meta's thresholds of 0.88 and 0.95 ask for.
 THRESHOLDS: dict[str, Any] = {"pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 
 
-def compare_family(family: str, artifact: Path, scenes: int, grid: int, threads: int) -> dict[str, Any]:
-    """Let both look at the same scenes, in turns."""
-    found, rows = Comparison(), []
-    with samx.open(artifact, threads=threads) as ours:
+def compare_family(family: str, artifact: Path, kept: Kept, scenes: Sequence[int]) -> None:
+    """Let both look at the scenes that are not done yet, in turns."""
+    done = {row["scene"] for row in kept.rows(family)}
+    with samx.open(artifact, threads=kept.settings["threads"]) as ours:
         meta = metas_demo_predictor(family, ours.spec.image_size)
-        generator = metas_generator(meta, family, points_per_side=grid, **THRESHOLDS)
-        for number in range(scenes):
-            picture = np.ascontiguousarray(generate_scene(FIRST_SEED + number, SIZE_PX).image)
+        generator = metas_generator(meta, family, points_per_side=kept.settings["grid"], **THRESHOLDS)
+        for scene in sorted(set(scenes) - done):
+            size_px = SIZES_PX[scene % len(SIZES_PX)]
+            picture = np.ascontiguousarray(generate_scene(FIRST_SEED + scene, size_px).image)
             ours.set_image(picture)
-            mine_s, mine = timed(partial(look, ours, grid))
+            mine_s, mine = timed(partial(look, ours, kept.settings["grid"]))
             with encoder_time(meta) as spent:
                 theirs_s, theirs = timed(partial(generator.generate, picture))
             theirs_s -= spent[0]
             one = compared(mine, theirs, *THRESHOLDS.values())
-            found.add(one)
-            rows.append({"masks": one.ours, "metas_masks": one.metas, "s": mine_s, "metas_s": theirs_s})
-            tell(f"{family} scene {number}: {one.ours} and {one.metas} masks, {one.same} the same, "
-                  f"{mine_s:.1f} s and {theirs_s:.1f} s")  # fmt: skip
+            kept.add(
+                {"family": family, "scene": scene, "size_px": size_px, "s": mine_s, "metas_s": theirs_s, **vars(one)}
+            )
+            tell(f"{family} scene {scene}, {size_px[0]} x {size_px[1]} px: {one.ours} and {one.metas} masks, "
+                 f"{one.same} the same, {mine_s:.1f} s and {theirs_s:.1f} s")  # fmt: skip
+
+
+class Kept:
+    """The file of results: settings, and a row a scene."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Read what is there.
+
+        Raises:
+            SystemExit: it was made with other settings.
+        """
+        self._path, self.settings = path, settings
+        self.document: dict[str, Any] = {**settings, "scenes": [], "peak_mib": {}}
+        if path.exists():
+            self.document = json.loads(path.read_text(encoding="utf-8"))
+            others = {name: self.document.get(name) for name in settings if self.document.get(name) != settings[name]}
+            if others:
+                sys.exit(f"{path} was made with other settings: found {others}. Name another file with --output")
+
+    def rows(self, family: str) -> list[dict[str, Any]]:
+        """Return the scenes of a family."""
+        return [row for row in self.document["scenes"] if row["family"] == family]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Put a scene to the others, and write all."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.document["scenes"].append({"created": now, **row})
+        self.write()
+
+    def write(self) -> None:
+        """Write the file anew, whole or not at all."""
+        write_file(self._path, (json.dumps(self.document, indent=1) + "\n").encode())
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say in a line what scenes of one family and size show."""
     ratios = [row["metas_s"] / row["s"] for row in rows]
-    return {"family": family, "ratio_median": median(ratios), "ratio_least": min(ratios), **vars(found), "scenes": rows}
+    total = {name: sum(row[name] for row in rows) for name in ("ours", "metas", "same", "swapped", "flipped_px")}
+    near, unexplained = (sum(len(row[name]) for row in rows) for name in ("near", "unexplained"))
+    return (
+        f"{rows[0]['family']}, {len(rows)} scenes of {rows[0]['size_px'][0]} x {rows[0]['size_px'][1]} px: "
+        f"{total['ours']} masks and Meta's {total['metas']}, {total['same']} the same ({total['flipped_px']} px "
+        f"differ, least IoU {min(row['least_iou'] for row in rows):.6f}), {near} near a threshold, "
+        f"{unexplained} not explained, {total['swapped']} at another place; "
+        f"{median(ratios):.1f} times as fast, least {min(ratios):.1f}"
+    )
 
 
 def look(predictor: Any, grid: int) -> list[Any]:
@@ -122,11 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, keep the result, and fail where a mask differs without being near a threshold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     parser.add_argument("--grid", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--family", action="append", choices=("sam1", "sam2"))
     parser.add_argument("--artifacts", type=Path, help="Folder of the demo models' exports, sam1 and sam2, if there.")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; its scenes are not done again")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = sys.argv[1:] if arguments is None else arguments
     if "--child" in given:
@@ -134,27 +183,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     asked = parser.parse_args(given)
     torch.set_num_threads(asked.threads)
-    surround_meta(pytest.MonkeyPatch())
-    families, peaks = [], {}
-    with tempfile.TemporaryDirectory() as folder:
+    kept = Kept(asked.output, {
+        "schema": "samx-automatic/2", "threads": asked.threads, "grid": asked.grid, "thresholds": THRESHOLDS,
+        "large_px": list(LARGE_PX),
+        "environment": benchmark_environment(("torch", "onnxruntime", "segment-anything", "sam2")),
+    })  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        surround_meta(patch)
         for family in asked.family or ("sam1", "sam2"):
             artifact = (asked.artifacts or Path(folder)) / family
             if not artifact.exists():
                 samx.export(None, artifact, family=family, split=True)
-            families.append(compare_family(family, artifact, asked.scenes, asked.grid, asked.threads))
-            peaks[family] = peak_mib(artifact, asked.threads, asked.grid)
-    report = {
-        "schema": "samx-automatic/1", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "threads": asked.threads, "grid": asked.grid, "thresholds": THRESHOLDS,
-        "scene_px": SIZE_PX, "large_px": LARGE_PX,
-        "environment": benchmark_environment(("torch", "onnxruntime", "segment-anything", "sam2")),
-        "families": families, "peak_mib": peaks,
-    }  # fmt: skip
-    asked.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for one in families:
-        tell(f"{one['family']}: {one['same']} masks the same, {len(one['near'])} near a threshold, "
-              f"{len(one['unexplained'])} not explained; {one['ratio_median']:.1f} times as fast")  # fmt: skip
-    return 1 if any(one["unexplained"] or one["swapped"] for one in families) else 0
+            compare_family(family, artifact, kept, range(asked.first, asked.first + asked.scenes))
+            if family not in kept.document["peak_mib"]:
+                kept.document["peak_mib"][family] = peak_mib(artifact, asked.threads, asked.grid)
+                kept.write()
+    return report(kept.document["scenes"])
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Tell what all scenes show; return 1 where a mask differs without being near a threshold."""
+    kinds = sorted({(row["family"], tuple(row["size_px"])) for row in rows})
+    for kind in kinds:
+        tell(summary([row for row in rows if (row["family"], tuple(row["size_px"])) == kind]))
+    return 1 if any(row["unexplained"] or row["swapped"] for row in rows) else 0
 
 
 if __name__ == "__main__":
