@@ -67,7 +67,8 @@ class Worker:
         """Stop it, whatever it is at."""
         children.stop(self.process)
         for stream in (self.process.stdin, self.process.stdout, self._words):
-            with suppress(OSError):  # what it did not read any more cannot be flushed
+            # What it did not read cannot be flushed, and the thread that waits for it may close it at this moment.
+            with suppress(OSError, ValueError):
                 if stream is not None:
                     stream.close()
 
