@@ -15,7 +15,7 @@ from samx.predictor import Predictor
 from samx.processing.automatic import Kept
 from samx.processing.frames import Frame
 from samx.processing.images import RgbArray, read_image
-from samx.processing.postprocess import SegmentedMask, mask_box
+from samx.processing.postprocess import BoolArray, SegmentedMask, mask_box
 from samx.processing.prompts import Prompt, mask_logits
 from samx.processing.regions import regions_library, without_small_holes, without_small_islands
 from samx.processing.results import Segments
@@ -23,7 +23,9 @@ from samx.processing.rle import Rle
 from samx.processing.settings import Settings
 from samx.progress import Progress, silent
 
-MOST_BETWEEN = 0.02  # of a mask's pixels: a soft edge, and not another object or a photograph
+# Of an earlier mask: how many pixels soft edges take, how many levels of grey they have at least, and how far a level's
+# channels may be apart in a file with losses.
+MOST_BETWEEN, SOFT_LEVELS, MOST_COLOUR = 0.02, 16, 16
 LEAST_IOU = 0.5  # predicted: the model itself expects more wrong pixels than right ones
 
 
@@ -110,16 +112,29 @@ def _of_everything(
 
 def _earlier(file: Path, predictor: Predictor, picture: RgbArray) -> FloatArray:
     """Read an earlier mask as the decoder takes it."""
-    drawn = read_image(file).max(axis=-1)
-    if drawn.shape != picture.shape[:2]:
-        raise ImageError(f"mask '{file}' is not of this picture's size", found=drawn.shape, expected=picture.shape[:2])
-    white = int(drawn.max())
-    mask, between = drawn > white / 2, float(np.mean((drawn > white / 4) & (drawn < white * 3 / 4)))
-    if mask.all() or not mask.any() or between > MOST_BETWEEN:
-        found = f"{len(np.unique(drawn))} levels of grey, {between:.0%} of the pixels between black and white"
-        raise ImageError(f"'{file}' is no mask", found=found, expected="white where the object is, black elsewhere")
+    seen = read_image(file)
+    if seen.shape != picture.shape:
+        what = f"mask '{file}' is not of this picture's size"
+        raise ImageError(what, found=seen.shape[:2], expected=picture.shape[:2])
+    mask = _black_and_white(seen)
+    if mask is None:
+        what, found = f"'{file}' is no mask of one object", f"{len(np.unique(seen))} levels"
+        raise ImageError(what, found=found, expected="white where the object is, black elsewhere")
     frame = Frame.of(predictor.spec, picture.shape[1], picture.shape[0])
     return mask_logits(mask, frame, predictor.spec)
+
+
+def _black_and_white(seen: RgbArray) -> BoolArray | None:
+    """Return where a picture is white; None where it is not black and white, but for soft edges.
+
+    A few levels are objects by number, and colours are objects by colour.
+    """
+    drawn, white = seen.max(axis=-1), int(seen.max())
+    mask, between = drawn > white / 2, (drawn > white / 4) & (drawn < white * 3 / 4)
+    levels = len(np.unique(drawn))
+    is_grey = bool(np.all(drawn - seen.min(axis=-1) <= MOST_COLOUR))
+    is_clear = not between.any() if levels == 2 else levels >= SOFT_LEVELS and between.mean() <= MOST_BETWEEN
+    return mask if is_grey and is_clear and mask.any() else None
 
 
 def _mended(found: SegmentedMask, asked: Asked) -> SegmentedMask:

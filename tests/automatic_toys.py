@@ -102,12 +102,6 @@ class Comparison:
     flipped_px: int = 0
     least_iou: float = 1.0
 
-    def add(self, other: Comparison) -> None:
-        """Put another comparison to this one."""
-        for name, value in vars(other).items():
-            merged = min(self.least_iou, value) if name == "least_iou" else getattr(self, name) + value
-            setattr(self, name, merged)
-
 
 NEAR = 1e-4
 

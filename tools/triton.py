@@ -287,7 +287,8 @@ def main() -> None:
         with serving(models, folder, log, given.backends, given.server) as address:
             report = measured(models, address, pictures, asked, right, given.stand_in)
     computed = list(report["asked_over_the_server"].values())
-    report["computed_elsewhere"] = not (all(computed) if given.stand_in or given.backends else not any(computed))
+    over_the_server = bool(computed) and all(computed)
+    report["computed_elsewhere"] = not over_the_server if given.stand_in or given.backends else any(computed)
     given.output.write_text(json.dumps(report, indent=1) + "\n")
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
     bad = report["wrong_masks"] or report["errors"] or report["refusals_missing"] or not report["large_picture_taken"]

@@ -13,7 +13,7 @@ from samx.files import MIB, read_file
 from samx.progress import Progress, silent
 from samx.web.folder import check_folder
 from samx.web.onnxruntime_web import runtime_files
-from samx.web.site import EXAMPLE, MODEL, RUNTIME, check_megapixels, graph_names, site_files
+from samx.web.site import EXAMPLE, MODEL, MOST_PX, RUNTIME, graph_names, site_files
 
 EXAMPLE_CAP_BYTES = 16 * MIB
 DEMO = "demo model"  # how a manifest's kind of checkpoint ends
@@ -63,8 +63,7 @@ def _offered(example: Path) -> bytes:
     if not data.startswith(SHOWN):
         expected, fix = "PNG, JPEG, WebP, GIF or BMP", "Convert it first."
         raise ImageError(f"picture '{example}' is none that browsers show", expected=expected, fix=fix)
-    height, width = read_image(example).shape[:2]
-    check_megapixels(height, width)
+    read_image(example, most_px=MOST_PX)
     return data
 
 

@@ -72,13 +72,13 @@ def decode_image(
         raise ImageError(f"picture '{path}' has 16 bits, and is interlaced or turned", fix=fix) from error
 
 
-def read_image_bytes(data: bytes) -> RgbArray:
+def read_image_bytes(data: bytes, most_px: int | None = None) -> RgbArray:
     """Read a picture that somebody sent, as read_image() does; errors name no place of this machine.
 
     Shapes: -> (H, W, 3).
     Raises: ImageError.
     """
-    return decode_image(io.BytesIO(data), SENT)
+    return decode_image(io.BytesIO(data), SENT, most_px=most_px)
 
 
 def _read_by_pillow(path: Path | str, file: IO[bytes], levels: Levels | None, most_px: int | None) -> RgbArray:

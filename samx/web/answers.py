@@ -20,7 +20,7 @@ from samx.processing.images import read_image_bytes
 from samx.processing.postprocess import predicted_masks
 from samx.processing.prompts import Prompt, PromptBatch
 from samx.registry import open_session
-from samx.web.site import check_megapixels
+from samx.web.site import MOST_PX
 
 KEPT_PICTURES = 4  # with their features: 4 MiB each of SAM, 16 MiB of SAM 2
 PICTURE_CAP_BYTES = 128 * MIB  # a file of the most megapixels, hardly compressed
@@ -61,9 +61,8 @@ class Answers:
 
         Raises: ImageError.
         """
-        picture = read_image_bytes(data)
+        picture = read_image_bytes(data, MOST_PX)
         height, width = picture.shape[:2]
-        check_megapixels(height, width)
         with self._turn:
             start = time.perf_counter()
             (framed,) = framed_features(self._encode, self._session.spec, [picture])

@@ -12,7 +12,7 @@ from typing import Any
 import samx
 from samx.artifacts.manifest import ENCODER_ROLE, EncoderEntry, Manifest
 from samx.artifacts.store import Artifact
-from samx.errors import ArtifactError, ImageError, UsageError
+from samx.errors import ArtifactError, UsageError
 from samx.files import MIB
 from samx.models.spec import DecoderSpec
 from samx.processing.postprocess import first_choice
@@ -22,7 +22,7 @@ from samx.web.tensors import largest_tensor_bytes
 
 FORMAT, CONFIGURATION = "samx-site", "site.json"
 PAGE, MODEL, RUNTIME, EXAMPLE = "page", "model", "runtime", "example.png"
-MOST_MEGAPIXELS = 64  # a page holds a picture as 4 bytes a pixel, and its mask; more is more than phones give it
+MOST_PX = 64_000_000  # a page holds a picture as 4 bytes a pixel, and its mask; more is more than phones give it
 MOST_GRAPH_BYTES = 1_900_000_000  # browsers hold no more in one piece of memory
 PORTABLE_OPSET = 18  # opset 23's Attention has no kernel on WebGPU
 # What hosts that read such a file send along: a page gets threads where nobody else's page can look into its memory.
@@ -116,19 +116,9 @@ def model_facts(manifest: Manifest) -> dict[str, Any]:
     assert encoder is not None  # levels_encoder() looked
     return {
         "words": f"{manifest.checkpoint.kind}, {manifest.precision}, by samx {manifest.samx}",
-        "most_megapixels": MOST_MEGAPIXELS, **_rules(spec),
+        "most_megapixels": MOST_PX // 1_000_000, **_rules(spec),
         "picture": {"size_px": encoder.picture_px, "type": spec.picture_type, "valid": spec.keeps_aspect},
     }  # fmt: skip
-
-
-def check_megapixels(height: int, width: int) -> None:
-    """Refuse a picture that is larger than the page takes.
-
-    Raises: ImageError.
-    """
-    if height * width > MOST_MEGAPIXELS * 1_000_000:
-        found, most = f"{width} x {height} px", f"at most {MOST_MEGAPIXELS} megapixels"
-        raise ImageError("that picture is too large", found=found, expected=most, fix="Make it smaller first.")
 
 
 def _rules(spec: DecoderSpec) -> dict[str, Any]:

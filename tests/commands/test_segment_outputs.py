@@ -256,13 +256,14 @@ def test_a_mask_that_is_fed_back_is_the_same_at_picture_size(size: tuple[int, in
     assert (again & mask).sum() / (again | mask).sum() > 0.97
 
 
-@pytest.mark.parametrize("white", [1, 255], ids=["of ones", "of white"])
-def test_an_earlier_mask_is_gone_on_from(white: int, all_masks_artifact: Path, tmp_path: Path) -> None:
-    photo, earlier, click = tmp_path / "photo.png", tmp_path / "earlier.png", Prompt(points=[(100, 70)], labels=[1])
+@pytest.mark.parametrize("kind", ["of ones", "of white", "with losses"])
+def test_an_earlier_mask_is_gone_on_from(kind: str, all_masks_artifact: Path, tmp_path: Path) -> None:
+    photo, earlier, click = tmp_path / "photo.png", tmp_path / "earlier", Prompt(points=[(100, 70)], labels=[1])
     Image.fromarray(generate_scene(900_100, (200, 150)).image).save(photo)
     mask = np.zeros((150, 200), np.bool_)
     mask[40:100, 60:140] = True
-    Image.fromarray(mask * np.uint8(white)).save(earlier)
+    drawn = Image.fromarray(mask * np.uint8(1 if kind == "of ones" else 255)).convert("RGB")
+    drawn.save(earlier, "JPEG" if kind == "with losses" else "PNG")
     asked = Asked((click,), refine_from=earlier)
     (refined,) = segment_picture(photo, all_masks_artifact, asked, [tmp_path / "out.json"]).rles
     with samx.open(all_masks_artifact) as predictor:
@@ -273,16 +274,21 @@ def test_an_earlier_mask_is_gone_on_from(white: int, all_masks_artifact: Path, t
     assert np.any(first != second)  # an earlier mask that is not looked at gives the first
 
 
-@pytest.mark.parametrize("kind", ["labels", "photograph", "white", "black", "another size"])
+@pytest.mark.parametrize(
+    "kind",
+    ["labels", "near labels", "no black", "two colours", "photograph", "white", "black", "another size"],
+)
 def test_what_is_no_earlier_mask_is_refused(kind: str, all_masks_artifact: Path, tmp_path: Path) -> None:
     photo, earlier = tmp_path / "photo.png", tmp_path / "earlier.png"
     picture = generate_scene(900_100, (200, 150)).image
     Image.fromarray(picture).save(photo)
     drawn = np.zeros((150, 200), np.uint8)
     drawn[10:60, 10:60], drawn[80:140, 100:180] = 1, 2
+    colours = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
     kinds = {
-        "labels": drawn, "photograph": picture, "white": np.full_like(drawn, 255), "black": np.zeros_like(drawn),
-        "another size": drawn[:100],
+        "near labels": drawn + np.uint8(3) * (drawn > 0), "no black": np.maximum(drawn, 1),
+        "two colours": colours[drawn], "labels": drawn, "photograph": picture, "white": np.full_like(drawn, 255),
+        "black": np.zeros_like(drawn), "another size": drawn[:100],
     }  # fmt: skip
     Image.fromarray(kinds[kind]).save(earlier)
     with pytest.raises(ImageError, match="not of this picture's size" if kind == "another size" else "is no mask"):

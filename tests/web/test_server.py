@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,3 +112,16 @@ def test_four_pictures_are_kept(server: Server) -> None:
     keys = [json.loads(asked(server, "POST", "/picture", png_bytes(PICTURE))[1])["picture"] for _ in range(5)]
     statuses = [question(server, picture=key, points=[[1, 2]], labels=[1])[0] for key in keys]
     assert statuses == [422, 200, 200, 200, 200]
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def test_a_picture_that_is_too_large_is_refused_by_its_header(server: Server) -> None:
+    """Its pixels are none: decoding them would tell of damage."""
+    header = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"no pixels") + chunk(b"IEND", b"")
+    status, words = asked(server, "POST", "/picture", data)
+    assert status == 422
+    assert "too large: found 10000 x 10000 px, expected at most 64 megapixels" in words.decode()
