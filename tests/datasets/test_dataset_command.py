@@ -126,12 +126,20 @@ def test_results_that_would_be_lost_are_refused_before_the_work(
     assert words in str(ended.exception)
 
 
+# A shell's background jobs inherit that SIGINT is ignored, and Python leaves it so.
+STOPPABLE = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "runpy.run_module('samx', run_name='__main__')"
+)
+
+
 def test_a_command_that_is_stopped_keeps_what_is_written(all_masks_artifact: Path, tmp_path: Path) -> None:
     pictures, out = dataset_toys.scenes(tmp_path / "pictures", 80), tmp_path / "out"
 
     def asked(out: Path) -> list[str]:
         settings = (*dataset_toys.LOOSE, "--per-file", "5", "--workers", "1", "--threads", "1")
-        return command(pictures, "-o", out, "--model", all_masks_artifact, *settings)
+        given = map(str, (pictures, "-o", out, "--model", all_masks_artifact, *settings))
+        return [sys.executable, "-c", STOPPABLE, "dataset", *given]
 
     with subprocess.Popen(asked(out), env=environment(), stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not list(out.glob("part-*")):
